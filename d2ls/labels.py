@@ -1,0 +1,213 @@
+"""Class tables and label codes: what the classes are, and how a data set writes them into its label images.
+
+A class id is the position of the class in the table, 0..K-1. `IGNORE` (255) marks pixels that are neither trained
+on nor scored, in every data set.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.errors import ConfigError, LabelError
+
+IGNORE = 255
+"""Class id of pixels without a label."""
+
+IGNORE_COLOR = (0, 0, 0)
+"""Display colour of `IGNORE`; use `ClassTable.colorize(..., ignore_color=...)` where a class is black itself."""
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names, display colours and scored flags of the K classes of a data set.
+
+    Attributes:
+        names: K distinct class names; the position is the class id.
+        palette: K colours (red, green, blue), each 0..255.
+        scored: K flags; a class that is not scored stays in the confusion matrix but out of the means.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    scored: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) < IGNORE:
+            raise ConfigError(f"a class table needs 1 to {IGNORE - 1} classes, got {len(self.names)}")
+        if not len(self.names) == len(self.palette) == len(self.scored):
+            raise ConfigError(
+                f"class table is uneven: {len(self.names)} names, {len(self.palette)} colours, {len(self.scored)} flags"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"class names repeat: {list(self.names)}")
+        if not any(self.scored):
+            raise ConfigError("no class is scored: a mean over no class has no value")
+
+    @classmethod
+    def create(
+        cls, names: Iterable[str], palette: Iterable[Iterable[int]], scored: Iterable[bool] | None = None
+    ) -> Self:
+        """Builds a table from any sequences; all classes are scored unless told otherwise."""
+        names = tuple(names)
+        colors = tuple(_color(color) for color in palette)
+        return cls(names, colors, tuple(scored) if scored is not None else (True,) * len(names))
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.names)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Returns a list of K plain dictionaries, one a class, in order of class id."""
+        rows = zip(self.names, self.palette, self.scored, strict=True)
+        return [{"name": name, "color": list(color), "scored": scored} for name, color, scored in rows]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
+        """Inverse of `to_json`."""
+        rows = list(rows)
+        return cls.create(
+            (row["name"] for row in rows), (row["color"] for row in rows), (row.get("scored", True) for row in rows)
+        )
+
+    def colorize(
+        self, ids: npt.NDArray[np.integer], ignore_color: Color = IGNORE_COLOR
+    ) -> npt.NDArray[np.uint8]:
+        """Paints class ids (H W, 0..K-1 or 255) as an RGB picture (H W 3, uint8)."""
+        lookup = np.empty((256, 3), dtype=np.uint8)
+        lookup[:] = ignore_color
+        lookup[: self.num_classes] = self.palette
+        return lookup[np.asarray(ids, dtype=np.uint8)]
+
+
+@dataclass(frozen=True)
+class LabelCodes:
+    """How a data set writes labels: raw code (id or colour) to class id, `IGNORE` for what is not a class.
+
+    Attributes:
+        ids: raw id (0..65535) to class id; empty where colours are used.
+        colors: raw colour to class id; empty where ids are used.
+    """
+
+    ids: Mapping[int, int]
+    colors: Mapping[Color, int]
+
+    def __post_init__(self) -> None:
+        if bool(self.ids) == bool(self.colors):
+            raise ConfigError("label codes need either ids or colours, and not both")
+
+    @classmethod
+    def from_ids(cls, ids: Mapping[int, int]) -> Self:
+        """Codes of single-channel label images."""
+        return cls(ids=dict(ids), colors={})
+
+    @classmethod
+    def from_colors(cls, colors: Mapping[Color, int]) -> Self:
+        """Codes of RGB label images."""
+        return cls(ids={}, colors={_color(color): value for color, value in colors.items()})
+
+    def encode(self, raw: npt.NDArray[np.integer], *, where: str) -> npt.NDArray[np.uint8]:
+        """Turns a raw label image into class ids.
+
+        Args:
+            raw: H W (ids) or H W 3 (colours, RGB), unsigned integers.
+            where: what to name in the error, usually the file.
+
+        Returns:
+            H W, uint8, values 0..K-1 or 255.
+
+        Raises:
+            LabelError: a pixel holds a code that is not defined; names value, count and first position (row, column).
+        """
+        if self.ids:
+            if raw.ndim != 2:
+                raise LabelError(f"{where}: label ids need a single-channel image, this one has shape {raw.shape}")
+            return self._encode_ids(raw, where)
+        if raw.ndim != 3 or raw.shape[2] != 3:
+            raise LabelError(f"{where}: label colours need an RGB image, this one has shape {raw.shape}")
+        packed = _pack(raw)
+        return self._lookup(packed, {_pack_color(c): v for c, v in self.colors.items()}, where, as_color=True)
+
+    def decode(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        """Turns class ids back into raw codes: H W (ids) or H W 3 (colours); the first code of a class is used.
+
+        Raises:
+            LabelError: a class id (or 255) has no raw code.
+        """
+        codes: dict[int, int | Color] = {}
+        for code, value in (*self.ids.items(), *self.colors.items()):
+            codes.setdefault(value, code)
+        lookup = np.zeros((256, 3) if self.colors else (256,), dtype=np.uint8)
+        for value in np.unique(ids).tolist():
+            if value not in codes:
+                raise LabelError(f"class id {value} has no raw code; codes exist for {sorted(codes)}")
+            lookup[value] = codes[value]
+        return lookup[np.asarray(ids, dtype=np.uint8)]
+
+    def _encode_ids(self, raw: npt.NDArray[np.integer], where: str) -> npt.NDArray[np.uint8]:
+        if raw.dtype != np.uint8:
+            return self._lookup(raw.astype(np.int64), dict(self.ids), where, as_color=False)
+        lookup = np.full(256, -1, dtype=np.int16)
+        for code, value in self.ids.items():
+            if code < 256:
+                lookup[code] = value
+        encoded = lookup[raw]
+        if (encoded < 0).any():
+            _raise_unknown(raw, encoded < 0, where, list(self.ids), as_color=False)
+        return encoded.astype(np.uint8)
+
+    @staticmethod
+    def _lookup(
+        raw: npt.NDArray[np.integer], mapping: dict[int, int], where: str, *, as_color: bool
+    ) -> npt.NDArray[np.uint8]:
+        codes = np.array(sorted(mapping), dtype=raw.dtype)
+        values = np.array([mapping[int(code)] for code in codes], dtype=np.uint8)
+        position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
+        unknown = codes[position] != raw
+        if unknown.any():
+            _raise_unknown(raw, unknown, where, sorted(mapping), as_color=as_color)
+        return values[position]
+
+
+def _color(color: Iterable[int]) -> Color:
+    red, green, blue = (int(part) for part in color)
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ConfigError(f"colour {(red, green, blue)} is outside 0..255")
+    return red, green, blue
+
+
+def _pack(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    wide = raw.astype(np.int32)
+    packed: npt.NDArray[np.int32] = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return packed
+
+
+def _pack_color(color: Color) -> int:
+    return (color[0] << 16) | (color[1] << 8) | color[2]
+
+
+def _unpack(code: int) -> Color:
+    return (code >> 16) & 255, (code >> 8) & 255, code & 255
+
+
+def _raise_unknown(
+    raw: npt.NDArray[np.integer], unknown: npt.NDArray[np.bool_], where: str, known: list[int], *, as_color: bool
+) -> None:
+    codes, first, counts = np.unique(raw[unknown], return_index=True, return_counts=True)
+    positions = np.argwhere(unknown)
+    found = []
+    for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
+        row, column = positions[index].tolist()
+        found.append(f"{_unpack(code) if as_color else code} in {count} pixels, first at row {row} column {column}")
+    more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
+    allowed = [_unpack(code) for code in known] if as_color else known
+    kind = "colour" if as_color else "id"
+    raise LabelError(
+        f"{where}: unknown label {kind} {'; '.join(found)}{more}. Known: {allowed}. "
+        f"Mend the label image, or add the {kind} to the classes or to the ignored ones of the recipe."
+    )

@@ -1,0 +1,181 @@
+"""Files by URI, on a local disk or in an object store, through pyarrow.fs.
+
+A location is a plain path (`runs/a`), `file:///...`, `s3://bucket/...` or any scheme that `pyarrow.fs` knows. An S3
+server of one's own is named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as the AWS tools do.
+"""
+
+import contextlib
+import os
+import posixpath
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from d2ls.errors import StorageError
+
+
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    """Says whether the location is on the local file system."""
+    return urlsplit(os.fspath(uri)).scheme in ("", "file") or _is_drive(os.fspath(uri))
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path of a local location.
+
+    Raises:
+        StorageError: the location is in an object store.
+    """
+    text = os.fspath(uri)
+    if not is_local(text):
+        raise StorageError(f"{text} is not a local path")
+    return Path(urlsplit(text).path if text.startswith("file:") else text).expanduser().absolute()
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """Appends path parts to a location, keeping its scheme."""
+    return posixpath.join(os.fspath(uri).rstrip("/") or "/", *parts)
+
+
+def resolve(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """Returns the pyarrow file system of a location and the path inside it.
+
+    Raises:
+        StorageError: unknown scheme, or a file system that cannot be set up.
+    """
+    text = os.fspath(uri)
+    if is_local(text):
+        return fs.LocalFileSystem(), str(local_path(text))
+    parts = urlsplit(text)
+    try:
+        if parts.scheme == "s3" and not parts.query:
+            return _s3(_s3_endpoint()), parts.netloc + parts.path
+        return fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(f"{text}: cannot open this kind of storage: {error}") from error
+
+
+def exists(uri: str | os.PathLike[str]) -> bool:
+    """Says whether a file or folder is there."""
+    return info(uri).type != fs.FileType.NotFound
+
+
+def info(uri: str | os.PathLike[str]) -> fs.FileInfo:
+    """Returns pyarrow's FileInfo (type, size) of a location, also where nothing is."""
+    system, path = resolve(uri)
+    with _named(uri):
+        return system.get_file_info(path)
+
+
+def list_files(uri: str | os.PathLike[str], *, recursive: bool = False) -> list[fs.FileInfo]:
+    """Lists the files and folders below a folder, sorted by path; empty where the folder is missing."""
+    system, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    with _named(uri):
+        return sorted(system.get_file_info(selector), key=lambda entry: entry.path)
+
+
+def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+        StorageError: missing or unreadable.
+    """
+    system, path = resolve(uri)
+    with _named(uri), system.open_input_file(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a whole file; readers see the old one or the new one, never a half (renamed into place where local).
+
+    Raises:
+        StorageError: no space, no permission, no such bucket; nothing is left behind.
+    """
+    with _named(uri):
+        if is_local(uri):
+            _write_local(local_path(uri), content)
+            return
+        system, path = resolve(uri)
+        with system.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+def upload(source: Path, uri: str | os.PathLike[str]) -> None:
+    """Copies a local file to a location; readers see it whole or not at all."""
+    with _named(uri):
+        if is_local(uri):
+            target = local_path(uri)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            try:
+                shutil.copyfile(source, partial)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+            return
+        system, path = resolve(uri)
+        fs.copy_files(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+
+
+def make_folder(uri: str | os.PathLike[str]) -> None:
+    """Makes a folder and its parents; does nothing where it exists (object stores have none)."""
+    if is_local(uri):
+        with _named(uri):
+            local_path(uri).mkdir(parents=True, exist_ok=True)
+
+
+def delete(uri: str | os.PathLike[str]) -> None:
+    """Deletes a file or a whole folder; does nothing where nothing is."""
+    system, path = resolve(uri)
+    with _named(uri):
+        kind = system.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif kind == fs.FileType.File:
+            system.delete_file(path)
+
+
+def _write_local(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.chmod(0o644)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(uri: str | os.PathLike[str]):  # type: ignore[no-untyped-def]
+    """Turns operating-system and Arrow errors into StorageError with the location in front."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{os.fspath(uri)}: {error}") from error
+
+
+def _s3_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+@lru_cache(maxsize=8)
+def _s3(endpoint: str) -> fs.FileSystem:
+    if not endpoint:
+        return fs.S3FileSystem()
+    parts = urlsplit(endpoint)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme, region=region)
+
+
+def _is_drive(text: str) -> bool:
+    return len(text) > 1 and text[1] == ":"
