@@ -72,7 +72,9 @@ class ClassTable:
         """Inverse of `to_json`."""
         rows = list(rows)
         return cls.create(
-            (row["name"] for row in rows), (row["color"] for row in rows), (row.get("scored", True) for row in rows)
+            (row["name"] for row in rows),
+            (row["color"] for row in rows),
+            (row.get("scored", True) for row in rows),
         )
 
     def colorize(
@@ -126,7 +128,9 @@ class LabelCodes:
         """
         if self.ids:
             if raw.ndim != 2:
-                raise LabelError(f"{where}: label ids need a single-channel image, this one has shape {raw.shape}")
+                raise LabelError(
+                    f"{where}: label ids need a single-channel image, this one has shape {raw.shape}"
+                )
             return self._encode_ids(raw, where)
         if raw.ndim != 3 or raw.shape[2] != 3:
             raise LabelError(f"{where}: label colours need an RGB image, this one has shape {raw.shape}")
@@ -196,14 +200,21 @@ def _unpack(code: int) -> Color:
 
 
 def _raise_unknown(
-    raw: npt.NDArray[np.integer], unknown: npt.NDArray[np.bool_], where: str, known: list[int], *, as_color: bool
+    raw: npt.NDArray[np.integer],
+    unknown: npt.NDArray[np.bool_],
+    where: str,
+    known: list[int],
+    *,
+    as_color: bool,
 ) -> None:
     codes, first, counts = np.unique(raw[unknown], return_index=True, return_counts=True)
     positions = np.argwhere(unknown)
     found = []
     for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
         row, column = positions[index].tolist()
-        found.append(f"{_unpack(code) if as_color else code} in {count} pixels, first at row {row} column {column}")
+        found.append(
+            f"{_unpack(code) if as_color else code} in {count} pixels, first at row {row} column {column}"
+        )
     more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
     allowed = [_unpack(code) for code in known] if as_color else known
     kind = "colour" if as_color else "id"

@@ -119,7 +119,9 @@ def upload(source: Path, uri: str | os.PathLike[str]) -> None:
                 partial.unlink(missing_ok=True)
             return
         system, path = resolve(uri)
-        fs.copy_files(str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+        fs.copy_files(
+            str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system
+        )
 
 
 def make_folder(uri: str | os.PathLike[str]) -> None:

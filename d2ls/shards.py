@@ -1,0 +1,218 @@
+"""The shard contract: what lies in a folder of shards, and how to open it.
+
+    <root>/card.json             dataset card: classes, statistics, tiling, counts, digests
+    <root>/index.parquet         a row a sample: where its members lie in which tar, and what they hold
+    <root>/<split>/*.tar         plain WebDataset tars: {key}.image.<suffix>, {key}.mask.png, {key}.json
+
+`sharding` writes it, `d2ls.loader` reads it, any WebDataset reader can. Torch is not needed here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from d2ls import storage
+from d2ls.errors import ShardError
+from d2ls.labels import ClassTable
+
+SCHEMA_VERSION = 1
+"""Version of card and index; a reader refuses a newer one."""
+
+CARD_FILE = "card.json"
+INDEX_FILE = "index.parquet"
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # unique in the set, without dots
+        ("split", pa.string()),
+        ("scene", pa.string()),  # scene the sample was cut from
+        ("shard", pa.string()),  # path of the tar below the root, with forward slashes
+        ("image_suffix", pa.string()),  # png, webp, jpg or tif
+        ("image_offset", pa.int64()),  # first byte of the member's content in the tar
+        ("image_length", pa.int64()),
+        ("image_crc32", pa.uint32()),
+        ("mask_offset", pa.int64()),
+        ("mask_length", pa.int64()),
+        ("mask_crc32", pa.uint32()),
+        ("meta_offset", pa.int64()),
+        ("meta_length", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("class_pixels", pa.list_(pa.int64())),  # K counts; ignored pixels are height x width less their sum
+    ]
+)
+"""Columns of the index. Rows stand in the order split, shard, offset."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One finished tar: path below the root, size in bytes, SHA-256 (hex), number of samples."""
+
+    path: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class SplitCard:
+    """What one split holds.
+
+    Attributes:
+        samples: number of samples.
+        scenes: number of distinct scenes they were cut from.
+        class_pixels: K pixel counts.
+        ignored_pixels: pixels labelled 255.
+        digest: SHA-256 (hex) over decoded content, label map and tiling; free of paths and codecs.
+        shards: the tars, in order.
+    """
+
+    samples: int
+    scenes: int
+    class_pixels: tuple[int, ...]
+    ignored_pixels: int
+    digest: str
+    shards: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What a shard set is made of.
+
+    Attributes:
+        name: data set name, as shown in runs and registry.
+        source: reader that made it (`loveda`, `custom`, ...).
+        protocol: `clean` or `paper`.
+        classes: the K classes.
+        bands: names of the image channels, in order.
+        dtype: `uint8` or `uint16`.
+        max_value: value that stands for 1.0; statistics are over pixel / max_value.
+        mean: per channel, over the unpadded pixels of the training split.
+        std: likewise.
+        ground_sampling_distance: metres a pixel, None where unknown.
+        tiling: size, stride, padding a split, as the recipe gave them.
+        codec: image codec and its settings.
+        scene_check: `disjoint` (no scene in two splits) or `unknown` (the data set names no scenes).
+        splits: split name to its counts.
+        digest: SHA-256 over the splits' digests.
+        license: licence of the data, as the recipe states it.
+        extra: further facts a source states, shown but not interpreted.
+    """
+
+    name: str
+    source: str
+    protocol: str
+    classes: ClassTable
+    bands: tuple[str, ...]
+    dtype: str
+    max_value: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    ground_sampling_distance: float | None
+    tiling: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    scene_check: str
+    splits: Mapping[str, SplitCard]
+    digest: str
+    license: str = "unknown"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Returns the card as indented JSON text."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["classes"] = self.classes.to_json()
+        values["splits"] = {name: asdict(split) for name, split in self.splits.items()}
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = CARD_FILE) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ShardError: not a card, or of a newer schema version.
+        """
+        try:
+            values = json.loads(text)
+            version = values["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(f"{where}: not a dataset card ({error!r})") from error
+        if version > SCHEMA_VERSION:
+            raise ShardError(
+                f"{where}: schema version {version}, this release reads up to {SCHEMA_VERSION}: upgrade"
+            )
+        try:
+            values["classes"] = ClassTable.from_json(values["classes"])
+            values["splits"] = {name: _split_card(split) for name, split in values["splits"].items()}
+            for name in ("bands", "mean", "std"):
+                values[name] = tuple(values[name])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ShardError(
+                f"{where}: the card is incomplete ({error!r}); shard the data set again"
+            ) from error
+
+
+def _split_card(values: Mapping[str, Any]) -> SplitCard:
+    shards = tuple(ShardFile(**shard) for shard in values["shards"])
+    return SplitCard(**{**values, "class_pixels": tuple(values["class_pixels"]), "shards": shards})
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened shard set: its location, card and index. Small enough to send to workers.
+
+    Attributes:
+        uri: folder of the set.
+        card: its card.
+        index: its rows, with `INDEX_SCHEMA`.
+    """
+
+    uri: str
+    card: DatasetCard
+    index: pa.Table
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Opens a finished shard set.
+
+        Raises:
+            ShardError: no card or index there (not finished, or another folder), or an unknown version.
+        """
+        card_uri, index_uri = storage.join(uri, CARD_FILE), storage.join(uri, INDEX_FILE)
+        if not storage.exists(card_uri) or not storage.exists(index_uri):
+            raise ShardError(
+                f"{uri}: no finished shard set here ({CARD_FILE} and {INDEX_FILE} make one). "
+                "Make it with `python -m pipeline.shard RECIPE`, or point `shards.uri` at another folder."
+            )
+        card = DatasetCard.from_json(storage.read_bytes(card_uri).decode(), where=card_uri)
+        try:
+            index = pq.read_table(pa.BufferReader(storage.read_bytes(index_uri))).cast(INDEX_SCHEMA)
+        except (pa.ArrowException, ValueError) as error:
+            raise ShardError(f"{index_uri}: not a shard index ({error}); shard the data set again") from error
+        return cls(uri, card, index)
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the card's order."""
+        return tuple(self.card.splits)
+
+    def rows(self, split: str) -> pa.Table:
+        """Returns the index rows of a split.
+
+        Raises:
+            ShardError: no such split; names those that exist.
+        """
+        if split not in self.card.splits:
+            raise ShardError(f"{self.uri}: no split {split!r}; it has {list(self.splits)}")
+        return self.index.filter(pc.equal(self.index["split"], split))
+
+    def shard_uri(self, shard: str) -> str:
+        """Returns the full location of a tar named in the index."""
+        return storage.join(self.uri, shard)
