@@ -144,8 +144,10 @@ class LabelCodes:
             LabelError: a class id (or 255) has no raw code.
         """
         codes: dict[int, int | Color] = {}
-        for code, value in (*self.ids.items(), *self.colors.items()):
-            codes.setdefault(value, code)
+        for raw_id, value in self.ids.items():
+            codes.setdefault(value, raw_id)
+        for color, value in self.colors.items():
+            codes.setdefault(value, color)
         lookup = np.zeros((256, 3) if self.colors else (256,), dtype=np.uint8)
         for value in np.unique(ids).tolist():
             if value not in codes:

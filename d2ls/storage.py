@@ -9,6 +9,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -91,7 +92,7 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
 
 
 def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a whole file; readers see the old one or the new one, never a half (renamed into place where local).
+    """Writes a whole file; readers see the old one or the new one, never a half.
 
     Raises:
         StorageError: no space, no permission, no such bucket; nothing is left behind.
@@ -158,7 +159,7 @@ def _write_local(target: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _named(uri: str | os.PathLike[str]):  # type: ignore[no-untyped-def]
+def _named(uri: str | os.PathLike[str]) -> Iterator[None]:
     """Turns operating-system and Arrow errors into StorageError with the location in front."""
     try:
         yield

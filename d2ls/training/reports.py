@@ -1,0 +1,83 @@
+"""What the training loop tells its callbacks: plain values, the same on every rank unless said otherwise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.metrics import Scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step.
+
+    Attributes:
+        step: optimizer steps done so far, counted from 1 over the whole run.
+        epoch: epoch of the step, counted from 1.
+        steps_per_epoch: optimizer steps an epoch has.
+        total_steps: optimizer steps the run has.
+        terms: loss terms over all ranks, by name, with `total`.
+        learning_rate: rate of the first parameter group.
+        gradient_norm: before clipping.
+        images_per_second: over all ranks.
+        seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`), of this rank.
+        memory_bytes: peak device memory, or resident memory on CPU, of this rank.
+    """
+
+    step: int
+    epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    terms: Mapping[str, float]
+    learning_rate: float
+    gradient_norm: float
+    images_per_second: float
+    seconds: Mapping[str, float]
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """One exact evaluation of the selection split, at the end of an epoch.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epochs done.
+        split: name of the evaluated split.
+        confusion: K K int64, rows are the truth, summed over all ranks.
+        scores: taken from `confusion`.
+        terms: mean training loss terms of the epoch.
+        best: the best selection score so far.
+        seconds: wall time of the evaluation.
+    """
+
+    step: int
+    epoch: int
+    split: str
+    confusion: npt.NDArray[np.int64]
+    scores: Scores
+    terms: Mapping[str, float] = field(default_factory=dict)
+    best: bool = False
+    seconds: float = 0.0
+
+
+class Callback:
+    """Hooks into the loop; all do nothing. The loop calls them on every rank, in the order given."""
+
+    def on_step(self, report: StepReport) -> None:
+        """After every optimizer step."""
+
+    def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
+        """After an evaluation; `network` is unwrapped, in evaluation mode, with averaged weights where used."""
+
+    def on_checkpoint(self, uri: str, report: EvaluationReport | None) -> None:
+        """After a complete checkpoint was written; `report` is None in mid-epoch."""
+
+    def close(self) -> None:
+        """At the end of the run, also after an error."""

@@ -1,0 +1,59 @@
+"""What all commands share: parsing `RECIPE key.sub=value`, quiet start-up, errors without a traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from d2ls.errors import D2LSError
+
+
+def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Makes a parser whose help teaches by example.
+
+    Args:
+        command: module name, as typed after `python -m`.
+        description: what it does, in a sentence or two.
+        examples: command lines with a comment each, shown as they are.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m {command}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Adds the positional `RECIPE key.sub=value ...` that all recipe-driven commands take."""
+    arguments.add_argument(
+        "recipe",
+        nargs="?" if default else None,
+        default=default,
+        metavar="RECIPE",
+        help="recipe file, or the name of one in recipes/" + (f" (default: {default})" if default else ""),
+    )
+    arguments.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="change any key of the recipe, e.g. train.epochs=10 (values are YAML)",
+    )
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command: quiet libraries, clear errors, exit status 0, 1 (error) or 130 (interrupted)."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        status = main()
+    except D2LSError as error:
+        if os.environ.get("D2LS_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(status or 0)

@@ -1,0 +1,9 @@
+"""The run configuration: one complete, frozen, validated value made from a recipe file and overrides.
+
+recipe = load_recipe("recipes/loveda.yaml", ["train.epochs=10", "model.stages=2"])
+"""
+
+from pipeline.config.base import Section, nearest
+from pipeline.config.recipe import Recipe, apply_overrides, load_recipe, parse_recipe, recipe_names
+
+__all__ = ["Recipe", "Section", "apply_overrides", "load_recipe", "nearest", "parse_recipe", "recipe_names"]

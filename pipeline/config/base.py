@@ -1,0 +1,106 @@
+"""What all recipe sections share: frozen, strict, and errors that name the key and the way out."""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import ErrorDetails
+
+from d2ls.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Validates plain values, as YAML or JSON give them.
+
+        Args:
+            values: nested dictionaries, lists and scalars.
+            where: what to name in the error, usually the recipe file.
+
+        Raises:
+            ConfigError: lists every wrong key with what is allowed and the nearest right spelling.
+        """
+        try:
+            text = json.dumps(values)
+        except TypeError as error:
+            raise ConfigError(f"{where}: a value is of a type that recipes do not know: {error}") from error
+        try:
+            return cls.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            lines = [f"  {explain(cls, detail)}" for detail in error.errors(include_url=False)]
+            raise ConfigError("\n".join([f"{where}: {len(lines)} wrong value(s)", *lines])) from error
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Lists all dotted keys below a section class."""
+    keys = []
+    for name, info in section.model_fields.items():
+        nested = _nested(info.annotation)
+        keys.extend(known_keys(nested, f"{prefix}{name}.") if nested else [prefix + name])
+    return keys
+
+
+def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
+    """Turns one pydantic error into a line: key, what is wrong, what is allowed."""
+    location = [part for part in detail["loc"] if not _is_union_branch(part)]
+    key = ".".join(str(part) for part in location) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key. {_suggest(root, location)}"
+    if detail["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    shown = "" if isinstance(given, dict) and len(given) > 3 else f" (got {given!r})"
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Says what the nearest allowed spellings are, or what is allowed at all."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
+    return (
+        f"Did you mean {' or '.join(repr(name) for name in close)}?"
+        if close
+        else f"Allowed: {', '.join(allowed)}"
+    )
+
+
+def _suggest(root: type[BaseModel], location: Sequence[str | int]) -> str:
+    here: type[BaseModel] | None = root
+    for part in location[:-1]:
+        info = here.model_fields.get(str(part)) if here else None
+        here = _nested(info.annotation) if info else None
+    wrong = str(location[-1])
+    local = list(here.model_fields) if here else []
+    if difflib.get_close_matches(wrong, local, n=1, cutoff=0.6):
+        return nearest(wrong, local)
+    elsewhere = [key for key in known_keys(root) if key.rsplit(".", 1)[-1] == wrong]
+    if elsewhere:
+        return f"Did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+    return nearest(wrong, local)
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """Returns the section class in an annotation such as `Section` or `Section | None`."""
+    candidates = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _is_union_branch(part: str | int) -> bool:
+    """Pydantic names the tried branch of a union in the location: `int`, `constrained-str`, `Section` ..."""
+    text = str(part)
+    return text in ("int", "float", "str", "bool") or "[" in text or "-" in text or text[:1].isupper()

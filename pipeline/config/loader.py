@@ -1,0 +1,51 @@
+"""Recipe section `loader`: what a training batch is made of."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class AugmentationConfig(Section):
+    """Random changes to training samples; evaluation has none."""
+
+    crop_size: Annotated[int, Field(ge=32)] = 512
+    """Side of the square training crop, in pixels; also the default window of prediction."""
+    scale: tuple[float, float] | None = (0.75, 1.5)
+    """Random zoom, lowest and highest factor; null turns it off."""
+    class_balance: Annotated[float, Field(gt=0, lt=1)] | None = 0.75
+    """Try again (ten times) while one class fills more than this share of the crop; null turns it off."""
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.5
+    quarter_turns: Probability = 0.5
+    brightness_contrast: Probability = 0.0
+    sharpen: Probability = 0.0
+    mosaic: Probability = 0.25
+    """Share of samples that are pieced together from four."""
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        if self.scale and not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale needs 0 < lowest <= highest")
+        return self
+
+
+class LoaderConfig(Section):
+    """Loader of a rank."""
+
+    augmentation: AugmentationConfig = AugmentationConfig()
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Decoding processes a rank; 0 decodes in the training process. Does not change the batches."""
+    shuffle_window: Annotated[int, Field(ge=1)] = 256
+    """Samples a lane shuffles over; larger mixes better and keeps more shards open."""
+    class_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Repeat samples of rare classes: 0 not at all, 1 in full inverse frequency."""
+    bad_samples: Literal["raise", "skip"] = "raise"
+    skip_limit: Annotated[int, Field(ge=0)] = 10
+    """With `bad_samples: skip`, how many a run may skip before it stops."""
+    cache: str | None = None
+    """Local folder for shards of an object store; unset: one below the system's temporary folder."""
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0

@@ -1,0 +1,50 @@
+"""Recipe sections `model` and `loss`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Section
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: str = "convnext_base.fb_in1k"
+    """Name of a timm backbone with four maps at strides 4, 8, 16, 32."""
+    pretrained: bool = True
+    """Start from timm's weights of that name (fetched on first use)."""
+    weights: str | None = None
+    """Start the backbone from this local file (safetensors or pth) instead."""
+    init: str | None = None
+    """Start the whole network from a registered model (`models:/name@alias`) or a checkpoint folder."""
+    stages: Annotated[int, Field(ge=0, le=6)] = 3
+    """Dictionary stages L; 0 keeps the closing attention alone."""
+    dictionary: Literal["dynamic", "static", "none"] = "dynamic"
+    """`dynamic` as published; `static`: learned class vectors alone; `none`: a plain 1x1 head."""
+    static_branch: bool = True
+    """Auxiliary branch of the static dictionary, in training only."""
+    aggregator: bool = True
+    """Fuse all four maps; without it the deepest one alone is used."""
+    freeze_backbone: bool = False
+    """Train the head alone."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth rate of the backbone."""
+
+
+class LossConfig(Section):
+    """The training loss, a weighted sum of named terms."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    dice_smooth: Annotated[float, Field(gt=0)] = 0.05
+    static_weight: Annotated[float, Field(ge=0)] = 0.4
+    """Weight of the cross entropy of the static branch."""
+    contrastive: Literal["none", "ratio", "infonce"] = "ratio"
+    """`ratio` as published; `infonce`: with a temperature, this project's own form."""
+    contrastive_weight: Annotated[float, Field(ge=0)] | None = None
+    """Unset: 1.0 for `ratio`, 0.1 for `infonce`."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Temperature of `infonce`; without effect in the other forms."""
+    ignored_pixels: Literal["exclude", "include"] = "exclude"
+    """`include` divides the cross entropy by all pixels, ignored ones too, as the published code does."""

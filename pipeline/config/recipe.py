@@ -1,0 +1,239 @@
+"""The recipe: all sections together, read from YAML, changed by `key.sub=value` overrides."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from d2ls.errors import ConfigError
+from pipeline.config.base import Section, known_keys, nearest
+from pipeline.config.data import DataConfig, ShardsConfig
+from pipeline.config.loader import LoaderConfig
+from pipeline.config.model import LossConfig, ModelConfig
+from pipeline.config.predict import EvaluateConfig
+from pipeline.config.sweep import SweepConfig
+from pipeline.config.tracking import RegistryConfig, TrackingConfig
+from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+class Recipe(Section):
+    """Everything a run is made of; the resolved recipe is saved, hashed and logged with the run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Short name of the data set or task; names experiment and registered model."""
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str = "runs"
+    """Folder or URI below which runs keep checkpoints; shared storage where there is more than one node."""
+    data: DataConfig
+    shards: ShardsConfig
+    roles: RolesConfig = RolesConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    loader: LoaderConfig = LoaderConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.loss.contrastive == "ratio" and self.model.dictionary != "dynamic":
+            raise ValueError(
+                f"loss.contrastive: ratio compares dynamic dictionaries, but model.dictionary is "
+                f"{self.model.dictionary}; set loss.contrastive=none or model.dictionary=dynamic"
+            )
+        if self.loss.contrastive == "infonce" and self.model.dictionary != "dynamic":
+            raise ValueError(
+                f"loss.contrastive: infonce needs model.dictionary=dynamic, it is {self.model.dictionary}; "
+                "set loss.contrastive=none"
+            )
+        most = self.cluster.worker_range[1]
+        if most > self.train.global_batch:
+            raise ValueError(
+                f"cluster.workers: {most} workers share train.global_batch={self.train.global_batch}; "
+                "some would have no sample. Lower the workers or raise the batch"
+            )
+        if self.model.pretrained and self.model.weights:
+            raise ValueError(
+                "model.weights and model.pretrained exclude each other; set model.pretrained=false"
+            )
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Name in the model registry."""
+        return self.registry.name or f"d2ls-{self.name}"
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment."""
+        return self.tracking.experiment or self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON values, complete with defaults; `parse_recipe` reads them back."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Returns the complete recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the complete recipe."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def flat(self) -> dict[str, Any]:
+        """Returns dotted keys and scalar values, as logged parameters; lists and free mappings as JSON."""
+        return dict(_flatten(self.to_dict()))
+
+    def with_values(self, values: Mapping[str, Any], *, where: str = "override") -> Self:
+        """Returns a recipe with some dotted keys changed, validated again."""
+        return self.parse(set_keys(self.to_dict(), values), where=where)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise ConfigError(
+                f"key {key!r} is given twice, the second time in line {key_node.start_mark.line + 1}"
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe file and applies overrides.
+
+    Args:
+        path: a YAML file, or the bare name of one that comes with the project (`demo`, `loveda`, ...).
+        overrides: `key.sub=value` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: missing file, broken YAML, unknown key, wrong type or impossible value.
+    """
+    file = _find(Path(path))
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not a readable YAML file: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{file}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}"
+        )
+    return parse_recipe(apply_overrides(values, overrides), where=str(file))
+
+
+def parse_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Validates plain values as a recipe; see `Section.parse`."""
+    return Recipe.parse(values, where=where)
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Sets `key.sub=value` strings in nested plain values; returns a new dictionary.
+
+    Raises:
+        ConfigError: no `=`, or a value that is not YAML.
+    """
+    changes = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
+        try:
+            changes[key.strip()] = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    return set_keys(values, changes)
+
+
+def set_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a deep copy of nested values with dotted keys set."""
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for key, value in changes.items():
+        *parents, last = _path(result, key)
+        here = result
+        for depth, part in enumerate(parents):
+            if here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+            if not isinstance(here, dict):
+                raise ConfigError(
+                    f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section"
+                )
+        here[last] = value
+    return result
+
+
+def check_key(key: str) -> None:
+    """Refuses a dotted key that no recipe has.
+
+    Raises:
+        ConfigError: unknown key; names the nearest.
+    """
+    keys = known_keys(Recipe)
+    sections = {".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)}
+    free = ("sweep.space", "sweep.fixed", "sweep.trial", "data.options", "data.tiling")
+    if key not in keys and key not in sections and not key.startswith(tuple(f"{name}." for name in free)):
+        raise ConfigError(f"{key}: no such key. {nearest(key, keys)}")
+
+
+def _path(values: Mapping[str, Any], key: str) -> list[str]:
+    """Splits a dotted key; below the free mappings of `sweep` the rest is one key (`sweep.space.model.stages`)."""
+    parts = key.split(".")
+    if parts[0] == "sweep" and len(parts) > 3 and parts[1] in ("space", "fixed", "trial"):
+        if parts[1] == "space" and len(parts) > 4:
+            return [*parts[:2], ".".join(parts[2:-1]), parts[-1]]
+        return [*parts[:2], ".".join(parts[2:])]
+    return parts
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    named = RECIPES / f"{path}.yaml"
+    if path.suffix == "" and named.is_file():
+        return named
+    raise ConfigError(
+        f"{path}: no such recipe file. Recipes that come with the project: {', '.join(recipe_names())}. "
+        f"{nearest(path.stem, recipe_names())}"
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    free = ("sweep.space", "sweep.fixed", "sweep.trial", "data.options", "data.tiling")
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in free:
+            yield from _flatten(value, f"{key}.")
+        else:
+            yield key, json.dumps(value) if isinstance(value, list | dict) else value

@@ -1,0 +1,70 @@
+"""Recipe section `sweep`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+Scalar = bool | int | float | str
+
+
+class Axis(Section):
+    """What one swept key may be: listed values, or a range."""
+
+    values: tuple[Scalar, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    when: dict[str, Scalar] | None = None
+    """Sweep the key only where these other keys have these values, e.g. {loss.contrastive: infonce}."""
+
+    @model_validator(mode="after")
+    def _values_or_range(self) -> Self:
+        if self.values is not None:
+            if not self.values or self.low is not None or self.high is not None:
+                raise ValueError("give either `values` (at least one) or `low` and `high`")
+        elif self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError("a range needs low < high; or list `values`")
+        if self.log and self.low is not None and self.low <= 0:
+            raise ValueError("a logarithmic range needs low > 0")
+        return self
+
+
+class SweepConfig(Section):
+    """Search over any keys of the recipe; by default over stage count and contrastive temperature."""
+
+    space: dict[str, Axis] = {
+        "model.stages": Axis(values=(1, 2, 3)),
+        "loss.temperature": Axis(values=(0.07, 0.2, 0.5), when={"loss.contrastive": "infonce"}),
+    }
+    search: Literal["grid", "random", "tpe"] = "grid"
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """How many configurations `random` and `tpe` try."""
+    fixed: dict[str, Any] = {"loss.contrastive": "infonce"}
+    """Keys that hold in every trial and in the final training, over the recipe's own values."""
+    trial: dict[str, Any] = {}
+    """Keys that hold in the trials alone, e.g. {train.epochs: 5}."""
+    scheduler: Literal["none", "asha"] = "none"
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs before ASHA may stop a trial."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at once; unset: as many as the cluster holds."""
+    final: bool = True
+    """Train the best configuration at full length, evaluate it on the report split and register it."""
+
+    @model_validator(mode="after")
+    def _search_is_complete(self) -> Self:
+        if not self.space:
+            raise ValueError("the search space is empty")
+        if self.search == "grid":
+            ranges = [key for key, axis in self.space.items() if axis.values is None]
+            if ranges:
+                raise ValueError(f"search: grid needs listed values, these keys have ranges: {ranges}")
+            if self.trials is not None:
+                raise ValueError("trials is for random and tpe; a grid tries every combination")
+        elif self.trials is None:
+            raise ValueError(f"search: {self.search} needs `trials`, the number of configurations to try")
+        return self

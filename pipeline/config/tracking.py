@@ -1,0 +1,29 @@
+"""Recipe sections `tracking` and `registry`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Section
+
+
+class TrackingConfig(Section):
+    """Where runs are logged."""
+
+    uri: str | None = None
+    """MLflow store; unset: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder."""
+    experiment: str | None = None
+    """Experiment name; unset: the recipe's name."""
+    figures_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between figures (predictions, confusion matrix, class bars, dictionary map)."""
+    figure_samples: Annotated[int, Field(ge=1, le=16)] = 4
+    system_metrics: bool = True
+
+
+class RegistryConfig(Section):
+    """The model registry."""
+
+    name: str | None = None
+    """Registered model; unset: `d2ls-` and the recipe's name."""
+    promote: Literal["if_better", "never"] = "never"
+    """After a sweep: make the new version `champion` if none reigns or it scores better (report split)."""
