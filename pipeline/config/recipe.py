@@ -112,7 +112,7 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise ConfigError(
                 f"key {key!r} is given twice, the second time in line {key_node.start_mark.line + 1}"
