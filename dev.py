@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""One environment, made on first use, and the few things one does with it. Needs Python 3.11 to 3.13 and pip, no more.
+
+    python3 dev.py demo               set up, then run the demo (`python -m pipeline.sweep`)
+    python3 dev.py test               set up, then run every check that the CI runs
+    python3 dev.py test unit          one tier: lint, types, imports, unit, numerics, distributed, integration
+    python3 dev.py faults             long fault injections
+    python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
+    python3 dev.py bench [NAME]       benchmarks
+    python3 dev.py setup              only the environment
+    python3 dev.py run COMMAND ...    a command inside the environment, e.g. `dev.py run python`
+
+The environment is the folder .venv beside this file, with the versions of constraints.txt; D2LS_VENV names another one.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = Path(os.environ.get("D2LS_VENV", ROOT / ".venv")).absolute()
+STAMP = ENVIRONMENT / "d2ls-setup"
+FAST = "not faults and not cluster and not gpu"
+TIERS = {
+    "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
+    "types": [["mypy"]],
+    "imports": [["lint-imports"]],
+    "unit": [["pytest", "-m", FAST, "tests/unit"]],
+    "numerics": [["pytest", "-m", FAST, "tests/numerics"]],
+    "distributed": [["pytest", "-m", FAST, "tests/distributed"]],
+    "integration": [["pytest", "-m", FAST, "tests/integration"]],
+}
+STATIC = ("lint", "types", "imports")
+
+
+def main() -> int:
+    """Parses the command line, makes the environment where needed, runs the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["demo", "test", "faults", "cluster", "bench", "setup", "run"])
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="handed on")
+    arguments = parser.parse_args()
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        print(f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}; try python3.12 dev.py ...")
+        return 2
+    set_up()
+    return run_all(commands(arguments.what, arguments.rest))
+
+
+def commands(what: str, rest: list[str]) -> list[list[str]]:
+    """Returns the command lines that a word stands for."""
+    if what == "setup":
+        return []
+    if what == "run":
+        return [rest]
+    if what == "demo":
+        return [["python", "-m", "pipeline.sweep", *rest]]
+    if what in ("faults", "cluster"):
+        return [["pytest", "-m", what, f"tests/{what}", *rest]]
+    if what == "bench":
+        names = rest or sorted(
+            path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem[0] != "_"
+        )
+        return [["python", "-m", f"benchmarks.{name}"] for name in names]
+    chosen = [word for word in rest if word in TIERS]
+    extra = [word for word in rest if word not in TIERS]
+    if chosen:
+        return [[*line, *(extra if line[0] == "pytest" else [])] for tier in chosen for line in TIERS[tier]]
+    static = [line for tier in STATIC for line in TIERS[tier]]
+    return [*static, ["pytest", "-m", FAST, "--cov", "--cov-report=term:skip-covered", *extra]]
+
+
+def run_all(lines: list[list[str]]) -> int:
+    """Runs command lines in the environment, all of them, and returns the first failure."""
+    binaries = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+    path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "VIRTUAL_ENV": str(ENVIRONMENT), "PATH": path}
+    failed = 0
+    for line in lines:
+        print(f"$ {' '.join(line)}", flush=True)
+        program = binaries / line[0]
+        status = subprocess.run(
+            [str(program if program.exists() else line[0]), *line[1:]], cwd=ROOT, env=environment, check=False
+        ).returncode
+        failed = failed or status
+    return failed
+
+
+def set_up() -> None:
+    """Makes or refreshes the environment; does nothing where it matches pyproject.toml and constraints.txt."""
+    wanted = fingerprint()
+    if STAMP.is_file() and STAMP.read_text() == wanted:
+        return
+    print(f"Setting up {ENVIRONMENT} (some minutes and about 7 GB, once)", flush=True)
+    python = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not python.exists():
+        venv.create(ENVIRONMENT, with_pip=True, symlinks=os.name != "nt")
+    pip(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv")
+    pip(
+        python, "-m", "uv", "pip", "install", "--python", str(python), "--compile-bytecode",
+        "--constraint", "constraints.txt", "--editable", ".[dev]",
+    )  # fmt: skip
+    pip(python, "-m", "compileall", "-q", "d2ls", "sharding", "pipeline")
+    STAMP.write_text(wanted)
+
+
+def pip(python: Path, *words: str) -> None:
+    """Runs one installation step and stops with its own words where it fails."""
+    if subprocess.run([str(python), *words], cwd=ROOT, check=False).returncode:
+        sys.exit(
+            f"setting up failed in: {' '.join(words)}\nMend the cause shown above and call again; it goes on."
+        )
+
+
+def fingerprint() -> str:
+    """Names the state that the environment must match."""
+    content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    return f"{sys.version_info[:2]} {hashlib.sha256(content).hexdigest()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
