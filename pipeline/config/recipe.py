@@ -16,7 +16,7 @@ from pipeline.config.data import DataConfig, ShardsConfig
 from pipeline.config.loader import LoaderConfig
 from pipeline.config.model import LossConfig, ModelConfig
 from pipeline.config.predict import EvaluateConfig
-from pipeline.config.sweep import SweepConfig
+from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 
@@ -211,7 +211,7 @@ def _path(values: Mapping[str, Any], key: str) -> list[str]:
     """Splits a dotted key; below the free mappings of `sweep` the rest is one key (`sweep.space.model.stages`)."""
     parts = key.split(".")
     if parts[0] == "sweep" and len(parts) > 3 and parts[1] in ("space", "fixed", "trial"):
-        if parts[1] == "space" and len(parts) > 4:
+        if parts[1] == "space" and parts[-1] in Axis.model_fields:
             return [*parts[:2], ".".join(parts[2:-1]), parts[-1]]
         return [*parts[:2], ".".join(parts[2:])]
     return parts

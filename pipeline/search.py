@@ -1,0 +1,153 @@
+"""Which configurations a sweep tries: pure functions from a search space to lists of key values.
+
+A configuration is a dictionary of dotted recipe keys. A conditional key (`when`) appears only where its condition
+holds, so configurations that differ in nothing that matters are tried once.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from d2ls.errors import ConfigError
+from pipeline.config import Recipe
+from pipeline.config.recipe import check_key
+from pipeline.config.sweep import Axis, Scalar
+
+Values = dict[str, Scalar]
+
+BATCH_KEYS = ("train.global_batch", "train.micro_batch", "cluster.workers")
+"""Keys that change the batch over which Dice and the contrastive term are taken."""
+
+
+def base_recipe(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the sweep's fixed keys, the ground on which trials differ."""
+    return recipe.with_values(recipe.sweep.fixed, where="sweep.fixed")
+
+
+def trial_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Returns the complete recipe of one trial."""
+    return recipe.with_values(
+        {**recipe.sweep.fixed, **recipe.sweep.trial, **values}, where=f"trial {dict(values)}"
+    )
+
+
+def final_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Returns the complete recipe of the final training: the best values at the recipe's own length."""
+    return recipe.with_values({**recipe.sweep.fixed, **values}, where=f"final training {dict(values)}")
+
+
+def configurations(recipe: Recipe) -> list[Values]:
+    """Lists the configurations of a grid or a random search, without repeats, each a valid recipe.
+
+    Raises:
+        ConfigError: an unknown key, an impossible combination, or trials whose losses could not be compared.
+    """
+    check_space(recipe)
+    flat = base_recipe(recipe).flat()
+    if recipe.sweep.search == "grid":
+        found: Iterator[Values] = _grid(recipe.sweep.space, flat)
+    else:
+        generator = np.random.default_rng(recipe.seed)
+        found = (sample(recipe.sweep.space, flat, generator) for _ in range(50 * (recipe.sweep.trials or 1)))
+    unique = {trial_key(values): values for values in found}
+    chosen = list(unique.values())[: recipe.sweep.trials]
+    for values in chosen:
+        trial_recipe(recipe, values)
+    return chosen
+
+
+def check_space(recipe: Recipe) -> None:
+    """Refuses search spaces with unknown keys or with trials that cannot be compared.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    space = recipe.sweep.space
+    for key in (*space, *recipe.sweep.fixed, *recipe.sweep.trial):
+        check_key(key)
+        if key.startswith("sweep."):
+            raise ConfigError(f"sweep: {key} cannot be swept, it describes the sweep itself")
+    contrastive = base_recipe(recipe).loss.contrastive != "none" or "loss.contrastive" in space
+    swept = [key for key in BATCH_KEYS if key in space]
+    if contrastive and swept:
+        raise ConfigError(
+            f"sweep.space: {swept[0]} changes the batch over which the contrastive term is taken, so trials could not "
+            "be compared by it. Fix the key, or set loss.contrastive=none"
+        )
+    for key, axis in space.items():
+        for other in axis.when or {}:
+            check_key(other)
+            if other == key:
+                raise ConfigError(f"sweep.space.{key}.when: a key cannot depend on itself")
+
+
+def sample(space: Mapping[str, Axis], flat: Mapping[str, Any], generator: np.random.Generator) -> Values:
+    """Draws one configuration at random."""
+    return resolve(space, flat, lambda _, axis: _draw(axis, generator))
+
+
+def resolve(
+    space: Mapping[str, Axis], flat: Mapping[str, Any], choose: Callable[[str, Axis], Scalar]
+) -> Values:
+    """Chooses a value for every key that applies; conditions are looked up in the choices, then in `flat`."""
+    values: Values = {}
+    for key, axis in _ordered(space):
+        if _applies(axis, values, space, flat):
+            values[key] = choose(key, axis)
+    return values
+
+
+def trial_key(values: Mapping[str, Any]) -> str:
+    """Names a configuration by its content: the same values give the same name, on any machine."""
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """Writes a configuration the short way: `stages=2 temperature=0.07`."""
+    return (
+        " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())
+        or "recipe as it stands"
+    )
+
+
+def _grid(space: Mapping[str, Axis], flat: Mapping[str, Any]) -> Iterator[Values]:
+    keys = [key for key, _ in _ordered(space)]
+    for combination in itertools.product(*(space[key].values or () for key in keys)):
+        chosen = dict(zip(keys, combination, strict=True))
+        yield resolve(space, flat, lambda key, _, chosen=chosen: chosen[key])  # type: ignore[misc]
+
+
+def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
+    """Keys in an order in which every condition is decided before it is asked."""
+    pending, ordered = dict(space), []
+    while pending:
+        ready = [key for key, axis in pending.items() if not set(axis.when or {}) & set(pending)]
+        if not ready:
+            raise ConfigError(
+                f"sweep.space: the `when` conditions of {list(pending)} depend on each other in a circle"
+            )
+        ordered.extend((key, pending.pop(key)) for key in ready)
+    return ordered
+
+
+def _applies(axis: Axis, values: Values, space: Mapping[str, Axis], flat: Mapping[str, Any]) -> bool:
+    for key, wanted in (axis.when or {}).items():
+        actual = values.get(key) if key in space else flat.get(key)
+        if actual != wanted:
+            return False
+    return True
+
+
+def _draw(axis: Axis, generator: np.random.Generator) -> Scalar:
+    if axis.values is not None:
+        return axis.values[int(generator.integers(len(axis.values)))]
+    low, high = float(axis.low or 0), float(axis.high or 0)
+    if axis.log:
+        value = float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    else:
+        value = float(generator.uniform(low, high))
+    return round(value) if axis.integer else float(f"{value:.4g}")

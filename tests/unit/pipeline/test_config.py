@@ -1,0 +1,112 @@
+"""Recipes: what is accepted, and what a refusal says."""
+
+from pathlib import Path
+
+import pytest
+
+from d2ls.errors import ConfigError
+from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
+
+BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
+
+
+def parse(*overrides: str):
+    return parse_recipe(apply_overrides(BASE, overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "hint"),
+    [
+        ("train.epocs=3", "train.epocs", "'epochs'"),
+        ("epochs=3", "epochs", "'train.epochs'"),
+        ("modle.stages=2", "modle", "'model'"),
+        ("train.epochs=many", "train.epochs", "integer"),
+        ("train.epochs=2.5", "train.epochs", "integer"),
+        ("train.epochs=0", "train.epochs", "greater than or equal to 1"),
+        ("train.optimizer.lr=-1", "train.optimizer.lr", "greater than 0"),
+        ("model.stages=9", "model.stages", "less than or equal to 6"),
+        ("model.pretrained=perhaps", "model.pretrained", "boolean"),
+        ("loss.contrastive=foo", "loss.contrastive", "'infonce'"),
+        ("cluster.workers=4..1", "cluster.workers", "1..4"),
+        ("cluster.workers=64", "cluster.workers", "train.global_batch"),
+        ("roles.report=val", "roles", "flatters"),
+        ("roles.select=train", "roles", "train"),
+        ("model.dictionary=static", "loss.contrastive", "ratio"),
+        ("sweep.search=random", "sweep", "trials"),
+        ("sweep.space={}", "sweep", "empty"),
+        ("sweep.space.model.stages={low: 3, high: 1}", "model.stages", "low < high"),
+        ("name=Bad Name", "name", "pattern"),
+    ],
+)
+def test_wrong_value_names_key_and_way_out(override, key, hint):
+    with pytest.raises(ConfigError) as caught:
+        parse(override)
+    assert key in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs={"])
+def test_override_that_is_no_override(override):
+    with pytest.raises(ConfigError, match="override"):
+        parse(override)
+
+
+def test_all_wrong_values_are_listed_at_once():
+    with pytest.raises(ConfigError, match="2 wrong") as caught:
+        parse("train.epochs=x", "model.stages=7")
+    assert "train.epochs" in str(caught.value)
+    assert "model.stages" in str(caught.value)
+
+
+def test_overrides_are_typed_as_yaml():
+    recipe = parse("train.optimizer.lr=1e-3", "loader.augmentation.scale=null", "cluster.workers=1..4")
+    assert recipe.train.optimizer.lr == pytest.approx(1e-3)
+    assert recipe.loader.augmentation.scale is None
+    assert recipe.cluster.worker_range == (1, 4)
+
+
+def test_swept_key_with_dots_is_one_key():
+    recipe = parse(
+        "sweep.space.train.optimizer.lr={values: [1e-3, 1e-4]}", "sweep.fixed.loss.contrastive=none"
+    )
+    assert recipe.sweep.space["train.optimizer.lr"].values == (1e-3, 1e-4)
+    assert recipe.sweep.fixed["loss.contrastive"] == "none"
+
+
+def test_resolved_recipe_reads_back_to_the_same_value(tmp_path: Path):
+    recipe = parse("train.epochs=3")
+    file = tmp_path / "resolved.yaml"
+    file.write_text(recipe.to_yaml())
+    again = load_recipe(file)
+    assert again == recipe
+    assert again.digest() == recipe.digest()
+    assert again.digest() != parse("train.epochs=4").digest()
+
+
+def test_with_values_validates_again():
+    recipe = parse()
+    assert recipe.with_values({"model.stages": 1}).model.stages == 1
+    with pytest.raises(ConfigError, match="stages"):
+        recipe.with_values({"model.stages": 99})
+
+
+def test_missing_and_broken_files(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not a readable YAML"):
+        load_recipe(broken)
+    broken.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_recipe(broken)
+    broken.write_text("name: a\nseed: 1\nname: b\n")
+    with pytest.raises(ConfigError, match="twice"):
+        load_recipe(broken)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_ships_loads(name: str):
+    recipe = load_recipe(name)
+    assert recipe.description
+    assert recipe.flat()["name"] == recipe.name

@@ -1,0 +1,77 @@
+"""Search spaces: what is tried, in which order, and what is refused."""
+
+import pytest
+
+from d2ls.errors import ConfigError
+from pipeline.config import apply_overrides, parse_recipe
+from pipeline.search import configurations, describe, final_recipe, trial_key, trial_recipe
+
+BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
+
+
+def recipe(*overrides: str):
+    return parse_recipe(apply_overrides(BASE, overrides))
+
+
+def test_default_grid_is_stages_times_temperature():
+    tried = configurations(recipe())
+    assert len(tried) == 9
+    assert {values["model.stages"] for values in tried} == {1, 2, 3}
+    assert all(trial_recipe(recipe(), values).loss.contrastive == "infonce" for values in tried)
+
+
+def test_conditional_key_is_left_out_and_repeats_vanish():
+    tried = configurations(
+        recipe(
+            "sweep.fixed={}",
+            "sweep.space.loss.contrastive={values: [none, infonce]}",
+            "sweep.space.loss.temperature={values: [0.07, 0.2], when: {loss.contrastive: infonce}}",
+        )
+    )
+    assert [values.get("loss.temperature") for values in tried] == [None, 0.07, 0.2]
+
+
+def test_random_is_seeded_bounded_and_within_range():
+    text = [
+        "sweep.search=random",
+        "sweep.trials=5",
+        "sweep.space={train.optimizer.lr: {low: 1e-5, high: 1e-2, log: true}}",
+    ]
+    first, again, other = (configurations(recipe(*text, f"seed={seed}")) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(first) == 5
+    assert all(1e-5 <= values["train.optimizer.lr"] <= 1e-2 for values in first)
+
+
+def test_trial_keys_hold_in_trials_alone():
+    swept = recipe("sweep.trial={train.epochs: 2}", "train.epochs=9")
+    values = configurations(swept)[0]
+    assert trial_recipe(swept, values).train.epochs == 2
+    assert final_recipe(swept, values).train.epochs == 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sweep.space={model.stagse: {values: [1]}}"], "model.stages"),
+        (["sweep.space={model.stages: {values: [1, 9]}}"], "less than or equal to 6"),
+        (["sweep.space={train.global_batch: {values: [4, 8]}}"], "contrastive"),
+        (["sweep.space={sweep.final: {values: [true]}}"], "describes the sweep"),
+        (["sweep.fixed={loss.contrasive: none}"], "loss.contrastive"),
+        (
+            [
+                "sweep.space.model.stages={values: [1], when: {seed: 1}}",
+                "sweep.space.seed={values: [1], when: {model.stages: 1}}",
+            ],
+            "circle",
+        ),
+    ],
+)
+def test_wrong_space_is_refused_before_anything_runs(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        configurations(recipe(*overrides))
+
+
+def test_names_come_from_content():
+    assert trial_key({"a": 1, "b": 2}) == trial_key({"b": 2, "a": 1}) != trial_key({"a": 1, "b": 3})
+    assert describe({"model.stages": 2, "loss.temperature": 0.07}) == "stages=2 temperature=0.07"
