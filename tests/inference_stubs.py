@@ -1,0 +1,65 @@
+"""Small networks that stand in for D2LS where the subject is what happens around it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from d2ls.bundle import ModelInfo
+from d2ls.labels import ClassTable
+
+
+class Output(NamedTuple):
+    logits: Tensor
+
+
+class Scale(nn.Module):
+    def __init__(self, max_value: float) -> None:
+        super().__init__()
+        self.max_value = max_value
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw.float() / self.max_value - 0.5
+
+
+class LocalStub(nn.Module):
+    """Looks two pixels far: one 5 x 5 convolution with seeded weights."""
+
+    def __init__(self, bands: int = 3, classes: int = 4, max_value: float = 255.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.conv = nn.Conv2d(bands, classes, 5, padding=2)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.randn(self.conv.weight.shape, generator=generator))
+            self.conv.bias.copy_(torch.randn(self.conv.bias.shape, generator=generator))
+        self.normalization = Scale(max_value)
+        self.config = {"stub": True}
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor, auxiliary: bool | None = None) -> Output:
+        self.seen.append(tuple(images.shape))
+        return Output(self.conv(images))
+
+
+def model_info(
+    *, bands: int = 3, classes: int = 4, window: int = 32, dtype: str = "uint8", gsd: float | None = None
+) -> ModelInfo:
+    names = ["ground", "house", "road", "tree", "water", "field", "car"][:classes]
+    colors = [
+        (200, 180, 60),
+        (220, 20, 60),
+        (90, 90, 90),
+        (10, 120, 30),
+        (30, 60, 200),
+        (150, 220, 90),
+        (9, 9, 9),
+    ]
+    return ModelInfo(
+        config={},
+        normalization={},
+        classes=ClassTable.create(names, colors[:classes]),
+        bands=("red", "green", "blue", "nir")[:bands],
+        dtype=dtype,
+        window=window,
+        ground_sampling_distance=gsd,
+    )
