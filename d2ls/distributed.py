@@ -1,0 +1,77 @@
+"""Differentiable sums and gathers over all ranks; without a process group they give back what came in.
+
+A loss that every rank computes from reduced values is the same on every rank. The backward of a sum over ranks is a
+sum over ranks, so each rank receives world size times the gradient of its share; the mean that data-parallel
+training takes over ranks then is exactly the gradient of that one loss.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sums a tensor of one shape over all ranks, differentiably; every rank gets the sum."""
+    return values if world_size() == 1 else _sum(values)
+
+
+def gather_over_ranks(rows: Tensor) -> Tensor:
+    """Concatenates tensors (B ..., B may differ between ranks, 0 too) in rank order, differentiably."""
+    return rows if world_size() == 1 else _gather(rows)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _reduced(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _reduced(grads[0])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        sizes = _sizes(rows)
+        ctx.start, ctx.count = sum(sizes[: dist.get_rank()]), len(rows)
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _reduced(grads[0])[ctx.start : ctx.start + ctx.count]
+
+
+def _sum(values: Tensor) -> Tensor:
+    summed: Tensor = _Sum.apply(values)
+    return summed
+
+
+def _gather(rows: Tensor) -> Tensor:
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+def _reduced(values: Tensor) -> Tensor:
+    total = values.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def _sizes(rows: Tensor) -> list[int]:
+    own = torch.tensor([len(rows)], device=rows.device)
+    sizes = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(sizes, own)
+    counts: list[int] = torch.cat(sizes).tolist()
+    return counts

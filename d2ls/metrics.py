@@ -1,0 +1,138 @@
+"""Scores from one integer confusion matrix over a whole split. The NumPy side needs no PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.errors import ConfigError, LabelError
+from d2ls.labels import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Ids = TypeVar("Ids", "npt.NDArray[Any]", "Tensor")
+
+
+def confusion_matrix(predictions: Ids, labels: Ids, num_classes: int) -> Ids:
+    """Counts pixels by true and predicted class; pixels labelled 255 are left out.
+
+    Args:
+        predictions: class ids 0..K-1, any shape and integer type; NumPy or torch.
+        labels: class ids or 255, the same shape and kind.
+        num_classes: K.
+
+    Returns:
+        K x K, int64, rows are the truth, columns the prediction; of the kind (and on the device) of the labels.
+
+    Raises:
+        LabelError: an id outside 0..K-1 (and not 255).
+    """
+    if predictions.shape != labels.shape:
+        raise LabelError(
+            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape"
+        )
+    count = _count_numpy if isinstance(labels, np.ndarray) else _count_torch
+    counts = count(predictions, labels, num_classes)
+    if bool((counts[-1] > 0).any()) or bool((counts[:, -1] > 0).any()):
+        raise LabelError(f"a label or a prediction is outside 0..{num_classes - 1} (and no {IGNORE})")
+    kept: Ids = counts[:-1, :-1]
+    return kept
+
+
+def _count_numpy(predictions: npt.NDArray[Any], labels: npt.NDArray[Any], K: int) -> npt.NDArray[np.int64]:
+    """Counts into (K+1) x (K+1); the last row and column hold ids that do not exist."""
+    kept = labels != IGNORE
+    truth, found = (_confined_numpy(ids[kept].astype(np.int64), K) for ids in (labels, predictions))
+    return np.bincount(truth * (K + 1) + found, minlength=(K + 1) ** 2).reshape(K + 1, K + 1).astype(np.int64)
+
+
+def _confined_numpy(ids: npt.NDArray[np.int64], K: int) -> npt.NDArray[np.int64]:
+    return np.where((ids >= 0) & (ids < K), ids, K)
+
+
+def _count_torch(predictions: Tensor, labels: Tensor, K: int) -> Tensor:
+    """As `_count_numpy`, on the device of the labels."""
+    kept = labels != IGNORE
+    truth, found = (ids.to(labels.device)[kept].long() for ids in (labels, predictions))
+    truth, found = (ids.where((ids >= 0) & (ids < K), ids.new_full((), K)) for ids in (truth, found))
+    return (truth * (K + 1) + found).bincount(minlength=(K + 1) ** 2).view(K + 1, K + 1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of K classes, and their means over the scored classes.
+
+    A class that is neither in the labels nor predicted has no value: NaN, and it is left out of the means. A class
+    that is predicted, but absent from the labels, has IoU and F1 of 0.
+
+    Attributes:
+        iou: intersection over union of each class, 0..1 or NaN.
+        f1: harmonic mean of precision and recall of each class.
+        precision: NaN for a class that is never predicted.
+        recall: NaN for a class that is not in the labels.
+        miou: mean IoU of the scored classes that have a value; NaN where none has.
+        mf1: mean F1, likewise.
+        overall_accuracy: share of correct pixels, over all classes, scored or not; NaN without pixels.
+        scored: which classes are in the means.
+    """
+
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    miou: float
+    mf1: float
+    overall_accuracy: float
+    scored: tuple[bool, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values; lists instead of tuples."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def score(confusion: npt.NDArray[Any] | Tensor, scored: Sequence[bool] | None = None) -> Scores:
+    """Computes scores.
+
+    Args:
+        confusion: K x K counts, rows are the truth.
+        scored: K flags: which classes are in the means; None: all.
+
+    Raises:
+        ConfigError: the flags do not fit the matrix.
+    """
+    table = confusion if isinstance(confusion, np.ndarray) else confusion.cpu().numpy()
+    table = table.astype(np.float64)
+    flags = (True,) * len(table) if scored is None else tuple(map(bool, scored))
+    if table.shape != (len(flags), len(flags)):
+        raise ConfigError(f"confusion matrix is {table.shape}, scored flags are {len(flags)}")
+    hit, present, predicted = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
+    iou = _divide(hit, present + predicted - hit)
+    f1 = _divide(2 * hit, present + predicted)
+    return Scores(
+        iou=tuple(iou),
+        f1=tuple(f1),
+        precision=tuple(_divide(hit, predicted)),
+        recall=tuple(_divide(hit, present)),
+        miou=_mean(iou, flags),
+        mf1=_mean(f1, flags),
+        overall_accuracy=_divide(hit.sum(keepdims=True), table.sum(keepdims=True).reshape(1))[0],
+        scored=flags,
+    )
+
+
+def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> list[float]:
+    pairs = zip(above.tolist(), below.tolist(), strict=True)
+    return [part / whole if whole > 0 else math.nan for part, whole in pairs]
+
+
+def _mean(values: Sequence[float], scored: Sequence[bool]) -> float:
+    kept = [value for value, flag in zip(values, scored, strict=True) if flag and not math.isnan(value)]
+    return sum(kept) / len(kept) if kept else math.nan

@@ -1,0 +1,18 @@
+"""The D2LS network and its parts; `build_model` makes one from plain values."""
+
+from d2ls.model.build import build_model
+from d2ls.model.network import D2LS
+from d2ls.model.normalization import Normalization, backbone_normalization
+from d2ls.model.output import D2LSOutput
+from d2ls.model.published import load_published
+from d2ls.model.weights import load_weights
+
+__all__ = [
+    "D2LS",
+    "D2LSOutput",
+    "Normalization",
+    "backbone_normalization",
+    "build_model",
+    "load_published",
+    "load_weights",
+]

@@ -1,0 +1,69 @@
+"""From four backbone maps to one map of pixel features, E0."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Aggregator(nn.Module):
+    """Projects each map to C, resizes it to stride 4, concatenates (deepest first) and mixes by a 1x1 convolution.
+
+    All of this is linear, and resizing commutes with a linear map over channels. So the convolution is cut into one
+    C x C block a map, each block is multiplied with the projection of its map, the product is applied at the map's
+    own resolution, and the resized results are summed: nothing is concatenated, nothing wide is resized.
+
+    Args:
+        channels: channels C_i of the four maps, shallowest first.
+        embed_dim: C.
+    """
+
+    def __init__(self, channels: Sequence[int], embed_dim: int = 256) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Linear(width, embed_dim) for width in channels)
+        self.mix = nn.Linear(len(channels) * embed_dim, embed_dim, bias=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Computes E0.
+
+        Args:
+            maps: F1..F4, B C_i h_i w_i, shallowest first.
+
+        Returns:
+            B C h w at the resolution of F1.
+        """
+        blocks = self.mix.weight.chunk(len(maps), dim=1)[::-1]
+        bias = torch.stack([block @ layer.bias for block, layer in self._pairs(blocks)]).sum(0)
+        fused = None
+        for features, (block, layer) in zip(maps, self._pairs(blocks), strict=True):
+            projected = project(features, block @ layer.weight)
+            fused = projected + bias[:, None, None] if fused is None else fused + resize(projected, maps[0])
+        assert fused is not None
+        return fused
+
+    def _pairs(self, blocks: Sequence[Tensor]) -> list[tuple[Tensor, nn.Linear]]:
+        return [(block, layer) for block, layer in zip(blocks, self.projections, strict=True)]  # type: ignore[misc]
+
+
+class DeepestOnly(nn.Module):
+    """Stands in for the aggregator in ablations: the projection of the deepest map, resized to stride 4."""
+
+    def __init__(self, channels: Sequence[int], embed_dim: int = 256) -> None:
+        super().__init__()
+        self.projection = nn.Linear(channels[-1], embed_dim)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Computes E0 (B C h w at the resolution of F1) from the last of the maps."""
+        projected = project(maps[-1], self.projection.weight) + self.projection.bias[:, None, None]
+        return resize(projected, maps[0])
+
+
+def project(features: Tensor, weight: Tensor) -> Tensor:
+    """Applies a linear map over channels: B I h w by weight O I gives B O h w, channels last in memory."""
+    return F.linear(features.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+
+
+def resize(features: Tensor, like: Tensor) -> Tensor:
+    """Resizes B C h w bilinearly (align_corners false) to the height and width of another map."""
+    return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,116 @@
+"""Cross-attention between a dictionary of K vectors and a map of N pixels, either way round, by two routes.
+
+Absorbed: a score is q . (W_k e), which is (W_k^T q) . e. With K classes and H heads there are K H such carried
+vectors, and for few classes they are fewer than the attention is wide: nothing on the pixel side is projected.
+Projected: the pixels are projected as in any attention; cheaper for many classes. The result is the same.
+
+No attention here has a key bias: softmax does not see it. Letters as in `pixels`.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2ls.model import pixels
+
+Route = Literal["absorbed", "projected"]
+
+
+def cheaper_route(num_classes: int, embed_dim: int, heads: int) -> Route:
+    """Chooses the route with fewer multiplications a pixel."""
+    width = embed_dim // 2
+    absorbed = 2 * num_classes * heads * embed_dim
+    projected = 2 * width * (embed_dim + num_classes)
+    return "absorbed" if absorbed <= projected else "projected"
+
+
+class CrossAttention(nn.Module):
+    """The four projections that both attentions share; attention width C/2."""
+
+    def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
+        super().__init__()
+        width = embed_dim // 2
+        self.query = nn.Linear(embed_dim, width)
+        self.key = nn.Linear(embed_dim, width, bias=False)
+        self.value = nn.Linear(embed_dim, width)
+        self.out = nn.Linear(width, embed_dim)
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.route = route
+
+    def split(self, projected: Tensor) -> Tensor:
+        """Splits heads: ... K A to ... H K A/H."""
+        return projected.view(*projected.shape[:-1], self.heads, -1).transpose(-3, -2)
+
+    def by_head(self, layer: nn.Linear) -> Tensor:
+        """Splits the weight A C of a projection: H A/H C."""
+        return layer.weight.view(self.heads, -1, layer.in_features)
+
+
+class DictionaryReadsPixels(CrossAttention):
+    """Attention of the dictionary (queries) over the pixels (keys E + P, values E)."""
+
+    def forward(self, queries: Tensor, features: Tensor, position: Tensor) -> Tensor:
+        """Computes what is added to the dictionary.
+
+        Args:
+            queries: D + D0, B S K C.
+            features: E, B T N C.
+            position: P, N C.
+
+        Returns:
+            B S K C.
+        """
+        q = self.split(self.query(queries)) * self.scale
+        read = self._absorbed if self.route == "absorbed" else self._projected
+        return self.out(read(q, features, position).transpose(2, 3).flatten(3))
+
+    def _absorbed(self, q: Tensor, features: Tensor, position: Tensor) -> Tensor:
+        rows = q @ self.by_head(self.key)
+        context = pixels.gather(features, position, rows.flatten(2, 3)).view(rows.shape)
+        return context @ self.by_head(self.value).mT + self.value.bias.view(self.heads, 1, -1)
+
+    def _projected(self, q: Tensor, features: Tensor, position: Tensor) -> Tensor:
+        k, v = self.split(self.key(features + position)), self.split(self.value(features))
+        return F.scaled_dot_product_attention(q, _like(k, q), _like(v, q), scale=1.0)
+
+
+class PixelsReadDictionary(CrossAttention):
+    """Attention of the pixels (queries E + P) over the dictionary (keys D + D0, values D), with residual and norm."""
+
+    def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
+        super().__init__(embed_dim, heads, route)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
+
+    def forward(self, features: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Computes the refined pixel features.
+
+        Args:
+            features: E, B T N C.
+            position: P, N C.
+            keys: D + D0, B S K C.
+            values: D, B S K C.
+
+        Returns:
+            E of the next stage, B S N C.
+        """
+        k, v = self.split(self.key(keys)) * self.scale, self.split(self.value(values))
+        read = self._absorbed if self.route == "absorbed" else self._projected
+        return self.norm(read(features, position, k, v))
+
+    def _absorbed(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = k @ self.by_head(self.query)
+        offsets = (k @ self.query.bias.view(self.heads, -1, 1)).squeeze(-1)
+        carried = v @ self.out.weight.t().reshape(self.heads, -1, self.out.out_features)
+        return features + self.out.bias + pixels.scatter(features, position, rows, offsets, carried)
+
+    def _projected(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = _like(self.split(self.query(features + position)), k)
+        read = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return features + self.out(read.transpose(2, 3).flatten(3))
+
+
+def _like(pixel_side: Tensor, dictionary_side: Tensor) -> Tensor:
+    """Repeats B T ... for the S branches of the dictionary side, without a copy."""
+    return pixel_side.expand(*dictionary_side.shape[:2], *pixel_side.shape[2:])

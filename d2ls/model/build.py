@@ -1,0 +1,134 @@
+"""One flat builder: from plain values to a network."""
+
+from typing import Any, Literal
+
+from torch import nn
+
+from d2ls.errors import ConfigError
+from d2ls.model.aggregator import Aggregator, DeepestOnly
+from d2ls.model.attention import Route, cheaper_route
+from d2ls.model.backbone import Backbone
+from d2ls.model.decoder import Decoder, PlainDecoder
+from d2ls.model.dictionary import DynamicDictionary, Modulator, StaticDictionary
+from d2ls.model.interactor import Interactor
+from d2ls.model.network import D2LS, DictionaryHead, PlainHead
+from d2ls.model.normalization import Normalization, backbone_normalization
+from d2ls.model.position import FourierPosition
+from d2ls.model.weights import load_backbone
+
+DictionaryKind = Literal["dynamic", "static", "none"]
+MOST_STAGES = 6
+
+
+def build_model(
+    *,
+    backbone: str,
+    num_classes: int,
+    stages: int = 3,
+    pretrained: bool = False,
+    weights: str | None = None,
+    bands: int = 3,
+    embed_dim: int = 256,
+    heads: int = 8,
+    candidates: int = 4,
+    dictionary: DictionaryKind = "dynamic",
+    aggregator: bool = True,
+    static_branch: bool = True,
+    freeze_backbone: bool = False,
+    drop_path: float = 0.0,
+    normalization: dict[str, Any] | None = None,
+    route: Route | None = None,
+) -> D2LS:
+    """Builds a network; deterministic under `torch.manual_seed`.
+
+    Args:
+        backbone: a timm name with four maps at strides 4, 8, 16, 32.
+        num_classes: K, at least 2.
+        stages: L, 0 to 6; 0 keeps the closing attention. Without effect where `dictionary` is none.
+        pretrained: take timm's weights for the backbone; may download them. Nothing else ever downloads.
+        weights: a local file of backbone weights (.safetensors, .pth) instead.
+        bands: channels of the images.
+        embed_dim: C, a multiple of 16 and of twice the heads.
+        heads: H.
+        candidates: R, at least 2.
+        dictionary: dynamic (mixed for each image), static (learned, the same for all) or none (a plain 1x1 head).
+        aggregator: False: only the deepest map is used.
+        static_branch: whether the static dictionary runs through the decoder as an auxiliary branch in training;
+            there is none unless the dictionary is dynamic.
+        freeze_backbone: no gradient to the backbone, and evaluation mode there.
+        drop_path: stochastic depth rate of the backbone.
+        normalization: values of `Normalization.to_json`; None: the backbone's own for three bands, and mean 0, std 1
+            for other counts.
+        route: how the attentions are computed; None: the cheaper one for this many classes.
+
+    Raises:
+        ConfigError: an unknown backbone or an impossible value.
+        WeightsError: the weight file does not fit.
+    """
+    _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights)
+    config = {
+        "backbone": backbone, "num_classes": num_classes, "stages": stages, "bands": bands, "embed_dim": embed_dim,
+        "heads": heads, "candidates": candidates, "dictionary": dictionary, "aggregator": aggregator,
+        "static_branch": static_branch, "freeze_backbone": freeze_backbone, "drop_path": drop_path,
+    }  # fmt: skip
+    encoder = Backbone(
+        backbone, bands=bands, pretrained=pretrained, drop_path=drop_path, freeze=freeze_backbone
+    )
+    if weights is not None:
+        load_backbone(encoder, weights)
+    fuse = (Aggregator if aggregator else DeepestOnly)(encoder.channels, embed_dim)
+    head: nn.Module
+    if dictionary == "none":
+        head = PlainHead(PlainDecoder(num_classes, embed_dim))
+    else:
+        is_dynamic = dictionary == "dynamic"
+        head = DictionaryHead(
+            static=StaticDictionary(num_classes, embed_dim),
+            modulator=Modulator(encoder.channels[-1], num_classes, candidates, embed_dim)
+            if is_dynamic
+            else None,
+            dynamic=DynamicDictionary(candidates, embed_dim) if is_dynamic else None,
+            position=FourierPosition(embed_dim),
+            interactor=Interactor(
+                stages, embed_dim, heads, route or cheaper_route(num_classes, embed_dim, heads)
+            ),
+            decoder=Decoder(embed_dim),
+            static_branch=static_branch,
+        )
+    normalize = _normalization(backbone, bands, normalization)
+    return D2LS(
+        encoder, fuse, head, normalization=normalize, config={**config, "normalization": normalize.to_json()}
+    )
+
+
+def _normalization(backbone: str, bands: int, values: dict[str, Any] | None) -> Normalization:
+    if values is not None:
+        chosen = Normalization.from_json(values)
+        if chosen.bands != bands:
+            raise ConfigError(f"normalisation is for {chosen.bands} bands, the network takes {bands}")
+        return chosen
+    return backbone_normalization(backbone) if bands == 3 else Normalization([0.0] * bands, [1.0] * bands)
+
+
+def _check(
+    num_classes: int,
+    stages: int,
+    embed_dim: int,
+    heads: int,
+    candidates: int,
+    dictionary: str,
+    pretrained: bool,
+    weights: str | None,
+) -> None:
+    if num_classes < 2:
+        raise ConfigError(f"num_classes is {num_classes}; a dictionary needs 2 classes at least")
+    if not 0 <= stages <= MOST_STAGES:
+        raise ConfigError(f"stages is {stages}; allowed are 0 to {MOST_STAGES}")
+    if embed_dim % 16 or embed_dim % (2 * heads):
+        raise ConfigError(f"embed_dim {embed_dim} must be a multiple of 16 and of twice the {heads} heads")
+    if dictionary not in ("dynamic", "static", "none"):
+        raise ConfigError(f"dictionary is {dictionary!r}; allowed are dynamic, static, none")
+    if dictionary == "dynamic" and candidates < 2:
+        raise ConfigError(f"candidates is {candidates}; mixing needs 2 at least (or dictionary: static)")
+    if pretrained and weights is not None:
+        raise ConfigError(f"both pretrained and weights ({weights}) are given: which shall it be?")

@@ -1,0 +1,153 @@
+"""The D2LS network: encoder, aggregator, dictionary, interactor, decoder."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2ls.model.backbone import Backbone
+from d2ls.model.decoder import Decoder, PlainDecoder
+from d2ls.model.dictionary import DynamicDictionary, Modulator, StaticDictionary
+from d2ls.model.interactor import Interactor
+from d2ls.model.normalization import Normalization
+from d2ls.model.output import D2LSOutput
+from d2ls.model.position import FourierPosition
+
+PATCH = 4
+SMALLEST = 32
+
+
+class DictionaryHead(nn.Module):
+    """Everything behind the aggregator of a network with a dictionary.
+
+    Args:
+        static: the static dictionary.
+        modulator: weighs candidates by the deepest map; None for a static dictionary.
+        dynamic: mixes the dynamic dictionary; None for a static dictionary.
+        position: encodes pixel positions.
+        interactor: refines dictionary and pixel features.
+        decoder: makes logits of both.
+        static_branch: whether an auxiliary branch exists.
+    """
+
+    def __init__(
+        self,
+        *,
+        static: StaticDictionary,
+        modulator: Modulator | None,
+        dynamic: DynamicDictionary | None,
+        position: FourierPosition,
+        interactor: Interactor,
+        decoder: Decoder,
+        static_branch: bool = True,
+    ) -> None:
+        super().__init__()
+        self.static, self.modulator, self.dynamic = static, modulator, dynamic
+        self.position, self.interactor, self.decoder = position, interactor, decoder
+        self.static_branch = static_branch and dynamic is not None
+
+    def forward(self, fused: Tensor, deepest: Tensor, auxiliary: bool) -> D2LSOutput:
+        """Computes logits and dictionaries.
+
+        Args:
+            fused: E0, B C h w.
+            deepest: F4, B C4 h4 w4.
+            auxiliary: whether the static branch is computed, where there is one.
+
+        Returns:
+            The output, logits B K 4h 4w.
+        """
+        static = self.static()
+        initial = self._initial(static, deepest)
+        branches = [initial, static.expand_as(initial)] if auxiliary and self.static_branch else [initial]
+        height, width = fused.shape[-2:]
+        pixels = fused.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)
+        position = self.position(height, width).flatten(0, 1).to(pixels.dtype)
+        dictionaries, pixels = self.interactor(torch.stack(branches, dim=1), pixels, position)
+        logits = self.decoder(pixels, dictionaries[-1], (height, width))
+        return D2LSOutput(
+            logits=logits[:, 0],
+            static_logits=logits[:, 1] if len(branches) > 1 else None,
+            static_dictionary=static,
+            dynamic_dictionary=initial if self.dynamic is not None else None,
+            dictionaries=tuple(each[:, 0] for each in dictionaries),
+        )
+
+    def _initial(self, static: Tensor, deepest: Tensor) -> Tensor:
+        if self.dynamic is None or self.modulator is None:
+            return static.expand(len(deepest), -1, -1)
+        mixed: Tensor = self.dynamic(static, self.modulator(deepest))
+        return mixed
+
+
+class PlainHead(nn.Module):
+    """What remains behind the aggregator without a dictionary."""
+
+    def __init__(self, decoder: PlainDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, fused: Tensor, deepest: Tensor, auxiliary: bool) -> D2LSOutput:
+        """Computes logits (B K 4h 4w) from E0 (B C h w); the other arguments have no effect here."""
+        height, width = fused.shape[-2:]
+        return D2LSOutput(self.decoder(fused.permute(0, 2, 3, 1).flatten(1, 2), (height, width)))
+
+
+class D2LS(nn.Module):
+    """Dynamic dictionary learning for segmentation (Zou et al., ICCV 2025).
+
+    Args:
+        backbone: four maps at strides 4, 8, 16, 32.
+        aggregator: four maps to E0 at stride 4.
+        head: E0 and the deepest map to the output.
+        normalization: how images are normalised before they come in; carried along, not applied.
+        config: plain values from which `build_model` makes the same architecture.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        aggregator: nn.Module,
+        head: nn.Module,
+        *,
+        normalization: Normalization,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.backbone, self.aggregator, self.head = backbone, aggregator, head
+        self.normalization = normalization
+        self.config = config
+
+    def forward(self, images: Tensor, auxiliary: bool | None = None) -> D2LSOutput:
+        """Segments images.
+
+        Args:
+            images: B bands H W, float, already normalised; any H and W: zeros are added at the lower and right edge
+                up to a multiple of 4 (and to 32 at least), and the logits cropped.
+            auxiliary: whether the static branch is computed; None: in training only. Without effect where the
+                network has no such branch.
+
+        Returns:
+            The output, logits B K H W.
+        """
+        height, width = images.shape[-2:]
+        maps = self.backbone(pad(images))
+        fused = self.aggregator(maps)
+        output: D2LSOutput = self.head(fused, maps[-1], self.training if auxiliary is None else auxiliary)
+        return crop(output, height, width)
+
+
+def pad(images: Tensor) -> Tensor:
+    """Adds zeros at the lower and right edge up to multiples of 4, and to 32 at least."""
+    height, width = (max(size + -size % PATCH, SMALLEST) for size in images.shape[-2:])
+    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+
+
+def crop(output: D2LSOutput, height: int, width: int) -> D2LSOutput:
+    """Cuts both logits (B K H' W') back to height x width."""
+    static = output.static_logits
+    return output._replace(
+        logits=output.logits[..., :height, :width],
+        static_logits=None if static is None else static[..., :height, :width],
+    )

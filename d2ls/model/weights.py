@@ -1,0 +1,130 @@
+"""Weight files: read without pickle's powers, and refused with names where they do not fit."""
+
+import contextlib
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from d2ls.errors import WeightsError
+from d2ls.model.backbone import Backbone
+
+State = Mapping[str, Tensor]
+SHOWN = 4
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads a state dict from a .safetensors file, or from a .pth/.pt/.bin file (tensors only).
+
+    Raises:
+        WeightsError: missing, damaged, or not a state dict.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"{os.fspath(path)}: cannot be read as weights: {error}") from error
+    for wrapper in ("state_dict", "model", "model_ema"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{os.fspath(path)}: holds no state dict (names to tensors)")
+    return dict(content)
+
+
+def load_weights(module: nn.Module, weights: str | os.PathLike[str] | State) -> None:
+    """Loads every weight of a module from a file or a state dict; nothing may be left over or missing.
+
+    Raises:
+        WeightsError: names or shapes differ; the first ones are named.
+    """
+    state, source = (
+        (weights, "weights") if isinstance(weights, Mapping) else (read_weights(weights), os.fspath(weights))
+    )
+    refuse_differences(module.state_dict(), state, source)
+    module.load_state_dict(dict(state))
+
+
+def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+    """Loads backbone weights from a local file, in timm's naming, in that of the original authors where timm knows
+    it, or in ours. What only a classifier uses may be in the file too.
+
+    Raises:
+        WeightsError: names or shapes differ; the first ones are named.
+    """
+    ours = backbone.trunk.state_dict()
+    fitted = _fit_bands(backbone, _renamed(backbone, read_weights(path)), ours)
+    refuse_differences(ours, fitted, os.fspath(path))
+    backbone.trunk.load_state_dict(fitted)
+
+
+def _renamed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spells the entries as our feature network does, and leaves out what only the classifier has."""
+    whole = _whole(backbone)
+    wanted = {_flat(name): name for name in backbone.trunk.state_dict()}
+    if not wanted.keys() <= {_flat(name) for name in state} and (timm_filter := _timm_filter(whole)):
+        with contextlib.suppress(KeyError, AttributeError, ValueError, RuntimeError):
+            state = timm_filter(state, whole)
+    unused = {_flat(name) for name in whole.state_dict()} - wanted.keys()
+    return {
+        wanted.get(_flat(name), name): value for name, value in state.items() if _flat(name) not in unused
+    }
+
+
+def refuse_differences(ours: State, theirs: State, source: str) -> None:
+    """Compares names and shapes of two state dicts.
+
+    Raises:
+        WeightsError: they differ; names the first missing, unknown and misshapen entries.
+    """
+    missing = [name for name in ours if name not in theirs]
+    unknown = [name for name in theirs if name not in ours]
+    shapes = [
+        f"{name} {tuple(theirs[name].shape)} instead of {tuple(ours[name].shape)}"
+        for name in ours
+        if name in theirs and theirs[name].shape != ours[name].shape
+    ]
+    parts = [_listed("missing", missing), _listed("not ours", unknown), _listed("other shape", shapes)]
+    if any(parts):
+        near = difflib.get_close_matches(unknown[0], missing, n=1) if unknown and missing else []
+        hint = f"; perhaps {unknown[0]} is meant to be {near[0]}" if near else ""
+        raise WeightsError(f"{source} does not fit the network: {'; '.join(filter(None, parts))}{hint}")
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def _flat(name: str) -> str:
+    """One spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
+    return name.replace(".", "_")
+
+
+def _whole(backbone: Backbone) -> nn.Module:
+    """The classifier network that the backbone is a part of, without memory for its weights."""
+    with torch.device("meta"):
+        whole: nn.Module = timm.create_model(backbone.name, in_chans=backbone.bands)
+    return whole
+
+
+def _timm_filter(whole: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
+    """What timm itself uses to rename other authors' checkpoints of this architecture, if anything."""
+    return getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+
+
+def _fit_bands(backbone: Backbone, state: dict[str, Tensor], ours: State) -> dict[str, Tensor]:
+    """Adapts the first convolution of a three-band file to another number of bands, as timm does."""
+    for name, value in state.items():
+        same = name in ours and value.dim() == 4 and value.shape[1] == 3
+        if same and ours[name].shape[1] == backbone.bands != 3:
+            return {**state, name: adapt_input_conv(backbone.bands, value)}
+    return state
