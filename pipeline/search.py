@@ -123,7 +123,8 @@ def _grid(space: Mapping[str, Axis], flat: Mapping[str, Any]) -> Iterator[Values
 
 def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
     """Keys in an order in which every condition is decided before it is asked."""
-    pending, ordered = dict(space), []
+    pending = dict(space)
+    ordered: list[tuple[str, Axis]] = []
     while pending:
         ready = [key for key, axis in pending.items() if not set(axis.when or {}) & set(pending)]
         if not ready:

@@ -1,0 +1,105 @@
+"""Optuna's TPE as a Ray Tune search: conditional keys, no configuration twice, and finished trials told on resume.
+
+Ray's own OptunaSearch cannot be told finished trials where the space has conditions, so this asks Optuna directly.
+Imported only where a sweep asks for `search: tpe`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optuna
+from ray.tune.search import Searcher
+
+from pipeline.config.sweep import Axis
+from pipeline.search import Values, resolve, trial_key
+
+ASKS_PER_TRIAL = 100
+"""How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""
+
+
+class TreeParzenSearch(Searcher):
+    """Suggests configurations `{"values": {...}}`.
+
+    Args:
+        space: swept keys.
+        flat: the recipe's other keys, for conditions.
+        metric: what is maximised.
+        seed: seed of the sampler.
+        finished: configurations with a score, from an earlier session of the same sweep.
+        first: configurations to run before any suggestion (started earlier, not finished).
+        trials: configurations in all, those of earlier sessions counted in.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Axis],
+        flat: Mapping[str, Any],
+        *,
+        metric: str,
+        seed: int,
+        finished: Iterable[tuple[Values, float]],
+        first: Iterable[Values],
+        trials: int,
+    ) -> None:
+        super().__init__(metric=metric, mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        finished = list(finished)
+        # The sampler has moved on by the finished trials: another seed, else it would draw the same start again.
+        sampler = optuna.samplers.TPESampler(seed=seed + len(finished), multivariate=True, group=True)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._space, self._flat = space, flat
+        self._scores: dict[str, float | None] = {}
+        self._asked: dict[str, optuna.Trial] = {}
+        self._left = trials - len(finished)
+        for values, score in finished:
+            trial, again = self._ask(values)
+            self._study.tell(trial, score)
+            self._scores[trial_key(again)] = score
+        self._first = list(first)
+
+    def suggest(self, trial_id: str) -> Any:
+        """Returns the next configuration; `Searcher.FINISHED` where the budget or the space is used up."""
+        if self._left <= 0:
+            return Searcher.FINISHED
+        for _ in range(ASKS_PER_TRIAL):
+            trial, values = self._ask(self._first.pop(0) if self._first else None)
+            key = trial_key(values)
+            if key not in self._scores:
+                self._scores[key] = None
+                self._asked[trial_id] = trial
+                self._left -= 1
+                return {"values": values}
+            self._close(trial, self._scores[key])
+        return Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keeps nothing: scores count when a trial ends."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells Optuna the score of a trial that ended."""
+        trial = self._asked.pop(trial_id, None)
+        if trial is not None:
+            self._close(trial, None if error or not result else result.get(self.metric))
+
+    def _ask(self, values: Values | None) -> tuple[optuna.Trial, Values]:
+        if values is not None:
+            self._study.enqueue_trial(dict(values))
+        trial = self._study.ask()
+        return trial, resolve(self._space, self._flat, lambda key, axis: _suggest(trial, key, axis))
+
+    def _close(self, trial: optuna.Trial, score: float | None) -> None:
+        if score is None:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(trial, score)
+
+
+def _suggest(trial: optuna.Trial, key: str, axis: Axis) -> Any:
+    if axis.values is not None:
+        return trial.suggest_categorical(key, list(axis.values))
+    low, high = float(axis.low or 0), float(axis.high or 0)
+    if axis.integer:
+        return trial.suggest_int(key, round(low), round(high), log=axis.log)
+    return trial.suggest_float(key, low, high, log=axis.log)

@@ -1,0 +1,50 @@
+"""The TPE search: conditional keys, nothing twice, finished trials counted in."""
+
+from pipeline.config.sweep import Axis
+from pipeline.search import trial_key
+from pipeline.tpe import Searcher, TreeParzenSearch
+
+SPACE = {
+    "model.stages": Axis(values=(1, 2)),
+    "loss.contrastive": Axis(values=("none", "infonce")),
+    "loss.temperature": Axis(values=(0.1, 0.5), when={"loss.contrastive": "infonce"}),
+}
+
+
+def drain(search: TreeParzenSearch) -> list[dict]:
+    found = []
+    while True:
+        name = f"trial-{len(found)}"
+        suggestion = search.suggest(name)
+        if suggestion == Searcher.FINISHED:
+            return found
+        found.append(suggestion["values"])
+        search.on_trial_complete(name, {"score": float(suggestion["values"]["model.stages"])})
+
+
+def make(trials: int, finished=(), first=()) -> TreeParzenSearch:
+    return TreeParzenSearch(SPACE, {}, metric="score", seed=0, finished=finished, first=first, trials=trials)
+
+
+def test_every_configuration_once_until_the_space_is_used_up():
+    found = drain(make(50))
+    assert len({trial_key(values) for values in found}) == len(found) == 6
+    assert all(
+        ("loss.temperature" in values) == (values["loss.contrastive"] == "infonce") for values in found
+    )
+
+
+def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
+    earlier = drain(make(4))
+    search = make(5, finished=[(values, 1.0) for values in earlier[:3]], first=[earlier[3]])
+    found = drain(search)
+    assert found[0] == earlier[3]
+    assert len(found) == 2
+    assert not {trial_key(v) for v in found} & {trial_key(v) for v in earlier[:3]}
+
+
+def test_a_failed_trial_is_not_asked_again():
+    search = make(6)
+    first = search.suggest("a")["values"]
+    search.on_trial_complete("a", error=True)
+    assert first not in drain(search)
