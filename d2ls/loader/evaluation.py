@@ -1,0 +1,114 @@
+"""The evaluation loader: every labelled pixel once, for any number of ranks and workers."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from d2ls.loader.batches import Batch
+from d2ls.loader.cache import CacheConfig, ShardFacts
+from d2ls.loader.decode import PixelFormat
+from d2ls.loader.making import BadSamples, BatchMaker, Verify
+from d2ls.loader.orders import BatchOrder, evaluation_batches, evaluation_order, rank_batches
+from d2ls.loader.records import Records
+from d2ls.loader.workers import SkipCounter, WorkerConfig, WorkerPool
+from d2ls.shards import ShardSet
+
+
+class EvaluationLoader:
+    """This rank's evaluation batches; can be iterated any number of times, always the same batches.
+
+    The split is cut into batches of one shape and a fixed size, whoever evaluates: the network sees each sample in
+    the same company on any number of ranks. They are dealt whole, a contiguous run to a rank; a rank may have one
+    more than another or none, so the loop must hold no collective operation.
+
+    Args:
+        shards: the shard set.
+        split: which of its splits.
+        batch_size: samples of a batch; does not depend on the number of ranks.
+        rank: this rank.
+        world_size: number of ranks.
+        workers: decoding processes; 0 decodes in this process.
+        window: side of square windows that samples are cut into, edge to edge, the last ones padded with 0 and 255;
+            None takes samples whole.
+        bad_samples: `raise`, or `skip` to leave a damaged sample unscored.
+        skip_limit: how many samples this rank may skip.
+        cache: local cache before an object store.
+        prefetch: batches that each worker may be ahead.
+        pin_memory: whether batches arrive in page-locked memory.
+        verify: when samples are compared with their checksums.
+        start_method: how worker processes start.
+
+    Raises:
+        ConfigError: an impossible value.
+        ShardError: no such split.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        window: int | None = None,
+        bad_samples: BadSamples = "raise",
+        skip_limit: int = 10,
+        cache: CacheConfig | None = None,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        verify: Verify = "first",
+        start_method: str = WorkerConfig.start_method,
+    ) -> None:
+        self.records = Records.of(shards, split)
+        self._batch_size, self._skips = batch_size, SkipCounter(skip_limit)
+        self._batches = evaluation_batches(self.records.sizes, batch_size, window)
+        self._mine = rank_batches(len(self._batches), rank, world_size)
+        maker = BatchMaker(
+            facts=ShardFacts.of(shards, split),
+            layout=PixelFormat.of(shards.card),
+            window=window,
+            bad_samples=bad_samples,
+            cache=cache,
+            verify=verify,
+        )
+        self._pool = WorkerPool(maker, WorkerConfig(workers, prefetch, pin_memory, start_method))
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._pool.run(self._orders()):
+            self._skips.see(batch)
+            yield batch
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of all ranks together."""
+        return len(self._batches)
+
+    @property
+    def skipped(self) -> int:
+        """Bad samples skipped so far by this rank."""
+        return self._skips.count
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _orders(self) -> Iterator[BatchOrder]:
+        for step in self._mine:
+            yield evaluation_order(step, self._batches[step], self.records, self._batch_size)
+
+
+evaluation_loader = EvaluationLoader
+"""Returns this rank's evaluation batches."""

@@ -1,0 +1,98 @@
+"""The index as the loader uses it: plain arrays for the plan, one small record for each sample to be read."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from d2ls.errors import ShardError
+from d2ls.shards import ShardSet
+
+
+class Record(NamedTuple):
+    """All that is needed to read one sample: a row of the index, and its number in the split."""
+
+    row: int
+    key: str
+    scene: str
+    shard: str
+    image_suffix: str
+    image_offset: int
+    image_length: int
+    image_crc32: int
+    mask_offset: int
+    mask_length: int
+    mask_crc32: int
+    meta_offset: int
+    meta_length: int
+    height: int
+    width: int
+
+
+_NUMBERS = tuple(
+    name for name in Record._fields if name not in ("row", "key", "scene", "shard", "image_suffix")
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The samples of a split, column by column. Stays in the training process; workers get single records.
+
+    Attributes:
+        shards: N, number of the shard of each row, rising.
+        shard_names: path of each shard below the root of the set.
+        class_pixels: column of N lists of K counts.
+    """
+
+    shards: npt.NDArray[np.int64]
+    shard_names: tuple[str, ...]
+    class_pixels: pa.Array
+    _texts: dict[str, pa.Array]
+    _numbers: dict[str, npt.NDArray[np.integer]]
+
+    @classmethod
+    def of(cls, shards: ShardSet, split: str) -> Self:
+        """Takes the rows of a split.
+
+        Raises:
+            ShardError: no such split, or rows of one shard that do not stand together.
+        """
+        rows = shards.rows(split)
+        codes = _combined(rows, "shard").dictionary_encode()
+        numbers = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        if (np.diff(numbers) < 0).any():
+            raise ShardError(
+                f"{shards.uri}: rows of one shard are apart in the index; shard the data set again"
+            )
+        return cls(
+            shards=numbers,
+            shard_names=tuple(codes.dictionary.to_pylist()),
+            class_pixels=_combined(rows, "class_pixels"),
+            _texts={name: _combined(rows, name) for name in ("key", "scene", "image_suffix")},
+            _numbers={name: _combined(rows, name).to_numpy(zero_copy_only=False) for name in _NUMBERS},
+        )
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, row: int) -> Record:
+        key, scene, suffix = (column[row].as_py() for column in self._texts.values())
+        shard = self.shard_names[self.shards[row]]
+        return Record(row, key, scene, shard, suffix, *(int(self._numbers[name][row]) for name in _NUMBERS))
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """N x 2, height and width of each sample."""
+        return np.stack([self._numbers["height"], self._numbers["width"]], axis=1).astype(np.int64)
+
+    def pixels_by_class(self) -> npt.NDArray[np.int64]:
+        """Returns N x K pixel counts."""
+        flat = self.class_pixels.flatten().to_numpy(zero_copy_only=False)
+        return flat.astype(np.int64).reshape(len(self), -1)
+
+
+def _combined(rows: pa.Table, name: str) -> pa.Array:
+    column = rows[name]
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -1,0 +1,179 @@
+"""Worker processes of a loader: started once, fed with orders, in use for many epochs."""
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from d2ls.errors import ConfigError, D2LSError, DataError, ResourceError
+from d2ls.loader.batches import Batch
+from d2ls.loader.making import BatchMaker
+from d2ls.loader.orders import BatchOrder
+
+START_METHOD = "forkserver"
+"""How workers start. `fork` would copy a process with running threads (gRPC of Ray, the S3 client): a known way to
+hang. The fork server is a fresh process that imports the loader once and is forked for each worker."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """How batches are made beside the training.
+
+    Attributes:
+        workers: processes; 0 makes the batches in the calling process.
+        prefetch: batches that each worker may be ahead: the bound of the memory in flight.
+        pin_memory: whether batches arrive in page-locked memory.
+        start_method: how processes start.
+    """
+
+    workers: int = 0
+    prefetch: int = 2
+    pin_memory: bool = False
+    start_method: str = START_METHOD
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise ConfigError(f"workers start at 0 and prefetch at 1, got {self.workers} and {self.prefetch}")
+
+
+class _Orders(Sampler[BatchOrder]):
+    """What the DataLoader draws from: the orders of the epoch at hand."""
+
+    def __init__(self) -> None:
+        self.current: Iterator[BatchOrder] = iter(())
+
+    def __iter__(self) -> Iterator[BatchOrder]:
+        return self.current
+
+
+class WorkerPool:
+    """Makes batches from orders, in order, in this process or in others.
+
+    Args:
+        maker: what makes a batch.
+        config: processes and prefetch.
+    """
+
+    def __init__(self, maker: BatchMaker, config: WorkerConfig) -> None:
+        self._maker, self._config = maker, config
+        self._orders = _Orders()
+        self._loader: DataLoader[Batch | D2LSError] | None = None
+
+    def run(self, orders: Iterator[BatchOrder]) -> Iterator[Batch]:
+        """Yields the batch of each order. Of two runs, the later one ends the earlier one.
+
+        Raises:
+            DataError: a damaged sample.
+            ResourceError: a worker process died.
+        """
+        for made in self._local(orders) if self._config.workers == 0 else self._remote(orders):
+            if isinstance(made, D2LSError):
+                raise made
+            yield made
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._loader = None
+
+    def _local(self, orders: Iterator[BatchOrder]) -> Iterator[Batch | D2LSError]:
+        for order in orders:
+            made = self._maker[order]
+            yield made.pin_memory() if self._config.pin_memory and isinstance(made, Batch) else made
+
+    def _remote(self, orders: Iterator[BatchOrder]) -> Iterator[Batch | D2LSError]:
+        if self._loader is None:
+            self._loader = self._start()
+        self._orders.current = orders
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self.close()
+            raise ResourceError(
+                f"a loader worker died ({error}). Often it ran out of memory: use fewer workers, a smaller "
+                "prefetch, or give shared memory (/dev/shm) more room"
+            ) from error
+
+    def _start(self) -> "DataLoader[Batch | D2LSError]":
+        context = multiprocessing.get_context(self._config.start_method)
+        if self._config.start_method == "forkserver":
+            context.set_forkserver_preload(["d2ls.loader.preload"])
+        return DataLoader(
+            _Orderly(self._maker),
+            batch_size=None,
+            sampler=self._orders,
+            num_workers=self._config.workers,
+            collate_fn=_unchanged,
+            pin_memory=self._config.pin_memory,
+            worker_init_fn=_Start(dict(os.environ)),
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # so that starting an epoch leaves the random state of the training alone
+            prefetch_factor=self._config.prefetch,
+            persistent_workers=True,
+        )
+
+
+class SkipCounter:
+    """Counts and logs skipped samples, and stops a run that skips too many.
+
+    Args:
+        limit: how many samples a run may skip.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+
+    def see(self, batch: Batch) -> None:
+        """Takes note of a batch.
+
+        Raises:
+            DataError: more samples were skipped than the limit allows.
+        """
+        for message in batch.skipped:
+            self.count += 1
+            _log.warning("bad sample %d of at most %d skipped: %s", self.count, self._limit, message)
+        if self.count > self._limit:
+            raise DataError(
+                f"{self.count} bad samples skipped, the limit is {self._limit} (`skip_limit`); the last one: "
+                f"{batch.skipped[-1] if batch.skipped else 'in an earlier batch'}"
+            )
+
+
+class _Orderly(Dataset[Any]):
+    """The maker as a map from order to batch."""
+
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
+
+    def __getitem__(self, order: BatchOrder) -> Batch | D2LSError:
+        return self._maker[order]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Sets up a fresh worker: one thread each, and the environment of the process that asked for it.
+
+    The fork server keeps the environment of the moment it was started; storage credentials may be newer.
+    """
+
+    environment: Mapping[str, str]
+
+    def __call__(self, worker: int) -> None:
+        import cv2
+
+        cv2.setNumThreads(0)
+        os.environ.clear()
+        os.environ.update(self.environment)
+
+
+def _unchanged(made: Any) -> Any:
+    return made
