@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, model_validator
 
+from d2ls import storage
 from d2ls.errors import ConfigError
 from pipeline.config.base import Section, known_keys, nearest
 from pipeline.config.data import DataConfig, ShardsConfig
@@ -86,6 +87,18 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Returns the complete recipe as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def anchored(self) -> Self:
+        """Returns the recipe with local locations made absolute: workers and trials have other working folders."""
+        locations = {
+            "storage": self.storage,
+            "shards.uri": self.shards.uri,
+            "data.root": self.data.root,
+            "loader.cache": self.loader.cache,
+            "model.weights": self.model.weights,
+        }
+        local = {key: value for key, value in locations.items() if value and storage.is_local(value)}
+        return self.with_values({key: str(storage.local_path(value)) for key, value in local.items()})
 
     def digest(self) -> str:
         """SHA-256 (hex) of the complete recipe."""

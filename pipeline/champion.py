@@ -1,0 +1,46 @@
+"""Registers a trained model and decides whether it becomes champion."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+    from pipeline.evaluate import Evaluation
+    from pipeline.tracking import ModelVersion, Store
+    from pipeline.train import TrainResult
+
+
+def crown(
+    store: "Store",
+    trained: "TrainResult",
+    evaluation: "Evaluation",
+    recipe: "Recipe",
+    card: "DatasetCard",
+    console: "Console",
+) -> "ModelVersion":
+    """Registers the selected checkpoint as challenger; makes it champion where the recipe says so and it is better.
+
+    The reigning champion is scored again on the same report data, so that both scores mean the same.
+
+    Returns:
+        The registered version, with its aliases.
+    """
+    from pipeline.promote import decide
+
+    version = store.register(
+        trained.run_id,
+        trained.best_checkpoint,
+        recipe.model_name,
+        card=card,
+        evaluation=evaluation.to_dict(),
+        recipe=recipe,
+    )
+    console.print(f"  {version.uri} registered, alias challenger")
+    if recipe.registry.promote == "never":
+        console.print(f"  not promoted (registry.promote: never); python -m pipeline.promote {recipe.model_name}")
+        return version
+    version, reason = decide(store, version, evaluation, recipe)
+    console.print(f"  {'champion' if 'champion' in version.aliases else 'not champion'}: {reason}")
+    return version

@@ -1,0 +1,69 @@
+"""What the commands print: stages, tables, and the exact next commands."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.config import Recipe
+    from pipeline.evaluate import Evaluation
+    from pipeline.sweep_report import SweepSummary
+    from pipeline.tracking import ModelVersion, Store
+
+
+def make_console() -> "Console":
+    """A console that is as wide as the terminal, or 120 columns in a file."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def stage(console: "Console", words: str) -> None:
+    """Announces a stage."""
+    console.print(f"[bold cyan]==>[/] [bold]{words}[/]")
+
+
+def show_trials(console: "Console", summary: "SweepSummary") -> None:
+    """Prints the trial table and the word about noise."""
+    from rich.table import Table
+
+    from pipeline.sweep_report import HEADER
+
+    table = Table(title=f"Trials of {summary.name}", title_justify="left")
+    for column in HEADER:
+        table.add_column(
+            column, justify="right" if column in ("#", "epochs", "minutes", HEADER[2]) else "left"
+        )
+    for row in summary.rows():
+        table.add_row(*row)
+    console.print(table)
+    console.print(summary.verdict())
+
+
+def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
+    """Prints an evaluation report."""
+    from rich.markdown import Markdown
+
+    console.print(Markdown(evaluation.to_markdown()))
+
+
+def show_next(
+    console: "Console", store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
+) -> None:
+    """Prints what one would do next, ready to be copied."""
+    uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
+    lines = [
+        ("look at the runs", store.ui_command()),
+        ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
+        ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
+        ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
+         f" --split {recipe.roles.report}"),
+        ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
+        ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
+    ]  # fmt: skip
+    console.print("[bold]Next[/]")
+    for words, command in lines:
+        console.print(f"  {words}:", style="dim")
+        console.print(f"    {command}", soft_wrap=True, markup=False)

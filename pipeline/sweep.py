@@ -1,0 +1,386 @@
+"""`python -m pipeline.sweep`: search, train the best configuration, evaluate, register. Without a recipe: the demo."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from d2ls import storage
+from d2ls.errors import ConfigError, ResourceError, TrainingError
+from pipeline.cli import add_recipe, parser, run_command
+from pipeline.config import Recipe, load_recipe, parse_recipe
+from pipeline.search import Values, configurations, describe, final_recipe, trial_key, trial_recipe
+from pipeline.sweep_report import METRIC, Repeats, SweepSummary, Trial
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from d2ls.shards import ShardSet
+    from pipeline.cluster import Cluster
+    from pipeline.evaluate import Evaluation
+    from pipeline.tracking import ModelVersion, Store
+    from pipeline.train import TrainResult
+
+STATE_FILE = "sweep.json"
+
+EXAMPLES = """\
+  python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
+  python -m pipeline.sweep recipes/loveda.yaml      sweep stage count and temperature as the recipe says
+  python -m pipeline.sweep loveda sweep.trial.train.epochs=5 sweep.scheduler=asha
+  python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
+      sweep.search=tpe sweep.trials=20              search another key as well
+  python -m pipeline.sweep loveda --repeat 3        the best configuration again with three seeds in all
+  python -m pipeline.sweep --resume demo-20261122-143015-ab12
+"""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep ends with; the later parts are None where `sweep.final` is off."""
+
+    name: str
+    summary: SweepSummary
+    final: "TrainResult | None" = None
+    evaluation: "Evaluation | None" = None
+    version: "ModelVersion | None" = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep under way: its recipe (all locations absolute), its name and what it writes to."""
+
+    name: str
+    recipe: Recipe
+    repeat: int
+    store: "Store"
+    run_id: str
+    shards: "ShardSet"
+    cluster: "Cluster"
+    console: "Console"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the sweep below the recipe's storage."""
+        return storage.join(self.recipe.storage, self.name)
+
+
+def main() -> None:
+    """Parses the command line and runs the sweep."""
+    arguments = parser("pipeline.sweep", __doc__.split(": ", 1)[1], EXAMPLES)
+    add_recipe(arguments, default="demo")
+    arguments.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
+    arguments.add_argument("--resume", metavar="NAME", help="go on with a sweep that was broken off")
+    arguments.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="train the best one with N seeds"
+    )
+    arguments.add_argument("--plan", action="store_true", help="print the plan and stop")
+    options = arguments.parse_args()
+    recipe = load_recipe(options.recipe, options.overrides)
+    run(recipe, name=options.name, resume=options.resume, repeat=options.repeat, plan_only=options.plan)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    name: str | None = None,
+    resume: str | None = None,
+    repeat: int = 1,
+    plan_only: bool = False,
+    console: "Console | None" = None,
+) -> SweepResult | None:
+    """Runs a sweep from raw data or shards to a registered model.
+
+    Args:
+        recipe: what to sweep; shards are made first where they are missing.
+        name: name of the sweep, new; None makes one.
+        resume: name of a sweep to go on with, in the same storage.
+        repeat: seeds of the best configuration, in all.
+        plan_only: say what would be done, and stop.
+        console: where to write.
+
+    Raises:
+        ConfigError: impossible plan, a name that is taken, or nothing to resume.
+        ResourceError: no trial fits the machine or cluster.
+        TrainingError: every trial failed.
+    """
+    from pipeline import cluster, demo
+    from pipeline.console import make_console
+
+    console = console or make_console()
+    if repeat < 1:
+        raise ConfigError(f"--repeat {repeat}: at least 1")
+    recipe = recipe.anchored()
+    if resume:
+        recipe = _recorded(recipe, resume)
+    configurations_left = configurations(recipe) if recipe.sweep.search != "tpe" else []
+    if demo.is_demo(recipe):
+        demo.introduce(recipe, console)
+    with cluster.connect(recipe.cluster, storage=recipe.storage) as connected:
+        plan = Plan.make(recipe, configurations_left, connected.cpus, connected.gpus)
+        plan.show(console)
+        if plan_only:
+            return None
+        if demo.is_demo(recipe):
+            demo.make_scenes(recipe, console)
+        sweep = _open(recipe, name, resume, repeat, connected, console)
+        return _run(sweep, configurations_left, plan.concurrent)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the sweep will do, said before it starts.
+
+    Attributes:
+        trials: number of configurations.
+        epochs: epochs a trial has.
+        workers: training processes a trial has.
+        concurrent: trials at once.
+        final_epochs: epochs of the final training, 0 without one.
+        disk_gb: largest size of the kept checkpoints.
+        resources: what the machine or cluster has and a trial takes, in words.
+    """
+
+    trials: int
+    epochs: int
+    workers: int
+    concurrent: int
+    final_epochs: int
+    disk_gb: float
+    resources: str
+
+    @classmethod
+    def make(cls, recipe: Recipe, chosen: Sequence[Values], cpus: float, gpus: float) -> "Plan":
+        """Works out the plan.
+
+        Raises:
+            ResourceError: one trial needs more than there is; shows the arithmetic.
+        """
+        trial = trial_recipe(recipe, chosen[0] if chosen else {})
+        workers, most = trial.cluster.worker_range[0], trial.cluster.worker_range[1]
+        gpus_each = (
+            trial.cluster.gpus_per_worker if trial.cluster.gpus_per_worker is not None else float(gpus > 0)
+        )
+        needed_cpus, needed_gpus = workers * trial.cluster.cpus_per_worker, workers * gpus_each
+        fits = [cpus // needed_cpus] + ([gpus // needed_gpus] if needed_gpus else [])
+        resources = f"{needed_cpus:g} of {cpus:g} CPUs" + (
+            f", {needed_gpus:g} of {gpus:g} GPUs" if needed_gpus else ""
+        )
+        if min(fits) < 1:
+            raise ResourceError(
+                f"a trial does not fit: {workers} worker(s) x {trial.cluster.cpus_per_worker:g} CPUs"
+                f"{f' and {gpus_each:g} GPUs' if gpus_each else ''} takes {resources}. "
+                "Lower cluster.workers or cluster.cpus_per_worker, or join a larger cluster"
+            )
+        count = len(chosen) or recipe.sweep.trials or 1
+        runs = count + bool(recipe.sweep.final)
+        return cls(
+            trials=count,
+            epochs=trial.train.epochs,
+            workers=most,
+            concurrent=int(min(*fits, recipe.sweep.concurrent or count, count)),
+            final_epochs=recipe.train.epochs if recipe.sweep.final else 0,
+            disk_gb=runs * 2 * _checkpoint_gb(trial),
+            resources=resources,
+        )
+
+    def show(self, console: "Console") -> None:
+        """Prints the plan."""
+        console.print(
+            f"[bold]Plan[/]: {self.trials} trial(s) of {self.epochs} epoch(s), {self.concurrent} at once, "
+            f"{self.workers} worker(s) each ({self.resources})"
+            + (f"; then the best one for {self.final_epochs} epoch(s)" if self.final_epochs else "")
+            + f". Checkpoints keep up to {self.disk_gb:.1f} GB. Time is estimated from the first epoch on."
+        )
+
+
+def _checkpoint_gb(recipe: Recipe) -> float:
+    """Size of one checkpoint: weights and AdamW's two moments of each, in float32; the head is that of 8 classes."""
+    import torch
+
+    from d2ls.model import build_model
+
+    with torch.device("meta"):
+        network = build_model(backbone=recipe.model.backbone, num_classes=8, stages=recipe.model.stages)
+    values = sum(parameter.numel() for parameter in network.parameters())
+    return values * 4 * (4 if recipe.train.ema_decay else 3) / 1e9
+
+
+def _recorded(recipe: Recipe, name: str) -> Recipe:
+    """Returns the recipe that a sweep was started with."""
+    uri = storage.join(recipe.storage, name, STATE_FILE)
+    if not storage.exists(uri):
+        known = sorted({entry.base_name for entry in storage.list_files(recipe.storage)})
+        sweeps = [entry for entry in known if storage.exists(storage.join(recipe.storage, entry, STATE_FILE))]
+        raise ConfigError(
+            f"--resume {name}: no such sweep in {recipe.storage}. There are: {', '.join(sweeps) or 'none'}"
+        )
+    return parse_recipe(json.loads(storage.read_bytes(uri))["recipe"], where=uri)
+
+
+def _open(
+    recipe: Recipe,
+    name: str | None,
+    resume: str | None,
+    repeat: int,
+    cluster: "Cluster",
+    console: "Console",
+) -> Sweep:
+    from pipeline.console import stage
+    from pipeline.shard import ensure_shards
+    from pipeline.tracking import Store
+
+    name = resume or name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    state = storage.join(recipe.storage, name, STATE_FILE)
+    if not resume and storage.exists(storage.join(recipe.storage, name)):
+        raise ConfigError(f"--name {name}: taken in {recipe.storage}. Choose another, or --resume {name}")
+    shards = ensure_shards(recipe, console)
+    stage(console, f"MLflow store and parent run {name}")
+    store = Store.open(recipe.tracking)
+    store.close_orphans()
+    recipe = recipe.with_values({"tracking.uri": store.uri})
+    storage.write_bytes(state, json.dumps({"name": name, "recipe": recipe.to_dict()}, indent=2).encode())
+    run_id = store.start_sweep_run(recipe, shards.card, name)
+    return Sweep(name, recipe, repeat, store, run_id, shards, cluster, console)
+
+
+def _run(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepResult:
+    status: Any = "FAILED"
+    try:
+        summary = _search(sweep, chosen, concurrent)
+        result = _finish(sweep, summary) if sweep.recipe.sweep.final else SweepResult(sweep.name, summary)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        sweep.console.print(f"Interrupted. Go on with: python -m pipeline.sweep --resume {sweep.name}")
+        raise
+    finally:
+        for row in sweep.store.children(sweep.run_id):
+            if row.status == "RUNNING":
+                sweep.store.end_run(row.run_id, "KILLED")
+        sweep.store.end_run(sweep.run_id, status)
+
+
+def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSummary:
+    from pipeline.console import stage
+    from pipeline.sweep_progress import SweepProgress
+    from pipeline.trials import TrialContext, TrialRecords, run_trials
+
+    records = TrialRecords(storage.join(sweep.folder, "trials"))
+    context = TrialContext(sweep.name, sweep.recipe.to_dict(), sweep.run_id, records)
+    known = {trial.key: trial for trial in records.all()}
+    if sweep.recipe.sweep.search == "tpe":
+        pending = [dict(trial.values) for trial in known.values() if trial.status in ("started", "failed")]
+        total = sweep.recipe.sweep.trials or 1
+        left = total - sum(trial.status in ("finished", "pruned") for trial in known.values())
+    else:
+        pending = [v for v in chosen if not _ended(known.get(trial_key(v)))]
+        total, left = len(chosen), len(pending)
+    stage(sweep.console, f"trials ({left} of {total} to run)")
+    epochs = trial_recipe(sweep.recipe, {}).train.epochs
+    progress = SweepProgress(sweep.console, left, epochs)
+    if left:
+        run_trials(sweep.recipe, pending, context, concurrent=concurrent, on_progress=progress)
+    summary = SweepSummary(sweep.name, [t for t in records.all() if "seed" not in t.values], epochs)
+    if summary.best is None:
+        raise TrainingError(_why_none(sweep, summary))
+    if sweep.repeat > 1:
+        summary = _repeat(sweep, summary, context, concurrent, progress)
+    _report(sweep, summary)
+    return summary
+
+
+def _ended(trial: Trial | None) -> bool:
+    return trial is not None and trial.status in ("finished", "pruned")
+
+
+def _why_none(sweep: Sweep, summary: SweepSummary) -> str:
+    errors = {trial.error for trial in summary.trials if trial.error}
+    reason = "; ".join(sorted(filter(None, errors))) or "see the lines above"
+    return (
+        f"sweep {sweep.name}: no trial reached an evaluation: {reason}. Mend it and `--resume {sweep.name}`"
+    )
+
+
+def _repeat(
+    sweep: Sweep, summary: SweepSummary, context: Any, concurrent: int, progress: Any
+) -> SweepSummary:
+    from pipeline.console import stage
+    from pipeline.trials import run_trials
+
+    best = summary.best
+    assert best is not None
+    seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.repeat)]
+    again: list[Values] = [{**best.values, "seed": seed} for seed in seeds]
+    stage(sweep.console, f"repeats of {describe(best.values)} with seeds {seeds}")
+    listed = sweep.recipe.with_values(
+        {"sweep.search": "grid", "sweep.trials": None, "sweep.scheduler": "none"}
+    )
+    left = [values for values in again if not _ended(context.records.load(trial_key(values)))]
+    if left:
+        run_trials(listed, left, context, concurrent=concurrent, on_progress=progress)
+    rows = [context.records.load(trial_key(values)) for values in again]
+    scored = [
+        (seed, row.score) for seed, row in zip(seeds, rows, strict=True) if row and row.score is not None
+    ]
+    assert best.score is not None
+    repeats = Repeats(
+        (sweep.recipe.seed, *(seed for seed, _ in scored)), (best.score, *(score for _, score in scored))
+    )
+    return replace(summary, repeats=repeats)
+
+
+def _report(sweep: Sweep, summary: SweepSummary) -> None:
+    from pipeline.console import show_trials
+    from pipeline.figures import sweep_figures
+
+    show_trials(sweep.console, summary)
+    report = summary.to_markdown()
+    storage.write_bytes(storage.join(sweep.folder, "report.md"), report.encode())
+    sweep.store.log_text(sweep.run_id, report, "report.md")
+    sweep.store.describe(sweep.run_id, report)
+    best = summary.best
+    assert best is not None
+    assert best.score is not None
+    sweep.store.log_metrics(sweep.run_id, {f"best/{METRIC.replace('select/', '')}": best.score})
+    if len(summary.repeats.scores) > 1:
+        values = {"repeats/mean": summary.repeats.mean, "repeats/deviation": summary.repeats.deviation}
+        sweep.store.log_metrics(sweep.run_id, values)
+    rows = [{**t.values, METRIC: t.score} for t in summary.trials if t.score is not None]
+    for key, picture in sweep_figures(rows, list(sweep.recipe.sweep.space), METRIC).items():
+        sweep.store.log_picture(sweep.run_id, f"sweep/{key}", picture)
+
+
+def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
+    """Trains the best configuration at full length, evaluates on the report split, registers."""
+    from pipeline import train
+    from pipeline.champion import crown
+    from pipeline.console import show_evaluation, show_next, stage
+    from pipeline.evaluate import evaluate
+
+    best = summary.best
+    assert best is not None
+    recipe = final_recipe(sweep.recipe, best.values)
+    stage(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
+    trained = train.run(recipe, name=f"{sweep.name}-final", resume="auto", parent_run_id=sweep.run_id)
+    split = recipe.roles.report
+    stage(sweep.console, f"evaluation on {split!r}, which selected nothing")
+    evaluation = evaluate(
+        trained.best_checkpoint,
+        recipe.shards.uri,
+        split,
+        batch_size=recipe.evaluate.batch_size,
+        augmentation=recipe.evaluate.augmentation,
+        bootstrap=recipe.evaluate.bootstrap,
+    )
+    show_evaluation(sweep.console, evaluation)
+    stage(sweep.console, f"registry: {recipe.model_name}")
+    version = crown(sweep.store, trained, evaluation, recipe, sweep.shards.card, sweep.console)
+    show_next(sweep.console, sweep.store, recipe, version, sweep.name)
+    return SweepResult(sweep.name, summary, trained, evaluation, version)
+
+
+if __name__ == "__main__":
+    run_command(main)
