@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
 class DictionaryReadsPixels(CrossAttention):
     """Attention of the dictionary (queries) over the pixels (keys E + P, values E)."""
 
-    def forward(self, queries: Tensor, features: Tensor, position: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Computes what is added to the dictionary.
 
         Args:
@@ -60,20 +60,24 @@ class DictionaryReadsPixels(CrossAttention):
             position: P, N C.
 
         Returns:
-            B S K C.
+            B S K C; and E unchanged: whoever reads E next takes this one, so that the gradients of all its readers
+            are summed block by block instead of as whole maps.
         """
         q = self.split(self.query(queries)) * self.scale
         read = self._absorbed if self.route == "absorbed" else self._projected
-        return self.out(read(q, features, position).transpose(2, 3).flatten(3))
+        found, features = read(q, features, position)
+        return self.out(found.transpose(2, 3).flatten(3)), features
 
-    def _absorbed(self, q: Tensor, features: Tensor, position: Tensor) -> Tensor:
+    def _absorbed(self, q: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        B, T, _, C = features.shape
         rows = q @ self.by_head(self.key)
-        context = pixels.gather(features, position, rows.flatten(2, 3)).view(rows.shape)
-        return context @ self.by_head(self.value).mT + self.value.bias.view(self.heads, 1, -1)
+        context, features = pixels.gather(features, position, rows.reshape(B, T, -1, C))
+        found = context.view(rows.shape) @ self.by_head(self.value).mT
+        return found + self.value.bias.view(self.heads, 1, -1), features
 
-    def _projected(self, q: Tensor, features: Tensor, position: Tensor) -> Tensor:
+    def _projected(self, q: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.split(self.key(features + position)), self.split(self.value(features))
-        return F.scaled_dot_product_attention(q, _like(k, q), _like(v, q), scale=1.0)
+        return F.scaled_dot_product_attention(q, _like(k, q), _like(v, q), scale=1.0), features
 
 
 class PixelsReadDictionary(CrossAttention):
@@ -97,18 +101,21 @@ class PixelsReadDictionary(CrossAttention):
         """
         k, v = self.split(self.key(keys)) * self.scale, self.split(self.value(values))
         read = self._absorbed if self.route == "absorbed" else self._projected
-        return self.norm(read(features, position, k, v))
+        return read(features, position, k, v)
 
     def _absorbed(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = k @ self.by_head(self.query)
         offsets = (k @ self.query.bias.view(self.heads, -1, 1)).squeeze(-1)
         carried = v @ self.out.weight.t().reshape(self.heads, -1, self.out.out_features)
-        return features + self.out.bias + pixels.scatter(features, position, rows, offsets, carried)
+        carried = carried + self.out.bias / self.heads
+        norm = self.norm.weight, self.norm.bias, self.norm.eps
+        return pixels.refine(features, position, rows, offsets, carried, *norm)
 
     def _projected(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = _like(self.split(self.query(features + position)), k)
         read = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        return features + self.out(read.transpose(2, 3).flatten(3))
+        refined: Tensor = self.norm(features + self.out(read.transpose(2, 3).flatten(3)))
+        return refined
 
 
 def _like(pixel_side: Tensor, dictionary_side: Tensor) -> Tensor:

@@ -1,15 +1,12 @@
 """From refined pixel features and class vectors to logits at input resolution."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from d2ls.model import pixels
 
 
 class Upsampler(nn.Module):
     """PixelShuffle 2, channel LayerNorm, GELU, PixelShuffle 2, GELU, and the product with K vectors of C/16 channels.
-
-    A pixel shuffle only renames elements, so nothing is moved before the last step: the 16 sub-pixels of a pixel stay
-    beside each other in memory, and only the K logits are laid out at input resolution.
 
     Args:
         embed_dim: C, a multiple of 16.
@@ -20,25 +17,9 @@ class Upsampler(nn.Module):
         self.norm = nn.LayerNorm(embed_dim // 4, eps=1e-6)
 
     def forward(self, features: Tensor, vectors: Tensor, size: tuple[int, int]) -> Tensor:
-        """Computes logits.
-
-        Args:
-            features: E, G N C with N = height * width; channels in the order that PixelShuffle reads: C/16, then the
-                row and column of the second shuffle, then those of the first.
-            vectors: G K C/16.
-            size: height and width of the map.
-
-        Returns:
-            G K 4*height 4*width.
-        """
-        G, N, C = features.shape
-        height, width = size
-        sub_pixels = features.view(G, N, C // 16, 4, 4).transpose(2, 4).reshape(G, N * 4, C // 4)
+        """Computes logits (G K 4*height 4*width) from E (G N C) and class vectors (G K C/16)."""
         weight, bias = (each.view(-1, 4).t().flatten() for each in (self.norm.weight, self.norm.bias))
-        normed = F.layer_norm(sub_pixels, (C // 4,), weight, bias, self.norm.eps)
-        logits = torch.bmm(F.gelu(F.gelu(normed)).view(G, N * 16, C // 16), vectors.mT)
-        shaped = logits.view(G, height, width, 2, 2, 2, 2, -1)
-        return shaped.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(G, -1, 4 * height, 4 * width)
+        return pixels.upsample(features, vectors, weight, bias, self.norm.eps, size)
 
 
 class Decoder(nn.Module):

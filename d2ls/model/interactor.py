@@ -13,10 +13,12 @@ class ReadPixels(nn.Module):
         self.attention = DictionaryReadsPixels(embed_dim, heads, route)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
 
-    def forward(self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor) -> Tensor:
-        """Refines the dictionary D (B S K C) by the pixel features E (B T N C)."""
-        refined: Tensor = self.norm(dictionary + self.attention(dictionary + initial, features, position))
-        return refined
+    def forward(
+        self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refines the dictionary D (B S K C) by the pixel features E (B T N C); returns D and E, unchanged."""
+        read, features = self.attention(dictionary + initial, features, position)
+        return self.norm(dictionary + read), features
 
 
 class Stage(nn.Module):
@@ -31,7 +33,7 @@ class Stage(nn.Module):
         self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Refines D (B S K C), then E (B T N C, returned as B S N C)."""
-        dictionary = self.read_pixels(dictionary, initial, features, position)
+        dictionary, features = self.read_pixels(dictionary, initial, features, position)
         features = self.read_dictionary(features, position, dictionary + initial, dictionary)
         return dictionary, features
 
@@ -66,5 +68,5 @@ class Interactor(nn.Module):
         for stage in self.stages:
             dictionary, features = stage(dictionaries[-1], initial, features, position)
             dictionaries.append(dictionary)
-        dictionaries.append(self.closing(dictionaries[-1], initial, features, position))
-        return dictionaries, features
+        dictionary, features = self.closing(dictionaries[-1], initial, features, position)
+        return [*dictionaries, dictionary], features

@@ -1,46 +1,52 @@
-"""The pixel side of both attentions: the only code of the interactor that touches every pixel.
-
-Letters: B images, S branches (dynamic, static), T branches of the pixel features (1 while both branches still share
-E0, later S), N pixels, C channels, H heads, K classes.
-"""
+"""Chooses how the pixel side is computed: blocked in eager mode, plain for compilers and exporters."""
 
 import torch
 from torch import Tensor
 
-
-def gather(features: Tensor, position: Tensor, rows: Tensor) -> Tensor:
-    """Lets dictionary rows read the pixels: softmax over pixels of rows . (E + P), times E.
-
-    Args:
-        features: E, B T N C.
-        position: P, N C.
-        rows: B S R C, queries already carried to pixel space and scaled.
-
-    Returns:
-        B S R C, for each row a mean of E.
-    """
-    B, T, N, C = features.shape
-    flat = features.reshape(B * T, N, C)
-    scores = torch.bmm(rows.reshape(B * T, -1, C), (flat + position).transpose(1, 2))
-    return torch.bmm(scores.softmax(dim=-1), flat).view(rows.shape)
+from d2ls.model import blocked, plain
 
 
-def scatter(features: Tensor, position: Tensor, rows: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
-    """Lets pixels read the dictionary: softmax over classes of rows . (E + P) + offsets, times values, over all heads.
+def gather(features: Tensor, position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """See `plain.gather`."""
+    features, position, rows = _common_dtype(features, position, rows)
+    if torch.compiler.is_compiling():
+        return plain.gather(features, position, rows)
+    context, passed = blocked.Gather.apply(features.flatten(0, 1), position, rows.flatten(0, 1))
+    return context.view(rows.shape), passed.view(features.shape)
 
-    Args:
-        features: E, B T N C.
-        position: P, N C.
-        rows: B S H K C, keys carried to pixel space and scaled.
-        offsets: B S H K, what the query bias adds to the scores.
-        values: B S H K C, values carried to pixel space.
 
-    Returns:
-        B S N C, what the attention adds to the pixel features, without its output bias.
-    """
+def refine(
+    features: Tensor,
+    position: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """See `plain.refine`."""
+    features, position, rows, offsets, values = _common_dtype(features, position, rows, offsets, values)
+    if torch.compiler.is_compiling():
+        return plain.refine(features, position, rows, offsets, values, weight, bias, eps)
     B, S, H, K, C = rows.shape
-    T, N = features.shape[1:3]
-    moved = (features + position).reshape(B * T, N, C).transpose(1, 2)
-    scores = torch.baddbmm(offsets.reshape(B * T, -1, 1), rows.reshape(B * T, -1, C), moved)
-    attention = scores.view(B * S, H, K, N).softmax(dim=2).view(B * S, H * K, N)
-    return torch.bmm(attention.transpose(1, 2), values.reshape(B * S, H * K, C)).view(B, S, N, C)
+    flat = (rows.reshape(B * S, H * K, C), offsets.reshape(B * S, H * K), values.reshape(B * S, H * K, C))
+    refined: Tensor = blocked.Refine.apply(features.flatten(0, 1), position, *flat, weight, bias, eps, H)
+    return refined.view(B, S, -1, C)
+
+
+def upsample(
+    features: Tensor, vectors: Tensor, weight: Tensor, bias: Tensor, eps: float, size: tuple[int, int]
+) -> Tensor:
+    """See `plain.upsample`."""
+    features, vectors = _common_dtype(features, vectors)
+    run = plain.upsample if torch.compiler.is_compiling() else blocked.Upsample.apply
+    logits: Tensor = run(features, vectors, weight, bias, eps, size)
+    return logits
+
+
+def _common_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Casts to the dtype of autocast where that is on, else to that of the first."""
+    device = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return [tensor.to(dtype) for tensor in tensors]

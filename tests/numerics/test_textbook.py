@@ -1,0 +1,102 @@
+"""Ours equals the textbook version in values and in gradients, by every route."""
+
+import pytest
+import torch
+import torchvision
+
+from d2ls.model import blocked, build_model, load_published, plain
+from d2ls.model.published import published_name
+from tests.named import fill, named_tensor, relative_error
+from tests.textbook import TextbookD2LS, TorchvisionConvNeXt
+
+
+def small_textbook(classes, stages):
+    """A published network with a small torchvision ConvNeXt, and ours with the same weights."""
+    torch.manual_seed(0)
+    theirs = TextbookD2LS(
+        TorchvisionConvNeXt(torchvision.models.convnext_tiny().features), (96, 192, 384, 768), classes, stages
+    )
+    return fill(theirs)
+
+
+def gradients(model, images, weights):
+    output = model(images, auxiliary=True)
+    ((output[0] * weights[0]).sum() + (output[1] * weights[1]).sum()).backward()
+    return output, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("route", ["absorbed", "projected"])
+@pytest.mark.parametrize(
+    ("classes", "stages", "size"), [(7, 3, (64, 64)), (5, 0, (36, 44)), (18, 1, (40, 32))]
+)
+def test_published_weights_give_textbook_values_and_gradients(route, classes, stages, size):
+    theirs = small_textbook(classes, stages)
+    ours = build_model(backbone="convnext_tiny", num_classes=classes, stages=stages, route=route)
+    dropped = load_published(ours, theirs.state_dict())
+    assert len(dropped) == 2 * stages + 1
+    assert all(name.endswith("k_proj.bias") for name in dropped)
+    images = named_tensor("images", (2, 3, *size))
+    weights = named_tensor("weights", (2, 2, classes, *size))
+    wanted, wanted_grads = gradients(theirs.eval(), images, weights)
+    found, found_grads = gradients(ours.eval(), images, weights)
+    assert relative_error(found.logits, wanted[0]) < 4e-6
+    assert relative_error(found.static_logits, wanted[1]) < 4e-6
+    assert relative_error(found.dynamic_dictionary, wanted[2]) < 4e-6
+    assert relative_error(found.dictionaries[-1], wanted[3]) < 4e-6
+    kept = {name: grad for name, grad in wanted_grads.items() if name not in dropped}
+    assert len(kept) == len(found_grads)
+    errors = {
+        n: relative_error(found_grads[published_name(n)].flatten(), g.flatten()) for n, g in kept.items()
+    }
+    assert {name: error for name, error in errors.items() if error > 1e-4} == {}
+
+
+def leaves(*shapes):
+    return [named_tensor(str(i), shape).double().requires_grad_() for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("T", [1, 2])
+@pytest.mark.parametrize("block", [5, 1024])
+@pytest.mark.parametrize("device", ["cpu", "other"])
+def test_gradient_of_blocked_equals_plain(monkeypatch, T, block, device):
+    """The blocked functions are the plain ones, also where blocks do not divide the map; in float64."""
+    B, S, H, K, N, C = 2, 2, 2, 3, 12, 16
+    monkeypatch.setattr(blocked, "BLOCK", block)
+    cut = blocked.blocks
+    monkeypatch.setattr(blocked, "blocks", lambda g, share, n, step, _: cut(g, share, n, step, device))
+    position = named_tensor("p", (N, C)).double()
+
+    features, rows = leaves((B, T, N, C), (B, T, 5, C))
+    compare(
+        lambda e, r: blocked.Gather.apply(e.flatten(0, 1), position, r.flatten(0, 1)),
+        lambda e, r: plain.gather(e, position, r),
+        (features, rows),
+    )
+    arguments = leaves((B, T, N, C), (B, S, H, K, C), (B, S, H, K), (B, S, H, K, C), (C,), (C,))
+
+    def refine(e, r, o, v, w, b):
+        flat = r.reshape(B * S, H * K, C), o.reshape(B * S, H * K), v.reshape(B * S, H * K, C)
+        return blocked.Refine.apply(e.flatten(0, 1), position, *flat, w, b, 1e-5, H)
+
+    compare(refine, lambda e, *rest: plain.refine(e, position, *rest, 1e-5), arguments)
+    arguments = leaves((B, N, 16), (B, K, 1), (4,), (4,))
+    compare(
+        lambda *a: blocked.Upsample.apply(*a, 1e-6, (4, 3)),
+        lambda *a: plain.upsample(*a, 1e-6, (4, 3)),
+        arguments,
+    )
+
+
+def compare(found, wanted, arguments):
+    results = []
+    for function in (found, wanted):
+        for each in arguments:
+            each.grad = None
+        out = function(*arguments)
+        out = out if isinstance(out, tuple) else (out,)
+        sum((each.flatten() * named_tensor("slope", (each.numel(),))).sum() for each in out).backward()
+        results.append(
+            [*(each.detach().flatten() for each in out), *(each.grad.clone() for each in arguments)]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
