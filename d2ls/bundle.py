@@ -13,7 +13,7 @@ from d2ls.errors import WeightsError
 from d2ls.labels import ClassTable
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from d2ls.shards import DatasetCard
 
@@ -91,10 +91,15 @@ class ModelInfo:
 
 def save_bundle(folder: Path, network: "nn.Module", info: ModelInfo) -> None:
     """Writes weights (every tensor of the state dict, on CPU) and description into an existing folder."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_bundle(folder, weights, info)
+
+
+def write_bundle(folder: Path, weights: "Mapping[str, Tensor]", info: ModelInfo) -> None:
+    """Writes a state dict (contiguous CPU tensors) and its description into an existing folder."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, str(folder / WEIGHTS_FILE))
+    save_file(dict(weights), str(folder / WEIGHTS_FILE))
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
 
 

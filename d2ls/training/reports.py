@@ -1,5 +1,6 @@
 """What the training loop tells its callbacks: plain values, the same on every rank unless said otherwise."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from d2ls.labels import ClassTable
 from d2ls.metrics import Scores
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ class StepReport:
         learning_rate: rate of the first parameter group.
         gradient_norm: before clipping.
         images_per_second: over all ranks.
-        seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`), of this rank.
+        seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`) and of the whole `step`, of
+            this rank.
         memory_bytes: peak device memory, or resident memory on CPU, of this rank.
     """
 
@@ -76,8 +79,38 @@ class Callback:
     def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
         """After an evaluation; `network` is unwrapped, in evaluation mode, with averaged weights where used."""
 
+    def on_epoch(self, metrics: Mapping[str, float]) -> None:
+        """After every epoch, evaluated or not, with its flat metrics (see `flat_metrics`)."""
+
     def on_checkpoint(self, uri: str, report: EvaluationReport | None) -> None:
-        """After a complete checkpoint was written; `report` is None in mid-epoch."""
+        """After a checkpoint is complete, on rank 0, which writes it; `report` is None in mid-epoch."""
 
     def close(self) -> None:
         """At the end of the run, also after an error."""
+
+
+def flat_metrics(
+    epoch: int,
+    step: int,
+    terms: Mapping[str, float],
+    classes: ClassTable,
+    report: EvaluationReport | None = None,
+) -> dict[str, float]:
+    """Names the metrics of an epoch as they are tracked: `train/loss`, `select/miou`, `select/iou/<class>`, ...
+
+    Args:
+        epoch: epochs done.
+        step: optimizer steps done.
+        terms: mean loss terms of the epoch.
+        classes: names the classes.
+        report: evaluation of the epoch, if there was one. Scores that are not defined (a class without a pixel) are
+            left out.
+    """
+    metrics = {"epoch": float(epoch), "step": float(step)}
+    metrics |= {f"train/{'loss' if name == 'total' else name}": value for name, value in terms.items()}
+    if report is not None:
+        scores = report.scores
+        select = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy}
+        select |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
+        metrics |= {f"select/{name}": value for name, value in select.items() if math.isfinite(value)}
+    return metrics

@@ -1,0 +1,62 @@
+"""Exact evaluation: every labelled pixel once, one integer confusion matrix, the same for any number of ranks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from d2ls.labels import IGNORE, ClassTable
+from d2ls.loader import Batch
+from d2ls.metrics import Scores, confusion_matrix, score
+from d2ls.training.ranks import Ranks
+from d2ls.training.step import Precision, autocast
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a network on one split.
+
+    Attributes:
+        split: its name, for reports.
+        classes: the K classes.
+        batches: makes this rank's evaluation batches, anew for every evaluation.
+        ranks: the ranks that share the split.
+        precision: as in training.
+        channels_last: as in training.
+    """
+
+    split: str
+    classes: ClassTable
+    batches: Callable[[], Iterable[Batch]]
+    ranks: Ranks
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    @torch.inference_mode()
+    def __call__(self, network: nn.Module) -> tuple[npt.NDArray[np.int64], Scores]:
+        """Returns the confusion matrix over all ranks (K K, rows are the truth) and its scores.
+
+        No rank waits for another one before its own share is done, so ranks may have unequal shares.
+
+        Args:
+            network: in evaluation mode, unwrapped.
+        """
+        classes = self.classes.num_classes
+        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.ranks.device)
+        for batch in self.batches():
+            moved = batch.to(self.ranks.device)
+            labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)
+            confusion += confusion_matrix(self._predict(network, moved.images), labels.long(), classes)
+        table: npt.NDArray[np.int64] = self.ranks.sum(confusion).cpu().numpy()
+        return table, score(table, self.classes.scored)
+
+    def _predict(self, network: nn.Module, images: Tensor) -> Tensor:
+        normalized = network.normalization(images)  # type: ignore[operator]
+        if self.channels_last:
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        with autocast(self.ranks.device, self.precision):
+            logits: Tensor = network(normalized).logits
+        return logits.argmax(dim=1)

@@ -1,0 +1,87 @@
+"""The optimizer: AdamW, optionally inside Lookahead, with learning rates by depth."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torch
+from timm.models._manipulate import group_with_matcher
+from timm.optim.lookahead import Lookahead
+from torch import nn
+from torch.optim import Optimizer
+
+from d2ls.errors import ConfigError
+
+
+def build_optimizer(
+    network: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.01,
+    backbone_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
+    lookahead: bool = False,
+) -> Optimizer:
+    """Builds AdamW over all trainable parameters.
+
+    Args:
+        network: has a `.backbone` where rates differ by depth.
+        lr: rate of the head; a group's own rate is `lr` times its `lr_scale`.
+        weight_decay: decoupled, on every parameter, as in the published recipes.
+        backbone_lr_factor: rate of the backbone's last layer, as a share of `lr`.
+        layer_decay: factor from one backbone layer to the next shallower one; 1 is off.
+        lookahead: wrap into timm's Lookahead (k 6, alpha 0.5), as the published recipes do.
+    """
+    groups = parameter_groups(network, backbone_lr_factor, layer_decay)
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]
+    optimizer: Optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return Lookahead(optimizer) if lookahead else optimizer  # type: ignore[no-untyped-call]
+
+
+def parameter_groups(
+    network: nn.Module, backbone_lr_factor: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Groups trainable parameters by the share of the learning rate they get (`lr_scale`), largest first."""
+    depths = backbone_depths(network) if layer_decay < 1 else {}
+    deepest = max(depths.values(), default=0)
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0
+        if name.startswith("backbone."):
+            scale = backbone_lr_factor * layer_decay ** (deepest - depths.get(name, deepest))
+        by_scale.setdefault(scale, []).append(parameter)
+    return [{"params": by_scale[scale], "lr_scale": scale} for scale in sorted(by_scale, reverse=True)]
+
+
+def backbone_depths(network: nn.Module) -> dict[str, int]:
+    """Returns the layer number (0 is the stem) of every backbone parameter, as timm itself counts layers.
+
+    Raises:
+        ConfigError: timm describes no layers of this architecture.
+    """
+    backbone: Any = network.backbone
+    with torch.device("meta"):
+        whole: Any = timm.create_model(backbone.name)
+    if not hasattr(whole, "group_matcher"):
+        raise ConfigError(
+            f"train.optimizer.layer_decay: timm describes no layers of {backbone.name}; set it to 1"
+        )
+    layers = group_with_matcher(whole.named_parameters(), whole.group_matcher(coarse=False), reverse=True)
+    by_flat_name = {_flat(name): int(layer) for name, layer in layers.items()}
+    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.trunk.")]
+    return dict(_matched(names, by_flat_name))
+
+
+def _matched(names: Iterable[str], by_flat_name: dict[str, int]) -> Iterable[tuple[str, int]]:
+    for name in names:
+        depth = by_flat_name.get(_flat(name.removeprefix("backbone.trunk.")))
+        if depth is not None:
+            yield name, depth
+
+
+def _flat(name: str) -> str:
+    """One spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
+    return name.replace(".", "_")

@@ -1,0 +1,69 @@
+"""The ranks of a run, as one value that is passed around; a single process is one rank without any communication."""
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which rank this process is, of how many, on which device.
+
+    Attributes:
+        rank: 0..world_size-1.
+        world_size: number of ranks.
+        device: where this rank computes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def current(cls, device: torch.device | str = "cpu") -> Self:
+        """Reads the default process group; without one this process is the only rank."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
+        return cls(device=torch.device(device))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums a tensor over all ranks (in place where there are several); every rank gets the result."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def smallest(self, value: int) -> int:
+        """Returns the smallest value of all ranks."""
+        return min(self.gather(value))
+
+    def agree(self, flag: bool) -> bool:
+        """Says whether the flag is set on every rank."""
+        if self.world_size == 1:
+            return flag
+        votes = self.sum(torch.tensor([float(flag)], device=self.device))
+        return bool(votes.item() == self.world_size)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collects a picklable value of every rank, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        holder = [pickle.dumps(value) if self.first else None]
+        dist.broadcast_object_list(holder, src=0, device=self.device)
+        return pickle.loads(holder[0])  # type: ignore[arg-type]  # noqa: S301 (sent by our own rank 0)

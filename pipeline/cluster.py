@@ -1,0 +1,216 @@
+"""Ray: joining a cluster or starting a local one, what it has, and whether it is enough."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2ls import storage
+from d2ls.errors import ResourceError, StorageError
+from pipeline.config import Recipe
+from pipeline.config.train import ClusterConfig
+
+LOOPBACK = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[1]
+
+DEFAULTS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # The controller looks after the workers this often; `report` may wait as long.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # On a busy machine a worker group may need more than Ray's 60 s; a group that never fits is refused beforehand.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Environment of driver, controller and workers, where the user has set nothing else."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        address: where its head listens.
+        nodes: number of live nodes.
+        cpus: all of them, busy or not.
+        gpus: likewise.
+        own: whether this process started it.
+    """
+
+    address: str
+    nodes: int
+    cpus: float
+    gpus: float
+    own: bool
+
+    def use_gpu(self, config: ClusterConfig) -> bool:
+        """Says whether workers take GPUs."""
+        if config.gpus_per_worker is not None:
+            return config.gpus_per_worker > 0
+        return self.gpus > 0
+
+    def per_worker(self, config: ClusterConfig) -> dict[str, float]:
+        """Resources of one worker."""
+        gpus = config.gpus_per_worker or 1.0
+        return {"CPU": config.cpus_per_worker, **({"GPU": gpus} if self.use_gpu(config) else {})}
+
+    def capacity(self, config: ClusterConfig) -> int:
+        """How many workers the cluster holds at once."""
+        have = {"CPU": self.cpus, "GPU": self.gpus}
+        return min(int(have[kind] / need + 1e-9) for kind, need in self.per_worker(config).items())
+
+    def describe(self) -> str:
+        """Says in a few words what it is."""
+        kind = "local Ray" if self.own else f"Ray cluster at {self.address}"
+        nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{kind}{nodes}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Cluster]:
+    """Joins the cluster of the recipe (or of RAY_ADDRESS), or starts a local one and ends it afterwards.
+
+    A process that is connected already (a trial's driver) stays as it is.
+
+    Args:
+        config: recipe section.
+        dashboard: start Ray's dashboard too. Sweeps need it: what a pruned trial held is freed through it.
+
+    Raises:
+        ResourceError: nobody answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield _inventory(own=False)
+        return
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    before = os.environ.get("RAY_ADDRESS")
+    address = config.address or before
+    own = address in (None, "", "local")
+    try:
+        if own:
+            _start_local(dashboard)
+        else:
+            _join(str(address))
+        # Children (Tune's cleaner among them) must not look for a cluster on their own and find two.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        yield _inventory(own=own)
+    finally:
+        _restore("RAY_ADDRESS", before)
+        ray.shutdown()
+
+
+def _start_local(dashboard: bool) -> None:
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with _quiet():
+        ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            dashboard_host=LOOPBACK,
+            _node_ip_address=LOOPBACK,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def _join(address: str) -> None:
+    """Joins a running cluster; its nodes get this checkout, so that all run the same code."""
+    import ray
+
+    packages = [str(ROOT / name) for name in ("d2ls", "sharding", "pipeline")]
+    environment = {"py_modules": packages, "env_vars": _forwarded(), "excludes": ["__pycache__"]}
+    try:
+        with _quiet():
+            ray.init(
+                address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address}: {error}. Look with `ray status --address {address}`; unset "
+            "cluster.address and RAY_ADDRESS to start a local one. Where the message speaks of tokens, set "
+            "RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on all machines"
+        ) from error
+
+
+def _forwarded() -> dict[str, str]:
+    """Environment that workers on other nodes need: storage and tracking access, and our defaults."""
+    prefixes = ("AWS_", "GOOGLE_", "MLFLOW_", "OMP_", "NCCL_", "GLOO_", "TORCH_", "HF_", "D2LS_")
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    return {**{name: os.environ.get(name, value) for name, value in DEFAULTS.items()}, **chosen}
+
+
+def _inventory(*, own: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    address = ray.get_runtime_context().gcs_address
+    return Cluster(address, nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0), own)
+
+
+def check_resources(recipe: Recipe, cluster: Cluster) -> None:
+    """Refuses what the cluster cannot give, before anything is started.
+
+    Raises:
+        ResourceError: too few CPUs or GPUs, with the arithmetic.
+        StorageError: a local location on more than one node.
+    """
+    need = cluster.per_worker(recipe.cluster)
+    fewest = recipe.cluster.worker_range[0]
+    have = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    for kind, each in need.items():
+        if fewest * each > have[kind] + 1e-9:
+            raise ResourceError(
+                f"cluster.workers={recipe.cluster.workers} x {each:g} {kind} = {fewest * each:g} {kind}, "
+                f"the {cluster.describe()} has {have[kind]:g}. "
+                + _way_out(kind, cluster.capacity(recipe.cluster))
+            )
+    check_shared(recipe, cluster)
+
+
+def check_shared(recipe: Recipe, cluster: Cluster) -> None:
+    """Refuses local locations where there is more than one node.
+
+    Raises:
+        StorageError: names the key. D2LS_SHARED_PATHS=1 says that the path is a shared disk.
+    """
+    if cluster.nodes < 2 or os.environ.get("D2LS_SHARED_PATHS"):
+        return
+    for key, uri in {"storage": recipe.storage, "shards.uri": recipe.shards.uri}.items():
+        if storage.is_local(uri):
+            raise StorageError(
+                f"{key}: {uri} is a local path, the cluster has {cluster.nodes} nodes. Use s3://bucket/prefix or "
+                "another object store; where it is a disk that all nodes mount, set D2LS_SHARED_PATHS=1"
+            )
+
+
+def _way_out(kind: str, capacity: int) -> str:
+    if capacity > 0:
+        return f"Set cluster.workers={capacity}, or lower cluster.{kind.lower()}s_per_worker"
+    return f"Lower cluster.{kind.lower()}s_per_worker, or join a larger cluster by cluster.address"
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Ray's remarks on future defaults off the screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

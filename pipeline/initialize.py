@@ -1,0 +1,57 @@
+"""Starting a network from another trained one (`model.init`), also with other classes or bands."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from d2ls.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
+
+
+def load_initial(network: "nn.Module", uri: str) -> None:
+    """Copies the weights of a trained model where they fit.
+
+    Parts that depend on the number of classes start anew where it differs; the first convolution is adapted where the
+    bands differ. Both are said in the log.
+
+    Args:
+        network: takes the weights; has `.config`.
+        uri: `models:/name@alias`, a run folder, or a checkpoint folder.
+
+    Raises:
+        WeightsError: no model there, or one with another backbone.
+    """
+    from d2ls.bundle import load_bundle
+    from pipeline.models import fetch_model
+
+    with fetch_model(uri) as folder:
+        source, info = load_bundle(folder)
+    theirs, ours = info.config["backbone"], network.config["backbone"]  # type: ignore[index]
+    if theirs.split(".")[0] != ours.split(".")[0]:  # type: ignore[union-attr]
+        raise WeightsError(
+            f"model.init: {uri} has the backbone {theirs}, the recipe has {ours}; they must be equal"
+        )
+    fitting, anew = _fitting(network.state_dict(), source.state_dict())
+    network.load_state_dict(fitting, strict=False)
+    _log.info("started from %s: %d of %d tensors", uri, len(fitting), len(fitting) + len(anew))
+    if anew:
+        _log.info("these start anew, as classes, bands or stages differ: %s", ", ".join(anew))
+
+
+def _fitting(ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> "tuple[dict[str, Tensor], list[str]]":
+    """Returns the tensors that fit, and the names of those that do not."""
+    from timm.models import adapt_input_conv
+
+    fitting, anew = {}, []
+    for name, tensor in ours.items():
+        other = theirs.get(name)
+        if other is not None and other.shape == tensor.shape:
+            fitting[name] = other
+        elif other is not None and name.startswith("backbone.") and other.dim() == 4 and other.shape[1] == 3:
+            fitting[name] = adapt_input_conv(tensor.shape[1], other)
+        else:
+            anew.append(name)
+    return fitting, anew

@@ -1,0 +1,172 @@
+"""Progress of a run: rank 0 writes it to the run folder, the driver shows it. No process, no port, no Ray."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from d2ls import storage
+from d2ls.errors import StorageError
+from d2ls.training.reports import Callback, EvaluationReport, StepReport
+from pipeline.run_folder import RunFolder
+
+LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
+"""Least time between two writes of the latest step, on a local disk and to an object store."""
+
+
+class ProgressWriter(Callback):
+    """Writes the latest step now and then, in a thread of its own, and the metrics of every epoch.
+
+    Args:
+        folder: folder of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._latest: dict[str, Any] | None = None
+        self._notes: list[str] = []
+        self._wake, self._stop = threading.Event(), False
+        self._pause = LOCAL_SECONDS if storage.is_local(folder.uri) else REMOTE_SECONDS
+        self._recent: list[tuple[float, float]] = []
+        self._handler = _NoteHandler(self._notes)
+        for name in ("d2ls", "pipeline"):
+            logging.getLogger(name).addHandler(self._handler)
+            logging.getLogger(name).setLevel(logging.INFO)
+        self._thread = threading.Thread(target=self._write, name="progress", daemon=True)
+        self._thread.start()
+
+    def on_step(self, report: StepReport) -> None:
+        """Takes over the step."""
+        self._recent = [
+            *self._recent[-49:],
+            (report.seconds.get("step", 0.0), report.seconds.get("data", 0.0)),
+        ]
+        total, waiting = (sum(column) for column in zip(*self._recent, strict=True))
+        self._latest = {
+            "step": report.step,
+            "epoch": report.epoch,
+            "steps_per_epoch": report.steps_per_epoch,
+            "total_steps": report.total_steps,
+            "terms": dict(report.terms),
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "images_per_second": report.images_per_second
+            * report.seconds.get("step", 0.0)
+            * len(self._recent)
+            / total
+            if total
+            else 0.0,
+            "data_share": waiting / total if total else 0.0,
+            "memory_bytes": report.memory_bytes,
+            "seconds_left": (report.total_steps - report.step) * total / len(self._recent),
+        }
+        self._wake.set()
+
+    def on_evaluation(self, report: EvaluationReport, network: Any) -> None:
+        """Nothing: the epoch's metrics follow."""
+
+    def on_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Adds the epoch to the history."""
+        extra = {}
+        if self._latest:
+            extra = {f"speed/{key}": self._latest[key] for key in ("images_per_second", "data_share")}
+        self._folder.add_epoch({**metrics, **extra})
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join()
+        for name in ("d2ls", "pipeline"):
+            logging.getLogger(name).removeHandler(self._handler)
+
+    def _write(self) -> None:
+        while not self._stop:
+            self._wake.wait()
+            self._wake.clear()
+            content = {**(self._latest or {}), "notes": list(self._notes), "time": time.time()}
+            try:
+                _replace(self._folder.progress, json.dumps(content).encode())
+            except StorageError as error:
+                logging.getLogger(__name__).debug("progress is not shown: %s", error)
+            if not self._stop:
+                time.sleep(self._pause)
+
+
+class _NoteHandler(logging.Handler):
+    """Keeps warnings and remarks of the loop for the driver to show."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line."""
+        self._notes.append(record.getMessage())
+
+
+def _replace(uri: str, content: bytes) -> None:
+    """Like `storage.write_bytes` without waiting for the disk: this file is only looked at."""
+    if not storage.is_local(uri):
+        storage.write_bytes(uri, content)
+        return
+    target = storage.local_path(uri)
+    partial = target.with_name(".progress.tmp")
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    except OSError as error:
+        raise StorageError(f"{uri}: {error}") from error
+
+
+class ProgressWatcher:
+    """Follows a run folder from the driver, in a thread.
+
+    Args:
+        folder: folder of the run.
+        on_epoch: called once for every new epoch, in order.
+        show: called with the latest progress.
+        known: epochs that were finished before; they are not told again.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        on_epoch: Callable[[dict[str, float]], None],
+        show: Callable[[Mapping[str, Any]], None],
+        known: int = 0,
+    ) -> None:
+        self._folder, self._on_epoch, self._show = folder, on_epoch, show
+        self._told, self._size = known, -1
+        self._stop = threading.Event()
+        self._pause = 0.3 if storage.is_local(folder.uri) else 5.0
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> "ProgressWatcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._pause):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            if storage.exists(self._folder.progress):
+                self._show(json.loads(storage.read_bytes(self._folder.progress)))
+            size = storage.info(self._folder.history).size or 0
+            rows = self._folder.epochs() if size != self._size else []
+        except (StorageError, ValueError):
+            return
+        self._size = size
+        for row in rows:
+            if row["epoch"] > self._told:
+                self._told = int(row["epoch"])
+                self._on_epoch(row)

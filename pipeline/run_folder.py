@@ -1,0 +1,200 @@
+"""Where a run keeps its files: the one owner of these paths.
+
+<recipe.storage>/<run name>/
+    recipe.yaml       the resolved recipe
+    run.json          name, MLflow run, state, driver
+    history.jsonl     a line of metrics an epoch
+    progress.json     the latest step, for whoever watches
+    failure.json      why the run stopped, where it did
+    checkpoints/      see d2ls.training.checkpoint; best.json there names the best one
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from d2ls import storage
+from d2ls.errors import CheckpointError, ConfigError, StorageError
+from pipeline.config import Recipe, load_recipe, parse_recipe
+
+RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
+
+
+def absolute(uri: str) -> str:
+    """Makes a local location absolute, as workers have another working folder; others stay as they are."""
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri
+
+
+def new_name(recipe: Recipe) -> str:
+    """Makes a run name that no other run has."""
+    return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        uri: absolute location.
+        name: name of the run, its last part.
+    """
+
+    uri: str
+    name: str
+
+    @classmethod
+    def of(cls, storage_uri: str, name: str) -> Self:
+        """Names the folder of a run; nothing is read or made.
+
+        Raises:
+            ConfigError: a name that cannot be a folder's.
+        """
+        if not name or name.startswith(".") or any(sign in name for sign in "/\\:?#"):
+            raise ConfigError(
+                f"run name {name!r}: use letters, digits, '-', '_' and '.', not starting with '.'"
+            )
+        return cls(storage.join(absolute(storage_uri), name), name)
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the checkpoints."""
+        return storage.join(self.uri, "checkpoints")
+
+    @property
+    def history(self) -> str:
+        """File of the metrics of all epochs."""
+        return storage.join(self.uri, "history.jsonl")
+
+    @property
+    def progress(self) -> str:
+        """File of the latest step."""
+        return storage.join(self.uri, "progress.json")
+
+    def create(self, recipe: Recipe) -> None:
+        """Claims the name and saves the recipe.
+
+        Raises:
+            ConfigError: a run of this name is there already.
+        """
+        if self.exists():
+            raise ConfigError(
+                f"{self.uri}: a run named {self.name} is there already ({self.facts().get('state', 'unknown state')}). "
+                f"Go on with it by --resume {self.name}, or choose another --name"
+            )
+        storage.make_folder(self.checkpoints)
+        storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
+        self.note(name=self.name, recipe_digest=recipe.digest(), created=time.time())
+
+    def exists(self) -> bool:
+        """Says whether a run of this name was started, or something else lies in its place."""
+        return storage.exists(storage.join(self.uri, "run.json")) or bool(storage.list_files(self.uri))
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the content of run.json; empty where there is none."""
+        return self._read("run.json") or {}
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to run.json."""
+        content = {**self.facts(), **facts}
+        storage.write_bytes(
+            storage.join(self.uri, "run.json"), (json.dumps(content, indent=2) + "\n").encode()
+        )
+
+    def claim(self) -> None:
+        """Marks the run as running under this process.
+
+        Raises:
+            ConfigError: another process on this machine trains it now.
+        """
+        facts = self.facts()
+        owner, host = facts.get("pid"), facts.get("host")
+        alive = facts.get("state") == RUNNING and host == socket.gethostname() and owner != os.getpid()
+        if alive and isinstance(owner, int) and _is_alive(owner, facts.get("started_ticks")):
+            raise ConfigError(
+                f"run {self.name} is being trained by process {owner}; wait for it, or stop it first"
+            )
+        self.note(
+            state=RUNNING, pid=os.getpid(), host=socket.gethostname(), started_ticks=_ticks(os.getpid())
+        )
+
+    def recipe(self) -> Recipe:
+        """Reads the recipe that the run was started with.
+
+        Raises:
+            ConfigError: no such run.
+        """
+        try:
+            text = storage.read_bytes(storage.join(self.uri, "recipe.yaml")).decode()
+        except StorageError as error:
+            raise ConfigError(f"{self.uri}: no run to resume here ({error})") from error
+        if storage.is_local(self.uri):
+            return load_recipe(Path(self.uri) / "recipe.yaml")
+        import yaml
+
+        return parse_recipe(yaml.safe_load(text), where=f"{self.uri}/recipe.yaml")
+
+    def epochs(self) -> list[dict[str, float]]:
+        """Returns the metrics of all finished epochs, oldest first."""
+        try:
+            text = storage.read_bytes(self.history).decode()
+        except StorageError:
+            return []
+        return [json.loads(line) for line in text.splitlines() if line]
+
+    def add_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of an epoch; what a resumed run does again replaces what it had done."""
+        kept = [row for row in self.epochs() if row["epoch"] < metrics["epoch"]]
+        lines = [json.dumps(row) for row in [*kept, dict(metrics)]]
+        storage.write_bytes(self.history, ("\n".join(lines) + "\n").encode())
+
+    def best(self) -> dict[str, Any] | None:
+        """Returns what best.json says, with `uri`, the best checkpoint; None before the first evaluation."""
+        pointer = self._read("checkpoints/best.json")
+        return {**pointer, "uri": storage.join(self.checkpoints, pointer["checkpoint"])} if pointer else None
+
+    def fail(self, error: BaseException) -> None:
+        """Leaves a note of an error that trying again does not mend."""
+        content = json.dumps({"type": type(error).__name__, "message": str(error)}).encode()
+        storage.write_bytes(storage.join(self.uri, "failure.json"), content)
+
+    def failure(self) -> dict[str, str] | None:
+        """Returns the note, if there is one."""
+        return self._read("failure.json")
+
+    def clear_failure(self) -> None:
+        """Removes the note before a new attempt."""
+        storage.delete(storage.join(self.uri, "failure.json"))
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        where = storage.join(self.uri, name)
+        if not storage.exists(where):
+            return None
+        try:
+            content: dict[str, Any] = json.loads(storage.read_bytes(where))
+        except ValueError as error:
+            raise CheckpointError(f"{where}: not readable as JSON ({error}); delete it to go on") from error
+        return content
+
+
+def _ticks(pid: int) -> str | None:
+    """Start time of a process, so that a reused process number is not taken for the old process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _is_alive(pid: int, ticks: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return ticks is None or ticks == _ticks(pid)

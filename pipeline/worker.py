@@ -1,0 +1,142 @@
+"""What a Ray Train worker runs: builds from the recipe, trains, tells the driver.
+
+The driver sends plain values alone, so that the controller and the cluster never import PyTorch for this project.
+"""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2ls import storage
+from d2ls.errors import D2LSError, StorageError
+from d2ls.training.reports import Callback
+from pipeline.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is sent.
+
+    Attributes:
+        recipe: the resolved recipe, as plain values.
+        folder: absolute location of the run folder.
+        name: name of the run.
+        shards: absolute location of the shards.
+        store: MLflow store; empty: nothing is tracked.
+        run_id: MLflow run.
+        cpus: CPUs of a worker.
+    """
+
+    recipe: Mapping[str, Any]
+    folder: str
+    name: str
+    shards: str
+    store: str = ""
+    run_id: str = ""
+    cpus: float = 1.0
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns plain values for Ray Train."""
+        return asdict(self)
+
+
+def spool_folder(folder: str) -> str:
+    """Returns the local folder where metrics wait for MLflow: in the run folder, or beside it for an object store."""
+    if storage.is_local(folder):
+        return storage.join(folder, "spool")
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return str(Path(tempfile.gettempdir()) / f"d2ls-spool-{digest}")
+
+
+class RayReport(Callback):
+    """Tells Ray Train of every epoch; all ranks do, Ray keeps rank 0's numbers."""
+
+    def on_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Reports, and waits until all ranks have."""
+        from ray import train
+
+        train.report(dict(metrics))
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """Trains as one rank of a worker group.
+
+    An error that trying again does not mend is noted in the run folder, and the worker returns: Ray would start the
+    group anew only to fail again. Others (a lost peer, a full object store) are raised, and Ray tries again from our
+    newest checkpoint.
+    """
+    job = Job(**config)
+    folder = RunFolder(job.folder, job.name)
+    try:
+        _train(job, folder)
+    except StorageError:
+        raise
+    except D2LSError as error:
+        folder.fail(error)
+        _give_up(error)
+    except Exception:
+        if folder.failure() is None:  # else a peer gave up and hung up on us
+            raise
+
+
+def _train(job: Job, folder: RunFolder) -> None:
+    from d2ls.shards import ShardSet
+    from d2ls.training.ranks import Ranks
+    from pipeline import build
+    from pipeline.config import parse_recipe
+
+    recipe = parse_recipe(job.recipe)
+    build.use_threads(job.cpus)
+    ranks = Ranks.current(_device())
+    shards = ShardSet.open(job.shards)
+    loaders = build.loaders(recipe, shards, ranks)
+    callbacks = _callbacks(job, folder, recipe, shards) if ranks.first else [RayReport()]
+    try:
+        build.trainer(
+            recipe, shards, ranks, loaders, checkpoints=folder.checkpoints, callbacks=callbacks, run=job.name
+        ).run()
+    finally:
+        loaders.close()
+
+
+def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[Callback]":
+    """Callbacks of rank 0."""
+    from pipeline.progress import ProgressWriter
+
+    callbacks: list[Callback] = []
+    if job.store:
+        from pipeline.tracking import TrackingCallback
+
+        spool = Path(spool_folder(job.folder))
+        callbacks.append(TrackingCallback(job.store, job.run_id, spool, recipe, shards))
+    return [*callbacks, ProgressWriter(folder), RayReport()]
+
+
+def _device() -> "torch.device":
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    return device
+
+
+def _give_up(error: D2LSError) -> None:
+    """Ends this rank so that its peers end too."""
+    import torch.distributed as dist
+
+    logging.getLogger(__name__).error("%s", error)
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "nccl" and dist.get_world_size() > 1:
+        raise error  # NCCL peers notice nothing; Ray ends them
+    dist.destroy_process_group()
