@@ -113,12 +113,15 @@ class LabelCodes:
         """Codes of RGB label images."""
         return cls(ids={}, colors={_color(color): value for color, value in colors.items()})
 
-    def encode(self, raw: npt.NDArray[np.integer], *, where: str) -> npt.NDArray[np.uint8]:
+    def encode(
+        self, raw: npt.NDArray[np.integer], *, where: str, origin: tuple[int, int] = (0, 0)
+    ) -> npt.NDArray[np.uint8]:
         """Turns a raw label image into class ids.
 
         Args:
             raw: H W (ids) or H W 3 (colours, RGB), unsigned integers.
             where: what to name in the error, usually the file.
+            origin: row and column of the first pixel in that file, where `raw` is a window of it.
 
         Returns:
             H W, uint8, values 0..K-1 or 255.
@@ -131,11 +134,11 @@ class LabelCodes:
                 raise LabelError(
                     f"{where}: label ids need a single-channel image, this one has shape {raw.shape}"
                 )
-            return self._encode_ids(raw, where)
+            return self._encode_ids(raw, where, origin)
         if raw.ndim != 3 or raw.shape[2] != 3:
             raise LabelError(f"{where}: label colours need an RGB image, this one has shape {raw.shape}")
-        packed = _pack(raw)
-        return self._lookup(packed, {_pack_color(c): v for c, v in self.colors.items()}, where, as_color=True)
+        codes = {_pack_color(color): value for color, value in self.colors.items()}
+        return self._lookup(_pack(raw), codes, where, origin, as_color=True)
 
     def decode(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """Turns class ids back into raw codes: H W (ids) or H W 3 (colours); the first code of a class is used.
@@ -155,29 +158,47 @@ class LabelCodes:
             lookup[value] = codes[value]
         return lookup[np.asarray(ids, dtype=np.uint8)]
 
-    def _encode_ids(self, raw: npt.NDArray[np.integer], where: str) -> npt.NDArray[np.uint8]:
+    def _encode_ids(
+        self, raw: npt.NDArray[np.integer], where: str, origin: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
         if raw.dtype != np.uint8:
-            return self._lookup(raw.astype(np.int64), dict(self.ids), where, as_color=False)
+            return self._lookup(raw.astype(np.int64), dict(self.ids), where, origin, as_color=False)
         lookup = np.full(256, -1, dtype=np.int16)
         for code, value in self.ids.items():
             if code < 256:
                 lookup[code] = value
         encoded = lookup[raw]
         if (encoded < 0).any():
-            _raise_unknown(raw, encoded < 0, where, list(self.ids), as_color=False)
+            _raise_unknown(raw, encoded < 0, where, origin, list(self.ids), as_color=False)
         return encoded.astype(np.uint8)
 
     @staticmethod
     def _lookup(
-        raw: npt.NDArray[np.integer], mapping: dict[int, int], where: str, *, as_color: bool
+        raw: npt.NDArray[np.integer],
+        mapping: dict[int, int],
+        where: str,
+        origin: tuple[int, int],
+        *,
+        as_color: bool,
     ) -> npt.NDArray[np.uint8]:
         codes = np.array(sorted(mapping), dtype=raw.dtype)
         values = np.array([mapping[int(code)] for code in codes], dtype=np.uint8)
-        position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
-        unknown = codes[position] != raw
-        if unknown.any():
-            _raise_unknown(raw, unknown, where, sorted(mapping), as_color=as_color)
-        return values[position]
+        runs, starts = _runs(raw)
+        position = np.minimum(np.searchsorted(codes, runs), len(codes) - 1)
+        if (codes[position] != runs).any():
+            position = np.minimum(np.searchsorted(codes, raw), len(codes) - 1)
+            _raise_unknown(raw, codes[position] != raw, where, origin, sorted(mapping), as_color=as_color)
+        lengths = np.diff(starts, append=raw.size)
+        return np.repeat(values[position], lengths).reshape(raw.shape)
+
+
+def _runs(raw: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.intp]]:
+    """Values and starts of the runs of equal pixels in reading order: label images are mostly long runs."""
+    flat = raw.reshape(-1)
+    starts = (
+        np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.intp)
+    )
+    return flat[starts], starts
 
 
 def _color(color: Iterable[int]) -> Color:
@@ -188,8 +209,10 @@ def _color(color: Iterable[int]) -> Color:
 
 
 def _pack(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    wide = raw.astype(np.int32)
-    packed: npt.NDArray[np.int32] = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    packed = raw[..., 0].astype(np.int32)
+    for band in (1, 2):
+        packed <<= 8
+        packed |= raw[..., band]
     return packed
 
 
@@ -205,6 +228,7 @@ def _raise_unknown(
     raw: npt.NDArray[np.integer],
     unknown: npt.NDArray[np.bool_],
     where: str,
+    origin: tuple[int, int],
     known: list[int],
     *,
     as_color: bool,
@@ -213,7 +237,7 @@ def _raise_unknown(
     positions = np.argwhere(unknown)
     found = []
     for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
-        row, column = positions[index].tolist()
+        row, column = (positions[index] + origin).tolist()
         found.append(
             f"{_unpack(code) if as_color else code} in {count} pixels, first at row {row} column {column}"
         )

@@ -91,6 +91,17 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
         return bytes(stream.read())
 
 
+def read_range(uri: str | os.PathLike[str], offset: int, length: int) -> bytes:
+    """Reads a part of a file; shorter where the file ends before.
+
+    Raises:
+        StorageError: missing or unreadable.
+    """
+    system, path = resolve(uri)
+    with _named(uri), system.open_input_file(path) as stream:
+        return bytes(stream.read_at(length, offset))
+
+
 def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
     """Writes a whole file; readers see the old one or the new one, never a half.
 

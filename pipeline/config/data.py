@@ -1,21 +1,66 @@
 """Recipe sections `data` and `shards`: raw data set, tiling, codec, and where the shards are."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Byte, Byte, Byte]
+Code = Annotated[int, Field(ge=0, le=65535)] | Color
+"""A raw label: an id, or a colour (red, green, blue)."""
 
 
 class ClassConfig(Section):
     """One class of one's own data."""
 
     name: str
-    color: tuple[int, int, int]
+    color: Color
     """Display colour; with `codes` unset also its colour in the label images."""
-    codes: tuple[int | tuple[int, int, int], ...] | None = None
+    codes: tuple[Code, ...] | None = None
     """Raw ids or colours that mean this class."""
     scored: bool = True
+
+
+class SplitConfig(Section):
+    """How one's own scenes are divided; give one of folders, scenes or fractions."""
+
+    folders: dict[str, tuple[str, ...]] | None = None
+    """Split to globs of image paths below the root, e.g. `train: ["train/*"]`."""
+    scenes: dict[str, tuple[str, ...]] | None = None
+    """Split to names (or globs) of scenes; those under `unused` are left out."""
+    fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Split to its share of the scenes; the shares add up to 1. Scenes are never divided."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """For `fractions`."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = [name for name in ("folders", "scenes", "fractions") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give one of folders, scenes or fractions; given: {', '.join(given) or 'none'}")
+        if self.fractions and abs(sum(self.fractions.values()) - 1) > 1e-6:
+            raise ValueError(f"fractions add up to {sum(self.fractions.values()):g}, they must add up to 1")
+        return self
+
+
+class CustomConfig(Section):
+    """One's own data: which files, which classes, which split."""
+
+    images: str
+    """Glob below `data.root`; `*` stays within a folder, `**` does not."""
+    masks: str
+    """Glob with as many wildcards: the texts they stand for pair an image with its label image."""
+    classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
+    split: SplitConfig
+    ignored: tuple[Code, ...] = ()
+    """Raw labels that are neither trained on nor scored."""
+    scene: str | None = None
+    """What makes a scene, which stays in one split: `file`, `folder`, or a regular expression on the image's path
+    whose first group names it. Unset: not known."""
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    """Names of the channels in the image files."""
 
 
 class TilingConfig(Section):
@@ -26,6 +71,17 @@ class TilingConfig(Section):
     stride: Annotated[int, Field(ge=1)] | None = None
     """Unset: the size."""
     padding: Literal["zero", "mirror"] = "zero"
+    """Image content beyond the edge; labels there are always ignored."""
+    edge: Literal["shift", "pad", "drop"] = "shift"
+    """Last tile where they do not fit: moved back inside, hanging over, or left out."""
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Self:
+        if self.stride is not None and (self.size is None or self.stride > self.size):
+            raise ValueError(
+                f"stride {self.stride} must not exceed size {self.size}: pixels would be left out"
+            )
+        return self
 
 
 class CodecConfig(Section):
@@ -33,6 +89,11 @@ class CodecConfig(Section):
 
     name: Literal["png", "webp", "jpg", "tif"] = "png"
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of jpg; unset: 95."""
+    level: Annotated[int, Field(ge=0, le=22)] | None = None
+    """Effort of png (0 to 9), webp (0 to 6) or zstd (1 to 22)."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of tif."""
 
 
 class DataConfig(Section):
@@ -45,10 +106,37 @@ class DataConfig(Section):
     protocol: Literal["clean", "paper"] = "clean"
     options: dict[str, Any] = {}
     """Further options of the source."""
+    custom: CustomConfig | None = None
+    """Of the source custom."""
     tiling: dict[str, TilingConfig] = {}
     """A tiling a split; `default` for those not named."""
     codec: CodecConfig = CodecConfig()
-    license: str = "unknown"
+    splits: tuple[str, ...] = ()
+    """Splits to make; empty: all."""
+    bands: tuple[str, ...] = ()
+    """Channels to take, in this order; empty: all."""
+    max_value: Annotated[float, Field(gt=0)] | None = None
+    """Pixel value that stands for 1.0; unset: 255 or 65535."""
+    ground_sampling_distance: Annotated[float, Field(gt=0)] | None = None
+    """Metres a pixel; unset: what the source knows."""
+    strays: tuple[Code, ...] = ()
+    """Raw labels outside the data set's own that are taken as ignored, and counted in the card."""
+    check_archives: bool = True
+    """Compare archives with their published MD5 sums."""
+    follow_links: bool = False
+    """Accept symbolic links that lead out of the root."""
+    license: str = ""
+    """Unset: what the source says."""
+
+    @model_validator(mode="after")
+    def _custom_has_its_section(self) -> Self:
+        if (self.source == "custom") != (self.custom is not None):
+            raise ValueError(
+                "source: custom needs the section data.custom"
+                if self.custom is None
+                else f"the section data.custom goes with source: custom, not with {self.source}"
+            )
+        return self
 
 
 class ShardsConfig(Section):
@@ -56,5 +144,7 @@ class ShardsConfig(Section):
 
     uri: str
     """Folder or object store prefix."""
-    target_mb: Annotated[float, Field(gt=0)] = 128.0
-    """Size of a shard in megabytes."""
+    target_mb: Annotated[float, Field(gt=0)] = 64.0
+    """Size of a shard in megabytes, about."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Order of the scenes in the shards."""

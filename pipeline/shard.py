@@ -1,0 +1,249 @@
+"""`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task a shard."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from d2ls.errors import D2LSError
+from d2ls.shards import DatasetCard
+from pipeline.cli import add_recipe, parser, run_command
+from pipeline.config.data import CustomConfig, DataConfig
+from pipeline.config.recipe import Recipe, load_recipe
+
+DESCRIPTION = (
+    "Cuts a labelled image data set into WebDataset shards with an index and a card, ready for training. "
+    "Finished shards are kept: a second call does only what is missing."
+)
+EXAMPLES = """\
+  python -m pipeline.shard loveda data.root=/data/LoveDA          the folder with Train/ and Val/, or their zips
+  python -m pipeline.shard loveda data.root=/data/LoveDA --check  read everything, list all problems, write nothing
+  python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
+  python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
+  python -m pipeline.shard my_recipe.yaml data.codec.name=tif shards.target_mb=128
+"""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far sharding is.
+
+    Attributes:
+        shards: finished shards, those of earlier runs included.
+        total_shards: of the plan.
+        samples: likewise.
+        total_samples: of the plan.
+        bytes: written by this run.
+        seconds: since this run began to write.
+    """
+
+    shards: int
+    total_shards: int
+    samples: int
+    total_samples: int
+    bytes: int
+    seconds: float
+
+
+def shard_spec(recipe: Recipe) -> Any:
+    """Turns the sections `data` and `shards` of a recipe into a `sharding.spec.ShardSpec`."""
+    from sharding.codecs import Codec
+    from sharding.spec import ShardSpec
+    from sharding.tiling import Tiling
+
+    data = recipe.data
+    codec = data.codec.model_dump(exclude_none=True)
+    tiling = {name: Tiling(t.size, t.stride, t.padding, t.edge) for name, t in data.tiling.items()}
+    same = (
+        "source",
+        "root",
+        "protocol",
+        "bands",
+        "max_value",
+        "ground_sampling_distance",
+        "strays",
+        "splits",
+    )
+    rest = ("license", "check_archives", "follow_links")
+    return ShardSpec(
+        name=recipe.name,
+        uri=recipe.shards.uri,
+        options={**data.options, **_own_data(data)},
+        tiling=tiling,
+        codec=Codec(**codec),
+        train_split=recipe.roles.train,
+        target_bytes=int(recipe.shards.target_mb * 1e6),
+        seed=recipe.shards.seed,
+        **{name: getattr(data, name) for name in (*same, *rest)},
+    )
+
+
+def run(
+    recipe: Recipe, *, progress: Callable[[Progress], None] | None = None, inline: bool = False
+) -> DatasetCard:
+    """Makes the shards of a recipe, or what is missing of them.
+
+    Args:
+        recipe: the recipe.
+        progress: called after each shard.
+        inline: work in this process, without Ray.
+
+    Returns:
+        The card of the finished set.
+
+    Raises:
+        DataError: the raw data have problems; all that headers show are listed and nothing is written.
+        LabelError: a label image holds an unknown colour or id.
+    """
+    from sharding.finish import finish, finished_card, unfinish
+    from sharding.plan import plan_shards
+    from sharding.survey import survey
+    from sharding.write import finished_part, sweep_leftovers, write_shard
+
+    spec = shard_spec(recipe)
+    found = survey(spec)
+    found.require_sound()
+    plan = plan_shards(spec, found)
+    if (card := finished_card(plan, spec)) is not None:
+        return card
+    sweep_leftovers(spec.uri)
+    todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
+    if todo:
+        unfinish(spec.uri)
+    done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
+    started = time.monotonic()
+    for part in _each(write_shard, todo, spec.uri, recipe, inline):
+        done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
+        if progress:
+            seconds = time.monotonic() - started
+            progress(Progress(done[0], len(plan.tasks), done[1], plan.samples, done[2], seconds))
+    return finish(plan, spec)
+
+
+def check(recipe: Recipe, *, inline: bool = False) -> list[str]:
+    """Reads every image and label image of a recipe and lists all problems; writes nothing."""
+    from sharding.check import check_scenes, scene_groups
+    from sharding.survey import survey
+
+    spec = shard_spec(recipe)
+    found = survey(spec)
+    groups = scene_groups(found)
+    problems = list(found.problems)
+    for more in _each(check_scenes, groups, found.codes, recipe, inline):
+        problems += [problem for problem in more if problem not in problems]
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    command = parser("pipeline.shard", DESCRIPTION, EXAMPLES)
+    add_recipe(command)
+    action = command.add_mutually_exclusive_group()
+    action.add_argument(
+        "--check", action="store_true", help="read all raw files, list all problems, write nothing"
+    )
+    action.add_argument("--verify", action="store_true", help="read a finished shard set back and compare")
+    command.add_argument("--inline", action="store_true", help="one process, without Ray")
+    options = command.parse_intermixed_args(arguments)
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.check:
+        return _check_command(recipe, options.inline)
+    if options.verify:
+        return _verify_command(recipe)
+    return _shard_command(recipe, options.inline)
+
+
+def _shard_command(recipe: Recipe, inline: bool) -> int:
+    from pipeline.shard_report import print_summary, progress_bar
+
+    with progress_bar(f"sharding {recipe.name}") as advance:
+        card = run(recipe, progress=advance, inline=inline)
+    print_summary(card, recipe.shards.uri)
+    return 0
+
+
+def _check_command(recipe: Recipe, inline: bool) -> int:
+    from pipeline.shard_report import print_problems
+
+    problems = check(recipe, inline=inline)
+    print_problems(problems, recipe.data.root)
+    return 1 if problems else 0
+
+
+def _verify_command(recipe: Recipe) -> int:
+    from pipeline.shard_report import print_verified
+    from sharding.verify import verify
+
+    print_verified(verify(recipe.shards.uri), recipe.shards.uri)
+    return 0
+
+
+def _own_data(data: DataConfig) -> dict[str, Any]:
+    """Turns the section `data.custom` into the reader's plain values."""
+    from sharding.sources.custom import OwnClass, OwnData, OwnSplit
+
+    custom: CustomConfig | None = data.custom
+    if custom is None:
+        return {}
+    classes = tuple(OwnClass(item.name, item.color, item.codes or (), item.scored) for item in custom.classes)
+    split = OwnSplit(**custom.split.model_dump())
+    rest = {name: getattr(custom, name) for name in ("images", "masks", "ignored", "scene", "bands")}
+    return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
+
+
+def _each(
+    function: Callable[[Item, Any], Result], items: Iterable[Item], extra: Any, recipe: Recipe, inline: bool
+) -> Iterator[Result]:
+    """Yields function(item, extra) for all items as they finish; on Ray unless inline."""
+    items = list(items)
+    if inline or not items:
+        for item in items:
+            yield function(item, extra)
+        return
+    import ray
+
+    from pipeline.cluster import connect
+
+    connect(recipe.cluster)
+    remote: Any = ray.remote(num_cpus=1, max_retries=3)(_single_threaded)
+    waiting = iter(items)
+    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    ahead = 2 * max(1, int(cpus))
+    pending: list[Any] = [
+        remote.remote(function, item, extra) for item, _ in zip(waiting, range(ahead), strict=False)
+    ]
+    try:
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1)
+            pending += [remote.remote(function, item, extra) for item, _ in zip(waiting, ready, strict=False)]
+            yield _result(ray.get, ready[0])
+    finally:
+        for left in pending:
+            ray.cancel(left, force=True)
+
+
+def _single_threaded(function: Callable[[Item, Any], Result], item: Item, extra: Any) -> Result:
+    """Runs in a Ray worker: one task, one core."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return function(item, extra)
+
+
+def _result(get: Callable[[Any], Any], reference: Any) -> Any:
+    """Takes a result; an error of ours comes out as it was raised in the worker."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, D2LSError):
+            raise error.cause from None
+        raise
+
+
+if __name__ == "__main__":
+    run_command(main)

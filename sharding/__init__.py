@@ -1,0 +1,1 @@
+"""Raw data sets to WebDataset shards: readers, tiling, codecs, plan, writing, checks. No cluster software here."""

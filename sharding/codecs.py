@@ -1,0 +1,205 @@
+"""Image and label codecs of the shards: PNG, lossless WebP, JPEG, tiled TIFF; labels are always PNG."""
+
+import io
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import rasterio.errors
+from rasterio.io import MemoryFile
+
+from d2ls.errors import ConfigError, ShardError
+from sharding.tiling import Window
+
+CodecName = Literal["png", "webp", "jpg", "tif"]
+TIFF_BLOCK = 256
+"""Side of a TIFF block: the unit a crop decodes."""
+
+Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How images are stored.
+
+    Attributes:
+        name: `png`, `webp` (lossless), `jpg`, or `tif` (256-pixel blocks).
+        quality: of `jpg`, 1..100.
+        level: effort of `png` (0..9), `webp` (0..6) or of Zstd in `tif` (1..22); None for the codec's own choice here.
+        compression: of `tif`: `none` or `zstd`.
+    """
+
+    name: CodecName = "png"
+    quality: int = 95
+    level: int | None = None
+    compression: Literal["none", "zstd"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.name not in _ENCODERS:
+            raise ConfigError(f"data.codec.name: {self.name!r} is none of {', '.join(_ENCODERS)}")
+        low, high = {"png": (0, 9), "webp": (0, 6), "jpg": (0, 0), "tif": (1, 22)}[self.name]
+        if self.level is not None and not low <= self.level <= high:
+            raise ConfigError(f"data.codec.level: {self.level} is outside {low}..{high} of {self.name}")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether decoding gives the very pixels back."""
+        return self.name != "jpg"
+
+    @property
+    def ratio(self) -> float:
+        """Bytes stored a byte of pixels, roughly; only the number of samples a shard rests on it."""
+        if self.name == "tif":
+            return 1.0 if self.compression == "none" else 0.65
+        return {"png": 0.6, "webp": 0.42, "jpg": 0.2}[self.name]
+
+    def check(self, bands: int, dtype: str) -> None:
+        """Refuses images that this codec cannot hold.
+
+        Raises:
+            ConfigError: names codecs that can.
+        """
+        fits = {
+            "png": bands in (1, 3, 4) and dtype in ("uint8", "uint16"),
+            "webp": bands == 3 and dtype == "uint8",
+            "jpg": bands in (1, 3) and dtype == "uint8",
+            "tif": dtype in ("uint8", "uint16"),
+        }
+        if not fits[self.name]:
+            able = [name for name, fit in fits.items() if fit]
+            raise ConfigError(
+                f"data.codec.name: {self.name} cannot hold {bands} band(s) of {dtype}; "
+                + (f"use {' or '.join(able)}" if able else "images must be uint8 or uint16")
+            )
+
+    def encode(self, image: Image) -> bytes:
+        """Encodes H W C pixels (uint8 or uint16)."""
+        return _ENCODERS[self.name](self, image)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings that matter for this codec."""
+        settings: dict[str, Any] = {"name": self.name, "lossless": self.lossless}
+        if self.name == "jpg":
+            settings["quality"] = self.quality
+        if self.name == "tif":
+            settings |= {"compression": self.compression, "block": TIFF_BLOCK}
+        return settings
+
+
+def decode_image(content: bytes, suffix: str, window: Window | None = None) -> Image:
+    """Decodes an image member of a shard to H W C; of a TIFF only the blocks that the window touches.
+
+    Raises:
+        ShardError: the bytes are no image of this kind.
+    """
+    if suffix == "tif":
+        return _decode_tiff(content, window)
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None:
+        raise ShardError(f"not a readable {suffix} image ({len(content)} bytes)")
+    image = decoded[..., None] if decoded.ndim == 2 else cv2.cvtColor(decoded, _TO_RGB[decoded.shape[2]])
+    if window is not None:
+        image = image[window.row : window.row + window.height, window.column : window.column + window.width]
+    return cast(Image, np.ascontiguousarray(image))
+
+
+def encode_mask(ids: npt.NDArray[np.uint8]) -> bytes:
+    """Encodes H W class ids as a grey PNG."""
+    return _imencode(
+        ".png", ids, [cv2.IMWRITE_PNG_COMPRESSION, 4, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    )
+
+
+def decode_mask(content: bytes) -> npt.NDArray[np.uint8]:
+    """Decodes a label member of a shard to H W class ids.
+
+    Raises:
+        ShardError: not an 8-bit grey image.
+    """
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.ndim != 2 or decoded.dtype != np.uint8:
+        raise ShardError(f"not a readable label image ({len(content)} bytes)")
+    return cast(npt.NDArray[np.uint8], decoded)
+
+
+def crc32(content: bytes) -> int:
+    """Checksum of a member, as in the index."""
+    return zlib.crc32(content)
+
+
+_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+
+
+def _imencode(suffix: str, image: Image, settings: list[int]) -> bytes:
+    bands = image.shape[2] if image.ndim == 3 else 1
+    ordered = cv2.cvtColor(image, _TO_BGR[bands]) if bands in _TO_BGR else image
+    done, encoded = cv2.imencode(suffix, ordered, settings)
+    if not done:
+        raise ShardError(f"an image of shape {image.shape} ({image.dtype}) cannot be encoded as {suffix}")
+    return bytes(encoded.tobytes())
+
+
+def _png(codec: Codec, image: Image) -> bytes:
+    level = 3 if codec.level is None else codec.level
+    return _imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])
+
+
+def _jpg(codec: Codec, image: Image) -> bytes:
+    return _imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, codec.quality])
+
+
+def _webp(codec: Codec, image: Image) -> bytes:
+    from PIL import Image as PillowImage
+
+    stream = io.BytesIO()
+    method = 0 if codec.level is None else codec.level
+    PillowImage.fromarray(image).save(stream, "WEBP", lossless=True, method=method, quality=50, exact=True)
+    return stream.getvalue()
+
+
+def _tif(codec: Codec, image: Image) -> bytes:
+    height, width, bands = image.shape
+    profile: dict[str, Any] = {
+        "tiled": True,
+        "blockxsize": TIFF_BLOCK,
+        "blockysize": TIFF_BLOCK,
+        "interleave": "pixel",
+    }
+    if codec.compression == "zstd":
+        profile |= {
+            "compress": "ZSTD",
+            "predictor": 2,
+            "zstd_level": 3 if codec.level is None else codec.level,
+        }
+    if bands == 3:
+        profile["photometric"] = "RGB"
+    shape = {"height": height, "width": width, "count": bands, "dtype": str(image.dtype)}
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with memory.open(driver="GTiff", **shape, **profile) as file:
+            file.write(image.transpose(2, 0, 1))
+        return bytes(memory.read())
+
+
+def _decode_tiff(content: bytes, window: Window | None) -> Image:
+    area = (
+        ((window.row, window.row + window.height), (window.column, window.column + window.width))
+        if window
+        else None
+    )
+    try:
+        with warnings.catch_warnings(), MemoryFile(content) as memory:
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with memory.open() as file:
+                return np.ascontiguousarray(file.read(window=area).transpose(1, 2, 0))
+    except rasterio.errors.RasterioError as error:
+        raise ShardError(f"not a readable tif image ({len(content)} bytes): {error}") from error
+
+
+_ENCODERS: dict[str, Callable[[Codec, Image], bytes]] = {"png": _png, "webp": _webp, "jpg": _jpg, "tif": _tif}

@@ -1,0 +1,167 @@
+"""The files of a raw data set: a folder, or zip archives in it, seen as one tree of relative paths."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from d2ls.errors import DataError
+from sharding.archives import check_md5, list_members, open_member, read_member
+
+
+@dataclass(frozen=True, order=True)
+class FileRef:
+    """A file on disk, or a member of a zip archive on disk.
+
+    Attributes:
+        path: absolute path of the file or archive.
+        member: path inside the archive; empty for a plain file.
+        stamp: changes when the content does (size and time, or size and CRC); says whether work can be reused.
+    """
+
+    path: str
+    member: str = ""
+    stamp: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}!{self.member}" if self.member else self.path
+
+    @property
+    def suffix(self) -> str:
+        """Lower-case suffix with its dot."""
+        return PurePosixPath(self.member or self.path).suffix.lower()
+
+    @property
+    def stem(self) -> str:
+        """File name without folder and last suffix."""
+        return PurePosixPath(self.member or self.path).stem
+
+    @property
+    def gdal(self) -> str:
+        """Path by which GDAL opens it."""
+        return f"/vsizip/{{{self.path}}}/{self.member}" if self.member else self.path
+
+    def read(self) -> bytes:
+        """Reads the whole content.
+
+        Raises:
+            DataError: unreadable.
+        """
+        if self.member:
+            return read_member(self.path, self.member)
+        try:
+            return Path(self.path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    def stream(self) -> BinaryIO:
+        """Opens the content for reading, for those who need only its beginning.
+
+        Raises:
+            DataError: unreadable.
+        """
+        if self.member:
+            return open_member(self.path, self.member)
+        try:
+            return Path(self.path).open("rb")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """All files below a root by relative path with forward slashes, in sorted order."""
+
+    root: Path
+    files: Mapping[str, FileRef]
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        *,
+        md5: Mapping[str, str] | None = None,
+        check_archives: bool = True,
+        follow_links: bool = False,
+    ) -> "FileTree":
+        """Lists a folder (and the zip archives in it) or a single zip archive.
+
+        A member of an archive stands at the archive's folder plus its path inside; a plain file at the same place wins.
+
+        Args:
+            root: folder or archive.
+            md5: published sums by archive name.
+            check_archives: compare archives with them.
+            follow_links: accept symbolic links that lead out of the folder.
+
+        Raises:
+            DataError: no such folder, a link out of it, an archive that is refused.
+        """
+        top = Path(root).expanduser().absolute()
+        if not top.exists():
+            raise DataError(
+                f"{top}: no such folder. Point data.root at the unpacked data set or its archives."
+            )
+        single = top.is_file()
+        files: dict[str, FileRef] = {} if single else dict(_walk(top, follow_links))
+        archives = (
+            {top.name: top} if single else {n: Path(r.path) for n, r in files.items() if r.suffix == ".zip"}
+        )
+        for name, archive in sorted(archives.items()):
+            expected = (md5 or {}).get(archive.name)
+            if check_archives and expected:
+                check_md5(archive, expected)
+            folder = PurePosixPath(name).parent
+            for member, entry in list_members(archive).items():
+                ref = FileRef(str(archive), member, f"{entry.file_size}-{entry.CRC:08x}")
+                files.setdefault(str(folder / member), ref)
+        if not files:
+            raise DataError(
+                f"{top}: the folder is empty. Point data.root at the unpacked data set or its archives."
+            )
+        return cls(top, dict(sorted(files.items(), key=lambda item: natural(item[0]))))
+
+    def find(self, pattern: str) -> Iterator[tuple[re.Match[str], FileRef]]:
+        """Yields the files whose relative path ends in a match of a regular expression, in natural order.
+
+        The match may start at any folder: data sets are unpacked with and without a folder around them.
+        """
+        rule = re.compile(rf"(?:^|.*/){pattern}$")
+        for name, ref in self.files.items():
+            match = rule.match(name)
+            if match:
+                yield match, ref
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts `2.png` before `10.png`."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def _walk(top: Path, follow_links: bool) -> Iterator[tuple[str, FileRef]]:
+    home = top.resolve()
+    for folder, folders, names in os.walk(top, followlinks=True):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in (*folders, *names):
+            target = here / name
+            if target.is_symlink() and not follow_links and not target.resolve().is_relative_to(home):
+                raise DataError(
+                    f"{target}: this link leads out of the data set, to {target.resolve()}. "
+                    "Set data.follow_links=true if that is meant."
+                )
+        for name in names:
+            if not name.startswith("."):
+                file = here / name
+                yield file.relative_to(top).as_posix(), FileRef(str(file), "", _stamp(file))
+
+
+def _stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -1,0 +1,183 @@
+"""From finished shards to an openable set: index, statistics, digests, card, previews; the card is written last."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from d2ls import storage
+from d2ls.errors import ShardError
+from d2ls.labels import ClassTable
+from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet, SplitCard
+from sharding.plan import ShardPlan
+from sharding.preview import write_previews
+from sharding.spec import ShardSpec
+from sharding.write import ShardPart, finished_part
+
+FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
+
+
+def unfinish(uri: str) -> None:
+    """Takes card and index away, so that a set that is being changed cannot be opened."""
+    for name in (CARD_FILE, INDEX_FILE):
+        storage.delete(storage.join(uri, name))
+
+
+def finished_card(plan: ShardPlan, spec: ShardSpec) -> DatasetCard | None:
+    """Returns the card of a set that an earlier run finished from the same plan, None where there is work to do."""
+    location = storage.join(spec.uri, CARD_FILE)
+    if not storage.exists(location):
+        return None
+    try:
+        card = ShardSet.open(spec.uri).card
+    except ShardError:
+        return None
+    same = card.extra.get("plan") == plan.fingerprint and card.name == spec.name
+    present = all(
+        storage.info(storage.join(spec.uri, shard.path)).size == shard.bytes
+        for split in card.splits.values()
+        for shard in split.shards
+    )
+    return card if same and present and card.max_value == _max_value(spec, plan) else None
+
+
+def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
+    """Joins the parts of all shards into index and card, draws the previews, deletes shards of former plans.
+
+    Raises:
+        ShardError: a shard of the plan is not finished.
+    """
+    parts = [(task, finished_part(task, spec.uri)) for task in plan.tasks]
+    open_tasks = [task.path for task, part in parts if part is None]
+    if open_tasks:
+        raise ShardError(
+            f"{spec.uri}: {len(open_tasks)} shard(s) not finished, first {open_tasks[0]}; run it again"
+        )
+    done = [part for _, part in parts if part is not None]
+    card = make_card(plan, spec, done)
+    _delete_strangers(plan, spec.uri)
+    storage.write_bytes(storage.join(spec.uri, INDEX_FILE), _index_bytes(done))
+    storage.write_bytes(storage.join(spec.uri, CARD_FILE), card.to_json().encode())
+    write_previews(ShardSet.open(spec.uri))
+    return card
+
+
+def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> DatasetCard:
+    """Makes the card from the parts of all shards."""
+    survey = plan.survey
+    max_value = _max_value(spec, plan)
+    mean, std = statistics(parts, max_value)
+    splits = {
+        split: _split_card([part for part in parts if part.rows[0]["split"] == split], plan)
+        for split in plan.splits
+    }
+    strays: dict[str, int] = {}
+    for part in parts:
+        for code, count in part.strays.items():
+            strays[code] = strays.get(code, 0) + count
+    extra: dict[str, Any] = {"plan": plan.fingerprint}
+    extra |= {"strays": strays} if spec.strays else {}
+    extra |= {"unlabelled": survey.unlabelled} if survey.unlabelled else {}
+    options = {
+        name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
+    }
+    extra |= {"options": options} if options else {}
+    return DatasetCard(
+        name=spec.name,
+        source=spec.source,
+        protocol=spec.protocol,
+        classes=survey.classes,
+        bands=survey.bands,
+        dtype=survey.dtype,
+        max_value=max_value,
+        mean=mean,
+        std=std,
+        ground_sampling_distance=survey.ground_sampling_distance,
+        tiling={split: asdict(survey.tilings[split]) for split in plan.splits},
+        codec=spec.codec.to_json(),
+        scene_check=survey.scene_check,
+        splits=splits,
+        digest=set_digest({name: split.digest for name, split in splits.items()}),
+        license=survey.license,
+        extra=extra,
+    )
+
+
+def statistics(parts: Iterable[ShardPart], max_value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of each channel, of pixel / max_value, from integer sums."""
+    sums = [part.sums for part in parts if part.sums.count]
+    count = sum(item.count for item in sums)
+    bands = range(len(sums[0].total))
+    total = [sum(item.total[band] for item in sums) for band in bands]
+    squares = [sum(item.squares[band] for item in sums) for band in bands]
+    mean = tuple(total[band] / count / max_value for band in bands)
+    # count*squares - total**2 is exact in integers: no cancellation
+    std = tuple(math.sqrt(count * squares[band] - total[band] ** 2) / count / max_value for band in bands)
+    return mean, std
+
+
+def split_digest(
+    samples: Iterable[str], classes: ClassTable, bands: Sequence[str], dtype: str, tiling: dict[str, Any]
+) -> str:
+    """SHA-256 (hex) over label map, channels, tiling and the samples' digests in sorted order; free of names."""
+    facts = {"classes": classes.to_json(), "bands": list(bands), "dtype": dtype, "tiling": tiling}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for sample in sorted(samples):
+        digest.update(bytes.fromhex(sample))
+    return digest.hexdigest()
+
+
+def set_digest(splits: dict[str, str]) -> str:
+    """SHA-256 (hex) over the digests of the splits."""
+    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+
+def _split_card(parts: Sequence[ShardPart], plan: ShardPlan) -> SplitCard:
+    classes = plan.survey.classes
+    rows = [row for part in parts for row in part.rows]
+    tiling = asdict(plan.survey.tilings[rows[0]["split"]])
+    counts = [sum(row["class_pixels"][index] for row in rows) for index in range(classes.num_classes)]
+    pixels = sum(row["height"] * row["width"] for row in rows)
+    return SplitCard(
+        samples=len(rows),
+        scenes=len({row["scene"] for row in rows}),
+        class_pixels=tuple(counts),
+        ignored_pixels=pixels - sum(counts),
+        digest=split_digest(
+            (row["digest"] for row in rows), classes, plan.survey.bands, plan.survey.dtype, tiling
+        ),
+        shards=tuple(part.shard for part in parts),
+    )
+
+
+def _index_bytes(parts: Sequence[ShardPart]) -> bytes:
+    names = set(INDEX_SCHEMA.names)
+    rows = [
+        {name: value for name, value in row.items() if name in names} for part in parts for row in part.rows
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _max_value(spec: ShardSpec, plan: ShardPlan) -> float:
+    return spec.max_value or FULL_RANGE[plan.survey.dtype]
+
+
+def _delete_strangers(plan: ShardPlan, uri: str) -> None:
+    """Deletes tars and parts of a former plan: a reader that lists the folder would take them for ours."""
+    ours = {task.path for task in plan.tasks} | {task.part for task in plan.tasks}
+    for split in plan.splits:
+        known = (split, f"{split}-", ".tar")
+        for folder, prefix, suffix in (known, ("parts", f"{split}-", ".json")):
+            for entry in storage.list_files(storage.join(uri, folder)):
+                name = entry.path.rsplit("/", 1)[-1]
+                number = name.removeprefix(prefix).removesuffix(suffix)
+                is_shard = name == f"{prefix}{number}{suffix}" and len(number) == 5 and number.isdigit()
+                if is_shard and f"{folder}/{name}" not in ours:
+                    storage.delete(storage.join(uri, folder, name))

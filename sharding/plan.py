@@ -1,0 +1,232 @@
+"""Which tile goes into which shard: a pure function of scenes, tiling, codec, target size and seed."""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from d2ls.errors import DataError
+from d2ls.labels import Color, LabelCodes
+from sharding.codecs import Codec
+from sharding.raster import RasterInfo
+from sharding.sources.base import Scene
+from sharding.spec import ShardSpec
+from sharding.survey import Survey, SurveyedScene
+from sharding.tiling import Tile, Tiling, Window, tiles
+
+FORMAT = 1
+"""Changes when the same plan would be written as other bytes; part of every fingerprint."""
+
+FEW_SHARDS, FEW_SAMPLES = 4, 8
+"""A split gets this many shards, of this many samples at least, however small: workers share the work."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tiles of one scene that go into one shard, each with its sample key."""
+
+    scene: Scene
+    info: RasterInfo
+    tiles: tuple[tuple[str, Tile], ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What all shards of a split have in common.
+
+    Attributes:
+        codes: raw label codes to class ids.
+        num_classes: K.
+        strays: raw codes to count.
+        band_indices: channels to take.
+        all_bands: they are all there are, in order.
+        codec: image codec.
+        padding: see `Tiling.padding`.
+        statistics: whether pixel sums are wanted.
+    """
+
+    codes: LabelCodes
+    num_classes: int
+    strays: tuple[int | Color, ...]
+    band_indices: tuple[int, ...]
+    all_bands: bool
+    codec: Codec
+    padding: str
+    statistics: bool
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One tar to be written: the unit of work, of retry and of "done".
+
+    Attributes:
+        split: its split.
+        path: the tar below the root.
+        cuts: what goes in, in order.
+        recording: how.
+        fingerprint: SHA-256 over all of this and the state of the raw files, free of their paths.
+    """
+
+    split: str
+    path: str
+    cuts: tuple[Cut, ...]
+    recording: Recording
+    fingerprint: str
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(len(cut.tiles) for cut in self.cuts)
+
+    @property
+    def part(self) -> str:
+        """Path below the root of the file that says the shard is finished and what is in it."""
+        return f"parts/{self.path.rsplit('/', 1)[1].removesuffix('.tar')}.json"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """All tars of a shard set, in order of split and number."""
+
+    tasks: tuple[ShardTask, ...]
+    survey: Survey
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Split names in order."""
+        return tuple(dict.fromkeys(task.split for task in self.tasks))
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in all splits."""
+        return sum(task.samples for task in self.tasks)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tasks'."""
+        return hashlib.sha256("".join(task.fingerprint for task in self.tasks).encode()).hexdigest()
+
+
+def plan_shards(spec: ShardSpec, survey: Survey) -> ShardPlan:
+    """Divides the scenes of a sound survey over shards.
+
+    Scenes are shuffled by the seed, so that a shard holds a mixture; tiles of a scene stay together, so that it is
+    read once.
+
+    Raises:
+        DataError: a split without any tile, or two samples with one key.
+    """
+    splits = dict.fromkeys(item.scene.split for item in survey.scenes)
+    tasks: list[ShardTask] = []
+    for split in splits:
+        scenes = [item for item in survey.scenes if item.scene.split == split]
+        tasks += _plan_split(spec, survey, split, scenes)
+    _require_unique(key for task in tasks for cut in task.cuts for key, _ in cut.tiles)
+    return ShardPlan(tuple(tasks), survey)
+
+
+def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[SurveyedScene]) -> list[ShardTask]:
+    tiling = survey.tilings[split]
+    random.Random(f"{spec.seed} {split}").shuffle(scenes)
+    cuts = [_cut(split, item, tiling) for item in scenes]
+    flat = [(cut, pair) for cut in cuts for pair in cut.tiles]
+    if not flat:
+        raise DataError(
+            f"split {split!r}: no tile left of {len(scenes)} scene(s); data.tiling drops them all, "
+            "use a smaller size or edge: shift"
+        )
+    recording = Recording(
+        codes=survey.codes,
+        num_classes=survey.classes.num_classes,
+        strays=spec.strays,
+        band_indices=survey.band_indices,
+        all_bands=survey.all_bands,
+        codec=spec.codec,
+        padding=tiling.padding,
+        statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in survey.scenes),
+    )
+    count = _shard_count(spec, survey, flat)
+    bounds = [len(flat) * number // count for number in range(count + 1)]
+    return [
+        _task(split, number, _regroup(flat[bounds[number] : bounds[number + 1]]), recording)
+        for number in range(count)
+    ]
+
+
+def _shard_count(spec: ShardSpec, survey: Survey, flat: list[tuple[Cut, tuple[str, Tile]]]) -> int:
+    depth = len(survey.bands) * np.dtype(survey.dtype).itemsize
+    pixels = sum(tile.window.height * tile.window.width for _, (_, tile) in flat)
+    wanted = pixels * (depth * spec.codec.ratio + 0.03) / spec.target_bytes
+    few = min(FEW_SHARDS, len(flat) // FEW_SAMPLES)
+    return min(len(flat), max(1, few, int(np.ceil(wanted))))
+
+
+def _cut(split: str, item: SurveyedScene, tiling: Tiling) -> Cut:
+    region = item.scene.region or Window(0, 0, item.info.height, item.info.width)
+    stem = _key(f"{split}_{item.scene.id}")
+    if tiling.size is None:
+        return Cut(item.scene, item.info, tuple((stem, tile) for tile in _shifted(region, tiling)))
+    named = [
+        (f"{stem}_r{tile.window.row:05d}_c{tile.window.column:05d}", tile)
+        for tile in _shifted(region, tiling)
+    ]
+    return Cut(item.scene, item.info, tuple(named))
+
+
+def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
+    """Tiles of a region, in pixels of the whole scene."""
+    for tile in tiles(region.height, region.width, tiling):
+        windows = (tile.window, tile.inside, tile.labelled)
+        yield Tile(
+            *(Window(w.row + region.row, w.column + region.column, w.height, w.width) for w in windows)
+        )
+
+
+def _key(text: str) -> str:
+    """Sample key: no dots (a WebDataset key ends at the first), short enough for a tar header."""
+    key = re.sub(r"[^A-Za-z0-9_-]+", "_", text)
+    if len(key) > 64:
+        key = f"{key[:47]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return key
+
+
+def _regroup(flat: list[tuple[Cut, tuple[str, Tile]]]) -> tuple[Cut, ...]:
+    groups: dict[str, list[tuple[str, Tile]]] = {}
+    origin: dict[str, Cut] = {}
+    for cut, pair in flat:
+        groups.setdefault(cut.scene.id, []).append(pair)
+        origin[cut.scene.id] = cut
+    return tuple(Cut(origin[name].scene, origin[name].info, tuple(pairs)) for name, pairs in groups.items())
+
+
+def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) -> ShardTask:
+    path = f"{split}/{split}-{number:05d}.tar"
+    facts = [FORMAT, path, _codes_json(recording.codes), {**asdict(recording), "codes": None}]
+    for cut in cuts:
+        scene = cut.scene
+        state = (scene.image.stamp, scene.mask.stamp if scene.mask else "")
+        facts.append([scene.id, scene.group, dict(scene.tags), state, asdict(cut.info)])
+        facts.append([[key, asdict(tile)] for key, tile in cut.tiles])
+    text = json.dumps(facts, sort_keys=True)
+    return ShardTask(split, path, cuts, recording, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _codes_json(codes: LabelCodes) -> list[Any]:
+    known: Mapping[Any, int] = codes.ids or codes.colors
+    return sorted([code if isinstance(code, int) else list(code), value] for code, value in known.items())
+
+
+def _require_unique(keys: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise DataError(
+                f"two samples would be called {key!r}: scene names differ only in signs "
+                "that a key cannot hold; rename one"
+            )
+        seen.add(key)

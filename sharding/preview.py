@@ -1,0 +1,127 @@
+"""Pictures of a shard set: a contact sheet a split and a histogram of the classes, as PNG under `preview/`."""
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from d2ls import storage
+from d2ls.labels import ClassTable
+from d2ls.shards import ShardSet
+from sharding.codecs import decode_image, decode_mask
+
+CELL = 192
+"""Side of a sample on the sheet, in pixels."""
+
+COLUMNS, ROWS = 4, 4
+GAP, LINE = 6, 18
+INK, PAPER, IGNORED = (30, 30, 30), (250, 250, 250), (110, 110, 110)
+
+
+def write_previews(shards: ShardSet) -> list[str]:
+    """Draws and writes all previews of a set; returns their locations."""
+    sheets = {split: contact_sheet(shards, split) for split in shards.splits}
+    written = [_write(shards, f"samples-{split}", sheet) for split, sheet in sheets.items()]
+    written.append(_write(shards, "classes", class_histogram(shards)))
+    return written
+
+
+def contact_sheet(shards: ShardSet, split: str) -> Image.Image:
+    """Draws up to 16 samples of a split, spread evenly over it: image left, label right, legend below."""
+    table = shards.rows(split)
+    count = min(COLUMNS * ROWS, table.num_rows)
+    chosen = [table.slice(i * table.num_rows // count, 1).to_pylist()[0] for i in range(count)]
+    rows = -(-count // COLUMNS)
+    columns = min(COLUMNS, count)
+    width = max(columns * (2 * CELL + 2 * GAP) + GAP, 560)
+    legend = _legend_lines(shards.card.classes, width)
+    sheet = Image.new("RGB", (width, rows * (CELL + LINE + GAP) + LINE * (legend + 2)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, row in enumerate(chosen):
+        left = GAP + (place % COLUMNS) * (2 * CELL + 2 * GAP)
+        top = GAP + (place // COLUMNS) * (CELL + LINE + GAP)
+        image, label = _sample_pictures(shards, row)
+        sheet.paste(image, (left, top))
+        sheet.paste(label, (left + CELL, top))
+        draw.text((left, top + CELL + 1), row["key"][:52], INK, _font(12))
+    facts = shards.card.splits[split]
+    title = f"{shards.card.name} / {split}: {facts.samples} samples of {facts.scenes} scenes"
+    top = rows * (CELL + LINE + GAP) + GAP
+    draw.text((GAP, top), title, INK, _font(14))
+    _draw_legend(draw, shards.card.classes, top + LINE + 4, width)
+    return sheet
+
+
+def class_histogram(shards: ShardSet) -> Image.Image:
+    """Draws the share of each class among the labelled pixels, a bar a split."""
+    card = shards.card
+    splits = list(card.splits.items())
+    height = 26 + card.classes.num_classes * (len(splits) * 14 + 10)
+    picture = Image.new("RGB", (760, height + 8), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((GAP, 4), f"{card.name}: share of the labelled pixels", INK, _font(14))
+    top = 28
+    for index, name in enumerate(card.classes.names):
+        draw.rectangle((GAP, top + 2, GAP + 12, top + 14), card.classes.palette[index], INK)
+        draw.text((GAP + 18, top), name[:22], INK, _font(12))
+        for split, facts in splits:
+            share = facts.class_pixels[index] / max(sum(facts.class_pixels), 1)
+            draw.rectangle((230, top + 2, 230 + int(400 * share), top + 12), card.classes.palette[index], INK)
+            draw.text((238 + int(400 * share), top), f"{100 * share:.2f} % {split}", INK, _font(11))
+            top += 14
+        top += 10
+    return picture
+
+
+def _write(shards: ShardSet, name: str, picture: Image.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    location = storage.join(shards.uri, "preview", f"{name}.png")
+    storage.write_bytes(location, stream.getvalue())
+    return location
+
+
+def _sample_pictures(shards: ShardSet, row: dict[str, Any]) -> tuple[Image.Image, Image.Image]:
+    tar = shards.shard_uri(row["shard"])
+    image = decode_image(
+        storage.read_range(tar, row["image_offset"], row["image_length"]), row["image_suffix"]
+    )
+    ids = decode_mask(storage.read_range(tar, row["mask_offset"], row["mask_length"]))
+    picture = Image.fromarray(visible(image, shards.card.max_value))
+    label = Image.fromarray(shards.card.classes.colorize(ids, ignore_color=IGNORED))
+    picture.thumbnail((CELL, CELL))
+    label.thumbnail((CELL, CELL), Image.Resampling.NEAREST)
+    return picture, label
+
+
+def visible(image: npt.NDArray[Any], max_value: float = 255.0) -> npt.NDArray[np.uint8]:
+    """Turns pixels of any type and band count (H W C) into an RGB picture (H W 3, uint8).
+
+    The first three bands are shown, a single one as grey; 16-bit values are stretched between their 2nd and 98th
+    percentile.
+    """
+    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if shown.dtype == np.uint8 and max_value == 255.0:
+        return np.ascontiguousarray(shown)
+    low, high = np.percentile(shown, (2, 98))
+    scaled = (shown.astype(np.float32) - low) / max(float(high - low), 1.0) * 255
+    return np.asarray(scaled.clip(0, 255), np.uint8)
+
+
+def _legend_lines(classes: ClassTable, width: int) -> int:
+    return -(-(classes.num_classes + 1) // max(1, width // 150))
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, classes: ClassTable, top: int, width: int) -> None:
+    entries = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED)]
+    across = max(1, width // 150)
+    for place, (name, color) in enumerate(entries):
+        left, line = GAP + (place % across) * 150, top + (place // across) * LINE
+        draw.rectangle((left, line, left + 13, line + 13), color, INK)
+        draw.text((left + 18, line), name[:20], INK, _font(12))
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)

@@ -1,0 +1,185 @@
+"""What a reader of a raw data set offers: scenes, classes, label codes, bands."""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from d2ls.errors import ConfigError, DataError
+from d2ls.labels import ClassTable, LabelCodes
+from sharding.files import FileRef, FileTree
+from sharding.tiling import Tiling, Window
+
+Protocol = Literal["clean", "paper"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image and its label image.
+
+    Attributes:
+        id: unique in its split, free of the root's path (`Urban/17`).
+        split: `train`, `val`, `test`, or what the recipe calls it.
+        image: the image file.
+        mask: the label image; None where the publisher keeps it.
+        group: the contiguous piece of ground (or the sequence) it belongs to, which must stay in one split; None
+            where the data set does not say.
+        tags: facts shown but not interpreted (`area: Urban`).
+        region: the part that is used, in pixels of the image; None for all of it.
+    """
+
+    id: str
+    split: str
+    image: FileRef
+    mask: FileRef | None
+    group: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    region: Window | None = None
+
+
+class Source(ABC):
+    """A raw data set. Subclasses fix the facts and list the scenes.
+
+    Attributes:
+        name: as recipes spell it.
+        classes: the K classes.
+        codes: raw label codes to class ids.
+        bands: channel names in file order.
+        ground_sampling_distance: metres a pixel; None where it varies or is unknown.
+        license: licence of the data.
+        tiling: split (or `default`) to tiling where the protocol has one of its own.
+        md5: published sums of the archives, by file name.
+        missing: files that lack their partner, in words; filled by `scenes`.
+    """
+
+    name: ClassVar[str]
+    classes: ClassTable
+    codes: LabelCodes
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    ground_sampling_distance: float | None = None
+    license: str = "unknown"
+    tiling: Mapping[str, Tiling] = {}
+    md5: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, root: str | Path, protocol: Protocol, access: Mapping[str, bool]) -> None:
+        self.root = Path(root)
+        self.protocol = protocol
+        self.access = dict(access)
+        self.missing: list[str] = []
+
+    @abstractmethod
+    def scenes(self) -> Iterator[Scene]:
+        """Yields the scenes, split by split, in natural order of their names.
+
+        Raises:
+            DataError: nothing that looks like this data set is there.
+        """
+
+    def tree(self) -> FileTree:
+        """Lists the files below the root, archives included and checked."""
+        return FileTree.open(self.root, md5=self.md5, **self.access)
+
+    def pairs(
+        self,
+        images: Mapping[str, FileRef],
+        masks: Mapping[str, FileRef],
+        *,
+        masks_needed: bool = True,
+    ) -> Iterator[tuple[str, FileRef, FileRef | None]]:
+        """Joins images and label images by key; what lacks a partner goes to `missing`.
+
+        Args:
+            images: key to image.
+            masks: key to label image.
+            masks_needed: an image without labels is a fault, not a hidden test image.
+        """
+        for key, image in images.items():
+            if key in masks or not masks_needed:
+                yield key, image, masks.get(key)
+            else:
+                self.missing.append(f"{image}: no label image for it")
+        self.missing += [
+            f"{ref}: no image for this label image" for key, ref in masks.items() if key not in images
+        ]
+
+    def nothing_found(self, expected: str) -> DataError:
+        """Makes the error for a folder that does not hold this data set."""
+        return DataError(
+            f"{self.root}: no {self.name} data set here. Expected {expected}. "
+            "Point data.root at the folder that holds it."
+        )
+
+
+def collect(found: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+    """Makes a mapping of keys to files; of a file that is there both unpacked and in an archive, the unpacked one.
+
+    Raises:
+        DataError: two files for one key.
+    """
+    files: dict[str, FileRef] = {}
+    for key, ref in found:
+        other = files.get(key)
+        if other and bool(other.member) == bool(ref.member):
+            raise DataError(f"{other} and {ref} are both {key}: keep one of them below data.root.")
+        if other is None or other.member:
+            files[key] = ref
+    return files
+
+
+def option(
+    options: dict[str, Any], name: str, default: Any, check: Callable[[Any], bool], allowed: str
+) -> Any:
+    """Takes an option out of the mapping.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    value = options.pop(name, default)
+    if not check(value):
+        raise ConfigError(f"data.options.{name}: {value!r} is not possible; allowed: {allowed}")
+    return value
+
+
+def choice(options: dict[str, Any], name: str, default: str, allowed: Iterable[str]) -> str:
+    """Takes an option that is one of a few words."""
+    allowed = list(allowed)
+    return str(option(options, name, default, lambda value: value in allowed, ", ".join(allowed)))
+
+
+def names(
+    options: dict[str, Any], name: str, default: Iterable[str], known: Iterable[str]
+) -> tuple[str, ...]:
+    """Takes an option that lists scenes, all of them known.
+
+    Raises:
+        ConfigError: not a list of known names.
+    """
+    value = options.pop(name, list(default))
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"data.options.{name}: {value!r} is not a list")
+    for item in value:
+        if str(item) not in known:
+            raise ConfigError(f"data.options.{name}: no scene {item!r}. {nearest(str(item), known)}")
+    return tuple(str(item) for item in value)
+
+
+def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], source: str) -> None:
+    """Refuses options that a source does not have.
+
+    Raises:
+        ConfigError: names the nearest spelling.
+    """
+    known = list(known)
+    for name in options:
+        if name not in known:
+            rest = nearest(name, known) if known else "It has no options."
+            raise ConfigError(f"data.options.{name}: the source {source} has no such option. {rest}")
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Says what was probably meant, or what is allowed."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(word, allowed, n=2, cutoff=0.6)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Allowed: {', '.join(allowed)}"

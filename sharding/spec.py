@@ -1,0 +1,115 @@
+"""What is to be made: the plain values that a recipe's `data` and `shards` sections come down to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from d2ls.errors import ConfigError
+from d2ls.labels import IGNORE, Color, LabelCodes
+from sharding.codecs import Codec
+from sharding.sources import Source, open_source
+from sharding.sources.base import nearest
+from sharding.tiling import Tiling
+
+DEFAULT_TILING = "default"
+"""Key of the tiling for splits that have none of their own."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """A shard set to be made.
+
+    Attributes:
+        name: name of the data set in the card.
+        uri: folder or object-store prefix of the shard set.
+        source: reader, see `sharding.sources.open_source`.
+        root: raw data.
+        protocol: `clean` or `paper`.
+        options: of the reader.
+        tiling: split to tiling, with a `default`; what is not given is as the source has it.
+        codec: image codec.
+        bands: channels to take, by name; empty for all.
+        max_value: pixel value that stands for 1.0; None for the full range of the type.
+        ground_sampling_distance: metres a pixel; None for what the source says.
+        strays: raw codes outside the data set's own that are taken as ignored, and counted.
+        splits: splits to make; empty for all.
+        train_split: the one whose pixels give mean and standard deviation, and whose tiles may overlap.
+        target_bytes: size of a shard, about.
+        seed: order of the scenes in the shards.
+        license: empty for what the source says.
+        check_archives: compare archives with their published MD5 sums.
+        follow_links: accept links that lead out of the root.
+    """
+
+    name: str
+    uri: str
+    source: str
+    root: str
+    protocol: str = "clean"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tiling: Mapping[str, Tiling] = field(default_factory=dict)
+    codec: Codec = field(default_factory=Codec)
+    bands: tuple[str, ...] = ()
+    max_value: float | None = None
+    ground_sampling_distance: float | None = None
+    strays: tuple[int | Color, ...] = ()
+    splits: tuple[str, ...] = ()
+    train_split: str = "train"
+    target_bytes: int = 64_000_000
+    seed: int = 0
+    license: str = ""
+    check_archives: bool = True
+    follow_links: bool = False
+
+    def open(self) -> Source:
+        """Makes the reader."""
+        return open_source(
+            self.source,
+            self.root,
+            protocol=self.protocol,
+            check_archives=self.check_archives,
+            follow_links=self.follow_links,
+            **self.options,
+        )
+
+    def tiling_of(self, split: str, source: Source) -> Tiling:
+        """Returns the tiling of a split: the spec's own or default one, the source's, or whole scenes.
+
+        Only in training may a pixel be labelled in more than one tile.
+        """
+        given = [
+            chosen.get(name) for chosen in (self.tiling, source.tiling) for name in (split, DEFAULT_TILING)
+        ]
+        tiling = next((tiling for tiling in given if tiling is not None), Tiling())
+        return replace(tiling, once=split != self.train_split)
+
+    def band_indices(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Returns the positions in the file of the channels to take.
+
+        Raises:
+            ConfigError: no such channel.
+        """
+        for band in self.bands:
+            if band not in names:
+                raise ConfigError(f"data.bands: no band {band!r}. {nearest(band, names)}")
+        return tuple(names.index(band) for band in self.bands or names)
+
+    def codes(self, source: Source) -> LabelCodes:
+        """Returns the label codes with the strays among the ignored ones.
+
+        Raises:
+            ConfigError: a stray that has a meaning already, or is an id where labels are colours.
+        """
+        if not self.strays:
+            return source.codes
+        known: Mapping[Any, int] = source.codes.ids or source.codes.colors
+        for stray in self.strays:
+            if isinstance(stray, int) != bool(source.codes.ids):
+                kind = "ids" if source.codes.ids else "colours (red, green, blue)"
+                raise ConfigError(f"data.strays: {stray} does not fit, labels of {self.source} are {kind}")
+            if known.get(stray, IGNORE) != IGNORE:
+                raise ConfigError(
+                    f"data.strays: {stray} is class {source.classes.names[known[stray]]!r}, no stray"
+                )
+        merged = {**known, **dict.fromkeys(self.strays, IGNORE)}
+        return LabelCodes.from_ids(merged) if source.codes.ids else LabelCodes.from_colors(merged)
