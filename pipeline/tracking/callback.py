@@ -1,0 +1,192 @@
+"""Tells MLflow what the training loop reports: metrics by step and epoch, and figures that move through training."""
+
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from d2ls.errors import D2LSError
+from d2ls.training.reports import Callback, EvaluationReport, StepReport
+from pipeline import figures
+from pipeline.tracking import location, samples
+from pipeline.tracking.monitor import Monitor
+from pipeline.tracking.writer import SPOOL_TAG, RunWriter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from d2ls.shards import ShardSet
+    from pipeline.config import Recipe
+
+LOG = logging.getLogger(__name__)
+MOST_POINTS = 2000  # a curve with more points draws slowly and shows nothing more
+WAITING_FIGURES = 3
+
+
+class TrackingCallback(Callback):
+    """Logs a training. For rank 0 alone; its calls return at once, whatever the store does.
+
+    Args:
+        store_uri: complete URI of the store.
+        run_id: run opened by the driver.
+        spool_folder: local folder for what waits to be sent.
+        recipe: the resolved recipe.
+        shards: the opened shard set; figures show samples of its selection split.
+
+    Raises:
+        TrackingError: the store is an SQLite file that this machine does not see.
+    """
+
+    def __init__(
+        self, store_uri: str, run_id: str, spool_folder: Path | str, recipe: "Recipe", shards: "ShardSet"
+    ) -> None:
+        file = location.sqlite_file(store_uri)
+        if file is not None and not file.is_file():
+            location.connect(store_uri)  # raises with the way out
+        self.recipe, self.shards = recipe, shards
+        folder = Path(spool_folder).absolute()
+        self.writer = RunWriter(store_uri, run_id, folder)
+        self.writer.tags({SPOOL_TAG: f"{socket.gethostname()}:{folder}", "hardware": _hardware()})
+        self._monitor = Monitor(self.writer.metrics) if recipe.tracking.system_metrics else None
+        self._terms: dict[str, list[float]] = {}
+        self._shown: list[samples.Shown] | None = None
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=WAITING_FIGURES)
+        self._drawer = threading.Thread(target=self._draw, name="figures", daemon=True)
+        self._drawer.start()
+
+    def on_step(self, report: StepReport) -> None:
+        """Logs every few steps: the mean of each loss term since the last time, rates, shares."""
+        for name, value in report.terms.items():
+            self._terms.setdefault(name, []).append(float(value))
+        every = max(1, report.total_steps // MOST_POINTS)
+        if report.step % every and report.step not in (1, report.total_steps):
+            return
+        total = sum(report.seconds.values())
+        values = {f"train/{_loss(name)}": float(np.mean(each)) for name, each in self._terms.items()}
+        values["train/lr"] = report.learning_rate
+        values["train/gradient_norm"] = report.gradient_norm
+        values["speed/images_per_second"] = report.images_per_second
+        values["speed/data_share"] = report.seconds.get("data", 0.0) / total if total > 0 else 0.0
+        values["speed/memory_gigabytes"] = report.memory_bytes / 1e9
+        self._terms.clear()
+        self.writer.metrics(values, report.step)
+
+    def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
+        """Logs scores, and every `figures_every` epochs the figures."""
+        names = self.shards.card.classes.names
+        scores = report.scores
+        values = {"select/miou": scores.miou, "select/mf1": scores.mf1, "select/oa": scores.overall_accuracy}
+        values |= {f"select/iou/{name}": iou for name, iou in zip(names, scores.iou, strict=True)}
+        values |= {f"epoch/{_loss(name)}": value for name, value in report.terms.items()}
+        values |= {"epoch": float(report.epoch), "speed/evaluation_seconds": report.seconds}
+        if report.best:
+            values |= {"best/miou": scores.miou, "best/epoch": float(report.epoch)}
+        self.writer.metrics({key: value for key, value in values.items() if not np.isnan(value)}, report.step)
+        if report.epoch % self.recipe.tracking.figures_every == 0 or report.epoch == self.recipe.train.epochs:
+            self._figures(report, network)
+
+    def close(self) -> None:
+        """Draws and sends what is left; what the store does not take in time stays in the spool folder."""
+        self._jobs.put(None)
+        self._drawer.join(timeout=60.0)
+        if self._monitor:
+            self._monitor.close()
+        self.writer.close()
+
+    def _figures(self, report: EvaluationReport, network: "nn.Module") -> None:
+        """Computes here what needs the network; drawing is left to a thread."""
+        classes = self.shards.card.classes
+        if self._shown is None:
+            self._shown = self._samples(report.split)
+        jobs: dict[str, Callable[[], figures.Picture]] = {
+            "confusion": lambda: figures.confusion_figure(report.confusion, classes),
+            "class_iou": lambda: figures.class_bars(report.scores, classes),
+        }
+        if self._shown:
+            shown = self._shown[: self.recipe.tracking.figure_samples]
+            predictions, dictionaries, static = look(network, self._shown)
+            jobs["predictions"] = lambda: figures.prediction_sheet(
+                [each.image for each in shown], [each.labels for each in shown], predictions[: len(shown)], classes,
+                [each.key for each in shown],
+            )  # fmt: skip
+            if dictionaries:
+                jobs["dictionary"] = lambda: figures.dictionary_map(dictionaries, static, classes)
+                self._log_distances(dictionaries, report.step)
+        try:
+            self._jobs.put_nowait(lambda: self._log_all(jobs, report.step))
+        except queue.Full:
+            LOG.warning("figures of epoch %d are left out: drawing is slower than training", report.epoch)
+
+    def _samples(self, split: str) -> list[samples.Shown]:
+        side = self.recipe.loader.augmentation.crop_size
+        count = max(self.recipe.tracking.figure_samples, 4)
+        try:
+            return samples.load(self.shards, split, count, side)
+        except D2LSError as error:
+            LOG.warning("no prediction figures: %s", error)
+            return []
+
+    def _log_distances(self, dictionaries: list[npt.NDArray[np.float32]], step: int) -> None:
+        values: dict[str, float] = {}
+        for stage, dictionary in enumerate(dictionaries):
+            intra, inter = figures.dictionary_distances(dictionary)
+            values |= {f"dictionary/intra/d{stage}": intra, f"dictionary/inter/d{stage}": inter}
+        self.writer.metrics(values, step)
+
+    def _log_all(self, jobs: dict[str, Callable[[], figures.Picture]], step: int) -> None:
+        for key, job in jobs.items():
+            self.writer.picture(key, job(), step)
+
+    def _draw(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception:  # a figure must not end a training
+                LOG.exception("a figure could not be drawn")
+
+
+@torch.inference_mode()
+def look(
+    network: "nn.Module", shown: list[samples.Shown]
+) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
+    """Runs the network on single samples.
+
+    Args:
+        network: in evaluation mode, with a `.normalization`.
+        shown: N samples.
+
+    Returns:
+        N label maps; a dictionary (N K C) a stage, none where the network has none; the static dictionary (K C).
+    """
+    device = next(network.parameters()).device
+    normalization: Any = network.normalization
+    predictions, vectors, static = [], [], None
+    for sample in shown:
+        plain = sample.image.astype(np.float32 if sample.image.dtype != np.uint8 else np.uint8)
+        raw = torch.from_numpy(np.ascontiguousarray(plain)).permute(2, 0, 1)[None].to(device)
+        output = network(normalization(raw), False)
+        predictions.append(output.logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
+        vectors.append([each[0].float().cpu().numpy() for each in getattr(output, "dictionaries", ())])
+        static = getattr(output, "static_dictionary", None)
+    stages = [np.stack(stage) for stage in zip(*vectors, strict=True)]
+    return predictions, stages, None if static is None else static.float().cpu().numpy()
+
+
+def _loss(name: str) -> str:
+    return "loss" if name == "total" else name
+
+
+def _hardware() -> str:
+    from pipeline.tracking.facts import hardware
+
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if torch.cuda.is_available():
+        return f"{world} x {torch.cuda.get_device_name()}"
+    return f"{world} x CPU, {hardware()}"

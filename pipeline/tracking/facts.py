@@ -1,0 +1,141 @@
+"""What is told about a run beside its numbers: tags for the run list, versions, hardware, code, a description."""
+
+import getpass
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+
+PACKAGES = ("torch", "timm", "ray", "mlflow", "webdataset", "albumentations", "numpy", "pyarrow", "rasterio")
+
+
+def driver() -> str:
+    """Names this process for ever: host, process id and start time."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def driver_is_gone(text: str) -> bool:
+    """Says whether the process named by `driver` ran on this host and has ended; False where one cannot tell."""
+    host, pid, started = (*text.rsplit(":", 2), "", "")[:3]
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        return abs(process.create_time() - float(started)) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.AccessDenied, ValueError):
+        return False
+
+
+def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]:
+    """Tags by which a person sorts and filters the run list without opening a run.
+
+    Args:
+        recipe: the resolved recipe.
+        card: card of the shards.
+        kind: `sweep`, `trial` or `training`.
+    """
+    contrastive = recipe.loss.contrastive
+    return {
+        "kind": kind,
+        "dataset": card.name,
+        "dataset_digest": card.digest,
+        "protocol": card.protocol,
+        "backbone": recipe.model.backbone,
+        "dictionary": recipe.model.dictionary,
+        "stages": str(recipe.model.stages),
+        "contrastive": contrastive,
+        "temperature": str(recipe.loss.temperature) if contrastive == "infonce" else "-",
+        "workers": str(recipe.cluster.workers),
+        "hardware": hardware(),
+        "recipe_digest": recipe.digest(),
+        "packages": packages(),
+        "mlflow.source.name": f"pipeline ({recipe.name})",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        **code_tags(),
+    }
+
+
+def hardware() -> str:
+    """Host, processor count and memory of this machine."""
+    gigabytes = psutil.virtual_memory().total / 2**30
+    return f"{socket.gethostname()}: {os.cpu_count()} CPUs ({platform.machine()}), {gigabytes:.0f} GiB"
+
+
+def packages() -> str:
+    """Versions of Python and of what the numbers depend on, in one line."""
+    versions = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(versions)
+
+
+def all_packages() -> str:
+    """All installed distributions, one `name==version` a line."""
+    found = {f"{item.metadata['Name']}=={item.version}" for item in metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def code_tags() -> dict[str, str]:
+    """Commit of the checkout this code runs from, and whether it holds changes; empty where there is no git."""
+    file = Path(__file__).resolve()
+    folder = file.parent
+    if not _git(folder, "ls-files", file.name):  # installed into an environment that lies in another checkout
+        return {}
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"mlflow.source.git.commit": commit, "git": commit[:10], "git_dirty": str(bool(changes)).lower()}
+
+
+def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
+    """A few lines of Markdown: what this run is, on what, by which choices."""
+    train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.select))
+    counts = ", ".join(
+        f"{split.samples} samples to {role}"
+        for role, split in (("train", train), ("select", select))
+        if split
+    )
+    space = ", ".join(f"`{key}`" for key in recipe.sweep.space)
+    what = f"Sweep over {space} ({recipe.sweep.search})" if kind == "sweep" else f"One {kind}"
+    lines = [
+        f"{what} of D2LS on **{card.name}** ({card.protocol} protocol, {card.classes.num_classes} classes).",
+        recipe.description,
+        f"- data: {counts or 'see the card'}; digest `{card.digest[:12]}`; licence: {card.license}",
+        f"- network: `{recipe.model.backbone}`, {recipe.model.dictionary} dictionary, {recipe.model.stages} stages",
+        f"- loss: contrastive term {recipe.loss.contrastive}"
+        + (f" at temperature {recipe.loss.temperature}" if recipe.loss.contrastive == "infonce" else ""),
+        f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch}, "
+        f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}, seed {recipe.seed}",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have a user id without a name
+        return str(os.getuid())
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

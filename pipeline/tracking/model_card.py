@@ -1,0 +1,80 @@
+"""The model card: what a person must know before using a registered model."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from d2ls.bundle import ModelInfo
+
+if TYPE_CHECKING:
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+
+
+def scores(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
+    """Picks the numbers of an evaluation that are logged as metrics: means, and IoU by class."""
+    found: dict[str, float] = {}
+    values = evaluation or {}
+    values = values.get("scores", values)
+    for key, value in values.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[key] = float(value)
+    by_class = values.get("iou")
+    if isinstance(by_class, Mapping):
+        found |= {f"iou/{name}": float(value) for name, value in by_class.items() if value is not None}
+    return found
+
+
+def model_card(
+    info: ModelInfo,
+    card: "DatasetCard",
+    recipe: "Recipe",
+    evaluation: Mapping[str, Any] | None,
+    run_id: str,
+) -> str:
+    """Writes the card as Markdown: use, data, scores, limits."""
+    found = scores(evaluation)
+    shown = [f"- {key}: {value:.4f}" for key, value in found.items()] or [
+        "- not evaluated on the report split yet"
+    ]
+    scored = [name for name, flag in zip(card.classes.names, card.classes.scored, strict=True) if flag]
+    resolution = (
+        f"{info.ground_sampling_distance} m a pixel"
+        if info.ground_sampling_distance
+        else "unknown resolution"
+    )
+    return "\n".join(
+        [
+            f"# {recipe.model_name}",
+            f"D2LS (dynamic dictionary learning) that labels every pixel of an image as one of "
+            f"{info.classes.num_classes} classes: {', '.join(info.classes.names)}.",
+            "",
+            "## Input and output",
+            f"Raw images, batch x height x width x {len(info.bands)} ({', '.join(info.bands)}), {info.dtype}; "
+            'normalisation is inside. Class ids come back, uint8; with `params={"probabilities": True}` the '
+            "probabilities, batch x class x height x width.",
+            "",
+            "## Data",
+            f"- {card.name}, {card.protocol} protocol, digest `{card.digest}`",
+            f"- trained on split `{recipe.roles.train}`, epoch selected on `{recipe.roles.select}`, reported on "
+            f"`{recipe.roles.report}`; scenes in two splits: {_scenes(card)}",
+            f"- licence of the data: {card.license}",
+            "",
+            f"## Scores on `{recipe.roles.report}`",
+            f"Means over {', '.join(scored)}.",
+            *shown,
+            "",
+            "## Limits",
+            f"- learned at {resolution} through windows of {info.window} pixels; the network looks at its whole "
+            "window, so other windows or resolutions change its answers",
+            f"- knows no class but the ones above, and no sensor, season or region beyond {card.name}",
+            "- the scores hold for the report split alone",
+            "",
+            f"Network `{info.config.get('backbone')}`, {info.config.get('dictionary')} dictionary, "
+            f"{info.config.get('stages')} stages; run `{run_id}`; recipe digest `{recipe.digest()[:12]}`.",
+            "",
+        ]
+    )
+
+
+def _scenes(card: "DatasetCard") -> str:
+    return "none (checked)" if card.scene_check == "disjoint" else "not known, the data set names no scenes"

@@ -1,0 +1,408 @@
+"""Runs: opened and closed by the driver, found again by name, listed for tables."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.errors import TrackingError
+from pipeline.tracking import facts, location, writer
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking.registry import ModelVersion
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+NAME_TAG, DRIVER_TAG, PARAMETERS_TAG = "d2ls.name", "d2ls.driver", "d2ls.parameters"
+FOLDER_TAG = "d2ls.run_folder"
+PARENT_TAG = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run as a row of a table.
+
+    Attributes:
+        run_id: MLflow's id.
+        name: the name given at its start.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        params: flattened recipe, as text.
+        metrics: last value of each metric.
+        tags: all tags.
+        start: seconds since the epoch.
+        seconds: how long it ran, None while it runs.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    start: float = 0.0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store that is ready for use. Plain values: it can be sent to any process.
+
+    Attributes:
+        uri: complete URI, the same in every process.
+        artifacts: root for the files of new experiments; None where a server decides.
+    """
+
+    uri: str
+    artifacts: str | None = None
+
+    @classmethod
+    def open(cls, config: "TrackingConfig | None" = None, *, folder: Path | None = None) -> Self:
+        """Resolves the store's URI and makes it ready; call once, before any fan-out.
+
+        Args:
+            config: recipe section; its `uri` wins over MLFLOW_TRACKING_URI, that over SQLite in the folder.
+            folder: what relative locations are relative to; None: the working folder.
+
+        Raises:
+            TrackingError: the store cannot be reached or made; says what to do.
+        """
+        folder = folder or Path.cwd()
+        uri = location.resolve_uri(config.uri if config else None, folder)
+        location.prepare(uri)
+        return cls(uri, location.artifact_root(uri, folder))
+
+    @property
+    def client(self) -> "MlflowClient":
+        """MLflow's client of this store."""
+        return location.connect(self.uri)
+
+    def ui_command(self, port: int = 5000) -> str:
+        """Returns the command line that opens the MLflow UI on this store, or its address where it is a server."""
+        if location.is_server(self.uri):
+            return self.uri
+        return f"{sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
+
+    def start_sweep_run(self, recipe: "Recipe", card: "DatasetCard", name: str) -> str:
+        """Opens (or finds again, by name) the parent run of a sweep; returns its id."""
+        return self._start(recipe, card, name, "sweep", {})
+
+    def start_training_run(
+        self,
+        recipe: "Recipe",
+        card: "DatasetCard",
+        name: str,
+        parent_run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Opens a run of one training, or finds it again by its name: a resumed training goes on in its run.
+
+        Args:
+            recipe: the resolved recipe; logged as a file and as parameters, once.
+            card: card of the shards; logged as the data set of the run.
+            name: unique in the experiment.
+            parent_run_id: run of the sweep this is a trial of.
+            tags: further tags.
+
+        Returns:
+            The run's id.
+        """
+        extra = dict(tags or {})
+        if parent_run_id:
+            extra[PARENT_TAG] = parent_run_id
+        return self._start(recipe, card, name, "trial" if parent_run_id else "training", extra)
+
+    def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
+        """Closes a run."""
+        with location.named(self.uri, run=run_id):
+            self.client.set_terminated(run_id, status)
+
+    def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Logs numbers of one step at once."""
+        from mlflow.entities import Metric
+
+        with location.named(self.uri, run=run_id):
+            rows = [Metric(key, float(value), writer.now(), step) for key, value in values.items()]
+            for start in range(0, len(rows), 1000):
+                self.client.log_batch(run_id, metrics=rows[start : start + 1000])
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        """Logs a text file."""
+        with location.named(self.uri, run=run_id):
+            self.client.log_text(run_id, text, file)
+
+    def log_picture(
+        self, run_id: str, key: str, image: npt.NDArray[np.uint8], step: int | None = None
+    ) -> None:
+        """Logs a picture (H W 3, RGB): with a step it moves under its key, without one it is the file `key`.png."""
+        with location.named(self.uri, run=run_id):
+            if step is None:
+                self.client.log_image(run_id, image, f"{key}.png")
+            else:
+                self.client.log_image(run_id, image, key=key, step=step)
+
+    def log_file(self, run_id: str, file: Path, folder: str | None = None) -> None:
+        """Logs a local file."""
+        with location.named(self.uri, run=run_id):
+            self.client.log_artifact(run_id, str(file), folder)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Sets tags."""
+        from mlflow.entities import RunTag
+
+        with location.named(self.uri, run=run_id):
+            self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def describe(self, run_id: str, markdown: str) -> None:
+        """Replaces the run's description."""
+        self.set_tags(run_id, {"mlflow.note.content": markdown})
+
+    def run(self, run_id: str) -> RunRow:
+        """Returns one run.
+
+        Raises:
+            TrackingError: no such run.
+        """
+        with location.named(self.uri, run=run_id):
+            return _row(self.client.get_run(run_id))
+
+    def find(self, run: str, experiment: str | None = None) -> RunRow:
+        """Returns the newest run with a name or an id, in one experiment or in all.
+
+        Raises:
+            TrackingError: none; names the newest runs.
+        """
+        if len(run) == 32 and all(letter in "0123456789abcdef" for letter in run):
+            return self.run(run)
+        rows = list(self._search(f"tags.`{NAME_TAG}` = '{_quoted(run)}'", experiment))
+        if not rows:
+            newest = ", ".join(
+                row.name for row, _ in zip(self._search("", experiment), range(5), strict=False)
+            )
+            raise TrackingError(
+                f"no run {run!r} in {self.uri}{f', experiment {experiment}' if experiment else ''}. "
+                f"Newest runs: {newest or 'none at all'}"
+            )
+        return rows[0]
+
+    def children(self, parent_id: str) -> list[RunRow]:
+        """Returns the trials of a sweep, oldest first."""
+        experiment = self.client.get_run(parent_id).info.experiment_id
+        rows = self._pages([experiment], f"tags.`{PARENT_TAG}` = '{parent_id}'", "attributes.start_time ASC")
+        return list(rows)
+
+    def send_spooled(self, run_id: str, folder: Path) -> int:
+        """Sends what a writer could not, from its folder on this machine; returns how many entries.
+
+        Raises:
+            TrackingError: the store does not take them.
+        """
+        sent = writer.send_all(self.client, Path(folder))
+        if sent:
+            self.client.delete_tag(run_id, writer.SPOOL_TAG)
+        return sent
+
+    def close_orphans(self) -> list[RunRow]:
+        """Closes runs of this machine whose driver is gone (as KILLED) and sends what they left; returns them."""
+        import socket
+
+        for row in self._search(f"tags.`{writer.SPOOL_TAG}` LIKE '{_quoted(socket.gethostname())}:%'"):
+            folder = Path(row.tags[writer.SPOOL_TAG].split(":", 1)[1])
+            if facts.driver_is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
+                writer.send_all(self.client, folder)
+                self.client.delete_tag(row.run_id, writer.SPOOL_TAG)
+        orphans = [
+            row
+            for row in self._search("attributes.status = 'RUNNING'")
+            if facts.driver_is_gone(row.tags.get(DRIVER_TAG, ""))
+        ]
+        for row in orphans:
+            self.set_tags(row.run_id, {"d2ls.end": f"driver {row.tags[DRIVER_TAG]} is gone"})
+            self.end_run(row.run_id, "KILLED")
+        return orphans
+
+    def register(
+        self,
+        run_id: str,
+        checkpoint_folder: "Path | str",
+        name: str,
+        *,
+        card: "DatasetCard",
+        evaluation: Mapping[str, Any] | None = None,
+        recipe: "Recipe",
+        step: int = 0,
+    ) -> "ModelVersion":
+        """Registers the model of a checkpoint as a new version, alias `challenger`; see `registry.register`."""
+        from pipeline.tracking import registry
+
+        return registry.register(
+            self, run_id, checkpoint_folder, name, card=card, evaluation=evaluation, recipe=recipe, step=step
+        )
+
+    def promote(self, name: str, version: str, reason: str) -> "ModelVersion":
+        """Makes a version the champion; see `registry.promote`."""
+        from pipeline.tracking import registry
+
+        return registry.promote(self, name, version, reason)
+
+    def champion(self, name: str) -> "ModelVersion | None":
+        """Returns the reigning version, None where none reigns."""
+        from pipeline.tracking import registry
+
+        return registry.by_alias(self, name, registry.CHAMPION)
+
+    def download(self, model_uri: str, folder: Path | None = None) -> Path:
+        """Returns a local folder with the bundle of a registered or logged model; see `registry.download`."""
+        from pipeline.tracking import registry
+
+        return registry.download(self, model_uri, folder)
+
+    def experiment_id(self, name: str) -> str:
+        """Returns the id of an experiment, made where it is new.
+
+        Raises:
+            TrackingError: it was deleted, or the store refuses.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with location.named(self.uri, experiment=name):
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                place = f"{self.artifacts}/{name}" if self.artifacts else None
+                try:
+                    return str(self.client.create_experiment(name, artifact_location=place))
+                except MlflowException as error:  # another driver was first
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise error
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {name!r} of {self.uri} is deleted; restore it with `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or choose another name (tracking.experiment)"
+            )
+        return str(found.experiment_id)
+
+    def _start(
+        self, recipe: "Recipe", card: "DatasetCard", name: str, kind: str, extra: Mapping[str, str]
+    ) -> str:
+        experiment = self.experiment_id(recipe.experiment)
+        with location.named(self.uri, run=name):
+            rows = list(self._pages([experiment], f"tags.`{NAME_TAG}` = '{_quoted(name)}'"))
+            alive = {DRIVER_TAG: facts.driver()}
+            if rows:
+                run_id = rows[0].run_id
+                self.client.update_run(run_id, status="RUNNING")
+                self.set_tags(run_id, {**alive, **extra})
+            else:
+                tags = {
+                    **facts.run_tags(recipe, card, kind),
+                    "mlflow.note.content": facts.description(recipe, card, kind),
+                    NAME_TAG: name,
+                    **alive,
+                    **extra,
+                }
+                run = self.client.create_run(experiment, run_name=name, tags=tags)
+                run_id = str(run.info.run_id)
+            if not rows or PARAMETERS_TAG not in rows[0].tags:
+                self._log_constants(run_id, recipe, card)
+        return run_id
+
+    def _log_constants(self, run_id: str, recipe: "Recipe", card: "DatasetCard") -> None:
+        """Logs what never changes in a run; the tag is set last, so that a kill in between repeats it whole."""
+        from mlflow.entities import Param
+
+        params = [Param(key, _text(value)) for key, value in recipe.flat().items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[start : start + 100])
+        self.client.log_inputs(run_id, datasets=[dataset_input(card, recipe.shards.uri)])
+        self.client.log_text(run_id, recipe.to_yaml(), "recipe.yaml")
+        self.client.log_text(run_id, card.to_json(), "dataset_card.json")
+        self.client.log_text(run_id, facts.all_packages(), "packages.txt")
+        self.client.set_tag(run_id, PARAMETERS_TAG, "logged")
+
+    def _search(self, filter_string: str, experiment: str | None = None) -> Iterator[RunRow]:
+        found = [e for e in self.client.search_experiments() if experiment in (None, e.name)]
+        if found:
+            yield from self._pages([e.experiment_id for e in found], filter_string)
+
+    def _pages(
+        self, experiments: list[str], filter_string: str, order: str = "attributes.start_time DESC"
+    ) -> Iterator[RunRow]:
+        token = None
+        while True:
+            page = self.client.search_runs(
+                experiments, filter_string, max_results=1000, order_by=[order], page_token=token
+            )
+            yield from map(_row, page)
+            token = page.token
+            if not token:
+                return
+
+
+def dataset_input(card: "DatasetCard", uri: str) -> Any:
+    """Describes the shards as a data set of MLflow, which takes 36 characters of a digest."""
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile = {
+        name: {"samples": split.samples, "digest": split.digest} for name, split in card.splits.items()
+    }
+    schema = {"classes": list(card.classes.names), "bands": list(card.bands), "dtype": card.dtype}
+    dataset = Dataset(
+        name=card.name,
+        digest=card.digest[:36],
+        source_type="s3" if uri.startswith("s3:") else "local",
+        source=json.dumps({"uri": uri}),
+        schema=json.dumps(schema),
+        profile=json.dumps({"protocol": card.protocol, "digest": card.digest, "splits": profile}),
+    )
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+
+def _row(run: "Run") -> RunRow:
+    info, data = run.info, run.data
+    end = info.end_time
+    return RunRow(
+        run_id=info.run_id,
+        name=data.tags.get(NAME_TAG) or info.run_name or info.run_id,
+        status=info.status,
+        params=dict(data.params),
+        metrics=dict(data.metrics),
+        tags=dict(data.tags),
+        start=info.start_time / 1000,
+        seconds=(end - info.start_time) / 1000 if end else None,
+    )
+
+
+def table(rows: Iterable[RunRow], keys: Iterable[str], metric: str) -> str:
+    """Writes runs as a Markdown table, best first: name, swept keys, metric, status, minutes."""
+    keys = list(keys)
+    ranked = sorted(rows, key=lambda row: -row.metrics.get(metric, float("-inf")))
+    lines = ["| " + " | ".join(["run", *keys, metric, "state", "minutes"]) + " |"]
+    lines.append("|" + "---|" * (len(keys) + 4))
+    for row in ranked:
+        score = f"{row.metrics[metric]:.4f}" if metric in row.metrics else "-"
+        minutes = f"{row.seconds / 60:.1f}" if row.seconds is not None else "-"
+        cells = [row.name, *(row.params.get(key, "-") for key in keys), score, row.status.lower(), minutes]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "")
