@@ -1,5 +1,6 @@
 """Small networks that stand in for D2LS where the subject is what happens around it."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -63,3 +64,43 @@ def model_info(
         window=window,
         ground_sampling_distance=gsd,
     )
+
+
+def tiny_bundle(
+    folder: Path,
+    classes: ClassTable,
+    *,
+    bands: tuple[str, ...] = ("red", "green", "blue"),
+    dtype: str = "uint8",
+    window: int = 64,
+    gsd: float | None = None,
+    seed: int = 0,
+) -> Path:
+    """A true D2LS network, as small as they come, untrained, as a bundle folder."""
+    from d2ls.bundle import save_bundle
+    from d2ls.model import build_model
+
+    torch.manual_seed(seed)
+    top = 255.0 if dtype == "uint8" else 65535.0
+    network = build_model(
+        backbone="test_convnext",
+        num_classes=classes.num_classes,
+        stages=1,
+        bands=len(bands),
+        embed_dim=32,
+        heads=2,
+        normalization={"mean": [0.5] * len(bands), "std": [0.2] * len(bands), "max_value": top},
+    )
+    info = ModelInfo(
+        config=network.config,
+        normalization=network.normalization.to_json(),
+        classes=classes,
+        bands=bands,
+        dtype=dtype,
+        window=window,
+        ground_sampling_distance=gsd,
+        dataset={"name": "tiny", "protocol": "clean", "digest": "1" * 64},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_bundle(folder, network, info)
+    return folder

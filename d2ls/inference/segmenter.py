@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError, DataError
-from d2ls.inference.augment import average_views, views
+from d2ls.inference.augment import View, average_views, views
 from d2ls.inference.stitch import Band, stitch
 from d2ls.inference.windows import Floats, Grid, Span, overlap_pixels
 
@@ -90,6 +90,17 @@ class Segmenter:
         """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device."""
         images = self._normalize(raw.to(self.device, non_blocking=True))
         return average_views(self._softmax, images, self.views)
+
+    @torch.inference_mode()
+    def tensor_labels(self, raw: Tensor) -> Tensor:
+        """Predicts class ids of raw images in one pass, B C H W: B H W int64 on the device.
+
+        Without test-time augmentation this is the class of the highest logit, as in the training loop.
+        """
+        if self.views != (View(),):
+            return self.tensor_probabilities(raw).argmax(1)
+        logits: Tensor = self.network(self._normalize(raw.to(self.device, non_blocking=True))).logits
+        return logits.argmax(1)
 
     def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
         """Refuses pixels that the network was not trained for.

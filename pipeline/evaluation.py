@@ -1,0 +1,190 @@
+"""The result of an exact evaluation: counts by sample, and every score that follows from them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.labels import ClassTable
+from d2ls.metrics import Scores, score
+
+if TYPE_CHECKING:
+    from d2ls.inference.scoring import SampleCounts
+
+Counts = npt.NDArray[np.int64]
+Interval = tuple[float, float]
+LEVEL = 0.95
+"""Share of the bootstrap's values that an interval holds."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on a split, every labelled pixel counted once.
+
+    Attributes:
+        model: as it was named.
+        dataset: name, protocol and digest of the shards.
+        split: name of the split.
+        classes: the K classes, with the data set's own choice of which are scored.
+        samples: counts of each sample, sorted by key.
+        settings: batch size, window, test-time augmentation, number of bootstrap resamplings.
+        seed: of the bootstrap.
+        seconds: wall time.
+        seen: whether the model was trained on shards of the same digest.
+    """
+
+    model: str
+    dataset: Mapping[str, str]
+    split: str
+    classes: ClassTable
+    samples: Sequence["SampleCounts"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    seen: bool = True
+
+    @cached_property
+    def confusion(self) -> Counts:
+        """K K pixel counts over the whole split, rows are the truth."""
+        classes = self.classes.num_classes
+        return sum((sample.confusion for sample in self.samples), np.zeros((classes, classes), np.int64))
+
+    @cached_property
+    def scores(self) -> Scores:
+        """By the data set's convention: means over the scored classes alone."""
+        return score(self.confusion, self.classes.scored)
+
+    @cached_property
+    def plain(self) -> Scores:
+        """Means over all classes."""
+        return score(self.confusion)
+
+    @cached_property
+    def majority(self) -> Scores:
+        """The yardstick: always the class that has the most pixels in this very split."""
+        totals = self.confusion.sum(axis=1)
+        guess = np.zeros_like(self.confusion)
+        guess[:, totals.argmax()] = totals
+        return score(guess, self.classes.scored)
+
+    @cached_property
+    def scenes(self) -> dict[str, Counts]:
+        """Counts by scene."""
+        found: dict[str, Counts] = {}
+        for sample in self.samples:
+            found[sample.scene] = found.get(sample.scene, 0) + sample.confusion
+        return found
+
+    @cached_property
+    def intervals(self) -> dict[str, Any]:
+        """95 % bootstrap intervals over scenes: miou, mf1, overall_accuracy, and iou and f1 of each class.
+
+        Empty where there are fewer than two scenes: nothing can be said about other scenes from one.
+        """
+        resamplings = int(self.settings.get("bootstrap", 0))
+        if resamplings < 1 or len(self.scenes) < 2:
+            return {}
+        return bootstrap(np.stack(list(self.scenes.values())), self.classes.scored, resamplings, self.seed)
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Samples from best to worst: key and share of labelled pixels that are right."""
+        shares = [(s.key, s.confusion.trace() / s.confusion.sum()) for s in self.samples if s.confusion.any()]
+        return sorted(((key, float(share)) for key, share in shares), key=lambda pair: (-pair[1], pair[0]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values: `scores` by the data set's convention, `plain`, intervals, confusion, ranking."""
+        ranked = self.ranked()
+        return {
+            "model": self.model,
+            "dataset": dict(self.dataset),
+            "split": self.split,
+            "samples": len(self.samples),
+            "scenes": len(self.scenes),
+            "labelled_pixels": int(self.confusion.sum()),
+            "settings": dict(self.settings),
+            "classes": self.classes.to_json(),
+            "scores": named_scores(self.scores, self.classes),
+            "plain": named_scores(self.plain, self.classes),
+            "majority": named_scores(self.majority, self.classes),
+            "intervals": self.intervals,
+            "confusion": self.confusion.tolist(),
+            "best": [list(pair) for pair in ranked[:5]],
+            "worst": [list(pair) for pair in ranked[-5:][::-1]],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def to_json(self) -> str:
+        """Returns `to_dict` as indented JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """Returns a report for reading."""
+        from pipeline.evaluation_report import markdown
+
+        return markdown([self])
+
+
+def named_scores(scores: Scores, classes: ClassTable) -> dict[str, Any]:
+    """Plain values of scores; those of classes by name; None where there is no value."""
+    means = {"miou": scores.miou, "mf1": scores.mf1, "overall_accuracy": scores.overall_accuracy}
+    values: dict[str, Any] = {name: _plain(value) for name, value in means.items()}
+    for name in ("iou", "f1", "precision", "recall"):
+        pairs = zip(classes.names, getattr(scores, name), strict=True)
+        values[name] = {class_name: _plain(value) for class_name, value in pairs}
+    return values
+
+
+def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: int) -> dict[str, Any]:
+    """Draws scenes with replacement, adds their counts, scores the sum, and takes the middle 95 % of the values.
+
+    Args:
+        scenes: S K K counts.
+        scored: K flags.
+        resamplings: how often.
+        seed: of the draws.
+
+    Returns:
+        `miou`, `mf1`, `overall_accuracy`: lowest and highest value; `iou`, `f1`: K of these, None without a value.
+    """
+    count, classes = scenes.shape[:2]
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamplings)
+    sums = (draws @ scenes.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
+    hit = np.diagonal(sums, axis1=1, axis2=2)
+    present, predicted = sums.sum(axis=2), sums.sum(axis=1)
+    flags = np.asarray(scored, bool)
+    with np.errstate(invalid="ignore"):
+        iou = hit / (present + predicted - hit)
+        f1 = 2 * hit / (present + predicted)
+        accuracy = hit.sum(axis=1) / sums.sum(axis=(1, 2))
+    return {
+        "miou": _interval(_mean(iou[:, flags])),
+        "mf1": _interval(_mean(f1[:, flags])),
+        "overall_accuracy": _interval(accuracy),
+        "iou": [_interval(column) for column in iou.T],
+        "f1": [_interval(column) for column in f1.T],
+    }
+
+
+def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over classes that have a value."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=1)
+    count = known.sum(axis=1)
+    return np.divide(total, count, out=np.full(len(values), math.nan), where=count > 0)
+
+
+def _interval(values: npt.NDArray[np.float64]) -> Interval | None:
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return None
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,205 @@
+"""Evaluations as Markdown: one model in full, several side by side, published figures in a column of their own."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from d2ls import storage
+from pipeline.figures import confusion_figure
+from pipeline.published import Published, published
+
+if TYPE_CHECKING:
+    from pipeline.evaluation import Evaluation, Interval
+
+
+def markdown(evaluations: "Sequence[Evaluation]") -> str:
+    """Writes the report; all evaluations are of one split."""
+    first = evaluations[0]
+    lines = [*_head(evaluations), ""]
+    lines += _overview(evaluations)
+    for evaluation in evaluations:
+        lines += ["", *_classes(evaluation)]
+    lines += ["", *_published(first)]
+    for evaluation in evaluations:
+        lines += ["", *_samples(evaluation)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _head(evaluations: "Sequence[Evaluation]") -> list[str]:
+    first = evaluations[0]
+    data = first.dataset
+    lines = [
+        f"# Evaluation on {data.get('name', '?')}, split `{first.split}`",
+        "",
+        f"{len(first.samples)} samples of {len(first.scenes)} scene(s), {first.confusion.sum():,} labelled pixels, "
+        f"each counted once. Protocol {data.get('protocol', '?')}, digest `{data.get('digest', '?')[:12]}`.",
+    ]
+    left_out = [n for n, flag in zip(first.classes.names, first.classes.scored, strict=True) if not flag]
+    if left_out:
+        lines.append(
+            f"The data set's convention takes means without {', '.join(left_out)}; its pixels still count as errors of "
+            'other classes. "All classes" takes means over every class.'
+        )
+    settings = ", ".join(f"{key} {value}" for key, value in first.settings.items())
+    lines.append(f"Settings: {settings}.")
+    if not first.intervals:
+        why = (
+            "one scene says nothing about others" if len(first.scenes) < 2 else "the bootstrap is turned off"
+        )
+        lines.append(f"No intervals: {why}.")
+    else:
+        lines.append("Intervals: 95 %, bootstrap over scenes.")
+    others = [evaluation.model for evaluation in evaluations if not evaluation.seen]
+    lines.extend(f"Note: {model} was trained on other data than these shards." for model in others)
+    return lines
+
+
+def _overview(evaluations: "Sequence[Evaluation]") -> list[str]:
+    lines = [
+        "| model | mIoU | mF1 | OA | mIoU, all classes | mF1, all classes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in evaluations:
+        spread = each.intervals
+        cells = [
+            _shown(each.scores.miou, spread.get("miou")),
+            _shown(each.scores.mf1, spread.get("mf1")),
+            _shown(each.scores.overall_accuracy, spread.get("overall_accuracy")),
+            _shown(each.plain.miou),
+            _shown(each.plain.mf1),
+        ]
+        lines.append(f"| {each.model} | {' | '.join(cells)} |")
+    yardstick = evaluations[0].majority
+    cells = [_shown(yardstick.miou), _shown(yardstick.mf1), _shown(yardstick.overall_accuracy), "", ""]
+    lines.append(f"| *always the most frequent class* | {' | '.join(cells)} |")
+    return lines
+
+
+def _classes(evaluation: "Evaluation") -> list[str]:
+    scores, spread = evaluation.scores, evaluation.intervals
+    pixels = evaluation.confusion.sum(axis=1)
+    lines = [
+        f"## {evaluation.model}: by class",
+        "",
+        "| class | pixels | IoU | F1 | precision | recall | scored |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for index, name in enumerate(evaluation.classes.names):
+        cells = [
+            f"{pixels[index] / max(pixels.sum(), 1):.1%}",
+            _shown(scores.iou[index], spread["iou"][index] if spread else None),
+            _shown(scores.f1[index], spread["f1"][index] if spread else None),
+            _shown(scores.precision[index]),
+            _shown(scores.recall[index]),
+            "yes" if scores.scored[index] else "no",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _published(evaluation: "Evaluation") -> list[str]:
+    """Figures of the paper, apart from ours: other splits, protocols and code stand behind them."""
+    table = published(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
+    if table is None:
+        return []
+    d2ls = table.rows["D2LS"]
+    rival = max((n for n in table.rows if n != "D2LS"), key=lambda name: table.rows[name][-1])
+    lines = [
+        f"## Published figures for {table.dataset} ({table.measure}, {table.split} split)",
+        "",
+        "Not measured here, and not comparable as they stand: they come from another split and protocol. "
+        + table.caution,
+        "",
+        f"| {table.measure} | this evaluation | published D2LS | published {rival} |",
+        "|---|---|---|---|",
+    ]
+    ours = _ours(evaluation, table)
+    for column, name in enumerate(table.columns):
+        cells = [ours.get(name, ""), f"{d2ls[column]:.2f}", f"{table.rows[rival][column]:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ours(evaluation: "Evaluation", table: Published) -> dict[str, str]:
+    values = evaluation.scores.iou if table.measure == "IoU" else evaluation.scores.f1
+    scores = {
+        "mIoU": evaluation.scores.miou,
+        "mF1": evaluation.scores.mf1,
+        "OA": evaluation.scores.overall_accuracy,
+    }
+    by_class = [name for name in table.columns if name not in scores]
+    order = table.order or tuple(range(len(by_class)))  # the tables leave out what is not scored, at the end
+    if max(order, default=0) < len(values):
+        scores.update({name: values[index] for name, index in zip(by_class, order, strict=True)})
+    return {name: f"{100 * value:.2f}" for name, value in scores.items() if not math.isnan(value)}
+
+
+def _samples(evaluation: "Evaluation") -> list[str]:
+    ranked = evaluation.ranked()
+    lines = [
+        f"## {evaluation.model}: best and worst samples",
+        "",
+        "| best | right pixels | worst | right pixels |",
+        "|---|---|---|---|",
+    ]
+    for (good, high), (bad, low) in zip(ranked[:5], ranked[::-1][:5], strict=True):
+        lines.append(f"| {good} | {high:.1%} | {bad} | {low:.1%} |")
+    return lines
+
+
+def _shown(value: float, interval: "Interval | None" = None) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
+
+
+def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
+    """Attaches the report to the run and the version of a registered model; False where it is none.
+
+    Raises:
+        TrackingError: the store refuses.
+    """
+    if not evaluation.model.startswith("models:/"):
+        return False
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import Store, registry
+
+    store = Store.open(TrackingConfig(uri=tracking_uri))
+    version = registry.find(store, evaluation.model)
+    name = f"evaluation/{evaluation.dataset.get('name', 'data')}-{evaluation.split}"
+    if version.run_id:
+        store.log_text(version.run_id, evaluation.to_markdown(), f"{name}.md")
+        store.log_text(version.run_id, evaluation.to_json(), f"{name}.json")
+    scores = evaluation.scores
+    text = (
+        f"Evaluated on {evaluation.dataset.get('name')}, split {evaluation.split}, digest "
+        f"{evaluation.dataset.get('digest', '')[:12]} (test-time augmentation "
+        f"{evaluation.settings.get('augmentation', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
+        f"OA {scores.overall_accuracy:.4f}"
+    )
+    registry.note(store, version.name, version.version, text)
+    return True
+
+
+def write_report(evaluations: "Sequence[Evaluation]", folder: str, shards_uri: str = "") -> None:
+    """Writes report.md, report.json and a confusion matrix for each model into a folder or prefix.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    content = json.dumps([each.to_dict() for each in evaluations], indent=2) + "\n"
+    storage.write_bytes(storage.join(folder, "report.md"), markdown(evaluations).encode())
+    storage.write_bytes(storage.join(folder, "report.json"), content.encode())
+    for number, each in enumerate(evaluations, 1):
+        picture = confusion_figure(each.confusion, each.classes)
+        storage.write_bytes(storage.join(folder, f"confusion-{number}.png"), _png(picture))
+
+
+def _png(picture: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    return stream.getvalue()

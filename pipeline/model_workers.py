@@ -1,0 +1,106 @@
+"""Trained models at work on Ray: each worker holds the model once and takes one piece of work after another."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.config.train import ClusterConfig
+
+
+class ModelWorker:
+    """Holds a model; made a Ray actor by `spread`.
+
+    Args:
+        files: the model's files by name.
+        settings: further arguments of `pipeline.models.load_model`.
+    """
+
+    def __init__(self, files: dict[str, bytes], settings: dict[str, Any]) -> None:
+        from pipeline.models import load_model, unpacked
+
+        with unpacked(files) as folder:
+            self.segmenter = load_model(folder, **settings)
+
+    def work(self, function: Callable[..., Any], piece: Any) -> Any:
+        """Calls a function with the model and a piece of work.
+
+        Errors that a user can mend come back as values, so that one bad scene does not end the others.
+        """
+        from d2ls.errors import D2LSError
+
+        try:
+            return function(self.segmenter, piece)
+        except D2LSError as error:
+            return error
+
+
+def spread(
+    function: Callable[..., Any],
+    pieces: Sequence[Any],
+    files: dict[str, bytes],
+    settings: dict[str, Any],
+    config: ClusterConfig,
+) -> Iterator[tuple[int, Any]]:
+    """Works through pieces on Ray actors; yields number and result (or D2LSError) of a piece as it is done.
+
+    A piece whose worker died is given to another one, as often as `max_failures` allows.
+
+    Args:
+        function: takes the model and a piece; importable by name.
+        pieces: plain values.
+        files: the model's files.
+        settings: of the model.
+        config: where Ray is, and how many workers of which size.
+
+    Raises:
+        ResourceError: no cluster answers, or it holds no worker of this size.
+    """
+    import ray
+
+    from d2ls.errors import ResourceError
+    from pipeline.cluster import connect
+
+    with connect(config) as cluster:
+        count = min(config.worker_range[1], len(pieces), cluster.capacity(config))
+        if count < 1:
+            raise ResourceError(
+                f"the {cluster.describe()} has no room for a worker of {cluster.per_worker(config)}; "
+                "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+            )
+        need = cluster.per_worker(config)
+        kind = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(ModelWorker)
+        shared = ray.put(files)
+        yield from _work(
+            ray, lambda: kind.remote(shared, settings), function, pieces, count, config.max_failures
+        )
+
+
+def _work(
+    ray: Any,
+    start: Callable[[], Any],
+    function: Callable[..., Any],
+    pieces: Sequence[Any],
+    count: int,
+    failures: int,
+) -> Iterator[tuple[int, Any]]:
+    waiting = list(range(len(pieces)))[::-1]
+    running: dict[Any, tuple[int, Any]] = {}
+    idle = [start() for _ in range(count)]
+    while waiting or running:
+        while waiting and idle:
+            number, worker = waiting.pop(), idle.pop()
+            running[worker.work.remote(function, pieces[number])] = (number, worker)
+        for done in ray.wait(list(running))[0]:
+            number, worker = running.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayActorError:
+                if failures < 1:
+                    raise
+                failures -= 1
+                waiting.append(number)
+                idle.append(start())
+                continue
+            idle.append(worker)
+            yield number, result
+    for worker in idle:
+        ray.kill(worker)

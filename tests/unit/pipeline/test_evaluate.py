@@ -1,0 +1,193 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d2ls.bundle import load_bundle
+from d2ls.errors import ConfigError, DataError, ShardError, WeightsError
+from d2ls.inference.scoring import SampleCounts, merge
+from d2ls.labels import ClassTable
+from d2ls.loader import evaluation_loader
+from d2ls.metrics import score
+from d2ls.shards import ShardSet
+from d2ls.training.evaluation import Evaluator
+from d2ls.training.ranks import Ranks
+from pipeline.evaluate import _Share, count_share, evaluate, main
+from pipeline.evaluation import Evaluation, bootstrap
+from pipeline.evaluation_report import markdown
+from pipeline.models import load_model
+from pipeline.published import TABLES
+from tests.inference_stubs import tiny_bundle
+from tests.shards import CLASSES, make_shards
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_shards(folder / "shards", [3, 4, 2], split="test")
+    tiny_bundle(folder / "model", CLASSES)
+    return str(folder / "model"), str(folder / "shards")
+
+
+@pytest.fixture(scope="module")
+def evaluation(world) -> Evaluation:
+    return evaluate(*world, "test", bootstrap=200)
+
+
+def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
+    model, shards = world
+    network, _ = load_bundle(Path(model))
+    loader = evaluation_loader(ShardSet.open(shards), "test", batch_size=4)
+    table, scores = Evaluator("test", CLASSES, lambda: loader, Ranks())(network)
+    np.testing.assert_array_equal(evaluation.confusion, table)
+    assert evaluation.scores == scores
+    labelled = sum(ShardSet.open(shards).card.splits["test"].class_pixels)
+    assert evaluation.confusion.sum() == labelled
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int) -> None:
+    model, shards = world
+    segmenter = load_model(model)
+    share = _Share(shards, "test", 4, None, 0)
+    parts = [count_share(segmenter, share.of(rank, world_size)) for rank in range(world_size)]
+    merged = merge(entry for part in parts[::-1] for entry in part)
+    assert [entry.key for entry in merged] == [entry.key for entry in evaluation.samples]
+    for one, two in zip(merged, evaluation.samples, strict=True):
+        np.testing.assert_array_equal(one.confusion, two.confusion)
+
+
+def test_large_samples_are_cut_into_windows_and_counted_once(tmp_path) -> None:
+    shards = make_shards(tmp_path / "shards", [2, 1], split="test", size=(70, 130))
+    found = evaluate(str(tiny_bundle(tmp_path / "model", CLASSES)), shards.uri, "test", bootstrap=0)
+    assert found.settings["window"] == 64
+    assert len(found.samples) == 3
+    assert found.confusion.sum() == sum(shards.card.splits["test"].class_pixels)
+
+
+def test_augmentation_changes_the_counts_but_not_their_sum(world, evaluation) -> None:
+    turned = evaluate(*world, "test", augmentation="flips_turns", bootstrap=0)
+    assert turned.confusion.sum() == evaluation.confusion.sum()
+    assert (turned.confusion != evaluation.confusion).any()
+
+
+def test_a_model_for_other_classes_or_bands_is_refused(world, tmp_path) -> None:
+    others = ClassTable.create(["soil", "water", "road", "tree"], CLASSES.palette)
+    with pytest.raises(ConfigError, match=r"tree.*forest"):
+        evaluate(str(tiny_bundle(tmp_path / "a", others)), world[1], "test")
+    more = tiny_bundle(tmp_path / "b", CLASSES, bands=("red", "green", "blue", "nir"))
+    with pytest.raises(DataError, match="nir"):
+        evaluate(str(more), world[1], "test")
+    with pytest.raises(ShardError, match="no split 'val'"):
+        evaluate(*world, "val")
+    with pytest.raises(WeightsError, match="no such folder"):
+        evaluate(str(tmp_path / "none"), world[1], "test")
+
+
+def test_convention_and_plain_differ_by_the_scored_classes() -> None:
+    table = ClassTable.create(["a", "b", "c"], [(1, 1, 1), (2, 2, 2), (3, 3, 3)], [True, True, False])
+    counts = np.array([[5, 1, 2], [0, 7, 1], [3, 0, 4]])
+    found = Evaluation("m", {}, "s", table, [SampleCounts("k", "s", counts)])
+    assert found.scores.miou == pytest.approx((5 / 11 + 7 / 9) / 2)
+    assert found.plain.miou == pytest.approx((5 / 11 + 7 / 9 + 4 / 10) / 3)
+    assert found.scores.overall_accuracy == found.plain.overall_accuracy == pytest.approx(16 / 23)
+    assert found.majority.overall_accuracy == pytest.approx(8 / 23)
+    assert found.majority.iou == pytest.approx((8 / 23, 0, 0), nan_ok=True)
+
+
+def test_bootstrap_agrees_with_a_loop_over_resampled_scenes() -> None:
+    rng = np.random.default_rng(0)
+    scenes = rng.integers(0, 50, (6, 3, 3))
+    scored = (True, False, True)
+    found = bootstrap(scenes, scored, 300, seed=5)
+    draws = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), 300)
+    values = [score(np.repeat(scenes, draw, axis=0).sum(0), scored) for draw in draws]
+    expected = np.quantile([value.miou for value in values], [0.025, 0.975])
+    np.testing.assert_allclose(found["miou"], expected)
+    expected = np.quantile([value.overall_accuracy for value in values], [0.025, 0.975])
+    np.testing.assert_allclose(found["overall_accuracy"], expected)
+    assert found == bootstrap(scenes, scored, 300, seed=5)
+
+
+def test_intervals_hold_the_value_and_one_scene_has_none(evaluation) -> None:
+    low, high = evaluation.intervals["miou"]
+    assert low <= evaluation.scores.miou <= high
+    one = Evaluation("m", {}, "s", CLASSES, evaluation.samples[:3], {"bootstrap": 100})
+    assert {sample.scene for sample in one.samples} == {"scene0"}
+    assert one.intervals == {}
+    assert "one scene says nothing" in one.to_markdown()
+
+
+def test_reports_read_back(evaluation) -> None:
+    values = json.loads(evaluation.to_json())
+    assert values["scores"]["miou"] == evaluation.scores.miou
+    assert values["scores"]["iou"]["water"] == pytest.approx(evaluation.scores.iou[1], nan_ok=True)
+    assert np.array_equal(values["confusion"], evaluation.confusion)
+    text = markdown([evaluation, evaluation])
+    assert "always the most frequent class" in text
+    assert text.count("best and worst samples") == 2
+    assert "ublished" not in text
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_published_figures_stand_apart(source: str) -> None:
+    table = TABLES[source]
+    means = {"mIoU", "mF1", "OA"}
+    classes = [name for name in table.columns if name not in means]
+    names = classes or ["a", "b"]
+    if source in ("potsdam", "vaihingen"):
+        names = [*names, "clutter"]
+    palette = [(i, i, i) for i in range(len(names))]
+    counts = np.eye(len(names), dtype=np.int64)
+    data = {"name": "my set", "source": source}
+    found = Evaluation("m", data, "val", ClassTable.create(names, palette), [SampleCounts("k", "s", counts)])
+    text = found.to_markdown()
+    assert "Not measured here" in text
+    assert all(len(row) == len(table.columns) for row in table.rows.values())
+    assert "| 100.00 |" in text
+
+
+def test_published_rows_of_uavid_meet_our_class_order() -> None:
+    names = ["building", "road", "tree", "lowveg", "movingcar", "staticcar", "human", "clutter"]
+    counts = np.diag(np.arange(1, 9)) + np.eye(8, k=1, dtype=np.int64) * 3
+    table = ClassTable.create(names, [(i, i, i) for i in range(8)])
+    found = Evaluation("m", {"source": "uavid"}, "val", table, [SampleCounts("k", "s", counts)])
+    line = next(line for line in found.to_markdown().splitlines() if line.startswith("| Clutter |"))
+    assert f"{100 * found.scores.iou[7]:.2f}" in line
+
+
+def test_a_class_that_never_comes_has_no_value(evaluation) -> None:
+    counts = np.zeros((4, 4), np.int64)
+    counts[0, 0] = 9
+    found = Evaluation("m", {}, "s", CLASSES, [SampleCounts("k", "s", counts)])
+    assert math.isnan(found.scores.iou[3])
+    assert json.loads(found.to_json())["scores"]["iou"]["forest"] is None
+    assert found.scores.miou == 1
+
+
+def test_the_command_compares_models_and_writes_a_report(world, tmp_path, capsys) -> None:
+    model, shards = world
+    other = str(tiny_bundle(tmp_path / "other", CLASSES, seed=1))
+    assert main([model, other, "--shards", shards, "--split", "test", "--output", str(tmp_path / "out")]) == 0
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
+    assert (tmp_path / "out" / "confusion-2.png").stat().st_size > 1000
+    assert "by class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["m"], "--shards URI and --split"), (["m", "evaluate.batch_size=2"], "name it with --recipe")],
+)
+def test_the_command_says_what_is_missing(words, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(words)
+
+
+def test_everything_is_on_the_cpu_without_grad(world) -> None:
+    segmenter = load_model(world[0])
+    labels = segmenter.tensor_labels(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    assert labels.shape == (1, 40, 40)
+    assert not labels.requires_grad
