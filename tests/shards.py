@@ -41,9 +41,9 @@ def coordinates(height, width):
     return image, ((rows // 8 + columns // 8) % 4).astype(np.uint8)
 
 
-def encode(image, suffix):
+def encode(image, suffix, **tif):
     if suffix == "tif":
-        return tiff(image)
+        return tiff(image, **tif)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[image.shape[2]]
     pixels = image[:, :, order]
     options = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == "webp" else []
@@ -86,6 +86,7 @@ def make_shards(
     dtype="uint8",
     sample=picture,
     sizes=None,
+    tif=None,
 ) -> ShardSet:
     """Writes `counts[i]` samples into shard i of a split, beside splits that are there already; opens the set."""
     from webdataset import TarWriter
@@ -101,7 +102,7 @@ def make_shards(
                 image, mask = sample(number + 1000 * len(split), height, width, *extra)
                 key = f"{split}_{number:06d}"
                 members = {
-                    f"image.{suffix}": encode(image, suffix),
+                    f"image.{suffix}": encode(image, suffix, **(tif or {})),
                     "mask.png": encode(mask[:, :, None], "png"),
                     "json": json.dumps({"scene": f"scene{index}"}).encode(),
                 }

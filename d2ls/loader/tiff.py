@@ -1,27 +1,29 @@
 """Windows of TIFF images: only the tiles or strips that a window touches are read and inflated.
 
-Read here: classic TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits, in tiles or strips, uncompressed
-or deflate, without predictor or with the horizontal one. `open_tiff` says None for anything else.
+Read here: classic TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits, in tiles or strips, uncompressed,
+deflate or Zstandard, without predictor or with the horizontal one. `open_tiff` says None for anything else.
 """
 
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from d2ls.errors import ShardError
 from d2ls.loader.orders import Box
 
 Read = Callable[[int, int], bytes]
+Compression = Literal["none", "deflate", "zstd"]
 
 _HEAD = 4096  # bytes read first; the directory lies there where the writer put it in front
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _DEFAULTS = {258: (1,), 259: (1,), 277: (1,), 284: (1,), 317: (1,), 339: (1,)}
-_NONE, _DEFLATE = (1,), ((8,), (32946,))
+_COMPRESSIONS: dict[int, Compression] = {1: "none", 8: "deflate", 32946: "deflate", 50000: "zstd"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Tiff:
         block: height and width of a tile (a strip is a tile as wide as the image).
         offsets: first byte of each block, row by row.
         lengths: bytes of each block.
-        deflate: whether blocks are compressed.
+        compression: of the blocks.
         predictor: whether blocks hold horizontal differences.
         strips: whether the last block ends with the image.
     """
@@ -48,7 +50,7 @@ class Tiff:
     block: tuple[int, int]
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
-    deflate: bool
+    compression: Compression
     predictor: bool
     strips: bool
 
@@ -70,46 +72,70 @@ class Tiff:
         block_height, block_width = self.block
         across = -(-self.width // block_width)
         for row in range(top // block_height, -(-(top + height) // block_height)):
+            y = row * block_height - top
+            rows = (max(-y, 0), min(block_height, height - y))
             for column in range(left // block_width, -(-(left + width) // block_width)):
-                block = self._block(read, row * across + column, row)
-                y, x = row * block_height - top, column * block_width - left
+                x = column * block_width - left
                 target = out[max(y, 0) : y + block_height, max(x, 0) : x + block_width]
-                source = block[max(-y, 0) :, max(-x, 0) :]
-                target[:] = source[: target.shape[0], : target.shape[1]]
+                block = self._block_rows(read, row * across + column, rows)
+                target[:] = block[:, max(-x, 0) :][:, : target.shape[1]]
         return out
 
-    def _block(self, read: Read, number: int, row: int) -> npt.NDArray[Any]:
-        data = read(self.offsets[number], self.lengths[number])
-        if self.deflate:
-            try:
-                data = zlib.decompress(data)
-            except zlib.error as error:
-                raise ShardError(f"TIFF block {number} is damaged: {error}") from error
-        height, width = self.block
-        if self.strips:
-            height = min(height, self.height - row * height)
-        shape = (height, width, self.channels)
-        if len(data) != int(np.prod(shape)) * self.dtype.itemsize:
-            raise ShardError(f"TIFF block {number} holds {len(data)} bytes, not those of {shape}")
-        block = np.frombuffer(data, self.dtype).reshape(shape)
+    def _block_rows(self, read: Read, number: int, rows: tuple[int, int]) -> npt.NDArray[Any]:
+        """Reads some rows of a block: only these where it is not compressed."""
+        first, last = rows
+        stride = self.block[1] * self.channels * self.dtype.itemsize
+        if self.compression == "none":
+            if self.lengths[number] < last * stride:
+                raise ShardError(
+                    f"TIFF block {number} holds {self.lengths[number]} bytes, not {last * stride}"
+                )
+            data = memoryview(read(self.offsets[number] + first * stride, (last - first) * stride))
+        else:
+            packed = read(self.offsets[number], self.lengths[number])
+            whole = _inflated(packed, self.compression, self._block_height(number) * stride, number)
+            data = whole[first * stride : last * stride]
+        block = np.frombuffer(data, self.dtype).reshape(last - first, self.block[1], self.channels)
         if not self.predictor:
             return block
         summed: npt.NDArray[Any] = np.cumsum(block, axis=1, dtype=self.dtype.newbyteorder("="))
         return summed
 
+    def _block_height(self, number: int) -> int:
+        """Rows of a block: the last strip of an image ends with it, tiles are filled up."""
+        height, width = self.block
+        if not self.strips:
+            return height
+        return min(height, self.height - number // -(-self.width // width) * height)
+
+
+def _inflated(packed: bytes, compression: Compression, length: int, number: int) -> memoryview:
+    try:
+        if compression == "deflate":
+            data = memoryview(zlib.decompress(packed))
+        else:
+            data = memoryview(pa.decompress(packed, length, codec="zstd"))
+    except (zlib.error, OSError) as error:
+        raise ShardError(f"TIFF block {number} is damaged: {error}") from error
+    if len(data) != length:
+        raise ShardError(f"TIFF block {number} holds {len(data)} bytes, not {length}")
+    return data
+
 
 def open_tiff(read: Read, length: int) -> Tiff | None:
-    """Reads the layout of a TIFF file; None where it is of a kind that is not read here.
-
-    Raises:
-        ShardError: the directory lies outside the file.
-    """
+    """Reads the layout of a TIFF file; None where it is damaged or of a kind that is not read here."""
     head = read(0, min(_HEAD, length))
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
     if order is None:
         return None
+
+    def within(offset: int, count: int) -> bytes:
+        if offset + count > length:
+            raise IndexError(offset)
+        return head[offset : offset + count] if offset + count <= len(head) else read(offset, count)
+
     try:
-        tags = _directory(lambda o, n: head[o : o + n] if o + n <= len(head) else read(o, n), order)
+        tags = _directory(within, order)
         return None if tags is None else _layout(tags, order)
     except (struct.error, KeyError, IndexError):
         return None
@@ -139,7 +165,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> Tiff | None:
     bits, formats = set(tags[258]), set(tags[339])
     simple = len(bits) == 1 and bits <= {8, 16} and formats == {1} and tags[317][0] in (1, 2)
     chunky = tags[284] == (1,) or channels == 1
-    if not simple or not chunky or tags[259] not in (_NONE, *_DEFLATE):
+    if not simple or not chunky or tags[259][0] not in _COMPRESSIONS:
         return None
     if tags.get(262) == (6,) or tags.get(266, (1,)) != (1,):
         return None  # YCbCr, or bits from the low end
@@ -156,7 +182,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> Tiff | None:
         block=block,
         offsets=offsets,
         lengths=lengths,
-        deflate=tags[259] in _DEFLATE,
+        compression=_COMPRESSIONS[tags[259][0]],
         predictor=tags[317] == (2,),
         strips=not tiled,
     )

@@ -75,12 +75,19 @@ class WorkerPool:
         """
         for made in self._local(orders) if self._config.workers == 0 else self._remote(orders):
             if isinstance(made, D2LSError):
-                raise made
+                self.close()
+                try:
+                    raise made
+                finally:
+                    del made  # else error, traceback and this frame keep each other alive
             yield made
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Ends the worker processes now; the next run starts new ones."""
+        iterator = getattr(self._loader, "_iterator", None)
         self._loader = None
+        if iterator is not None:  # by itself torch ends them only once nothing refers to the iterator
+            iterator._shutdown_workers()
 
     def _local(self, orders: Iterator[BatchOrder]) -> Iterator[Batch | D2LSError]:
         for order in orders:
@@ -93,12 +100,12 @@ class WorkerPool:
         self._orders.current = orders
         try:
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             self.close()
             raise ResourceError(
-                f"a loader worker died ({error}). Often it ran out of memory: use fewer workers, a smaller "
+                f"a loader worker died ({error!r}). Often it ran out of memory: use fewer workers, a smaller "
                 "prefetch, or give shared memory (/dev/shm) more room"
             ) from error
 
