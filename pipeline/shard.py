@@ -203,22 +203,27 @@ def _each(
         for item in items:
             yield function(item, extra)
         return
-    import ray
-
     from pipeline.cluster import connect
 
-    connect(recipe.cluster)
+    with connect(recipe.cluster):
+        yield from _on_ray(function, items, extra)
+
+
+def _on_ray(function: Callable[[Item, Any], Result], items: Sequence[Item], extra: Any) -> Iterator[Result]:
+    """Runs one Ray task an item, a bounded number at a time; stops the others where one fails."""
+    import ray
+
     remote: Any = ray.remote(num_cpus=1, max_retries=3)(_single_threaded)
     waiting = iter(items)
     cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     ahead = 2 * max(1, int(cpus))
     pending: list[Any] = [
-        remote.remote(function, item, extra) for item, _ in zip(waiting, range(ahead), strict=False)
+        remote.remote(function, item, extra) for _, item in zip(range(ahead), waiting, strict=False)
     ]
     try:
         while pending:
             ready, pending = ray.wait(pending, num_returns=1)
-            pending += [remote.remote(function, item, extra) for item, _ in zip(waiting, ready, strict=False)]
+            pending += [remote.remote(function, item, extra) for _, item in zip(ready, waiting, strict=False)]
             yield _result(ray.get, ready[0])
     finally:
         for left in pending:

@@ -80,7 +80,7 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
     for part in parts:
         for code, count in part.strays.items():
             strays[code] = strays.get(code, 0) + count
-    extra: dict[str, Any] = {"plan": plan.fingerprint}
+    extra: dict[str, Any] = {"plan": plan.fingerprint, **survey.facts}
     extra |= {"strays": strays} if spec.strays else {}
     extra |= {"unlabelled": survey.unlabelled} if survey.unlabelled else {}
     options = {

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from d2ls.errors import DataError
 from d2ls.labels import ClassTable, LabelCodes
@@ -40,6 +41,7 @@ class Survey:
         scene_check: `disjoint`, `unknown`, or `shared` (only under the protocol `paper`).
         license: licence of the data.
         ground_sampling_distance: metres a pixel, or None.
+        facts: what the source adds to the card.
         problems: everything that stands against making shards, in words.
     """
 
@@ -55,6 +57,7 @@ class Survey:
     scene_check: str
     license: str
     ground_sampling_distance: float | None
+    facts: dict[str, Any]
     problems: tuple[str, ...]
 
     def require_sound(self) -> None:
@@ -92,7 +95,7 @@ def survey(spec: ShardSpec) -> Survey:
     hidden = Counter(scene.split for scene in wanted if scene.mask is None)
     surveyed = [found for scene in wanted if (found := _look(scene, source, problems)) is not None]
     dtype = _common_type(surveyed, problems)
-    check = _scene_check(surveyed, spec.protocol, problems)
+    check = _scene_check(surveyed, source, problems)
     if not surveyed and not problems:
         problems.append(f"{spec.root}: no labelled image in it ({sum(hidden.values())} without labels)")
     if dtype in ("uint8", "uint16"):
@@ -110,6 +113,7 @@ def survey(spec: ShardSpec) -> Survey:
         scene_check=check,
         license=spec.license or source.license,
         ground_sampling_distance=spec.ground_sampling_distance or source.ground_sampling_distance,
+        facts=source.facts,
         problems=tuple(problems),
     )
 
@@ -171,7 +175,7 @@ def _common_type(surveyed: list[SurveyedScene], problems: list[str]) -> str:
     return max(types, key=lambda name: len(types[name])) if types else "uint8"
 
 
-def _scene_check(surveyed: list[SurveyedScene], protocol: str, problems: list[str]) -> str:
+def _scene_check(surveyed: list[SurveyedScene], source: Source, problems: list[str]) -> str:
     """Says whether any scene stands in two splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for item in surveyed:
@@ -181,11 +185,11 @@ def _scene_check(surveyed: list[SurveyedScene], protocol: str, problems: list[st
     shared = {group: sorted(names) for group, names in splits.items() if len(names) > 1}
     if not shared:
         return "disjoint"
-    if protocol == "clean":
+    if source.protocol == "clean":
         group, names = next(iter(shared.items()))
         problems.append(
             f"{len(shared)} scene(s) stand in more than one split, for instance {group!r} in {' and '.join(names)}: "
-            "scores would be too good. Move their images into one split, or say data.protocol=paper to keep "
+            f"scores would be too good. {source.advice}, or say data.protocol=paper to keep "
             "the split as it was published"
         )
     return "shared"

@@ -51,7 +51,9 @@ class Source(ABC):
         license: licence of the data.
         tiling: split (or `default`) to tiling where the protocol has one of its own.
         md5: published sums of the archives, by file name.
+        advice: what to do where scenes stand in several splits.
         missing: files that lack their partner, in words; filled by `scenes`.
+        facts: what goes into the card beside the rest; filled by `scenes`.
     """
 
     name: ClassVar[str]
@@ -61,6 +63,7 @@ class Source(ABC):
     ground_sampling_distance: float | None = None
     license: str = "unknown"
     tiling: Mapping[str, Tiling] = {}
+    advice: ClassVar[str] = "Move their images into one split"
     md5: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, root: str | Path, protocol: Protocol, access: Mapping[str, bool]) -> None:
@@ -68,6 +71,7 @@ class Source(ABC):
         self.protocol = protocol
         self.access = dict(access)
         self.missing: list[str] = []
+        self.facts: dict[str, Any] = {}
 
     @abstractmethod
     def scenes(self) -> Iterator[Scene]:

@@ -1,7 +1,6 @@
 """One's own data: images and label images named by globs, classes by colours or ids, splits as one says."""
 
 import fnmatch
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, ClassTable, Color, LabelCodes
 from sharding.files import FileRef, FileTree, natural
 from sharding.sources.base import Protocol, Scene, Source, nearest, refuse_unknown
+from sharding.sources.splitting import draw
 
 UNUSED = "unused"
 """Name of a split whose scenes are left out."""
@@ -169,29 +169,6 @@ class Custom(Source):
         for key in hits:
             if taken.get(key, split) != split:
                 self.missing.append(f"{key}: is in the splits {taken[key]} and {split}")
-
-
-def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Divides scenes by shares: shuffled by the seed, cut at rounded shares, at least one a split.
-
-    Raises:
-        ConfigError: fewer scenes than splits.
-    """
-    if len(units) < len(fractions):
-        raise ConfigError(
-            f"data.custom.split.fractions: {len(units)} scene(s) cannot fill {len(fractions)} splits "
-            f"({', '.join(fractions)}); scenes are never divided"
-        )
-    order = list(units)
-    random.Random(seed).shuffle(order)
-    counts = {name: max(1, int(share * len(order))) for name, share in fractions.items()}
-    while (rest := len(order) - sum(counts.values())) != 0:
-        change = 1 if rest > 0 else -1
-        allowed = [name for name in counts if counts[name] + change >= 1]
-        most = max(allowed, key=lambda name: change * (fractions[name] * len(order) - counts[name]))
-        counts[most] += change
-    splits = [name for name, count in counts.items() for _ in range(count)]
-    return dict(zip(order, splits, strict=True))
 
 
 def label_codes(own: OwnData) -> LabelCodes:

@@ -1,0 +1,95 @@
+"""UAVid: oblique frames of 42 flight sequences over streets, 3840x2160 or 4096x2160, eight classes.
+
+    uavid_{train,val,test}/seq<N>/{Images,Labels}/<frame>.png
+
+Labels are colours. The official test part has no labels and is left out; where it has them, it is offered. A sequence
+is a scene. `paper` cuts as GeoSeg does: the last 2048 rows, widened to 4096 columns, in tiles of 1024.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from d2ls.labels import ClassTable, LabelCodes
+from sharding.files import FileTree
+from sharding.raster import open_raster
+from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
+from sharding.tiling import Tiling, Window
+
+OFFICIAL = {
+    "train": (*range(1, 16), *range(31, 36)),
+    "val": (*range(16, 21), 36, 37),
+    "test": (*range(21, 31), *range(38, 43)),
+}
+"""Sequences of each part."""
+
+PAPER_ROWS = 2048
+
+
+class UAVid(Source):
+    """Reader of UAVid."""
+
+    name = "uavid"
+    classes = ClassTable.create(
+        ("building", "road", "tree", "low vegetation", "moving car", "static car", "human", "clutter"),
+        (
+            (128, 0, 0),
+            (128, 64, 128),
+            (0, 128, 0),
+            (128, 128, 0),
+            (64, 0, 128),
+            (192, 0, 192),
+            (64, 64, 0),
+            (0, 0, 0),
+        ),
+    )
+    codes = LabelCodes.from_colors({color: index for index, color in enumerate(classes.palette)})
+    license = "CC BY-NC-SA 4.0"
+    tiling = {"default": Tiling(1024)}
+
+    def __init__(
+        self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
+    ) -> None:
+        refuse_unknown(options, (), self.name)
+        super().__init__(root, protocol, access)
+        if protocol == "paper":
+            self.tiling = {"default": Tiling(1024, edge="pad")}
+
+    def scenes(self) -> Iterator[Scene]:
+        """Yields the frames of the three parts."""
+        tree = self.tree()
+        found = 0
+        for part in OFFICIAL:
+            for scene in self._part(tree, part):
+                found += 1
+                yield scene
+        if not found:
+            raise self.nothing_found("uavid_train/seq1/Images/000000.png and Labels beside it")
+        if self.protocol == "paper":
+            self.facts["departures"] = [f"only the last {PAPER_ROWS} rows of a frame are used, as in GeoSeg"]
+
+    def _part(self, tree: FileTree, part: str) -> Iterator[Scene]:
+        images, masks = (
+            collect(
+                (f"{match[1]}/{match[2]}", ref)
+                for match, ref in tree.find(rf"uavid_{part}/(seq\d+)/{kind}/([^/]+)\.png")
+            )
+            for kind in ("Images", "Labels")
+        )
+        hidden = part == "test" and not masks
+        for key, image, mask in self.pairs(images, masks, masks_needed=not hidden):
+            sequence = key.split("/")[0]
+            self._check_part(sequence, part)
+            region = None
+            if self.protocol == "paper" and mask is not None:
+                with open_raster(image) as raster:
+                    top = max(0, raster.info.height - PAPER_ROWS)
+                    region = Window(top, 0, raster.info.height - top, raster.info.width)
+            yield Scene(key, part, image, mask, sequence, region=region)
+
+    def _check_part(self, sequence: str, part: str) -> None:
+        number = int(sequence.removeprefix("seq"))
+        official = next((name for name, numbers in OFFICIAL.items() if number in numbers), part)
+        note = f"{sequence} is in uavid_{part}, officially it belongs to uavid_{official}; move it there"
+        if official != part and note not in self.missing:
+            self.missing.append(note)
