@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from d2ls.labels import IGNORE, ClassTable
@@ -104,6 +105,7 @@ def confusion_figure(confusion: npt.NDArray[np.integer], classes: ClassTable) ->
         )  # fmt: skip
     bar = figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.03, format=lambda x, _: f"{x:.0%}")
     bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=INK)
     _plain(axes)
     axes.set_title("Where the pixels of each class went (%)", fontsize=11, color=INK, pad=10)
     return render(figure)
@@ -116,8 +118,9 @@ def class_bars(scores: Scores, classes: ClassTable) -> Picture:
     axes = figure.add_subplot()
     values = [0.0 if np.isnan(value) else value for value in scores.iou]
     colors = [_shade(color) for color in classes.palette]
-    axes.barh(range(size), values, color=colors, height=0.66, edgecolor=INK, linewidth=0.6)
+    bars = axes.barh(range(size), values, color=colors, height=0.66, edgecolor=INK, linewidth=0.6)
     for place, (value, scored) in enumerate(zip(scores.iou, classes.scored, strict=True)):
+        bars[place].set_alpha(1.0 if scored else 0.35)
         text = "absent" if np.isnan(value) else f"{value:.3f}"
         axes.text(
             values[place] + 0.012, place, text + ("" if scored else "  (not scored)"), va="center", fontsize=9
@@ -167,9 +170,9 @@ def dictionary_map(
         classes: the K classes.
     """
     count = len(dictionaries)
-    columns = min(count, 4)
+    columns = count if count <= 5 else 4
     rows = -(-count // columns)
-    figure, axes = _grid(rows, columns, width=2.75 * columns, height=2.95 * rows + 0.55)
+    figure, axes = _grid(rows, columns, width=max(2.6 * columns, 5.0), height=2.8 * rows + 0.85)
     for place, dictionary in enumerate(dictionaries):
         cell = axes[place // columns][place % columns]
         fixed = static if place == 0 else None
@@ -181,6 +184,10 @@ def dictionary_map(
         cell.set_xlabel(f"intra {intra:.3g}   inter {inter:.3g}", fontsize=8.5, color=INK)
     for place in range(count, rows * columns):
         axes[place // columns][place % columns].set_visible(False)
+    marks = "dot: one image   ring: mean of the class" + (
+        "   diamond: static vector" if static is not None else ""
+    )
+    figure.suptitle(f"Class vectors by stage (two principal axes of each).  {marks}", fontsize=9, color=INK)
     _legend(figure, classes, extra=[])
     return render(figure)
 
@@ -313,7 +320,8 @@ def _displayable(image: npt.NDArray[Any]) -> Picture:
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def _grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, npt.NDArray[Any]]:

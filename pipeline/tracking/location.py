@@ -82,6 +82,20 @@ def connect(uri: str) -> "MlflowClient":
     return _client(uri)
 
 
+def require(uri: str) -> None:
+    """Refuses an SQLite store that is not there, for those who only read.
+
+    Raises:
+        TrackingError: no such file.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise TrackingError(
+            f"{file}: no tracking database here. Call this in the folder where you trained, or name the store "
+            "(--store sqlite:////path/mlflow.db, or MLFLOW_TRACKING_URI)"
+        )
+
+
 def _client(uri: str) -> "MlflowClient":
     _settings()
     from mlflow import MlflowClient

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -92,6 +93,7 @@ def register(
                 store.client.set_registered_model_alias(name, CHALLENGER, version.version)
                 return by_version(store, name, version.version)
         info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
+        step = step or int(info.extra.get("step", 0))
         text = model_card(info, card, recipe, evaluation, run_id)
         tags = _tags(info, card, recipe, evaluation, digest)
         model_id = _log_model(store, run_id, name, bundle, info, text, evaluation, recipe, card, tags, step)
@@ -139,9 +141,11 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
     Returns:
         The decision, and the reason in words.
     """
+    if math.isnan(challenger):
+        return False, "the report split has no labelled pixel of a scored class, so there is no score"
     if champion is None:
         return True, f"mIoU {challenger:.4f} on the report split; no champion reigned"
-    if challenger > champion:
+    if challenger > champion or math.isnan(champion):
         return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same report data"
     return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"
 

@@ -1,7 +1,10 @@
 """Runs: opened and closed by the driver, found again by name, listed for tables."""
 
+import logging
 import shlex
+import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config.tracking import TrackingConfig
     from pipeline.tracking.registry import ModelVersion
 
+LOG = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 NAME_TAG, DRIVER_TAG, PARAMETERS_TAG = "d2ls.name", "d2ls.driver", "d2ls.parameters"
 FOLDER_TAG = "d2ls.run_folder"
@@ -66,18 +70,23 @@ class Store:
     artifacts: str | None = None
 
     @classmethod
-    def open(cls, config: "TrackingConfig | None" = None, *, folder: Path | None = None) -> Self:
+    def open(
+        cls, config: "TrackingConfig | None" = None, *, folder: Path | None = None, create: bool = True
+    ) -> Self:
         """Resolves the store's URI and makes it ready; call once, before any fan-out.
 
         Args:
             config: recipe section; its `uri` wins over MLFLOW_TRACKING_URI, that over SQLite in the folder.
             folder: what relative locations are relative to; None: the working folder.
+            create: whether a missing SQLite store is made; readers say False.
 
         Raises:
             TrackingError: the store cannot be reached or made; says what to do.
         """
         folder = folder or Path.cwd()
         uri = location.resolve_uri(config.uri if config else None, folder)
+        if not create:
+            location.require(uri)
         location.prepare(uri)
         return cls(uri, location.artifact_root(uri, folder))
 
@@ -122,8 +131,13 @@ class Store:
         return self._start(recipe, card, name, "trial" if parent_run_id else "training", extra)
 
     def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
-        """Closes a run."""
+        """Closes a run, after sending what its writer left on this machine."""
         with location.named(self.uri, run=run_id):
+            row = self.run(run_id)
+            try:
+                self._send_left(row)
+            except TrackingError as error:
+                LOG.warning("%s", error)
             self.client.set_terminated(run_id, status)
 
     def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
@@ -175,6 +189,28 @@ class Store:
         with location.named(self.uri, run=run_id):
             return _row(self.client.get_run(run_id))
 
+    def recipe(self, run_id: str) -> "Recipe":
+        """Returns the resolved recipe that a run was started with.
+
+        Raises:
+            TrackingError: the run has none.
+        """
+        import yaml
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        from pipeline.config import parse_recipe
+
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                file = download_artifacts(
+                    run_id=run_id, artifact_path="recipe.yaml", dst_path=scratch, tracking_uri=self.uri
+                )
+                text = Path(file).read_text(encoding="utf-8")
+            except (MlflowException, OSError) as error:
+                raise TrackingError(f"run {run_id}: no recipe.yaml is logged with it ({error})") from error
+        return parse_recipe(yaml.safe_load(text), where=f"recipe.yaml of run {run_id}")
+
     def find(self, run: str, experiment: str | None = None) -> RunRow:
         """Returns the newest run with a name or an id, in one experiment or in all.
 
@@ -213,13 +249,10 @@ class Store:
 
     def close_orphans(self) -> list[RunRow]:
         """Closes runs of this machine whose driver is gone (as KILLED) and sends what they left; returns them."""
-        import socket
-
-        for row in self._search(f"tags.`{writer.SPOOL_TAG}` LIKE '{_quoted(socket.gethostname())}:%'"):
-            folder = Path(row.tags[writer.SPOOL_TAG].split(":", 1)[1])
+        here = f"{_quoted(socket.gethostname())}:%"
+        for row in list(self._search(f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
             if facts.driver_is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
-                writer.send_all(self.client, folder)
-                self.client.delete_tag(row.run_id, writer.SPOOL_TAG)
+                self._send_left(row)
         orphans = [
             row
             for row in self._search("attributes.status = 'RUNNING'")
@@ -315,6 +348,13 @@ class Store:
             if not rows or PARAMETERS_TAG not in rows[0].tags:
                 self._log_constants(run_id, recipe, card)
         return run_id
+
+    def _send_left(self, row: RunRow) -> None:
+        """Sends what the writer of a run left in its folder, if that is on this machine."""
+        host, _, folder = row.tags.get(writer.SPOOL_TAG, "").partition(":")
+        if host == socket.gethostname():
+            writer.send_all(self.client, Path(folder))
+            self.client.delete_tag(row.run_id, writer.SPOOL_TAG)
 
     def _log_constants(self, run_id: str, recipe: "Recipe", card: "DatasetCard") -> None:
         """Logs what never changes in a run; the tag is set last, so that a kill in between repeats it whole."""

@@ -1,0 +1,134 @@
+"""`python -m pipeline.promote NAME`: the challenger becomes champion if it scores better on the same report data."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from d2ls.errors import ConfigError, TrackingError
+from pipeline.cli import parser, run_command
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+    from pipeline.evaluate import Evaluation
+    from pipeline.tracking import ModelVersion, Store
+
+DESCRIPTION = (
+    "Scores the challenger and the reigning champion on the same, current report data, and makes the challenger "
+    "champion if it is better. Scores and reason go into the version's description. Never silently over a better one."
+)
+EXAMPLES = """\
+  python -m pipeline.promote d2ls-loveda                   the version called challenger
+  python -m pipeline.promote d2ls-loveda --version 7       another one
+  python -m pipeline.promote d2ls-loveda --shards s3://bucket/loveda-2 --split test     on these data
+  python -m pipeline.promote d2ls-loveda --version 3 --force "version 7 fails on snow"   whatever the scores
+"""
+
+
+def main() -> None:
+    """Parses, scores, decides, says how it was decided."""
+    arguments = _parser().parse_args()
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import CHAMPION, Store
+
+    store = Store.open(TrackingConfig(uri=arguments.store), create=False)
+    version = _candidate(store, arguments.name, arguments.version)
+    recipe = _recipe(store, version, arguments.shards, arguments.split)
+    if arguments.force:
+        version, reason = (
+            store.promote(version.name, version.version, f"forced: {arguments.force}"),
+            arguments.force,
+        )
+    else:
+        version, reason = decide(store, version, None, recipe)
+    champion = CHAMPION in version.aliases
+    _say(f"{version.uri}: {'champion' if champion else 'not champion'}: {reason}")
+
+
+def decide(
+    store: "Store", version: "ModelVersion", evaluation: "Evaluation | None", recipe: "Recipe"
+) -> "tuple[ModelVersion, str]":
+    """Makes a version champion if it beats the reigning one on the same report data.
+
+    Args:
+        store: where the registry is.
+        version: the challenger.
+        evaluation: its evaluation on the current report split; None: it is made here.
+        recipe: names shards, report split and evaluation settings; both are scored with these.
+
+    Returns:
+        The version with its aliases afterwards, and the reason.
+    """
+    from pipeline.tracking import registry, should_promote
+
+    champion = store.champion(version.name)
+    if champion is not None and champion.version == version.version:
+        return champion, "it reigns already"
+    evaluation = evaluation or _score(store, version, recipe)
+    reigning = _score(store, champion, recipe) if champion else None
+    better, reason = should_promote(evaluation.scores.miou, reigning.scores.miou if reigning else None)
+    where = f" ({recipe.roles.report} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
+    against = f", version {champion.version}" if champion else ""
+    reason = f"{reason}{against}{where}"
+    if better:
+        return store.promote(version.name, version.version, reason), reason
+    registry.note(store, version.name, version.version, f"Not promoted: {reason}")
+    return registry.by_version(store, version.name, version.version), reason
+
+
+def _score(store: "Store", version: "ModelVersion", recipe: "Recipe") -> "Evaluation":
+    from pipeline.evaluate import evaluate
+
+    _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.report}")
+    return evaluate(
+        version.uri, recipe.shards.uri, recipe.roles.report, batch_size=recipe.evaluate.batch_size,
+        augmentation=recipe.evaluate.augmentation, bootstrap=0, tracking_uri=store.uri,
+    )  # fmt: skip
+
+
+def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":
+    from pipeline.tracking import CHALLENGER, registry
+
+    if number and number not in (CHALLENGER, f"@{CHALLENGER}"):
+        return registry.find(store, f"models:/{name}/{number.lstrip('v')}")
+    found = registry.by_alias(store, name, CHALLENGER)
+    if found is None:
+        if registry.versions(store, name):
+            raise TrackingError(f"{name}: no version waits as {CHALLENGER}; name one: --version N")
+        return registry.find(store, f"models:/{name}@{CHALLENGER}")  # says which models there are
+    return found
+
+
+def _recipe(store: "Store", version: "ModelVersion", shards: str | None, split: str | None) -> "Recipe":
+    """Takes the recipe of the run that made the version; shards and split can be others."""
+    if not version.run_id:
+        raise ConfigError(
+            f"{version.uri}: no run is noted with it, so its recipe is not known; use --force REASON"
+        )
+    values = {**({"shards.uri": shards} if shards else {}), **({"roles.report": split} if split else {})}
+    return store.recipe(version.run_id).with_values(values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    arguments = parser("pipeline.promote", DESCRIPTION, EXAMPLES)
+    arguments.add_argument("name", metavar="NAME", help="registered model")
+    arguments.add_argument(
+        "--version", metavar="N", help="version to promote (default: the one called challenger)"
+    )
+    arguments.add_argument(
+        "--shards", metavar="URI", help="data to score on (default: those of the challenger's recipe)"
+    )
+    arguments.add_argument(
+        "--split", metavar="S", help="split to score on (default: the recipe's report split)"
+    )
+    arguments.add_argument("--force", metavar="REASON", help="do not score, make it champion for this reason")
+    arguments.add_argument(
+        "--store", metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+    )
+    return arguments
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+if __name__ == "__main__":
+    run_command(main)
