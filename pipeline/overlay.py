@@ -1,0 +1,56 @@
+"""A picture of a label map over its image, small enough to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from d2ls.labels import IGNORE, ClassTable
+from sharding.raster_write import save_image
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from d2ls.inference import Grid
+    from sharding.raster_parts import Rows
+    from sharding.raster_scene import Scene
+
+LONGEST_SIDE = 2048
+OPACITY = 0.45
+
+
+def write_overlay(
+    target: Path, scene: "Scene", bands: Sequence[int], rows: "Rows", grid: "Grid", classes: ClassTable
+) -> None:
+    """Writes a JPEG of at most 2048 pixels a side: the image, half covered by the colours of the classes."""
+    factor = min(1.0, LONGEST_SIDE / max(scene.height, scene.width))
+    size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
+    shown = list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
+    pixels, _ = scene.read((0, size[0]), (0, size[1]), shown, size)
+    labels = _thinned(rows, grid, size)
+    colors = classes.colorize(labels).astype(np.float32)
+    opacity = np.where(labels == IGNORE, 0.0, OPACITY)[..., None]
+    picture = to_bytes(pixels) * (1 - opacity) + colors * opacity
+    save_image(target, Image.fromarray(picture.round().astype(np.uint8)), quality=90)
+
+
+def to_bytes(pixels: "npt.NDArray[Any]") -> "npt.NDArray[np.uint8]":
+    """Makes 8-bit pixels for display; deeper ones are stretched between their 2nd and 98th percentile."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = np.percentile(pixels, (2, 98))
+    scaled = (pixels.astype(np.float32) - low) * (255 / max(high - low, 1))
+    return scaled.clip(0, 255).astype(np.uint8)
+
+
+def _thinned(rows: "Rows", grid: "Grid", size: tuple[int, int]) -> "npt.NDArray[np.uint8]":
+    """Takes the nearest pixel of the predicted grid for each of the picture's."""
+    down = ((np.arange(size[0]) + 0.5) * grid.height / size[0]).astype(int)
+    across = ((np.arange(size[1]) + 0.5) * grid.width / size[1]).astype(int)
+    labels = np.full(size, IGNORE, np.uint8)
+    for top, block in rows:
+        first, last = np.searchsorted(down, [top, top + block.shape[-2]])
+        labels[first:last] = block[down[first:last] - top][:, across]
+    return labels

@@ -1,0 +1,243 @@
+"""Writing label maps: cloud-optimised GeoTIFF with colour table and class names, PNG, class probabilities.
+
+Everything is written under a temporary name beside the target, read back, and only then given its name.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio.errors
+import rasterio.shutil
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rasterio.windows import Window
+
+from d2ls.errors import ConfigError, StorageError
+from d2ls.labels import IGNORE, ClassTable
+from sharding.raster import GDAL_CACHE_BYTES, MAX_WHOLE_PIXELS
+from sharding.raster_parts import Rows
+from sharding.raster_scene import Georeference
+
+PROBABILITY_STEPS = 250
+"""Probabilities are stored as 0..250 with scale 1/250; 255 is nodata."""
+
+_TILE = 512
+_COG = {"COMPRESS": "DEFLATE", "BLOCKSIZE": str(_TILE), "BIGTIFF": "IF_SAFER"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape and place of a raster to be written."""
+
+    height: int
+    width: int
+    georeference: Georeference
+    tags: dict[str, str]
+
+
+def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
+    """Writes a label map as GeoTIFF (`.tif`) or palette PNG (`.png`).
+
+    Args:
+        target: local file; replaced where it exists.
+        rows: class ids and 255.
+        layout: size, place, tags.
+        classes: names and colours.
+
+    Raises:
+        ConfigError: another suffix, or too large for a PNG.
+        StorageError: it cannot be written; nothing is left behind.
+    """
+    suffix = target.suffix.lower()
+    if suffix == ".png":
+        _write_png(target, rows, layout, classes)
+        return
+    if suffix not in (".tif", ".tiff"):
+        raise ConfigError(f"{target}: label maps are written as .tif or .png, not {suffix!r}")
+    tags = {**layout.tags, "classes": json.dumps(classes.to_json())}
+
+    def describe(file: Any) -> None:
+        file.write_colormap(1, color_map(classes))
+        file.set_band_description(1, "class")
+        file.update_tags(**tags)
+
+    with _named(target):
+        _write_cog(target, rows, layout, 1, describe)
+        aux_file(target).write_text(_categories(classes), encoding="utf-8")
+
+
+def write_probabilities(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
+    """Writes K bands of quantised probabilities (0..250 and 255), named by class, as GeoTIFF.
+
+    Raises:
+        StorageError: it cannot be written; nothing is left behind.
+    """
+
+    def describe(file: Any) -> None:
+        for index, name in enumerate(classes.names, 1):
+            file.set_band_description(index, name)
+        file.scales = (1 / PROBABILITY_STEPS,) * classes.num_classes
+        file.update_tags(**layout.tags)
+
+    with _named(target):
+        _write_cog(target, rows, layout, classes.num_classes, describe)
+
+
+def quantize(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turns probabilities (K h W) into steps; 255 where the label map (h W) has no data."""
+    steps = np.rint(probabilities * PROBABILITY_STEPS).clip(0, PROBABILITY_STEPS).astype(np.uint8)
+    steps[:, labels == IGNORE] = IGNORE
+    return steps
+
+
+def color_map(classes: ClassTable) -> dict[int, tuple[int, int, int, int]]:
+    """Colour table of a label raster: classes opaque, 255 transparent, the rest black."""
+    table = dict.fromkeys(range(256), (0, 0, 0, 255))
+    for index, (red, green, blue) in enumerate(classes.palette):
+        table[index] = (red, green, blue, 255)
+    table[IGNORE] = (0, 0, 0, 0)
+    return table
+
+
+def aux_file(target: Path) -> Path:
+    """Sidecar in which GDAL keeps the class names of a raster."""
+    return target.with_name(target.name + ".aux.xml")
+
+
+def read_tags(target: Path) -> dict[str, str]:
+    """Reads the tags of a finished map; empty where there is none that can be read."""
+    try:
+        if target.suffix.lower() == ".png":
+            with Image.open(target) as image:
+                return {str(key): str(value) for key, value in image.info.items()}
+        with _gdal(), rasterio.open(target) as file:
+            return dict(file.tags())
+    except (OSError, SyntaxError, rasterio.errors.RasterioError):
+        return {}
+
+
+def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: Any) -> None:
+    """Writes a plain tiled TIFF first: the cloud-optimised order is only made from a finished file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    plain, final = (target.with_name(f".{target.name}.{os.getpid()}.{part}.tmp") for part in ("plain", "cog"))
+    profile = {
+        "driver": "GTiff", "height": layout.height, "width": layout.width, "count": bands, "dtype": "uint8",
+        "nodata": IGNORE, "crs": layout.georeference.crs, "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
+        "compress": "deflate", "zlevel": 1, "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+    if not layout.georeference.transform.is_identity:
+        profile["transform"] = layout.georeference.transform
+    try:
+        with _gdal():
+            with rasterio.open(plain, "w", **profile) as file:
+                expected = _write_rows(file, rows, layout, bands)
+                describe(file)
+            rasterio.shutil.copy(plain, final, driver="COG", OVERVIEW_RESAMPLING="NEAREST", **_COG)
+            if expected != _checksum(final):
+                raise StorageError(f"{target}: what was written does not read back; is the disk full?")
+        final.replace(target)
+    finally:
+        for leftover in (plain, final):
+            for file_name in (leftover, aux_file(leftover)):
+                file_name.unlink(missing_ok=True)
+
+
+def _write_rows(file: Any, rows: Rows, layout: Layout, bands: int) -> int:
+    """Writes pieces aligned to tiles; returns the checksum of all pixels in the order of `_checksum`."""
+    checksum = written = 0
+    for top, block in _realigned(rows, _TILE):
+        block = block.reshape(bands, -1, layout.width)
+        file.write(block, window=Window(0, top, layout.width, block.shape[1]))
+        checksum = zlib.crc32(block.tobytes(), checksum)
+        written = top + block.shape[1]
+    if written != layout.height:
+        raise StorageError(f"{file.name}: {written} of {layout.height} rows came")
+    return checksum
+
+
+def _realigned(rows: Rows, size: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Cuts pieces of any height into pieces that begin at multiples of `size`."""
+    held: list[npt.NDArray[np.uint8]] = []
+    start = height = 0
+    for _, block in rows:
+        while block.shape[-2]:
+            part, block = np.split(block, [size - height], axis=-2)
+            held.append(part)
+            height += part.shape[-2]
+            if height == size:
+                yield start, np.concatenate(held, axis=-2)
+                start, height, held = start + size, 0, []
+    if held:
+        yield start, np.concatenate(held, axis=-2)
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with rasterio.open(path) as file:
+        for top in range(0, file.height, _TILE):
+            height = min(_TILE, file.height - top)
+            checksum = zlib.crc32(file.read(window=Window(0, top, file.width, height)).tobytes(), checksum)
+    return checksum
+
+
+def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
+    if layout.height * layout.width > MAX_WHOLE_PIXELS:
+        raise ConfigError(
+            f"{target}: {layout.height} x {layout.width} pixels is too much for a PNG; write a .tif instead"
+        )
+    labels = np.concatenate([block for _, block in rows])
+    image = Image.fromarray(labels)
+    notes = PngInfo()
+    for key, value in layout.tags.items():
+        notes.add_text(key, value)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: classes.num_classes] = classes.palette
+    image.putpalette(colors.tobytes())
+    with _named(target):
+        save_image(target, image, transparency=IGNORE, pnginfo=notes)
+
+
+def save_image(target: Path, image: Image.Image, **options: Any) -> None:
+    """Saves a picture whole or not at all; the format follows the suffix."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        with _named(target):
+            image.save(partial, **options)
+            partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _categories(classes: ClassTable) -> str:
+    names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in classes.names)
+    return (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+
+
+@contextlib.contextmanager
+def _gdal() -> Iterator[None]:
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="1"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+        raise StorageError(f"{target}: cannot be written: {error.__cause__ or error}") from error
