@@ -117,7 +117,7 @@ def run(
     configurations_left = configurations(recipe) if recipe.sweep.search != "tpe" else []
     if demo.is_demo(recipe):
         demo.introduce(recipe, console)
-    with cluster.connect(recipe.cluster, storage=recipe.storage) as connected:
+    with cluster.connect(recipe.cluster, dashboard=True) as connected:
         plan = Plan.make(recipe, configurations_left, connected.cpus, connected.gpus)
         plan.show(console)
         if plan_only:
@@ -228,14 +228,13 @@ def _open(
     console: "Console",
 ) -> Sweep:
     from pipeline.console import stage
-    from pipeline.shard import ensure_shards
     from pipeline.tracking import Store
 
     name = resume or name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     state = storage.join(recipe.storage, name, STATE_FILE)
     if not resume and storage.exists(storage.join(recipe.storage, name)):
         raise ConfigError(f"--name {name}: taken in {recipe.storage}. Choose another, or --resume {name}")
-    shards = ensure_shards(recipe, console)
+    shards = _shards(recipe, cluster, console)
     stage(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
     store.close_orphans()
@@ -243,6 +242,26 @@ def _open(
     storage.write_bytes(state, json.dumps({"name": name, "recipe": recipe.to_dict()}, indent=2).encode())
     run_id = store.start_sweep_run(recipe, shards.card, name)
     return Sweep(name, recipe, repeat, store, run_id, shards, cluster, console)
+
+
+def _shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "ShardSet":
+    """Opens the shards; makes them first, or what is missing of them, where the raw data are at hand."""
+    from d2ls.shards import ShardSet
+    from pipeline import shard
+    from pipeline.console import stage
+    from pipeline.shard_report import print_summary, progress_bar
+
+    if storage.exists(recipe.data.root):
+        stage(console, f"shards in {recipe.shards.uri}")
+        # Raw data on this machine's disk cannot be read by tasks on other nodes.
+        inline = storage.is_local(recipe.data.root) and cluster.nodes > 1
+        with progress_bar(f"sharding {recipe.name}") as advance:
+            card = shard.run(recipe, progress=advance, inline=inline)
+        print_summary(card, recipe.shards.uri)
+    shards = ShardSet.open(recipe.shards.uri)
+    for split in (recipe.roles.train, recipe.roles.select, recipe.roles.report):
+        shards.rows(split)
+    return shards
 
 
 def _run(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepResult:
@@ -348,8 +367,7 @@ def _report(sweep: Sweep, summary: SweepSummary) -> None:
     if len(summary.repeats.scores) > 1:
         values = {"repeats/mean": summary.repeats.mean, "repeats/deviation": summary.repeats.deviation}
         sweep.store.log_metrics(sweep.run_id, values)
-    rows = [{**t.values, METRIC: t.score} for t in summary.trials if t.score is not None]
-    for key, picture in sweep_figures(rows, list(sweep.recipe.sweep.space), METRIC).items():
+    for key, picture in sweep_figures(summary.trials, list(sweep.recipe.sweep.space), METRIC).items():
         sweep.store.log_picture(sweep.run_id, f"sweep/{key}", picture)
 
 

@@ -71,7 +71,8 @@ def run_trial(config: Mapping[str, Any], *, context: TrialContext) -> None:
         nonlocal trial
         trial = _progressed(trial, metrics, before + time.monotonic() - started)
         context.records.save(trial)  # before the report: pruning ends this process inside it
-        tune.report({**metrics, "key": key})
+        if METRIC in metrics:  # Tune ranks by it, so it refuses reports of epochs without an evaluation
+            tune.report({**metrics, "key": key})
 
     try:
         result = train.run(
@@ -178,6 +179,9 @@ def _progress_callback(records: TrialRecords, on_progress: Callable[[Trial, str]
 
     class Progress(tune.Callback):
         """Tells the sweep what Tune saw; runs in the sweep's own process."""
+
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Tune saves its callbacks; ours is of no use in another process
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
