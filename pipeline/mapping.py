@@ -103,15 +103,23 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
                 f"the file has bands 1 to {scene.count}"
             )
         return tuple(band - 1 for band in chosen), ""
+    mask = (
+        ""
+        if scene.alpha is None
+        else f"band {scene.alpha + 1} is taken as transparency: where it is 0, no label"
+    )
     if all(name.lower() in scene.band_names for name in info.bands):
         found = tuple(scene.band_names.index(name.lower()) for name in info.bands)
-        plain = found == tuple(range(scene.count))
-        return found, "" if plain else f"bands {[band + 1 for band in found]} chosen by their names ({names})"
-    if scene.count == wanted:
-        return tuple(range(wanted)), ""
+        plain = found == tuple(range(scene.count - (scene.alpha is not None)))
+        note = "" if plain else f"bands {[band + 1 for band in found]} chosen by their names ({names})"
+        return found, "; ".join(text for text in (note, mask) if text)
+    colors = tuple(band for band in range(scene.count) if band != scene.alpha)
+    if len(colors) == wanted:
+        return colors, mask
     example = ",".join(str(min(band, scene.count)) for band in range(1, wanted + 1))
+    marked = "" if scene.alpha is None else f", band {scene.alpha + 1} of them marked as transparency"
     raise DataError(
-        f"{scene.name}: {scene.count} band(s), the model takes {wanted} ({names}). "
+        f"{scene.name}: {scene.count} band(s){marked}, the model takes {wanted} ({names}). "
         f"Choose with --bands, for instance --bands {example}"
     )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import rasterio
 import rasterio.errors
 import rasterio.windows
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
@@ -46,7 +46,7 @@ class Georeference:
             return None
         side = math.sqrt(abs(self.transform.determinant))
         if self.crs.is_geographic:
-            latitude = (self.transform * (width / 2, height / 2))[1]
+            latitude = self.transform.d * width / 2 + self.transform.e * height / 2 + self.transform.f
             return side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(latitude)), 1e-6))
         return side * float(self.crs.linear_units_factor[1])
 
@@ -58,7 +58,8 @@ class Scene(ABC):
         name: its file, for messages.
         height: rows in pixels.
         width: columns.
-        count: bands, an alpha channel not counted.
+        count: bands of the file, an alpha channel among them.
+        alpha: position of the alpha channel, from 0; None where there is none.
         dtype: name of the pixel type.
         band_names: name of each band in lower case, empty where the file does not say.
         georeference: where it lies.
@@ -68,6 +69,7 @@ class Scene(ABC):
     height: int
     width: int
     count: int
+    alpha: int | None
     dtype: str
     band_names: tuple[str, ...]
     georeference: Georeference
@@ -143,13 +145,13 @@ class TiffScene(Scene):
             raise DataError(f"{path}: not a readable TIFF: {error}") from error
         file = self._file
         self._table = color_table(file)
-        self._colors = [i for i in range(file.count) if file.colorinterp[i] != ColorInterp.alpha]
-        self._alpha = [i + 1 for i in range(file.count) if file.colorinterp[i] == ColorInterp.alpha]
-        self._masked = bool(self._alpha) or any(nodata is not None for nodata in file.nodatavals)
+        meanings = [meaning.name for meaning in file.colorinterp]
+        self.alpha = meanings.index("alpha") if "alpha" in meanings else None
+        self._masked = self.alpha is not None or any(nodata is not None for nodata in file.nodatavals)
         self._masked |= any("per_dataset" in [flag.name for flag in flags] for flags in file.mask_flag_enums)
         self.height, self.width, self.dtype = file.height, file.width, str(file.dtypes[0])
-        self.count = len(self._colors) if self._table is None else 3
-        names = tuple(self._band_name(i) for i in self._colors)
+        self.count = file.count if self._table is None else 3
+        names = tuple(self._band_name(i) for i in range(file.count))
         self.band_names = names if self._table is None else ("red", "green", "blue")
         self.georeference = Georeference(file.crs, file.transform)
 
@@ -163,7 +165,7 @@ class TiffScene(Scene):
     ) -> tuple[npt.NDArray[Any], Mask | None]:
         """See `Scene.read`."""
         palette = self._table
-        wanted = [1] if palette is not None else [self._colors[band] + 1 for band in bands]
+        wanted = [1] if palette is not None else [band + 1 for band in bands]
         shape = (rows[1] - rows[0], columns[1] - columns[0])
         down, across = (1.0, 1.0) if grid is None else (self.height / grid[0], self.width / grid[1])
         area = rasterio.windows.Window(
@@ -182,13 +184,12 @@ class TiffScene(Scene):
         return np.ascontiguousarray(pixels.transpose(1, 2, 0)), valid
 
     def _valid(self, wanted: list[int], area: Any, shape: tuple[int, int]) -> Mask:
-        """A pixel holds data where any wanted band does and the alpha channel is not zero."""
-        bands = self._alpha or wanted
-        masks = self._file.read_masks(bands, window=area, out_shape=(len(bands), *shape))
-        if self._alpha:
-            alpha = self._file.read(self._alpha, window=area, out_shape=(len(self._alpha), *shape))
-            return np.asarray(alpha.any(0))
-        return np.asarray(masks.any(0))
+        """A pixel holds data where any wanted band does and the alpha channel, unless wanted itself, is not zero."""
+        masks = self._file.read_masks(wanted, window=area, out_shape=(len(wanted), *shape))
+        valid: Mask = masks.any(0)
+        if self.alpha is not None and self.alpha + 1 not in wanted:
+            valid &= self._file.read(self.alpha + 1, window=area, out_shape=shape) > 0
+        return valid
 
     def close(self) -> None:
         """See `Scene.close`."""
@@ -204,9 +205,10 @@ class WholeScene(Scene):
         self._raster: Raster = open_raster(FileRef(str(path)))
         info = self._raster.info
         self.height, self.width, self.dtype = info.height, info.width, info.dtype
-        self.count = 3 if info.bands == 4 else info.bands
-        self._has_alpha = info.bands == 4
-        self.band_names = ("red", "green", "blue") if self.count == 3 else ("",) * self.count
+        self.count = info.bands
+        self.alpha = 3 if info.bands == 4 else None
+        colors = ("red", "green", "blue", "alpha")[: info.bands]
+        self.band_names = colors if info.bands >= 3 else ("",) * info.bands
         self.georeference = Georeference(None, rasterio.Affine.identity())
 
     def read(
@@ -217,7 +219,8 @@ class WholeScene(Scene):
         if grid is not None:
             whole = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
         pixels = whole[slice(*rows), slice(*columns)]
-        valid = pixels[..., 3] > 0 if self._has_alpha else None
+        hidden = self.alpha is not None and self.alpha not in bands
+        valid = pixels[..., self.alpha] > 0 if hidden else None
         return np.ascontiguousarray(pixels[..., list(bands)]), valid
 
     def close(self) -> None:
