@@ -85,6 +85,12 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
     Raises:
         ResourceError: nobody answers at the address.
     """
+    before = os.environ.get("RAY_ADDRESS")
+    address = config.address or before
+    own = address in (None, "", "local")
+    if own:
+        # Read when ray is imported: without it Ray turns 127.0.0.1 into the machine's outer address and listens there.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
@@ -92,9 +98,6 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    before = os.environ.get("RAY_ADDRESS")
-    address = config.address or before
-    own = address in (None, "", "local")
     try:
         if own:
             _start_local(dashboard)
