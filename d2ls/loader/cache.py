@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,9 @@ class ShardCache:
 
     def touch(self, shard: ShardFile) -> bool:
         """Marks a shard as used now; False where it is not in the cache."""
+        now = time.time_ns()  # finer than the clock that the kernel stamps files with
         try:
-            os.utime(self._folder / self.name(shard))
+            os.utime(self._folder / self.name(shard), ns=(now, now))
         except FileNotFoundError:
             return False
         return True
@@ -154,7 +156,7 @@ class ShardCache:
                         return False
                     _download(uri, shard, stream)
                     partial.replace(target)
-                    return True
+                    return self.touch(shard)
         except OSError as error:
             raise StorageError(f"cache {self._folder}: {error}") from error
 

@@ -6,6 +6,7 @@ yields the raw samples of a rank in the order of the plan: the same samples a `T
 """
 
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from typing import IO, Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -89,10 +90,9 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
 
 def register_opener(schemes: Iterable[str] = ("s3",)) -> None:
     """Teaches webdataset to read shards of an object store through pyarrow.fs; by itself it has no `s3://`."""
-    from webdataset import gopen
-
+    table = import_module("webdataset.gopen").gopen_schemes  # the name in the package is the function
     for scheme in schemes:
-        gopen.gopen_schemes[scheme] = _open_stream
+        table[scheme] = _open_stream
 
 
 def _open_stream(url: str, mode: str = "rb", bufsize: int = 8192, **_: Any) -> IO[bytes]:
