@@ -299,3 +299,32 @@ def test_best_checkpoint_of_a_run_folder_is_found(tmp_path) -> None:
     best.write_text("{}")
     with pytest.raises(D2LSError, match="does not name a checkpoint"):
         load_model(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["loveda", "uavid"])
+def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
+    from dataclasses import replace
+
+    from sharding import submission
+
+    rules = replace(submission.RULES[name], count=2, sizes=((64, 80),))
+    monkeypatch.setattr(submission, "RULES", {name: rules})
+    files = ["Urban/images_png/1.png", "Rural/images_png/2.png"]
+    files = files if name == "loveda" else ["seq21/Images/000000.png", "seq22/Images/000100.png"]
+    for number, file in enumerate(files):
+        (tmp_path / "in" / file).parent.mkdir(parents=True)
+        Image.fromarray(pixels(height=64, width=80, seed=number).transpose(1, 2, 0)).save(
+            tmp_path / "in" / file
+        )
+    model = str(tiny_bundle(tmp_path / "model", rules.classes))
+    target = tmp_path / ("out.zip" if name == "loveda" else "out")
+    words = [model, str(tmp_path / "in"), str(target), "--submission", name]
+    assert main(words) == 0
+    assert submission.problems(rules, target) == []
+    assert not (tmp_path / f"{target.name}.maps").exists()
+    other = str(tiny_bundle(tmp_path / "other", model_info().classes))
+    with pytest.raises(ConfigError, match="wants"):
+        main([other, *words[1:]])
+    monkeypatch.setattr(submission, "RULES", {name: replace(rules, count=3)})
+    with pytest.raises(DataError, match="2 images, 3 are wanted"):
+        main(words)

@@ -1,0 +1,222 @@
+"""What the servers of two benchmarks take: LoveDA (ids in a flat zip) and UAVid (colours in folders of sequences).
+
+Written and checked by the same rules; a check names everything that is wrong, not only the first thing.
+"""
+
+import io
+import re
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from d2ls.errors import DataError, StorageError
+from d2ls.labels import IGNORE, ClassTable
+from sharding.files import natural
+from sharding.sources.loveda import LoveDA
+from sharding.sources.uavid import UAVid
+
+Size = tuple[int, int]
+"""Height and width."""
+
+SHOWN = 20
+"""Problems that an error lists before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a server takes.
+
+    Attributes:
+        name: of the benchmark.
+        classes: ids and colours.
+        colors: pixels are colours (RGB) instead of ids (one channel).
+        names: pattern that every file's path in the submission matches.
+        count: number of files.
+        sizes: allowed sizes.
+        entry: path in the submission for the path of a test image.
+    """
+
+    name: str
+    classes: ClassTable
+    colors: bool
+    names: str
+    count: int
+    sizes: tuple[Size, ...]
+    entry: Callable[[str], str]
+
+
+def _loveda_entry(image: str) -> str:
+    return PurePosixPath(image).with_suffix(".png").name
+
+
+def _uavid_entry(image: str) -> str:
+    parts = PurePosixPath(image).with_suffix(".png").parts
+    if len(parts) < 3 or parts[-2] != "Images" or not re.fullmatch(r"seq\d+", parts[-3]):
+        raise DataError(f"{image}: UAVid images lie at seqN/Images/NNNNNN.png")
+    return f"{parts[-3]}/Labels/{parts[-1]}"
+
+
+_UAVID_TEST = "|".join(str(number) for number in (*range(21, 31), *range(38, 43)))
+
+RULES: Mapping[str, Rules] = {
+    "loveda": Rules("LoveDA", LoveDA.classes, False, r"\d+\.png", 1796, ((1024, 1024),), _loveda_entry),
+    "uavid": Rules(
+        "UAVid", UAVid.classes, True, rf"seq({_UAVID_TEST})/Labels/000[0-9]00\.png", 150,
+        ((2160, 3840), (2160, 4096)), _uavid_entry,
+    ),
+}  # fmt: skip
+
+
+def encode(rules: Rules, labels: npt.NDArray[np.uint8]) -> bytes:
+    """Writes class ids (H W) as the PNG that the server takes.
+
+    Raises:
+        DataError: a pixel has no class.
+    """
+    if (labels >= rules.classes.num_classes).any():
+        left = int((labels == IGNORE).sum())
+        raise DataError(f"{left or 'some'} pixels have no class; {rules.name} wants one for every pixel")
+    pixels = rules.classes.colorize(labels) if rules.colors else labels
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+    """Writes a submission: a zip where the target ends in `.zip`, else a folder.
+
+    Args:
+        rules: of the benchmark.
+        target: appears when it is complete.
+        entries: path in the submission, and class ids H W.
+
+    Raises:
+        DataError: a pixel has no class.
+        StorageError: it cannot be written, or the folder exists already.
+    """
+    zipped = target.suffix.lower() == ".zip"
+    if not zipped and target.exists():
+        raise StorageError(f"{target}: exists already; delete it or name another folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            partial = Path(scratch, "submission.zip" if zipped else "submission")
+            (_write_zip if zipped else _write_folder)(rules, partial, entries)
+            partial.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written: {error}") from error
+
+
+def _write_zip(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        for name, labels in entries:
+            stamp = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            archive.writestr(stamp, encode(rules, labels))
+
+
+def _write_folder(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+    for name, labels in entries:
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(rules, labels))
+
+
+def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> None:
+    """Checks a submission.
+
+    Args:
+        rules: of the benchmark.
+        target: zip or folder.
+        expected: path and size of every file, from the test images; None: by the rules alone.
+
+    Raises:
+        DataError: lists what is wrong.
+    """
+    found = problems(rules, target, expected)
+    if found:
+        shown = "\n".join(f"  {problem}" for problem in found[:SHOWN])
+        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise DataError(
+            f"{target}: {rules.name} would not take this, {len(found)} problem(s):\n{shown}{more}"
+        )
+
+
+def problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> list[str]:
+    """Lists what is wrong with a submission; empty where all is well."""
+    try:
+        return list(_problems(rules, target, expected))
+    except (OSError, zipfile.BadZipFile) as error:
+        return [f"cannot be read: {error}"]
+
+
+def _problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None) -> Iterator[str]:
+    seen: Counter[str] = Counter()
+    for name, content in _members(target):
+        if content is None:
+            yield f"{name}: a folder{', the zip must be flat' if not rules.colors else ''}"
+            continue
+        seen[name] += 1
+        if not re.fullmatch(rules.names, name):
+            yield f"{name}: not a name that {rules.name} knows ({rules.names})"
+        elif expected is not None and name not in expected:
+            yield f"{name}: there is no such test image"
+        yield from _image_problems(rules, name, content, (expected or {}).get(name))
+    yield from (f"{name}: is there {count} times" for name, count in seen.items() if count > 1)
+    yield from (f"{name}: missing" for name in sorted(set(expected or ()) - set(seen), key=natural))
+    if len(seen) != rules.count:
+        yield f"{len(seen)} files, {rules.count} are wanted"
+
+
+def _members(target: Path) -> Iterator[tuple[str, bytes | None]]:
+    if target.is_dir():
+        for file in sorted(path for path in target.rglob("*") if path.is_file()):
+            yield file.relative_to(target).as_posix(), file.read_bytes()
+        return
+    with zipfile.ZipFile(target) as archive:
+        for info in archive.infolist():
+            yield info.filename, None if info.is_dir() else archive.read(info)
+
+
+def _image_problems(rules: Rules, name: str, content: bytes, size: Size | None) -> Iterator[str]:
+    mode = "RGB" if rules.colors else "L"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format != "PNG" or image.mode != mode:
+                yield f"{name}: {image.format} of mode {image.mode}, a PNG of mode {mode} is wanted"
+                return
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        yield f"{name}: not a readable image ({error})"
+        return
+    sizes = (size,) if size else rules.sizes
+    if pixels.shape[:2] not in sizes:
+        wanted = " or ".join(f"{height} x {width}" for height, width in sizes)
+        yield f"{name}: {pixels.shape[0]} x {pixels.shape[1]} pixels, {wanted} are wanted"
+    yield from _value_problems(rules, name, pixels)
+
+
+def _value_problems(rules: Rules, name: str, pixels: npt.NDArray[np.uint8]) -> Iterator[str]:
+    if rules.colors:
+        packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+        known = {red << 16 | green << 8 | blue for red, green, blue in rules.classes.palette}
+        strange = [value for value in np.unique(packed).tolist() if value not in known]
+        words = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in strange[:3]]
+    else:
+        strange = [value for value in np.unique(pixels).tolist() if value >= rules.classes.num_classes]
+        words = [str(value) for value in strange[:3]]
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        yield f"{name}: holds {', '.join(words)}{more}, which is no class of {rules.name}"
+
+
+def remove_folder(folder: Path) -> None:
+    """Takes a working folder away."""
+    shutil.rmtree(folder, ignore_errors=True)
