@@ -1,6 +1,8 @@
 """The D2LS network and its parts; `build_model` makes one from plain values."""
 
+from d2ls.model.batch_norm import synchronise_batch_norm
 from d2ls.model.build import build_model
+from d2ls.model.export import export_program
 from d2ls.model.network import D2LS
 from d2ls.model.normalization import Normalization, backbone_normalization
 from d2ls.model.output import D2LSOutput
@@ -13,6 +15,8 @@ __all__ = [
     "Normalization",
     "backbone_normalization",
     "build_model",
+    "export_program",
     "load_published",
     "load_weights",
+    "synchronise_batch_norm",
 ]

@@ -226,7 +226,8 @@ def _sub_pixels_normed(
         Sub-pixels (float32), normed (in the dtype of the rows), means, reciprocal deviations.
     """
     C = rows.shape[-1]
-    sub_pixels = rows.reshape(len(rows), -1, C // 16, 4, 4).transpose(2, 4).reshape(len(rows), -1, C // 4)
+    shuffled = rows.reshape(len(rows), -1, C // 16, 4, 4).transpose(2, 4)
+    sub_pixels = widen(shuffled.reshape(len(rows), -1, C // 4))
     normed, mean, spread = aten.native_layer_norm(sub_pixels, (C // 4,), weight, bias, eps)
     return sub_pixels, normed.to(rows.dtype), mean, spread
 

@@ -140,14 +140,27 @@ class D2LS(nn.Module):
 
 def pad(images: Tensor) -> Tensor:
     """Adds zeros at the lower and right edge up to multiples of 4, and to 32 at least."""
-    height, width = (max(size + -size % PATCH, SMALLEST) for size in images.shape[-2:])
-    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, _padded(width) - width, 0, _padded(height) - height))
+
+
+def _padded(size: int) -> int:
+    """An `if` where `max` would do: an exporter then notes a smallest size instead of a formula."""
+    return (size + PATCH - 1) // PATCH * PATCH if size > SMALLEST - PATCH else SMALLEST
 
 
 def crop(output: D2LSOutput, height: int, width: int) -> D2LSOutput:
     """Cuts both logits (B K H' W') back to height x width."""
     static = output.static_logits
     return output._replace(
-        logits=output.logits[..., :height, :width],
-        static_logits=None if static is None else static[..., :height, :width],
+        logits=_cropped(output.logits, height, width),
+        static_logits=None if static is None else _cropped(static, height, width),
     )
+
+
+def _cropped(logits: Tensor, height: int, width: int) -> Tensor:
+    """A slice; for exporters a copy, as the strides of a slice would tie the program to padded or unpadded sizes."""
+    if not torch.compiler.is_exporting():
+        return logits[..., :height, :width]
+    rows, columns = (torch.arange(size, device=logits.device) for size in (height, width))
+    return logits.index_select(-2, rows).index_select(-1, columns)

@@ -1,0 +1,212 @@
+"""The builder: switches, backbones, weight files, normalisation."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from d2ls.errors import ConfigError, WeightsError
+from d2ls.model import Normalization, backbone_normalization, build_model, load_published, load_weights
+from d2ls.model.attention import cheaper_route
+
+TINY = {"backbone": "convnext_atto", "num_classes": 4, "stages": 1}
+SWITCHES = [
+    {"stages": 0},
+    {"stages": 6},
+    {"dictionary": "static"},
+    {"dictionary": "none"},
+    {"static_branch": False},
+    {"aggregator": False},
+    {"freeze_backbone": True},
+    {"bands": 5},
+    {"num_classes": 20},
+    {"drop_path": 0.1},
+    {"embed_dim": 64, "heads": 4, "candidates": 2},
+]
+BACKBONES = [
+    "convnext_atto",
+    "convnextv2_atto",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "resnet18",
+    "tf_efficientnetv2_b0",
+    "mobilenetv3_small_100",
+]
+
+
+def images(batch=2, bands=3, size=(64, 64)):
+    return torch.randn(batch, bands, *size)
+
+
+def awake(model):
+    """Gives parameters that start at zero (closing norms of residual blocks) a value, so that gradients pass."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def check_gradients(model, output):
+    total = output.logits.square().mean()
+    if output.static_logits is not None:
+        total = total + output.static_logits.square().mean()
+    total.backward()
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    without = {n for n in wanted if (g := model.get_parameter(n).grad) is None or not g.abs().max() > 0}
+    assert without == set()
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_switch_gives_every_parameter_a_gradient(switch):
+    torch.manual_seed(0)
+    model = awake(build_model(**{**TINY, **switch})).train()
+    bands, classes = model.config["bands"], model.config["num_classes"]
+    output = model(images(bands=bands, size=(37, 50)))
+    assert output.logits.shape == (2, classes, 37, 50)
+    kind = model.config["dictionary"]
+    assert (output.static_logits is not None) == (kind == "dynamic" and model.config["static_branch"])
+    assert (output.static_dictionary is None) == (kind == "none")
+    assert (output.dynamic_dictionary is not None) == (kind == "dynamic")
+    assert len(output.dictionaries) == (0 if kind == "none" else model.config["stages"] + 2)
+    check_gradients(model, output)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_gives_every_parameter_a_gradient(backbone):
+    torch.manual_seed(0)
+    model = awake(build_model(backbone=backbone, num_classes=3, stages=1)).train()
+    for size in ((20, 33), (70, 90)):
+        with torch.no_grad():
+            assert model(images(size=size)).logits.shape == (2, 3, *size)
+    check_gradients(model, model(images()))
+
+
+def test_auxiliary_branch_follows_mode_unless_told():
+    model = build_model(**TINY)
+    x = images(1)
+    assert model.train()(x).static_logits is not None
+    assert model.train()(x, auxiliary=False).static_logits is None
+    assert model.eval()(x).static_logits is None
+    assert model.eval()(x, auxiliary=True).static_logits is not None
+
+
+def test_auxiliary_branch_does_not_change_the_main_one():
+    model = build_model(**TINY).eval()
+    x = images(2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).logits, model(x, auxiliary=True).logits)
+
+
+def test_seed_decides_weights_and_config_rebuilds():
+    torch.manual_seed(3)
+    first = build_model(**TINY).state_dict()
+    torch.manual_seed(3)
+    model = build_model(**TINY)
+    assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
+    again = build_model(**json.loads(json.dumps(model.config)))
+    assert again.config == model.config
+    load_weights(again, first)
+    x = images(1)
+    assert torch.equal(model.eval()(x).logits, again.eval()(x).logits)
+
+
+def test_frozen_backbone_stays_in_evaluation_mode():
+    model = build_model(**{**TINY, "backbone": "resnet18", "freeze_backbone": True}).train()
+    assert model.training
+    assert not any(module.training for module in model.backbone.modules())
+
+
+def test_bf16_autocast_is_close():
+    torch.manual_seed(0)
+    model = build_model(**TINY).train()
+    x = images()
+    wanted = model(x).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(x)
+    assert output.logits.dtype == torch.bfloat16
+    assert float(((output.logits - wanted).norm() / wanted.norm()).detach()) < 0.05
+    check_gradients(model, output)
+
+
+def test_cheaper_route_is_absorbed_for_few_classes():
+    assert [cheaper_route(k, 256, 8) for k in (2, 17, 18, 150)] == ["absorbed"] * 2 + ["projected"] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"backbone": "convnxt_atto"}, "convnext_atto"),
+        ({"backbone": "vit_tiny_patch16_224"}, "strides"),
+        ({"stages": 7}, "0 to 6"),
+        ({"num_classes": 1}, "2 classes"),
+        ({"dictionary": "magic"}, "dynamic, static, none"),
+        ({"candidates": 1}, "candidates"),
+        ({"embed_dim": 100}, "multiple"),
+        ({"pretrained": True, "weights": "a.pth"}, "both"),
+        ({"bands": 2, "normalization": {"mean": [0.0], "std": [1.0]}}, "bands"),
+    ],
+)
+def test_wrong_values_are_refused(values, part):
+    with pytest.raises(ConfigError, match=part):
+        build_model(**{**TINY, **values})
+
+
+@pytest.mark.parametrize("kind", ["whole", "ours"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_backbone_weights_from_a_file(tmp_path, kind, bands):
+    source = timm.create_model("convnext_atto", features_only=kind == "ours")
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path)
+    model = build_model(**TINY, weights=str(path), bands=bands)
+    x = torch.randn(1, 3, 64, 64)
+    if bands == 3:
+        source = timm.create_model("convnext_atto", features_only=True) if kind == "whole" else source
+        trunk = {n.replace("_", "."): v for n, v in model.backbone.trunk.state_dict().items()}
+        saved = {n.replace("_", "."): v for n, v in safetensors.torch.load_file(path).items()}
+        assert all(torch.equal(value, saved[name]) for name, value in trunk.items())
+    assert model(x[:, :1].expand(-1, bands, -1, -1)).logits.shape == (1, 4, 64, 64)
+
+
+def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": timm.create_model("convnext_femto").state_dict()}, path)
+    with pytest.raises(WeightsError, match=r"weights.pth does not fit.*other shape: stem_0.weight"):
+        build_model(**TINY, weights=str(path))
+    torch.save({"stem.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"missing: stem_0.weight.*not ours: stem.weight"):
+        build_model(**TINY, weights=str(path))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        build_model(**TINY, weights=str(path))
+
+
+def test_load_published_refuses_what_is_left_over():
+    model = build_model(**TINY)
+    with pytest.raises(WeightsError, match="not of the published network"):
+        load_published(model, {"decoder.surprise": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="missing: backbone"):
+        load_published(model, {"decoder.token.basic_queries.weight": model.head.static.vectors})
+
+
+def test_normalization():
+    norm = Normalization((0.5, 0.25), (0.1, 0.2), max_value=100)
+    pixels = torch.tensor([[[[50]], [[45]]]], dtype=torch.uint8)
+    torch.testing.assert_close(norm(pixels), torch.tensor([[[[0.0]], [[1.0]]]]))
+    assert norm(pixels.to(torch.uint16)).dtype == torch.float32
+    assert not norm.state_dict()
+    again = Normalization.from_json(json.loads(json.dumps(norm.to_json())))
+    assert torch.equal(again.std, norm.std)
+    assert isinstance(norm, nn.Module)
+    assert backbone_normalization("convnext_tiny").to_json()["mean"] == [0.485, 0.456, 0.406]
+    with pytest.raises(ConfigError, match="std"):
+        Normalization((0.5,), (0.0,))
+
+
+def test_metrics_and_labels_import_no_torch():
+    code = "import sys, d2ls, d2ls.metrics, d2ls.labels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
