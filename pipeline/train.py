@@ -83,12 +83,13 @@ def run(
     from d2ls.shards import ShardSet
     from pipeline import cluster
 
+    recipe = recipe.anchored()
     name = name or run_folder.new_name(recipe)
     folder = RunFolder.of(recipe.storage, name)
     started = folder.exists()
     if resume == "auto" and started and folder.facts().get("state") == run_folder.FINISHED:
         return result(folder)
-    shards = ShardSet.open(run_folder.absolute(recipe.shards.uri))
+    shards = ShardSet.open(recipe.shards.uri)
     _check_roles(recipe, shards)
     with cluster.connect(recipe.cluster) as ray_cluster:
         cluster.check_resources(recipe, ray_cluster)

@@ -4,6 +4,7 @@ Runs in one process or in every process of a `torch.distributed` group alike.
 """
 
 import contextlib
+import inspect
 import logging
 import math
 import resource
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 
 from d2ls.errors import NonFiniteLossError
 from d2ls.loader import Batch
+from d2ls.training.batchnorm import normalize_over_ranks
 from d2ls.training.checkpoint import Checkpointer
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.evaluation import Evaluator
@@ -282,10 +284,12 @@ class Trainer:
 def _wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return network
+    normalize_over_ranks(network)
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(
-        network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    names = inspect.signature(DistributedDataParallel).parameters
+    # No buffer needs an exchange: all are equal at the start, and batch norm is computed over ranks.
+    exchange = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **exchange)
 
 
 def _floats(values: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -1,0 +1,74 @@
+"""Batch normalisation over all ranks, so that the number of ranks does not change the network.
+
+PyTorch's own SyncBatchNorm needs a GPU; this one runs anywhere that `torch.distributed` does.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2ls.distributed import sum_over_ranks
+
+
+class RankBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are taken over the samples of all ranks; uneven shares are fine.
+
+    Args:
+        source: the layer it replaces; its parameters and buffers are taken over, not copied. timm's layers with an
+            activation inside keep it.
+    """
+
+    def __init__(self, source: nn.BatchNorm2d) -> None:
+        super().__init__(
+            source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats
+        )
+        for name, parameter in source.named_parameters(recurse=False):
+            setattr(self, name, parameter)
+        for name, buffer in source.named_buffers(recurse=False):
+            setattr(self, name, buffer)
+        self.drop: Any = getattr(source, "drop", None) or nn.Identity()
+        self.act: Any = getattr(source, "act", None) or nn.Identity()
+        self.train(source.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises B C H W; in training all ranks must call it together."""
+        normalized = self._over_ranks(input) if self.training else super().forward(input)
+        activated: Tensor = self.act(self.drop(normalized))
+        return activated
+
+    def _over_ranks(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            values = images.float()
+            count = values.new_tensor([values.numel() / self.num_features])
+            sums, count = sum_over_ranks(torch.cat([values.sum((0, 2, 3)), count])).tensor_split([-1])
+            mean = sums / count
+            centred = values - mean.view(1, -1, 1, 1)
+            variance = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
+            self._track(mean.detach(), variance.detach(), count.detach())
+            result = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
+            if self.affine:
+                result = result * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return result.to(images.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), share)
+
+
+def normalize_over_ranks(network: nn.Module) -> int:
+    """Replaces every BatchNorm2d of a network in place; returns how many there were."""
+    replaced = 0
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d) and not isinstance(child, RankBatchNorm):
+            setattr(network, name, RankBatchNorm(child))
+            replaced += 1
+        else:
+            replaced += normalize_over_ranks(child)
+    return replaced

@@ -1,0 +1,128 @@
+"""The same training on 1, 2 and 4 ranks, with and without accumulation, in plain gloo processes."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+
+from tests.training_world import (
+    Recorder,
+    StopAfter,
+    assert_equal,
+    make_trainer,
+    run_ranks,
+    tiny_shards,
+    weights,
+)
+
+CASES = list(itertools.product(["ratio", "infonce"], ["test_convnext", "test_resnet"]))
+GLOBAL_BATCH = 6  # uneven over 4 ranks
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def first_steps(shards, micro_batch):
+    """First-step terms and gradient norm of every case, and what an epoch comes to."""
+    torch.set_num_threads(1)
+    found = {}
+    for contrastive, backbone in CASES:
+        told = Recorder()
+        make_trainer(
+            shards, epochs=1, global_batch=GLOBAL_BATCH, backbone=backbone, contrastive=contrastive,
+            micro_batch=micro_batch, callbacks=[told],
+        ).run()  # fmt: skip
+        first = told.steps[0]
+        found[contrastive, backbone] = (
+            {**first.terms, "gradient_norm": first.gradient_norm},
+            told.evaluations[-1].confusion.tolist(),
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(shards):
+    before = torch.get_num_threads()
+    found = first_steps(shards, None)
+    torch.set_num_threads(before)
+    return found
+
+
+def with_and_without(shards, micro_batch):
+    return first_steps(shards, None), first_steps(shards, micro_batch)
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (4, 1)], ids=["2 ranks", "4 ranks"])
+def several(request, shards):
+    """Of every rank: the cases without and with accumulation.
+
+    4 ranks have shares 2 2 1 1: with a micro-batch of 1 two of them fill up with a sample that does not count.
+    """
+    world_size, micro_batch = request.param
+    return run_ranks(world_size, with_and_without, shards, micro_batch)
+
+
+def test_ranks_do_not_change_a_step(alone, several):
+    for case, (terms, _) in alone.items():
+        for plain, _ in several:
+            assert plain[case][0] == pytest.approx(terms, rel=1e-5, abs=1e-6), case
+            assert plain[case] == several[0][0][case], "ranks disagree"
+
+
+def test_accumulation_averages_micro_steps(alone, several):
+    for case, (terms, _) in alone.items():
+        found = several[0][1][case][0]
+        assert all(accumulated[case] == several[0][1][case] for _, accumulated in several), "ranks disagree"
+        if "resnet" not in case[1]:  # batch norm sees micro-steps; cross entropy is a mean over their pixels
+            assert found["cross_entropy"] == pytest.approx(terms["cross_entropy"], rel=0.02)
+        assert found["contrastive"] != pytest.approx(terms["contrastive"], rel=1e-5)
+
+
+def cut_and_resumed(shards, folder, global_batch):
+    """Whether a run that stopped after three steps and went on equals a whole one."""
+    torch.set_num_threads(1)
+    options = {"global_batch": global_batch, "checkpoint_every_steps": 1, "ema": 0.9}
+    whole = make_trainer(shards, f"{folder}/whole", **options)
+    whole.run()
+    with contextlib.suppress(KeyboardInterrupt):
+        make_trainer(shards, f"{folder}/cut", callbacks=[StopAfter(3)], **options).run()
+    rest = make_trainer(shards, f"{folder}/cut", **options)
+    rest.run()
+    assert_equal(weights(whole), weights(rest))
+    assert whole.state == rest.state
+    return float(sum(value.double().sum() for value in weights(rest).values()))
+
+
+def test_two_ranks_resume_to_the_last_bit(shards, tmp_path):
+    first, second = run_ranks(2, cut_and_resumed, shards, str(tmp_path), 5)
+    assert first == second
+
+
+def keys_after(shards, folder, stop):
+    """The samples that a run sees, in order, from where it stands on."""
+    torch.set_num_threads(1)
+    seen = []
+    callbacks = [StopAfter(stop)] if stop else []
+    trainer = make_trainer(shards, folder, callbacks=callbacks, checkpoint_every_steps=1)
+    made = trainer.batches
+
+    def watched(epoch, start):
+        for batch in made(epoch, start):
+            seen.append(batch.keys)
+            yield batch
+
+    trainer.batches = watched
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.run()
+    return seen
+
+
+def test_another_number_of_ranks_goes_on_with_the_next_sample(shards, tmp_path):
+    whole = keys_after(shards, tmp_path / "whole", None)
+    keys_after(shards, tmp_path / "cut", 3)  # the third step is done again: its checkpoint was not written
+    parts = run_ranks(2, keys_after, shards, str(tmp_path / "cut"), None)
+    together = [first + second for first, second in zip(*parts, strict=True)]
+    assert together == whole[2:]

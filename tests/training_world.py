@@ -1,0 +1,180 @@
+"""A tiny network, tiny shards and a trainer made of them without any recipe; and ranks as plain gloo processes."""
+
+import contextlib
+import os
+import socket
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from d2ls.bundle import ModelInfo
+from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
+from d2ls.losses import D2LSLoss
+from d2ls.model import build_model
+from d2ls.training.checkpoint import Checkpointer
+from d2ls.training.ema import AveragedWeights
+from d2ls.training.evaluation import Evaluator
+from d2ls.training.loop import LoopSettings, Trainer
+from d2ls.training.optimizer import build_optimizer
+from d2ls.training.ranks import Ranks
+from d2ls.training.reports import Callback
+from d2ls.training.schedule import Schedule
+from d2ls.training.state import seed_everything
+
+SIZE = 64
+
+
+def tiny_shards(root):
+    from tests.shards import make_shards
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_shards(root, [6, 5], split="train", size=(SIZE, SIZE))
+        make_shards(root, [2], split="test", size=(SIZE, SIZE))
+        return make_shards(root, [3], split="val", size=(SIZE, SIZE))
+
+
+class Recorder(Callback):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.steps, self.evaluations, self.epochs, self.checkpoints, self.closed = [], [], [], [], 0
+
+    def on_step(self, report):
+        self.steps.append(report)
+
+    def on_evaluation(self, report, network):
+        assert not network.training
+        self.evaluations.append(report)
+
+    def on_epoch(self, metrics):
+        self.epochs.append(dict(metrics))
+
+    def on_checkpoint(self, uri, report):
+        self.checkpoints.append((Path(uri).name, report is not None))
+
+    def close(self):
+        self.closed += 1
+
+
+class StopAfter(Callback):
+    """Ends the run as a kill would, after a number of steps of this process."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step(self, report):
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
+
+
+def make_trainer(
+    shards,
+    folder=None,
+    *,
+    epochs=2,
+    global_batch=4,
+    backbone="test_convnext",
+    contrastive="ratio",
+    ema=None,
+    lookahead=False,
+    lr=1e-3,
+    loss=None,
+    ranks=None,
+    callbacks=(),
+    **settings,
+):
+    """Builds a trainer for this rank; `settings` go to LoopSettings."""
+    ranks = ranks or Ranks.current()
+    seed_everything(0)
+    network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=0.0)
+    loader = TrainingLoader(
+        shards, "train", global_batch=global_batch, seed=3, rank=ranks.rank, world_size=ranks.world_size,
+        augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),
+    )  # fmt: skip
+    selection = EvaluationLoader(shards, "val", batch_size=1, rank=ranks.rank, world_size=ranks.world_size)
+    steps = loader.steps_per_epoch
+
+    def describe(state):
+        return ModelInfo.from_card(network, shards.card, window=SIZE, step=state.step)
+
+    return Trainer(
+        network=network,
+        loss=loss or D2LSLoss(contrastive=contrastive),
+        optimizer=build_optimizer(network, lr=lr, lookahead=lookahead),
+        schedule=Schedule(lr=lr, steps_per_epoch=steps, epochs=epochs, warmup=0.2),
+        batches=loader.epoch,
+        evaluator=Evaluator("val", shards.card.classes, lambda: selection, ranks),
+        settings=LoopSettings(global_batch=global_batch, seed=3, **settings),
+        ranks=ranks,
+        callbacks=callbacks,
+        checkpointer=Checkpointer(str(folder), ranks, describe, {"seed": 3, "steps": steps})
+        if folder
+        else None,
+        averaged=AveragedWeights(network, ema) if ema else None,
+    )
+
+
+def weights(trainer):
+    """All numbers that a later step depends on."""
+    found = {f"network.{name}": value.clone() for name, value in trainer.network.state_dict().items()}
+    state = trainer.optimizer.state_dict()["state"]
+    for index, values in state.items():
+        found |= {f"optimizer.{index}.{name}": value.clone() for name, value in values.items()}
+    if trainer.averaged:
+        found |= {f"averaged.{name}": value.clone() for name, value in trainer.averaged.weights.items()}
+    return found
+
+
+def assert_equal(ours, theirs):
+    """Bit for bit."""
+    assert ours.keys() == theirs.keys()
+    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not differing, differing[:5]
+
+
+def run_ranks(world_size, function, *arguments, timeout=240):
+    """Runs `function(*arguments)` in gloo processes; returns what each rank returns."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    answers = context.Queue()
+    processes = [
+        context.Process(
+            target=_rank, args=(rank, world_size, port, answers, function, arguments), daemon=True
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        results = [answers.get(timeout=timeout) for _ in processes]
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    failures = [value for _, failed, value in results if failed]
+    assert not failures, "\n".join(failures)
+    return [value for _, _, value in sorted(results, key=lambda row: row[0])]
+
+
+def _rank(rank, world_size, port, answers, function, arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    try:
+        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+        answers.put((rank, False, function(*arguments)))
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
+    except BaseException:
+        answers.put((rank, True, traceback.format_exc()))
+    finally:
+        answers.close()
+        answers.join_thread()
+        os._exit(0)

@@ -1,0 +1,120 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from d2ls import storage
+from d2ls.errors import CheckpointError, StorageError
+from d2ls.training import checkpoint
+from d2ls.training.found import complete_checkpoints
+from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def restored(trainer):
+    state = trainer.checkpointer.restore(trainer.network, trainer.optimizer, trainer.averaged)
+    return state and state.step
+
+
+def test_state_loads_without_pickle(shards, tmp_path):
+    make_trainer(shards, tmp_path, epochs=1).run()
+    folder = tmp_path / "step-00000003"
+    content = torch.load(folder / "state.pt", weights_only=True)
+    assert content["progress"]["step"] == 3
+    assert content["identity"] == {"seed": 3, "steps": 3}
+    listed = json.loads((folder / "COMPLETE").read_text())
+    assert set(listed) == {path.name for path in folder.iterdir()} - {"COMPLETE"}
+
+
+def test_incomplete_checkpoints_do_not_count_and_are_cleared(shards, tmp_path):
+    make_trainer(shards, tmp_path, epochs=2).run()
+    (tmp_path / "step-00000006" / "COMPLETE").unlink()
+    (tmp_path / ".step-00000009.77.partial").mkdir()
+    trainer = make_trainer(shards, tmp_path, epochs=2)
+    assert restored(trainer) in (3, None)
+    trainer.checkpointer.clear_orphans()
+    assert not (tmp_path / "step-00000006").exists()
+    assert not list(tmp_path.glob(".step*"))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(shards, tmp_path, caplog):
+    make_trainer(shards, tmp_path, epochs=2, lr=1e-6).run()
+    names = [found.uri for found in complete_checkpoints(str(tmp_path))]
+    target = tmp_path / "step-00000006" / "model.safetensors"
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    trainer = make_trainer(shards, tmp_path, epochs=2)
+    with caplog.at_level(logging.WARNING):
+        if len(names) == 1:
+            with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+                restored(trainer)
+            return
+        assert restored(trainer) == 3
+    assert "model.safetensors is not as it was written" in caplog.text
+
+
+def test_a_checkpoint_of_another_run_is_refused(shards, tmp_path):
+    make_trainer(shards, tmp_path, epochs=1).run()
+    trainer = make_trainer(shards, tmp_path, epochs=1)
+    trainer.checkpointer.identity = {"seed": 4, "steps": 3}
+    with pytest.raises(CheckpointError, match="seed was 3, is 4"):
+        restored(trainer)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoint(shards, tmp_path, monkeypatch):
+    write, calls = checkpoint.write_bundle, []
+
+    def full_on_the_second(folder, *rest):
+        calls.append(folder)
+        write(folder, *rest)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_bundle", full_on_the_second)
+    with pytest.raises(CheckpointError, match=r"No space left.*Older checkpoints are intact.*--resume"):
+        make_trainer(shards, tmp_path, epochs=3).run()
+    assert [found.step for found in complete_checkpoints(str(tmp_path))] == [3]
+    assert not list(tmp_path.glob(".step*"))
+    whole = make_trainer(shards, None, epochs=3)
+    whole.run()
+    rest = make_trainer(shards, tmp_path, epochs=3)
+    rest.run()
+    assert_equal(weights(whole), weights(rest))
+
+
+def test_an_object_store_that_fails_now_and_then_is_asked_again(shards, tmp_path, monkeypatch):
+    """A file system of pyarrow stands in for the object store: everything goes through upload and download."""
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    upload, calls = storage.upload, []
+
+    def shaky(source, uri):
+        calls.append(uri)
+        if len(calls) % 3 == 1:
+            raise StorageError(f"{uri}: 503 Slow Down")
+        (tmp_path / uri.split("/")[-2]).mkdir(exist_ok=True)  # object stores have no folders
+        upload(source, uri)
+
+    monkeypatch.setattr(storage, "upload", shaky)
+    root = tmp_path.as_uri()
+    told = Recorder()
+    whole = make_trainer(shards, root, epochs=2, callbacks=[told])
+    whole.run()
+    assert told.checkpoints[-1] == ("step-00000006", True)
+    assert len(calls) > 8
+    rest = make_trainer(shards, root, epochs=2)
+    assert restored(rest) == 6
+    assert_equal(weights(whole), weights(rest))
+
+
+def test_checkpointing_does_not_change_the_run(shards, tmp_path):
+    first, second = make_trainer(shards, tmp_path, checkpoint_every_steps=1), make_trainer(shards, None)
+    first.run()
+    second.run()
+    assert_equal(weights(first), weights(second))

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from d2ls.training.ema import AveragedWeights
+
+
+def test_average_follows_and_can_be_put_in():
+    network = torch.nn.BatchNorm1d(2)
+    averaged = AveragedWeights(network, decay=0.5)
+    expected = 1.0
+    for step in range(1, 20):
+        with torch.no_grad():
+            network.weight.fill_(float(step))
+            network.num_batches_tracked.fill_(step)
+        averaged.update(network)
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * step
+    assert averaged.weights["weight"].tolist() == pytest.approx([expected] * 2)
+    assert averaged.weights["num_batches_tracked"] == 19
+    with averaged.applied(network):
+        assert network.weight.tolist() == pytest.approx([expected] * 2)
+    assert network.weight.tolist() == [19.0, 19.0]

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+
+from d2ls.bundle import load_bundle
+from d2ls.errors import NonFiniteLossError, TrainingError
+from d2ls.losses import D2LSLoss
+from tests.training_world import Recorder, make_trainer, tiny_shards, weights
+
+
+class Poisoned(D2LSLoss):
+    """A loss that is not finite in some of its calls, counted from 0."""
+
+    def __init__(self, *calls):
+        super().__init__()
+        self.calls, self.count = calls, 0
+
+    def forward(self, output, labels):
+        found = super().forward(output, labels)
+        self.count += 1
+        return found._replace(total=found.total * math.nan) if self.count - 1 in self.calls else found
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def test_callbacks_hear_everything(shards, tmp_path):
+    told = Recorder()
+    state = make_trainer(shards, tmp_path, callbacks=[told], epochs=3, evaluate_every=2).run()
+    assert [report.step for report in told.steps] == list(range(1, 10))
+    assert [report.epoch for report in told.steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [report.epoch for report in told.evaluations] == [2, 3], "the last epoch is always evaluated"
+    assert told.evaluations[0].confusion.sum() == told.evaluations[1].confusion.sum() > 0
+    assert [row["epoch"] for row in told.epochs] == [1, 2, 3]
+    assert "select/miou" in told.epochs[1]
+    assert "select/miou" not in told.epochs[0]
+    assert told.checkpoints[-1] == ("step-00000009", True)
+    assert told.closed == 1
+    assert state.history == told.epochs
+    for report in told.steps:
+        assert {"data", "forward", "backward", "optimizer", "step"} <= set(report.seconds)
+        assert sum(report.seconds[part] for part in ("data", "forward", "backward")) <= report.seconds["step"]
+        assert report.memory_bytes > 1e7
+
+
+def test_terms_add_up_to_the_total_that_is_minimised(shards):
+    told = Recorder()
+    trainer = make_trainer(shards, callbacks=[told], epochs=1, micro_batch=2)
+    trainer.run()
+    for report in told.steps:
+        total = sum(
+            trainer.loss.weights[name] * value for name, value in report.terms.items() if name != "total"
+        )
+        assert report.terms["total"] == pytest.approx(total, rel=1e-6)
+
+
+def test_a_checkpoint_is_a_model(shards, tmp_path):
+    trainer = make_trainer(shards, tmp_path, epochs=1, ema=0.9)
+    trainer.run()
+    network, info = load_bundle(tmp_path / "step-00000003")
+    assert info.classes == shards.card.classes
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, trainer.averaged.weights[name])
+
+
+def test_the_best_and_the_last_checkpoint_stay(shards, tmp_path):
+    state = make_trainer(shards, tmp_path, epochs=4, lr=5e-3).run()
+    kept = sorted(path.name for path in tmp_path.glob("step-*"))
+    assert kept == sorted({f"step-{state.best_step:08d}", "step-00000012"})
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(shards):
+    trainer = make_trainer(shards, loss=Poisoned(2))
+    before = {}
+    trainer.callbacks = [
+        type("Keep", (Recorder,), {"on_step": lambda self, report: before.update(weights(trainer))})()
+    ]
+    with pytest.raises(NonFiniteLossError, match=r"step 3: .*total nan.*train_0000"):
+        trainer.run()
+    after = weights(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_steps_may_be_skipped_up_to_a_limit(shards):
+    told = Recorder()
+    state = make_trainer(shards, loss=Poisoned(1, 4), callbacks=[told], skip_non_finite=2).run()
+    assert state.skipped == 2
+    assert [report.step for report in told.steps] == [1, 3, 4, 6]
+    with pytest.raises(NonFiniteLossError, match="2 were skipped before"):
+        make_trainer(shards, loss=Poisoned(1, 3, 4), skip_non_finite=2).run()
+
+
+def test_a_batch_of_the_wrong_size_is_an_error(shards):
+    trainer = make_trainer(shards, global_batch=4)
+    other = make_trainer(shards, global_batch=3)
+    trainer.batches = other.batches
+    with pytest.raises(TrainingError, match="3 samples, its share of the global batch is 4"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"channels_last": True}, {"clip_norm": None}])
+def test_settings_train_too(shards, settings):
+    told = Recorder()
+    make_trainer(shards, epochs=1, callbacks=[told], **settings).run()
+    plain = Recorder()
+    make_trainer(shards, epochs=1, callbacks=[plain]).run()
+    first, expected = told.steps[0].terms["total"], plain.steps[0].terms["total"]
+    assert first == pytest.approx(expected, rel=0.02 if "precision" in settings else 1e-5)

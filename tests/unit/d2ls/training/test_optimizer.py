@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from d2ls.model import build_model
+from d2ls.training.optimizer import backbone_depths, build_optimizer, parameter_groups
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_model(backbone="test_convnext", num_classes=4, stages=1, embed_dim=32, heads=2)
+
+
+def test_every_parameter_is_in_one_group(network):
+    groups = parameter_groups(network, 0.1, 0.8)
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "convnext_atto"])
+def test_rates_fall_towards_the_stem(backbone):
+    with torch.device("meta"):
+        network = build_model(backbone=backbone, num_classes=4, stages=0, embed_dim=32, heads=2)
+    depths = backbone_depths(network)
+    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.")]
+    assert set(depths) == set(names)
+    assert depths[names[0]] == 0
+    assert depths[names[-1]] == max(depths.values()) > 2
+    scales = [group["lr_scale"] for group in parameter_groups(network, 0.5, 0.5)]
+    assert scales[:2] == [1.0, 0.5]
+    assert scales[-1] == pytest.approx(0.5 * 0.5 ** max(depths.values()))
+
+
+def test_frozen_parameters_are_left_out():
+    network = build_model(
+        backbone="test_convnext", num_classes=4, stages=0, embed_dim=32, heads=2, freeze_backbone=True
+    )
+    assert len(parameter_groups(network, 0.1, 1.0)) == 1
+
+
+def test_lookahead_moves_back_every_sixth_step():
+    parameter = torch.nn.Parameter(torch.ones(1))
+    network = torch.nn.ParameterList([parameter])
+    optimizer = build_optimizer(network, lr=0.1, weight_decay=0.0, lookahead=True)
+    places = []
+    for _ in range(12):
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        places.append(parameter.item())
+    assert places[5] == pytest.approx(0.4, abs=1e-5)
+    assert places[11] == pytest.approx(0.4 + (-0.2 - 0.4) / 2, abs=1e-5)
