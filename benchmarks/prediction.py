@@ -1,0 +1,171 @@
+"""How fast and in how much memory are big scenes mapped?
+
+    python benchmarks/prediction.py rate                 whole `predict` against the bare network on ready tensors
+    python benchmarks/prediction.py memory               peak memory by side of the scene, up to 30000 (minutes)
+
+`rate` maps a made, textured GeoTIFF with a true D2LS network. `memory` uses a network of one convolution, so that what
+is measured is the way through the scene; the scene is a sparse tiled TIFF with a textured tile here and there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import rasterio
+import torch
+from rasterio.windows import Window
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from d2ls.bundle import ModelInfo
+from d2ls.inference import Segmenter
+from d2ls.labels import ClassTable
+from pipeline.mapping import MapOptions, map_scene
+
+CLASSES = ClassTable.create([f"class {i}" for i in range(7)], [(30 * i, 255 - 30 * i, 99) for i in range(7)])
+
+
+def make_scene(path: Path, side: int, *, every: int = 1) -> None:
+    """A tiled three-band GeoTIFF; one in `every` tiles holds texture, the others are left out of the file."""
+    generator = np.random.default_rng(0)
+    tile = generator.integers(0, 256, (3, 512, 512), dtype=np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", tiled=True, blockxsize=512,
+        blockysize=512, compress="deflate", zlevel=1, SPARSE_OK=True, BIGTIFF="YES", crs="EPSG:32632",
+        transform=rasterio.Affine(0.3, 0, 5e5, 0, -0.3, 5e6),
+    ) as file:  # fmt: skip
+        for number, (row, column) in enumerate(
+            (r, c) for r in range(0, side, 512) for c in range(0, side, 512)
+        ):
+            if number % every == 0:
+                height, width = min(512, side - row), min(512, side - column)
+                file.write(tile[:, :height, :width], window=Window(column, row, width, height))
+
+
+def info(window: int) -> ModelInfo:
+    return ModelInfo({}, {}, CLASSES, ("red", "green", "blue"), "uint8", window)
+
+
+def true_network(backbone: str) -> torch.nn.Module:
+    from d2ls.model import build_model
+
+    torch.manual_seed(0)
+    return build_model(backbone=backbone, num_classes=7, stages=3).eval()
+
+
+def stub_network() -> torch.nn.Module:
+    from tests.inference_stubs import LocalStub
+
+    return LocalStub(classes=7)
+
+
+def bare_rate(segmenter: Segmenter, window: int, batch: int, seconds: float) -> float:
+    """Pixels a second of the network alone, on a tensor that lies ready, normalised, on the device."""
+    images = torch.randn(batch, 3, window, window, device=segmenter.device)
+    synchronize = torch.cuda.synchronize if segmenter.device.type == "cuda" else lambda: None
+    with torch.inference_mode():
+        segmenter.network(images)
+        synchronize()
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            segmenter.network(images)
+            synchronize()
+            count += batch
+    return count * window**2 / (time.perf_counter() - started)
+
+
+def rate(values: argparse.Namespace) -> None:
+    """Alternates bare network and whole mapping, and compares windows a second."""
+    segmenter = Segmenter(
+        true_network(values.backbone), info(values.window), batch_size=values.batch, overlap=0.25
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Path(folder, "scene.tif")
+        make_scene(scene, values.side)
+        grid = segmenter.grid(values.side, values.side)
+        ratios = []
+        for _ in range(values.repeats):
+            bare = bare_rate(segmenter, grid.window, values.batch, values.seconds)
+            started = time.perf_counter()
+            map_scene(
+                segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(overwrite=True), digest="x"
+            )
+            elapsed = time.perf_counter() - started
+            mapped = len(grid) * grid.window**2 / elapsed
+            ratios.append(mapped / bare)
+            print(
+                f"{values.backbone}, {values.side} x {values.side}, {len(grid)} windows of {grid.window}, batch "
+                f"{values.batch}, {segmenter.device}: network {bare / 1e6:.3f} Mpx/s, mapping {mapped / 1e6:.3f} Mpx/s "
+                f"of windows ({values.side**2 / elapsed / 1e6:.3f} of scene), ratio {ratios[-1]:.3f}"
+            )
+    print(f"median ratio {np.median(ratios):.3f}")
+
+
+def memory(values: argparse.Namespace) -> None:
+    """Maps scenes of rising size, each in a fresh process, and reports its peak resident memory."""
+    print("| side | peak memory, MiB | over a scene of one window, MiB | seconds |")
+    print("|---|---|---|---|")
+    base = 0.0
+    for side in values.sides:
+        command = [sys.executable, __file__, "one", "--side", str(side), "--window", str(values.window)]
+        result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        base = base or result["peak"]
+        print(
+            f"| {side} | {result['peak']:.0f} | {result['peak'] - base:.0f} | {result['seconds']:.0f} |",
+            flush=True,
+        )
+
+
+def one(values: argparse.Namespace) -> None:
+    """One scene of `memory`, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Path(folder, "scene.tif")
+        maker = [sys.executable, __file__, "make", "--side", str(values.side), "--path", str(scene)]
+        subprocess.run(maker, check=True)
+        segmenter = Segmenter(stub_network(), info(values.window))
+        started = time.perf_counter()
+        map_scene(segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(), digest="x")
+        seconds = time.perf_counter() - started
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak": peak, "now": psutil.Process().memory_info().rss / 2**20, "seconds": seconds}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("rate")
+    command.add_argument("--backbone", default="convnext_tiny")
+    command.add_argument("--side", type=int, default=2048)
+    command.add_argument("--window", type=int, default=512)
+    command.add_argument("--batch", type=int, default=4)
+    command.add_argument("--repeats", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=20.0)
+    command.set_defaults(run=rate)
+    command = commands.add_parser("memory")
+    command.add_argument("--sides", type=int, nargs="+", default=[512, 4000, 8000, 16000, 30000])
+    command.add_argument("--window", type=int, default=512)
+    command.set_defaults(run=memory)
+    command = commands.add_parser("one")
+    command.add_argument("--side", type=int, required=True)
+    command.add_argument("--window", type=int, default=512)
+    command.set_defaults(run=one)
+    command = commands.add_parser("make")
+    command.add_argument("--side", type=int, required=True)
+    command.add_argument("--path", type=Path, required=True)
+    command.set_defaults(run=lambda values: make_scene(values.path, values.side, every=16))
+    values = parser.parse_args()
+    values.run(values)
+
+
+if __name__ == "__main__":
+    main()

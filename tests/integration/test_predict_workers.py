@@ -1,0 +1,87 @@
+"""Evaluation and prediction on true Ray workers give what one process gives."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import rasterio
+
+from d2ls.errors import D2LSError
+from pipeline.config.train import ClusterConfig
+from pipeline.evaluate import evaluate
+from pipeline.inputs import list_jobs
+from pipeline.mapping import MapOptions
+from pipeline.model_workers import spread
+from pipeline.models import model_files
+from pipeline.predict import predict
+from tests.inference_stubs import tiny_bundle
+from tests.shards import CLASSES, make_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+TWO = ClusterConfig(address="local", workers=2)
+
+
+def die_once(segmenter, piece):
+    """Kills its own worker the first time a certain piece comes."""
+    number, marker = piece
+    if number == 1 and not os.path.exists(marker):  # noqa: PTH110
+        open(marker, "w").close()  # noqa: PTH123
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number, segmenter.num_classes
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    from pipeline.cluster import connect
+
+    with connect(TWO) as cluster:
+        yield cluster
+
+
+def test_two_workers_count_what_one_process_counts(tmp_path, ray_session) -> None:
+    make_shards(tmp_path / "shards", [3, 4, 2], split="test")
+    model = str(tiny_bundle(tmp_path / "model", CLASSES))
+    alone = evaluate(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50)
+    spread_out = evaluate(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50, cluster=TWO)
+    np.testing.assert_array_equal(alone.confusion, spread_out.confusion)
+    assert [s.key for s in alone.samples] == [s.key for s in spread_out.samples]
+    assert alone.scores == spread_out.scores
+    assert alone.intervals == spread_out.intervals
+    with pytest.raises(D2LSError):
+        evaluate(model, str(tmp_path / "shards"), "none", cluster=TWO)
+
+
+def test_two_workers_map_what_one_process_maps(tmp_path, ray_session) -> None:
+    model = str(tiny_bundle(tmp_path / "model", CLASSES))
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        array = np.random.default_rng(number).integers(0, 256, (3, 70, 90 + number)).astype(np.uint8)
+        with rasterio.open(
+            tmp_path / "in" / f"{number}.tif",
+            "w",
+            driver="GTiff",
+            height=70,
+            width=90 + number,
+            count=3,
+            dtype="uint8",
+        ) as file:
+            file.write(array)
+    (tmp_path / "in" / "bad.tif").write_bytes(b"II*\0")
+    for name, cluster in (("one", None), ("two", TWO)):
+        jobs = list_jobs(str(tmp_path / "in"), str(tmp_path / name))
+        results = dict(predict(model, jobs, MapOptions(), cluster=cluster))
+        assert len(results) == 4
+        assert sum(isinstance(result, D2LSError) for result in results.values()) == 1
+    for number in range(3):
+        one, two = ((tmp_path / name / f"{number}.tif").read_bytes() for name in ("one", "two"))
+        assert one == two
+
+
+def test_a_killed_worker_is_replaced_and_its_piece_done_again(tmp_path, ray_session) -> None:
+    files = model_files(str(tiny_bundle(tmp_path / "model", CLASSES)))
+    pieces = [(number, str(tmp_path / "marker")) for number in range(4)]
+    found = dict(spread(die_once, pieces, files, {}, TWO))
+    assert found == {number: (number, 4) for number in range(4)}
+    assert (tmp_path / "marker").exists()
