@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +20,7 @@ SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 PROBE_SECONDS = 10.0
+_DEFAULT_LOCK = threading.RLock()
 CHATTY = (
     "mlflow.store.db.utils",
     "mlflow.pyfunc",
@@ -121,10 +123,11 @@ def prepare(uri: str) -> None:
         return
     file = sqlite_file(uri)
     try:
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
         with quiet():
-            _migrate(uri)
+            if file is not None and not file.exists():
+                _create(file)
+            elif file is not None:
+                _migrate(uri, file)
             _client(uri).search_experiments(max_results=1)
     except TrackingError:
         raise
@@ -132,10 +135,40 @@ def prepare(uri: str) -> None:
         raise TrackingError(f"tracking store {uri}: cannot be opened: {error}") from error
 
 
-def _migrate(uri: str) -> None:
+def _create(file: Path) -> None:
+    """Makes an SQLite store beside its place and moves it there whole; without waiting for the disk, as it is new.
+
+    MLflow would run its dozens of migrations on the final file, each waiting for the disk: seconds, and a broken
+    store where they are interrupted.
+    """
+    import sqlalchemy
+    from mlflow.store.db import utils
+
+    upgrade: Any = utils
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    engine = sqlalchemy.create_engine(f"{SQLITE}{partial}", poolclass=sqlalchemy.StaticPool)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA synchronous = OFF")
+            connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
+        upgrade._initialize_tables(engine)
+        engine.dispose()
+        try:
+            os.link(partial, file)
+        except FileExistsError:
+            return  # another process was first; its store is as good
+        except OSError:  # a file system without links
+            partial.replace(file)
+    finally:
+        engine.dispose()
+        partial.unlink(missing_ok=True)
+
+
+def _migrate(uri: str, file: Path) -> None:
     """Brings the schema of an older MLflow's SQLite file up to date, keeping a copy of the file beside it."""
-    file = sqlite_file(uri)
-    if file is None or not file.is_file() or not (found := _revision(file)):
+    found = _revision(file)
+    if not found:
         return
     from mlflow.store.db import utils
 
@@ -219,6 +252,28 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def as_default(uri: str) -> Iterator[None]:
+    """Makes a store the process's default one for a moment.
+
+    A registry in a database looks logged models up in the default store, whichever client asked; MLflow's own code
+    has a note about it. Nothing else here depends on the default.
+    """
+    from mlflow.tracking._tracking_service import utils
+
+    state: Any = utils
+    with _DEFAULT_LOCK:
+        given, variable = state._tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+        state.set_tracking_uri(uri)
+        try:
+            yield
+        finally:
+            state._tracking_uri = given
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            if variable is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 @contextlib.contextmanager

@@ -411,14 +411,15 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        tags=dict(tags),
-        description=text,
-        model_id=model_id,
-    )
+    with location.as_default(store.uri):
+        made = client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            tags=dict(tags),
+            description=text,
+            model_id=model_id,
+        )
     client.set_registered_model_alias(name, CHALLENGER, made.version)
     return by_version(store, name, str(made.version))
 

@@ -1,0 +1,87 @@
+"""Where the store is, and what is said when it cannot be reached."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from d2ls.errors import TrackingError
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import Store, facts, location
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_recipe_wins_over_environment_over_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert location.resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
+    assert location.resolve_uri(None, tmp_path) == "http://host:5000"
+    assert location.resolve_uri("sqlite:///sub/runs.db", tmp_path) == f"sqlite:///{tmp_path}/sub/runs.db"
+    assert location.resolve_uri("sqlite:////abs/runs.db", tmp_path) == "sqlite:////abs/runs.db"
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "s3://bucket"])
+def test_a_store_that_mlflow_no_longer_writes_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="sqlite:///mlflow"):
+        location.resolve_uri(uri, tmp_path)
+
+
+def test_files_lie_beside_the_database_and_a_server_decides_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        location.artifact_root(f"sqlite:///{tmp_path}/a/b.db", tmp_path) == f"file://{tmp_path}/a/mlartifacts"
+    )
+    assert location.artifact_root("http://host:5000", tmp_path) is None
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket/x")
+    assert location.artifact_root("postgresql://host/db", tmp_path) == "s3://bucket/x"
+
+
+def test_a_reader_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match=r"mlflow.db: no tracking database here.*MLFLOW_TRACKING_URI"):
+        Store.open(TrackingConfig(), folder=tmp_path, create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_does_not_see_the_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="mlflow server"):
+        location.connect(f"sqlite:///{tmp_path}/elsewhere.db")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "words"),
+    [
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts box:5000"),
+        (401, "You are not authenticated", "MLFLOW_TRACKING_USERNAME"),
+        (403, "Permission denied", "MLFLOW_TRACKING_TOKEN"),
+        (404, "nothing", "answers 404"),
+    ],
+)
+def test_refusals_name_the_way_out(status: int, text: str, words: str) -> None:
+    assert words in location.explain_refusal("http://box:5000", status, text)
+
+
+def test_a_driver_is_gone_only_when_it_certainly_is() -> None:
+    own = facts.driver()
+    host, pid, started = own.rsplit(":", 2)
+    assert host == socket.gethostname()
+    assert not facts.driver_is_gone(own)
+    assert facts.driver_is_gone(
+        f"{host}:{pid}:{float(started) - 60}"
+    )  # the number was given to a new process
+    assert facts.driver_is_gone(f"{host}:4194305:1.0")  # above the largest process id
+    assert not facts.driver_is_gone("another-host:4194305:1.0")
+    assert not facts.driver_is_gone("")
+
+
+def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        "mlflow ui --backend-store-uri sqlite:////a/mlflow.db" in Store("sqlite:////a/mlflow.db").ui_command()
+    )
+    assert Store("http://host:5000").ui_command() == "http://host:5000"
