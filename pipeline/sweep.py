@@ -2,9 +2,10 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
@@ -299,7 +300,7 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
         total, left = len(chosen), len(pending)
     stage(sweep.console, f"trials ({left} of {total} to run)")
     epochs = trial_recipe(sweep.recipe, {}).train.epochs
-    progress = SweepProgress(sweep.console, left, epochs)
+    progress = _closing(sweep, SweepProgress(sweep.console, left, epochs))
     if left:
         run_trials(sweep.recipe, pending, context, concurrent=concurrent, on_progress=progress)
     summary = SweepSummary(sweep.name, [t for t in records.all() if "seed" not in t.values], epochs)
@@ -309,6 +310,26 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
         summary = _repeat(sweep, summary, context, concurrent, progress)
     _report(sweep, summary)
     return summary
+
+
+def _closing(sweep: Sweep, progress: Callable[[Trial, str], None]) -> Callable[[Trial, str], None]:
+    """Also ends the MLflow run of a pruned trial, whose own process had no time to."""
+    from pipeline.run_folder import RunFolder
+    from pipeline.worker import spool_folder
+
+    def tell(trial: Trial, event: str) -> None:
+        progress(trial, event)
+        folder = RunFolder.of(sweep.recipe.storage, trial.name)
+        run_id = folder.facts().get("run_id")
+        if event != "pruned" or not run_id:
+            return
+        folder.note(state="pruned")
+        sweep.store.send_spooled(run_id, Path(spool_folder(folder.uri)))
+        words = f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}"
+        sweep.store.set_tags(run_id, {"d2ls.end": words})
+        sweep.store.end_run(run_id, "KILLED")
+
+    return tell
 
 
 def _ended(trial: Trial | None) -> bool:

@@ -6,6 +6,7 @@ starts a new Tune session over the configurations that are not finished.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ def run_trials(
     """
     from ray import tune
 
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, context=context), DRIVER_RESOURCES),
         param_space={"values": tune.grid_search(list(pending))} if recipe.sweep.search != "tpe" else None,
@@ -132,6 +134,11 @@ def run_trials(
         ),
     )
     tuner.fit()
+    # Listed configurations all start; one without a record means that Tune was told to stop.
+    waiting = [values for values in pending if context.records.load(trial_key(values)) is None]
+    broken_off = [trial.name for trial in context.records.all() if trial.status == "started"]
+    if waiting or broken_off:
+        raise KeyboardInterrupt
 
 
 def _progressed(trial: Trial, metrics: Mapping[str, float], seconds: float) -> Trial:

@@ -1,0 +1,152 @@
+"""The sweep through its command line: real Ray, Tune, Train and MLflow, killed on the way and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import Store
+from sharding.scenery import write_scenery
+
+TINY = {
+    "name": "tiny",
+    "description": "A sweep that ends in a minute.",
+    "data": {"source": "loveda", "root": "raw"},
+    "shards": {"uri": "shards", "target_mb": 0.2},
+    "model": {"backbone": "test_convnext", "pretrained": False},
+    "loss": {"contrastive": "infonce"},
+    "loader": {"workers": 0, "augmentation": {"crop_size": 64, "mosaic": 0.0}},
+    "train": {"epochs": 2, "global_batch": 4, "optimizer": {"lr": 1e-3}},
+    "evaluate": {"bootstrap": 20},
+    "cluster": {"workers": 1},
+    "sweep": {
+        "space": {"model.stages": {"values": [0, 1]}, "loss.temperature": {"values": [0.1, 0.5]}},
+        "concurrent": 2,
+    },
+    "registry": {"promote": "if_better"},
+    "tracking": {"figures_every": 2, "system_metrics": False},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with raw scenes and a recipe."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_scenery(folder / "raw", scenes={"Train": 8, "Val": 4, "Test": 4}, size=64)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+def sweep(place: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.sweep", *words]
+
+
+def run(place: Path, *words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        sweep(place, *words), cwd=place, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def trials(place: Path, name: str) -> dict[str, dict]:
+    files = (place / "runs" / name / "trials").glob("[!.]*.json")
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def kill_after_first_trial(place: Path, name: str, *words: str) -> None:
+    """Starts a sweep and kills its driver as soon as a trial is finished and another one is not."""
+    with (place / "killed.log").open("w") as log:
+        driver = subprocess.Popen(
+            sweep(place, "tiny.yaml", "--name", name, *words), cwd=place, stdout=log, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + 400
+            while not any(trial["status"] == "finished" for trial in trials(place, name).values()):
+                assert driver.poll() is None, (place / "killed.log").read_text()
+                assert time.monotonic() < deadline, "no trial finished"
+                time.sleep(0.1)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+
+
+def test_sweep_killed_and_resumed_ends_with_a_champion(place: Path):
+    kill_after_first_trial(place, "first", "sweep.concurrent=1")
+    before = {key: trial for key, trial in trials(place, "first").items() if trial["status"] == "finished"}
+    assert 1 <= len(before) < 4
+
+    text = run(place, "--resume", "first")
+
+    after = trials(place, "first")
+    assert len(after) == 4
+    assert {trial["status"] for trial in after.values()} == {"finished"}
+    assert all(after[key] == trial for key, trial in before.items()), "a finished trial was touched"
+    assert "champion" in text
+    assert "by noise" in text
+    store = Store.open(TrackingConfig(), folder=place)
+    parent = store.find("first")
+    children = store.children(parent.run_id)
+    assert parent.status == "FINISHED"
+    assert sorted(row.status for row in children) == ["FINISHED"] * 5
+    assert len({row.name for row in children}) == 5, "a run is doubled"
+    assert all("select/miou" in row.metrics for row in children)
+    champion = store.champion("d2ls-tiny")
+    assert champion is not None
+    assert champion.run_id in {row.run_id for row in children}
+
+
+def test_model_loads_in_a_fresh_process_without_pickle(place: Path):
+    code = (
+        "import mlflow, numpy as np; m = mlflow.pyfunc.load_model('models:/d2ls-tiny@champion');"
+        "out = m.predict(np.random.default_rng(0).integers(0, 255, (1, 70, 81, 3), dtype=np.uint8));"
+        "print('shape', np.asarray(out).shape, np.asarray(out).dtype)"
+    )
+    environment = {
+        **os.environ,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "shape (1, 70, 81) uint8" in done.stdout, done.stderr
+
+
+def test_pruned_trials_end_and_free_their_workers(place: Path):
+    run(
+        place, "tiny.yaml", "--name", "pruned", "sweep.scheduler=asha", "sweep.grace_epochs=1", "sweep.final=false",
+        "sweep.reduction_factor=2", "train.epochs=4", "sweep.concurrent=1",
+        "sweep.space={train.optimizer.lr: {values: [1e-2, 1e-8, 1e-7, 1e-9]}}",
+    )  # fmt: skip
+    ended = trials(place, "pruned")
+    assert len(ended) == 4
+    assert {trial["status"] for trial in ended.values()} == {"finished", "pruned"}
+    store = Store.open(TrackingConfig(), folder=place)
+    rows = {row.name: row.status for row in store.children(store.find("pruned").run_id)}
+    for trial in ended.values():
+        assert rows[trial["name"]] == ("FINISHED" if trial["status"] == "finished" else "KILLED")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny.yaml", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
+        (["tiny.yaml", "--name", "first"], "taken"),
+        (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
+        (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
+        (["tiny.yaml", "roles.select=nothing"], "no split"),
+        (["nowhere.yaml"], "no such recipe"),
+    ],
+)
+def test_wrong_input_is_refused_without_a_traceback(place: Path, words: list[str], message: str):
+    text = run(place, *words, status=1)
+    assert message in text
+    assert "Traceback" not in text
