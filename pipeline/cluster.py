@@ -10,6 +10,7 @@ from pathlib import Path
 
 from d2ls import storage
 from d2ls.errors import ResourceError, StorageError
+from pipeline.capacity import grows_to
 from pipeline.config import Recipe
 from pipeline.config.train import ClusterConfig
 
@@ -37,8 +38,8 @@ class Cluster:
 
     Attributes:
         address: where its head listens.
-        nodes: number of live nodes.
-        cpus: all of them, busy or not.
+        nodes: number of live nodes; at least 2 where it can grow.
+        cpus: all of them, busy or not, those of nodes that are still to be started among them.
         gpus: likewise.
         own: whether this process started it.
     """
@@ -155,8 +156,11 @@ def _forwarded() -> dict[str, str]:
 def _inventory(*, own: bool) -> Cluster:
     import ray
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    now = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = now if own else grows_to(now)
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    if any(resources[kind] > now.get(kind, 0.0) for kind in ("CPU", "GPU") if kind in resources):
+        nodes = max(nodes, 2)  # there will be others
     address = ray.get_runtime_context().gcs_address
     return Cluster(address, nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0), own)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+STORAGE_VARIABLE = "D2LS_STORAGE"
+"""Environment variable, set by clusters: relative `storage` and `shards.uri` of recipe files lie below this URI."""
 
 
 class Recipe(Section):
@@ -163,7 +166,21 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise ConfigError(
             f"{file}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}"
         )
-    return parse_recipe(apply_overrides(values, overrides), where=str(file))
+    return _below_storage(parse_recipe(apply_overrides(values, overrides), where=str(file)))
+
+
+def _below_storage(recipe: Recipe) -> Recipe:
+    """Moves relative locations into the cluster's storage, where there is one."""
+    root = os.environ.get(STORAGE_VARIABLE)
+    if not root:
+        return recipe
+    locations = {"storage": recipe.storage, "shards.uri": recipe.shards.uri}
+    relative = {
+        key: uri
+        for key, uri in locations.items()
+        if storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))
+    }
+    return recipe.with_values({key: storage.join(root, uri) for key, uri in relative.items()})
 
 
 def parse_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
