@@ -1,0 +1,86 @@
+"""Recipes for tiny training runs, and the same runs in plain gloo processes, as a yardstick for those on Ray."""
+
+import hashlib
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from d2ls import storage
+from d2ls.shards import ShardSet
+from d2ls.training.ranks import Ranks
+from pipeline import build
+from pipeline.config import Recipe, parse_recipe
+from pipeline.config.recipe import set_keys
+from tests.training_world import SIZE, run_ranks, tiny_shards
+
+
+def recipe_values(folder, **changes):
+    """A recipe over `<folder>/shards`, which are made on first use; changes are dotted keys with `__`."""
+    shards = folder / "shards"
+    if not shards.exists():
+        tiny_shards(shards)
+    values = {
+        "name": "tiny",
+        "storage": str(folder / "runs"),
+        "data": {"source": "loveda"},
+        "shards": {"uri": str(shards)},
+        "model": {"backbone": "test_convnext", "pretrained": False, "stages": 1},
+        "loader": {"workers": 0, "augmentation": {"crop_size": SIZE}},
+        "train": {"epochs": 3, "global_batch": 4, "optimizer": {"lr": 1e-3}},
+        "cluster": {"workers": 2, "cpus_per_worker": 0.5, "address": "local"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False},
+    }
+    return set_keys(values, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def tiny_recipe(folder, **changes) -> Recipe:
+    return parse_recipe(recipe_values(folder, **changes))
+
+
+def undisturbed(recipe, folder):
+    """Trains the recipe in gloo processes without Ray; returns the digest of the last weights and the history."""
+    world_size = recipe.cluster.worker_range[1]
+    return run_ranks(world_size, _train, recipe.to_dict(), str(folder))[0]
+
+
+def _train(values, folder):
+    recipe = parse_recipe(values)
+    torch.set_num_threads(1)
+    ranks = Ranks.current()
+    shards = ShardSet.open(recipe.shards.uri)
+    loaders = build.loaders(recipe, shards, ranks)
+    trainer = build.trainer(recipe, shards, ranks, loaders, checkpoints=folder)
+    state = trainer.run()
+    loaders.close()
+    return _digest(trainer.network.state_dict()), [plain(row) for row in state.history]
+
+
+def digest(checkpoint):
+    """SHA-256 over all weights of a checkpoint."""
+    return _digest(load_file(storage.local_path(checkpoint) / "model.safetensors"))
+
+
+def _digest(weights):
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def plain(row):
+    """Metrics without speeds, which differ from run to run."""
+    return {key: value for key, value in row.items() if not key.startswith("speed/")}
+
+
+def train_workers(driver=None):
+    """Processes of Ray Train workers below a driver."""
+    children = psutil.Process(driver).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(_command(child))]
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
