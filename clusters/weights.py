@@ -1,0 +1,126 @@
+"""Pretrained backbone weights: fetched once by the head, kept in the cluster's storage, read offline by the workers.
+
+    python clusters/weights.py push loveda potsdam     on the head: fetch what these recipes start from, then store it
+    python clusters/weights.py push                    for all recipes
+    python clusters/weights.py push --offline-ok       do without where the hub cannot be reached, and say so
+    python clusters/weights.py pull                    on a worker: make them readable without a connection
+
+What is kept is the Hugging Face cache (HF_HOME), so timm finds the weights under the names it always uses.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
+
+from d2ls import storage
+
+HUB = ("huggingface.co", 443)
+
+
+def cache_folder() -> Path:
+    """Folder where huggingface_hub keeps what it fetched."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def stored(uri: str) -> str:
+    """Where the storage keeps them."""
+    return storage.join(uri, "weights")
+
+
+def backbones(recipes: list[str]) -> list[str]:
+    """Names the pretrained backbones that recipes start from."""
+    from pipeline.config import load_recipe
+
+    models = [recipe.model for recipe in map(load_recipe, recipes)]
+    return sorted({model.backbone for model in models if model.pretrained})
+
+
+def fetch(names: list[str]) -> None:
+    """Fetches backbones into the cache; does nothing for those that it holds."""
+    import timm
+
+    for name in names:
+        timm.create_model(name, pretrained=True, features_only=True)
+
+
+def hub_answers() -> bool:
+    """Says whether the hub can be reached."""
+    with contextlib.suppress(OSError), socket.create_connection(HUB, timeout=10):
+        return True
+    return False
+
+
+def push(uri: str, cache: Path) -> int:
+    """Copies the cache to the storage, files that are there already excepted; returns how many were copied.
+
+    Only what a reader without a connection needs: the names (refs) and the files (snapshots), links resolved.
+    """
+    copied = 0
+    for file in sorted(cache.glob("models--*/**/*")):
+        part = file.relative_to(cache)
+        target = storage.join(uri, part.as_posix())
+        if file.is_file() and part.parts[1] in ("refs", "snapshots") and not _same(target, file):
+            storage.upload(file.resolve(), target)
+            copied += 1
+    return copied
+
+
+def pull(uri: str, cache: Path) -> int:
+    """Copies the storage's weights to the cache, files that are there already excepted; returns how many."""
+    root = storage.resolve(uri)[1].rstrip("/") + "/"
+    copied = 0
+    for entry in storage.list_files(uri, recursive=True):
+        if not entry.is_file:
+            continue
+        part = entry.path.removeprefix(root)
+        target = cache / part
+        if not target.exists() or target.stat().st_size != entry.size:
+            storage.write_bytes(target, storage.read_bytes(storage.join(uri, part)))
+            copied += 1
+    return copied
+
+
+def _same(uri: str, file: Path) -> bool:
+    found = storage.info(uri)
+    return bool(found.is_file and found.size == file.stat().st_size and "refs" not in file.parts)
+
+
+def main() -> int:
+    """Parses the command line, copies, says what it did."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["push", "pull"])
+    parser.add_argument("recipes", nargs="*", help="recipes whose backbones are fetched (default: all)")
+    parser.add_argument("--storage", default=os.environ.get("D2LS_STORAGE"), help="default: D2LS_STORAGE")
+    parser.add_argument(
+        "--offline-ok", action="store_true", help="with push: no error where the hub is out of reach"
+    )
+    options = parser.parse_args()
+    if not options.storage:
+        parser.error("give --storage, or set D2LS_STORAGE")
+    uri, cache = stored(options.storage), cache_folder()
+    pulled = pull(uri, cache)
+    if options.what == "pull":
+        print(f"{pulled} file(s) from {uri}")  # noqa: T201
+        return 0
+    from pipeline.config import recipe_names
+
+    names = backbones(options.recipes or recipe_names())
+    if options.offline_ok and not hub_answers():
+        print(  # noqa: T201
+            f"{HUB[0]} cannot be reached: trainings from {', '.join(names)} work only if {uri} or the recipe's "
+            "model.weights has them; model.pretrained=false trains from scratch"
+        )
+        return 0
+    fetch(names)
+    print(f"{', '.join(names) or 'no pretrained backbone'}: {push(uri, cache)} file(s) to {uri}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
