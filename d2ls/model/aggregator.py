@@ -33,17 +33,14 @@ class Aggregator(nn.Module):
         Returns:
             B C h w at the resolution of F1.
         """
-        blocks = self.mix.weight.chunk(len(maps), dim=1)[::-1]
-        bias = torch.stack([block @ layer.bias for block, layer in self._pairs(blocks)]).sum(0)
-        fused = None
-        for features, (block, layer) in zip(maps, self._pairs(blocks), strict=True):
-            projected = project(features, block @ layer.weight)
-            fused = projected + bias[:, None, None] if fused is None else fused + resize(projected, maps[0])
-        assert fused is not None
+        layers = [layer for layer in self.projections if isinstance(layer, nn.Linear)]
+        blocks = self.mix.weight.chunk(len(layers), dim=1)[::-1]
+        weights = [block @ layer.weight for block, layer in zip(blocks, layers, strict=True)]
+        bias = torch.stack([block @ layer.bias for block, layer in zip(blocks, layers, strict=True)]).sum(0)
+        fused = project(maps[0], weights[0], bias)
+        for features, weight in zip(maps[1:], weights[1:], strict=True):
+            fused = fused.add_(resize(project(features, weight), maps[0]))
         return fused
-
-    def _pairs(self, blocks: Sequence[Tensor]) -> list[tuple[Tensor, nn.Linear]]:
-        return [(block, layer) for block, layer in zip(blocks, self.projections, strict=True)]  # type: ignore[misc]
 
 
 class DeepestOnly(nn.Module):
@@ -55,13 +52,12 @@ class DeepestOnly(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Computes E0 (B C h w at the resolution of F1) from the last of the maps."""
-        projected = project(maps[-1], self.projection.weight) + self.projection.bias[:, None, None]
-        return resize(projected, maps[0])
+        return resize(project(maps[-1], self.projection.weight, self.projection.bias), maps[0])
 
 
-def project(features: Tensor, weight: Tensor) -> Tensor:
+def project(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Applies a linear map over channels: B I h w by weight O I gives B O h w, channels last in memory."""
-    return F.linear(features.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+    return F.linear(features.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 def resize(features: Tensor, like: Tensor) -> Tensor:
