@@ -1,6 +1,9 @@
 """Where the store is, and what is said when it cannot be reached."""
 
+import base64
+import http.server
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,46 @@ def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         "mlflow ui --backend-store-uri sqlite:////a/mlflow.db" in Store("sqlite:////a/mlflow.db").ui_command()
     )
     assert Store("http://host:5000").ui_command() == "http://host:5000"
+
+
+class _Guarded(http.server.BaseHTTPRequestHandler):
+    """Lets in who brings the right Authorization header."""
+
+    wanted = ""
+
+    def do_GET(self) -> None:
+        allowed = self.headers.get("Authorization") == self.wanted
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(b"{}" if allowed else b"who are you?")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variables"),
+    [
+        ("Basic " + base64.b64encode(b"me:secret").decode(),
+         {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}),
+        ("Bearer abc", {"MLFLOW_TRACKING_TOKEN": "abc"}),
+    ],
+)  # fmt: skip
+def test_credentials_of_the_environment_are_used(
+    wanted: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Guarded, "wanted", wanted)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Guarded)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        uri = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(TrackingError, match=r"refuses the credentials.*MLFLOW_TRACKING_TOKEN"):
+            location.probe(uri)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        location.probe(uri)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

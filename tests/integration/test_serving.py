@@ -1,0 +1,73 @@
+"""`mlflow models serve` answers arrays and base64 pictures over HTTP, without network or pickle."""
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2ls.bundle import load_bundle
+from d2ls.inference import Segmenter
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import Store
+from tests.mlflow_processes import free_port, mlflow
+from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+
+IMAGE = np.random.default_rng(4).integers(0, 255, (40, 56, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Segmenter]]:
+    folder = tmp_path_factory.mktemp("serving")
+    shards = make_shards(folder / "shards")
+    recipe = make_recipe(shards)
+    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
+    run = store.start_training_run(recipe, shards.card, "served")
+    store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
+    store.end_run(run)
+    port = free_port()
+    with mlflow(
+        "models", "serve", "-m", "models:/d2ls-blobs@challenger", "--env-manager", "local", "-h", "127.0.0.1",
+        "-p", str(port), "-w", "1", log=folder / "serve.log", health=f"http://127.0.0.1:{port}/ping",
+        environment={"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+                     "OMP_NUM_THREADS": "1"},
+    ):  # fmt: skip
+        yield f"http://127.0.0.1:{port}/invocations", Segmenter(*load_bundle(checkpoint))
+
+
+def ask(url: str, content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())["predictions"]
+
+
+def test_arrays(served: tuple[str, Segmenter]) -> None:
+    url, segmenter = served
+    labels = np.array(ask(url, {"inputs": IMAGE[None].tolist()}), dtype=np.uint8)
+    assert np.array_equal(labels[0], segmenter.predict(IMAGE))
+
+
+def test_base64_picture(served: tuple[str, Segmenter], tmp_path: Path) -> None:
+    url, segmenter = served
+    stream = io.BytesIO()
+    Image.fromarray(IMAGE).save(stream, format="PNG")
+    text = base64.b64encode(stream.getvalue()).decode()
+    placeholder = [[[[0, 0, 0]]]]
+    labels = ask(url, {"inputs": placeholder, "params": {"image": text}})
+    assert np.array_equal(np.array(labels[0], np.uint8), segmenter.predict(IMAGE))
+    shares = np.array(ask(url, {"inputs": placeholder, "params": {"image": text, "probabilities": True}}))
+    assert shares.shape == (1, 4, 40, 56)
+    assert np.allclose(shares.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_a_wrong_shape_is_refused(served: tuple[str, Segmenter]) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask(served[0], {"inputs": IMAGE[None, ..., :2].tolist()})
