@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         if attach(evaluation, tracking):
             console.print(f"report attached to {evaluation.model}")
     if values.output:
-        write_report(evaluations, values.output, shards)
+        write_report(evaluations, values.output, shards, tracking)
         console.print(f"report in {values.output}")
     return 0
 

@@ -1,15 +1,18 @@
 """Evaluations as Markdown: one model in full, several side by side, published figures in a column of their own."""
 
+import dataclasses
 import io
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from d2ls import storage
-from pipeline.figures import confusion_figure
+from pipeline.figures import Picture, confusion_figure, prediction_sheet
 from pipeline.published import Published, published
 
 if TYPE_CHECKING:
@@ -185,8 +188,10 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     return True
 
 
-def write_report(evaluations: "Sequence[Evaluation]", folder: str, shards_uri: str = "") -> None:
-    """Writes report.md, report.json and a confusion matrix for each model into a folder or prefix.
+def write_report(
+    evaluations: "Sequence[Evaluation]", folder: str, shards_uri: str, tracking_uri: str | None = None
+) -> None:
+    """Writes report.md, report.json, and for each model its confusion matrix and its best and worst samples.
 
     Raises:
         StorageError: it cannot be written.
@@ -195,11 +200,36 @@ def write_report(evaluations: "Sequence[Evaluation]", folder: str, shards_uri: s
     storage.write_bytes(storage.join(folder, "report.md"), markdown(evaluations).encode())
     storage.write_bytes(storage.join(folder, "report.json"), content.encode())
     for number, each in enumerate(evaluations, 1):
-        picture = confusion_figure(each.confusion, each.classes)
-        storage.write_bytes(storage.join(folder, f"confusion-{number}.png"), _png(picture))
+        pictures = {
+            "confusion": confusion_figure(each.confusion, each.classes),
+            "samples": samples_sheet(each, shards_uri, tracking_uri),
+        }
+        for name, picture in pictures.items():
+            storage.write_bytes(storage.join(folder, f"{name}-{number}.png"), _png(picture))
 
 
-def _png(picture: Any) -> bytes:
+def samples_sheet(
+    evaluation: "Evaluation", shards_uri: str, tracking_uri: str | None = None, count: int = 3
+) -> Picture:
+    """Shows the best and the worst samples: image, labels, prediction, errors."""
+    from d2ls.loader import evaluation_loader
+    from d2ls.shards import ShardSet
+    from pipeline.models import load_model
+
+    ranked = [key for key, _ in evaluation.ranked()]
+    chosen = ranked[:SHEET_SAMPLES] + ranked[SHEET_SAMPLES:][-SHEET_SAMPLES:]
+    shards = ShardSet.open(shards_uri)
+    rows = shards.index.filter(pc.is_in(shards.index["key"], pa.array(chosen)))
+    segmenter = load_model(evaluation.model, tracking_uri=tracking_uri)
+    found = {}
+    for batch in evaluation_loader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
+        image = batch.images[0].permute(1, 2, 0).numpy().astype(shards.card.dtype)
+        found[batch.keys[0]] = (image, batch.labels[0].numpy(), segmenter.predict(image))
+    images, labels, predictions = zip(*(found[key] for key in chosen), strict=True)
+    return prediction_sheet(images, labels, predictions, evaluation.classes, titles=chosen)
+
+
+def _png(picture: Picture) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="PNG")
     return stream.getvalue()

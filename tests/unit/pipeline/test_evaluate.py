@@ -173,7 +173,9 @@ def test_the_command_compares_models_and_writes_a_report(world, tmp_path, capsys
     other = str(tiny_bundle(tmp_path / "other", CLASSES, seed=1))
     assert main([model, other, "--shards", shards, "--split", "test", "--output", str(tmp_path / "out")]) == 0
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
-    assert (tmp_path / "out" / "confusion-2.png").stat().st_size > 1000
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "confusion-1.png", "confusion-2.png", "report.json", "report.md", "samples-1.png", "samples-2.png",
+    ]  # fmt: skip
     assert "by class" in capsys.readouterr().out
 
 
