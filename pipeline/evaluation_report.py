@@ -208,9 +208,11 @@ def write_report(
             storage.write_bytes(storage.join(folder, f"{name}-{number}.png"), _png(picture))
 
 
-def samples_sheet(
-    evaluation: "Evaluation", shards_uri: str, tracking_uri: str | None = None, count: int = 3
-) -> Picture:
+SHEET_SAMPLES = 3
+"""Samples a sheet shows from either end."""
+
+
+def samples_sheet(evaluation: "Evaluation", shards_uri: str, tracking_uri: str | None = None) -> Picture:
     """Shows the best and the worst samples: image, labels, prediction, errors."""
     from d2ls.loader import evaluation_loader
     from d2ls.shards import ShardSet
