@@ -268,7 +268,9 @@ def _header(ref: FileRef) -> RasterInfo:
                 mode = image.mode
     except Image.DecompressionBombError as error:
         raise DataError(f"{ref}: too large to decode whole ({error}). Convert it to a tiled TIFF.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"{ref}: not a readable image, whatever its suffix says") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{ref}: not a readable image: {error}") from error
     bands = {
         "1": 1,

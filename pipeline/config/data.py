@@ -87,12 +87,14 @@ class TilingConfig(Section):
 class CodecConfig(Section):
     """How images are stored; masks are always lossless PNG."""
 
-    name: Literal["png", "webp", "jpg", "tif"] = "png"
+    name: Literal["png", "webp", "jpg", "tif"] = "tif"
+    """tif: in blocks, so that a crop decodes only what it needs; webp is lossless; png and jpg files that are tiles
+    already are kept as they are."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of jpg; unset: 95."""
     level: Annotated[int, Field(ge=0, le=22)] | None = None
     """Effort of png (0 to 9), webp (0 to 6) or zstd (1 to 22)."""
-    compression: Literal["none", "zstd"] = "none"
+    compression: Literal["none", "zstd"] = "zstd"
     """Of tif."""
 
 

@@ -1,4 +1,4 @@
-"""What Potsdam and Vaihingen share: classes, label colours, official parts, full and eroded labels, the held-out part."""
+"""What Potsdam and Vaihingen share: classes, label colours, official parts, kinds of labels, the held-out part."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping

@@ -1,0 +1,267 @@
+"""Sharding as a whole: resumed after a kill, the same on Ray, on S3, read by others, verified."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2ls.errors import LabelError, ShardError
+from d2ls.shards import ShardSet
+from pipeline.config.recipe import parse_recipe
+from pipeline.shard import run
+from sharding.codecs import decode_image, decode_mask
+from sharding.scenery import write_scenery
+from sharding.verify import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_scenery(tmp_path_factory.mktemp("raw"), scenes={"Train": 10, "Val": 4, "Test": 4}, size=96)
+
+
+def recipe(raw, uri, target_mb=0.05, **data):
+    values = {"source": "loveda", "root": str(raw), **data}
+    shards = {"uri": str(uri), "target_mb": target_mb}
+    return parse_recipe({"name": "tiny", "data": values, "shards": shards, "cluster": {"address": "local"}})
+
+
+def contents(folder):
+    """Every file of a finished set but the notes of the work itself."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if "parts" not in path.parts}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import sharding.write
+from pipeline.config.recipe import load_recipe
+from pipeline.shard import run
+
+point, count = sys.argv[1], int(sys.argv[2])
+left = [count]
+
+def dying(function):
+    def inner(*arguments, **named):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+    return inner
+
+if point == "sample":
+    sharding.write._append = dying(sharding.write._append)
+elif point == "rename":
+    Path.replace = dying(Path.replace)
+else:
+    sharding.write.storage.write_bytes = dying(sharding.write.storage.write_bytes)
+run(load_recipe("loveda", sys.argv[3:]), inline=True)
+"""
+
+
+@pytest.mark.parametrize(("point", "count"), [("sample", 8), ("rename", 3), ("part", 4)])
+def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, count):
+    whole = run(recipe(raw, tmp_path / "whole"), inline=True)
+    target = tmp_path / "killed"
+    overrides = [f"data.root={raw}", f"shards.uri={target}", "shards.target_mb=0.05", "name=tiny"]
+    script = [sys.executable, "-c", KILLED, point, str(count), *overrides]
+    killed = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    tars = list(target.rglob("*.tar"))
+    assert tars
+    for path in tars:
+        assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(target)).read_bytes()
+    with pytest.raises(ShardError, match="no finished shard set here"):
+        ShardSet.open(str(target))
+    before = {
+        path: path.stat().st_mtime_ns for path in tars if (target / "parts" / f"{path.stem}.json").exists()
+    }
+    assert before
+    calls = []
+    card = run(recipe(raw, target), inline=True, progress=calls.append)
+    assert card.digest == whole.digest
+    assert len(calls) == calls[-1].total_shards - len(before)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_a_second_run_does_nothing_and_a_changed_file_only_its_shard(raw, tmp_path):
+    import shutil
+
+    shutil.copytree(raw, tmp_path / "raw")
+    source = recipe(tmp_path / "raw", tmp_path / "out")
+    first = run(source, inline=True)
+    calls = []
+    assert run(source, inline=True, progress=calls.append) == first
+    assert calls == []
+    mask = next((tmp_path / "raw" / "Val" / "Urban" / "masks_png").glob("*.png"))
+    other = mask.parents[2] / "Rural" / "masks_png"
+    mask.write_bytes(next(other.glob("*.png")).read_bytes())
+    changed = run(source, inline=True, progress=calls.append)
+    assert len(calls) == 1
+    assert changed.digest != first.digest
+    assert changed.splits["train"] == first.splits["train"]
+    next((tmp_path / "out").glob("test/*.tar")).unlink()
+    assert run(source, inline=True, progress=calls.append) == changed
+    assert len(calls) == 2
+
+
+def test_another_plan_leaves_no_shard_of_the_former(raw, tmp_path):
+    run(recipe(raw, tmp_path / "out", target_mb=0.02), inline=True)
+    many = len(list((tmp_path / "out").rglob("*.tar")))
+    card = run(recipe(raw, tmp_path / "out", target_mb=10), inline=True)
+    tars = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.tar")}
+    assert tars == {shard.path for split in card.splits.values() for shard in split.shards}
+    assert len(tars) < many
+    verify(str(tmp_path / "out"))
+
+
+def test_ray_workers_give_the_same_bytes_and_the_same_errors(raw, tmp_path):
+    run(recipe(raw, tmp_path / "one"), inline=True)
+    run(recipe(raw, tmp_path / "two"))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    bad = tmp_path / "bad"
+    write_scenery(bad, scenes={"Train": 2}, size=64)
+    import cv2
+
+    path = next(bad.glob("Train/*/masks_png/*.png"))
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    mask[0, 0] = 77
+    cv2.imwrite(str(path), mask)
+    with pytest.raises(
+        LabelError, match=f"{path.name}: unknown label id 77 in 1 pixels, first at row 0 column 0"
+    ):
+        run(recipe(bad, tmp_path / "never"))
+
+
+def test_tar_and_stock_webdataset_read_a_shard(raw, tmp_path):
+    import webdataset
+
+    card = run(recipe(raw, tmp_path / "out", codec={"name": "png"}), inline=True)
+    shards = ShardSet.open(str(tmp_path / "out"))
+    path = tmp_path / "out" / card.splits["train"].shards[0].path
+    listed = subprocess.run(
+        ["tar", "tf", str(path)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    rows = [row for row in shards.index.to_pylist() if row["shard"] == card.splits["train"].shards[0].path]
+    assert listed == [f"{row['key']}.{end}" for row in rows for end in ("image.png", "json", "mask.png")]
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
+    assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows]
+    for sample, row in zip(samples, rows, strict=True):
+        image, ids = decode_image(sample["image.png"], "png"), decode_mask(sample["mask.png"])
+        assert image.shape == (row["height"], row["width"], 3)
+        counts = np.bincount(ids.ravel(), minlength=256)
+        assert counts[:7].tolist() == row["class_pixels"]
+    decoded = next(iter(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8")))
+    assert decoded["json"]["scene"] == rows[0]["scene"]
+    assert decoded["image.png"].shape == (96, 96, 3)
+    with tarfile.open(path) as tar:
+        assert {(member.mtime, member.uname, member.uid) for member in tar} == {(0, "d2ls", 0)}
+
+
+def test_png_files_that_are_tiles_already_are_kept_as_they_are(raw, tmp_path):
+    run(recipe(raw, tmp_path / "png", codec={"name": "png"}), inline=True)
+    run(recipe(raw, tmp_path / "tif"), inline=True)
+    shards = ShardSet.open(str(tmp_path / "png"))
+    files = {path.read_bytes() for path in Path(raw).rglob("images_png/*.png")}
+    for row in shards.index.to_pylist():
+        content = Path(shards.shard_uri(row["shard"])).read_bytes()
+        assert content[row["image_offset"] : row["image_offset"] + row["image_length"]] in files
+    assert shards.card.digest == ShardSet.open(str(tmp_path / "tif")).card.digest
+
+
+def test_verify_finds_what_was_damaged(raw, tmp_path):
+    card = run(recipe(raw, tmp_path / "out"), inline=True)
+    uri = str(tmp_path / "out")
+    assert verify(uri) == card
+    path = tmp_path / "out" / card.splits["val"].shards[0].path
+    content = path.read_bytes()
+    path.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
+    (tmp_path / "out" / "train" / "stranger.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match="2 difference") as error:
+        verify(uri)
+    assert "val-00000.tar: size or SHA-256" in str(error.value)
+    assert "train/stranger.tar: not in the card" in str(error.value)
+    path.unlink()
+    with pytest.raises(ShardError, match=r"val-00000\.tar"):
+        verify(uri)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="shards")
+    yield "s3://shards/set"
+    with contextlib.suppress(Exception):
+        server.stop()
+
+
+def test_shards_on_s3_are_those_on_disk(raw, tmp_path, s3):
+    local = run(recipe(raw, tmp_path / "out"), inline=True)
+    remote = run(recipe(raw, s3), inline=True)
+    assert remote == local
+    assert verify(s3) == remote
+    calls = []
+    assert run(recipe(raw, s3), inline=True, progress=calls.append) == remote
+    assert calls == []
+    import boto3
+
+    boto3.client("s3").delete_object(Bucket="shards", Key=f"set/{remote.splits['train'].shards[1].path}")
+    assert run(recipe(raw, s3), inline=True, progress=calls.append) == remote
+    assert len(calls) == 1
+
+
+def test_the_official_zip_archives_are_read_in_place(raw, tmp_path):
+    import shutil
+
+    for part in ("Train", "Val"):
+        shutil.make_archive(str(tmp_path / "zips" / part), "zip", raw, part)
+    unpacked = run(recipe(raw, tmp_path / "a", splits=["train", "val"]), inline=True)
+    with pytest.raises(Exception, match=r"Train\.zip: MD5 is .*de2b196043ed9b4af1690b3f9a7d558f"):
+        run(recipe(tmp_path / "zips", tmp_path / "b"), inline=True)
+    zipped = run(recipe(tmp_path / "zips", tmp_path / "b", check_archives=False), inline=True)
+    assert zipped.digest == unpacked.digest
+
+
+def test_the_command_runs_as_a_module_and_ends_with_a_table(raw, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.shard",
+        "loveda",
+        f"data.root={raw}",
+        f"shards.uri={tmp_path / 'out'}",
+    ]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--inline"], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "agriculture" in done.stdout
+    assert "samples, " in done.stderr
+    wrong = subprocess.run(
+        [*command, "data.sorce=uavid"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert wrong.returncode == 1
+    assert "Did you mean 'source'" in wrong.stderr
+    assert time.monotonic() - started < 120

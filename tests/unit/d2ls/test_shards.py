@@ -1,0 +1,61 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from d2ls.errors import ShardError
+from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet
+from pipeline.config.recipe import parse_recipe
+from pipeline.shard import run
+from sharding.scenery import write_scenery
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    write_scenery(folder / "raw", scenes={"Train": 2, "Val": 1}, size=64)
+    values = {"source": "loveda", "root": str(folder / "raw")}
+    card = run(
+        parse_recipe({"name": "t", "data": values, "shards": {"uri": str(folder / "out")}}), inline=True
+    )
+    return folder / "out", card
+
+
+def test_the_card_travels_as_json(made):
+    _, card = made
+    assert DatasetCard.from_json(card.to_json()) == card
+    assert json.loads(card.to_json())["classes"][3]["name"] == "water"
+
+
+def test_a_set_opens_with_its_splits_and_rows(made):
+    folder, card = made
+    shards = ShardSet.open(str(folder))
+    assert shards.card == card
+    assert shards.splits == ("train", "val")
+    assert shards.index.schema.equals(INDEX_SCHEMA)
+    assert shards.rows("train").num_rows == 2
+    for row in shards.index.to_pylist():
+        assert sum(row["class_pixels"]) <= row["height"] * row["width"]
+        assert "." not in row["key"]
+    with pytest.raises(ShardError, match=r"no split 'test'; it has \['train', 'val'\]"):
+        shards.rows("test")
+
+
+def test_what_is_unfinished_damaged_or_newer_is_refused(made, tmp_path):
+    folder, card = made
+    with pytest.raises(ShardError, match="no finished shard set here"):
+        ShardSet.open(str(tmp_path))
+    for name in (CARD_FILE, INDEX_FILE):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / INDEX_FILE).write_bytes(b"PAR1")
+    with pytest.raises(ShardError, match="not a shard index"):
+        ShardSet.open(str(tmp_path))
+    (tmp_path / CARD_FILE).write_text(replace(card, schema_version=99).to_json())
+    with pytest.raises(ShardError, match="schema version 99, this release reads up to 1"):
+        ShardSet.open(str(tmp_path))
+    with pytest.raises(ShardError, match="not a dataset card"):
+        DatasetCard.from_json("[]")
+    values = json.loads(card.to_json())
+    del values["mean"]
+    with pytest.raises(ShardError, match="the card is incomplete"):
+        DatasetCard.from_json(json.dumps(values))
