@@ -34,10 +34,6 @@ GDAL_CACHE_BYTES = 256 * 2**20
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-warnings.filterwarnings(
-    "ignore", category=rasterio.errors.NotGeoreferencedWarning, module=r"sharding\.|rasterio\."
-)
-
 
 @dataclass(frozen=True)
 class RasterInfo:

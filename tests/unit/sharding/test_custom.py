@@ -77,7 +77,7 @@ def test_a_scene_in_two_splits_is_refused(tmp_path):
     build(tmp_path / "raw")
     split = {"folders": {"train": ["a/*", "b/*", "c/img/part1*"], "val": ["c/img/part2*"], "test": ["d/*"]}}
     with pytest.raises(
-        DataError, match="1 scene.s. stand in more than one split, for instance 'c' in train and val"
+        DataError, match=r"1 scene.s. stand in more than one split, for instance 'c' in train and val"
     ):
         run(recipe(tmp_path / "raw", tmp_path / "out", split), inline=True)
 
