@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from d2ls.model.plain import widen
 
@@ -28,6 +29,12 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(ctx, first, *others)
 
     return run
+
+
+def backward_by_hand(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `without_autocast`, and refuses to be differentiated a second time."""
+    once: Callable[..., Any] = once_differentiable(without_autocast(function))
+    return once
 
 
 def blocks(
@@ -66,7 +73,7 @@ class Gather(torch.autograd.Function):
         return torch.bmm(attention, features), features
 
     @staticmethod
-    @without_autocast
+    @backward_by_hand
     def backward(ctx: Any, d_context: Tensor, d_passed: Tensor) -> tuple[Tensor | None, ...]:
         """Adds the slope of the context to the slope that comes from later readers of the features."""
         features, position, rows, attention = ctx.saved_tensors
@@ -119,7 +126,7 @@ class Refine(torch.autograd.Function):
         return refined
 
     @staticmethod
-    @without_autocast
+    @backward_by_hand
     def backward(ctx: Any, d_refined: Tensor) -> tuple[Tensor | None, ...]:
         """Computes the sums before the norm again."""
         features, position, rows, values, weight, bias, attention, statistics = ctx.saved_tensors
@@ -187,7 +194,7 @@ class Upsample(torch.autograd.Function):
         return logits.view(G, K, 4 * height, 4 * width)
 
     @staticmethod
-    @without_autocast
+    @backward_by_hand
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         """Computes all between features and logits again."""
         features, vectors, weight, bias = ctx.saved_tensors
