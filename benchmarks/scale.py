@@ -1,0 +1,178 @@
+"""Does the loader's plan hold for 1, 8 and 64 GPUs, and what do storage and network carry? Simulation and arithmetic.
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --samples 200000 --sample-mb 2.1 --rate 25 --gpus-per-node 8
+
+Simulated, with the loader's own plan (nothing is read): steps, repeats, what each node fetches of the shards, how many
+shards it holds at once, and that every sample comes once. Worked out: samples a second, requests, bytes of a gradient
+exchange, bytes of a checkpoint. `--rate` is the samples a second that one GPU takes: measure yours with a short
+training (train/images_per_second); the default is a round number, not a measurement.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from d2ls.loader.plan import EpochPlan, epoch_plan, rank_lanes
+
+CHUNK_MB = 8.0
+"""What the cache reads from the object store at a time: a request."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One size of cluster and data.
+
+    Attributes:
+        gpus: ranks.
+        gpus_per_node: ranks that share a cache.
+        batch: samples a GPU and step.
+        samples: of the training split.
+        sample_mb: bytes of one in its shard, in MB.
+        shard_mb: size of a shard.
+        rate: samples a second and GPU.
+    """
+
+    gpus: int
+    gpus_per_node: int
+    batch: int
+    samples: int
+    sample_mb: float
+    shard_mb: float
+    rate: float
+
+    @property
+    def nodes(self) -> int:
+        return math.ceil(self.gpus / self.gpus_per_node)
+
+    def shards(self) -> np.ndarray:
+        """Number of the shard of each sample."""
+        return np.arange(self.samples) // max(1, round(self.shard_mb / self.sample_mb))
+
+    def plan(self, epoch: int = 0) -> EpochPlan:
+        return epoch_plan(self.shards(), global_batch=self.gpus * self.batch, seed=0, epoch=epoch)
+
+
+def node_lanes(setting: Setting, node: int) -> list[int]:
+    """Lanes of all ranks of a node."""
+    ranks = range(node * setting.gpus_per_node, min(setting.gpus, (node + 1) * setting.gpus_per_node))
+    return [lane for rank in ranks for lane in rank_lanes(setting.gpus * setting.batch, rank, setting.gpus)]
+
+
+def simulate(setting: Setting) -> dict[str, float]:
+    """Walks one epoch of every node."""
+    plan, shards = setting.plan(), setting.shards()
+    seen = np.zeros(setting.samples, dtype=np.int64)
+    fetched, open_at_once = [], 0
+    for node in range(setting.nodes):
+        lanes = node_lanes(setting, node)
+        rows = plan.slots(lanes).rows  # T x L
+        assert rows.shape == (plan.steps, len(lanes))
+        np.add.at(seen, rows.ravel(), 1)
+        touched = shards[rows]
+        fetched.append(len(np.unique(touched)))
+        open_at_once = max(open_at_once, _held(touched))
+    assert seen.min() == 1, "a sample is missing"
+    assert seen.sum() - setting.samples == plan.wrapped, "a sample repeats beyond the wrap-around"
+    total = len(np.unique(shards))
+    return {
+        "steps": plan.steps,
+        "repeats": plan.wrapped,
+        "fetched": sum(fetched) / total,
+        "node_gb": max(fetched) * setting.shard_mb / 1000,
+        "held_gb": open_at_once * setting.shard_mb / 1000,
+    }
+
+
+def _held(touched: np.ndarray) -> int:
+    """Most shards that are still or again needed at any step: between their first and last use."""
+    steps = np.repeat(np.arange(len(touched)), touched.shape[1])
+    flat = touched.ravel()
+    names, index = np.unique(flat, return_inverse=True)
+    first = np.full(len(names), len(touched))
+    last = np.zeros(len(names), dtype=np.int64)
+    np.minimum.at(first, index, steps)
+    np.maximum.at(last, index, steps)
+    change = np.zeros(len(touched) + 1, dtype=np.int64)
+    np.add.at(change, first, 1)
+    np.add.at(change, last + 1, -1)
+    return int(change.cumsum().max())
+
+
+def check_elastic(setting: Setting, worlds: tuple[int, ...] = (1, 8, 64)) -> None:
+    """One global batch dealt to other numbers of ranks holds the same samples in the same order."""
+    plan = setting.plan(epoch=3)
+    lanes = plan.global_batch
+    whole = plan.slots(range(lanes)).rows
+    for world in worlds:
+        parts = [plan.slots(rank_lanes(lanes, rank, world)).rows for rank in range(world)]
+        assert np.array_equal(np.concatenate(parts, axis=1), whole), world
+
+
+def network_bytes(backbone: str) -> tuple[int, int]:
+    """Bytes of a gradient, and of a checkpoint with weights, AdamW's moments and Lookahead's slow weights."""
+    import torch
+
+    from d2ls.model import build_model
+
+    with torch.device("meta"):
+        model = build_model(backbone=backbone, num_classes=7, stages=3, pretrained=False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return 4 * trained, 4 * trained * (1 + 2 + 1)
+
+
+def arithmetic(setting: Setting, gradient: int) -> dict[str, float]:
+    """What storage and network carry, once everything is warm, and in the first epoch."""
+    second = setting.gpus * setting.rate
+    ring = 2 * (setting.gpus - 1) / setting.gpus * gradient
+    return {
+        "samples_s": second,
+        "mb_s": second * setting.sample_mb,
+        "requests_s": second * setting.sample_mb / CHUNK_MB,
+        "steps_s": setting.rate / setting.batch,
+        "exchange_mb": ring / 1e6,
+        "exchange_gbit_s": ring * 8 / 1e9 * setting.rate / setting.batch,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=50_000, help="training samples of 1024 x 1024 pixels")
+    parser.add_argument("--sample-mb", type=float, default=2.1, help="a LoveDA scene as PNG with its mask")
+    parser.add_argument("--shard-mb", type=float, default=64)
+    parser.add_argument("--rate", type=float, default=25, help="samples a second and GPU")
+    parser.add_argument("--batch", type=int, default=8, help="samples a step and GPU")
+    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--backbone", default="convnext_base")
+    options = parser.parse_args()
+    gradient, checkpoint = network_bytes(options.backbone)
+    print(
+        f"{options.samples} samples x {options.sample_mb:g} MB = {options.samples * options.sample_mb / 1000:.0f} GB, "
+        f"{options.gpus_per_node} GPUs a node, batch {options.batch} a GPU, {options.rate:g} samples/s a GPU\n"
+        f"{options.backbone}: gradient {gradient / 1e6:.0f} MB, checkpoint {checkpoint / 1e6:.0f} MB\n"
+    )
+    names = (
+        "GPUs", "nodes", "steps", "repeats", "fetched x data", "GB a node", "GB held", "samples/s", "MB/s", "GET/s",
+        "exchange MB", "Gbit/s",
+    )  # fmt: skip
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    for gpus in (1, 8, 64):
+        setting = Setting(
+            gpus, min(gpus, options.gpus_per_node), options.batch, options.samples, options.sample_mb,
+            options.shard_mb, options.rate,
+        )  # fmt: skip
+        check_elastic(setting, tuple(world for world in (1, 8, 64) if world <= gpus * options.batch))
+        found, worked = simulate(setting), arithmetic(setting, gradient)
+        print(
+            f"| {gpus} | {setting.nodes} | {found['steps']} | {found['repeats']} | {found['fetched']:.3f} "
+            f"| {found['node_gb']:.1f} | {found['held_gb']:.1f} | {worked['samples_s']:.0f} | {worked['mb_s']:.0f} "
+            f"| {worked['requests_s']:.0f} | {worked['exchange_mb']:.0f} | {worked['exchange_gbit_s']:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the cluster tests put on the machines: an object store on the head, the checkout's environment, edited files."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.cluster.machines import BINARIES, HOME, ROOT, Machine, Machines
+
+BUCKET = "d2ls-test"
+STORE_PORT = 9000
+KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+
+
+def store_environment(machines: Machines) -> dict[str, str]:
+    """Variables by which S3 clients find the object store."""
+    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{machines.head.address}:{STORE_PORT}"}
+
+
+@contextlib.contextmanager
+def object_store(machines: Machines, log: Path) -> Iterator[str]:
+    """Runs an S3 server on the head, with a bucket; yields the URI of the cluster's storage."""
+    head = machines.head
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            head.command([str(BINARIES / "moto_server"), "-H", head.address, "-p", str(STORE_PORT)]),
+            stdout=stream, stderr=stream,
+        )  # fmt: skip
+    make = f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')"
+    try:
+        for _ in range(60):
+            made = head.run(["python", "-c", make], environment=store_environment(machines), check=False)
+            if made.returncode == 0:
+                break
+            time.sleep(1)
+        else:
+            raise AssertionError(f"no object store: {made.stdout}\n{log.read_text()}")
+        yield f"s3://{BUCKET}/d2ls"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def prepare(machine: Machine) -> None:
+    """Gives a machine the environment that a first set-up makes (7 GB, some minutes), and a token to the laptop."""
+    source, target = BINARIES.parent, f"{HOME}/.d2ls-venv"
+    machine.shell(
+        f"mkdir {target} && ln -s {source}/* {target}/ && "
+        f"cat {ROOT}/pyproject.toml {ROOT}/constraints.txt | sha256sum > {target}/d2ls-node"
+    )
+
+
+def own_machines_file(machines: Machines, storage: str) -> str:
+    """Makes the edits that the page asks for in clusters/own_machines.yaml; returns the file's text."""
+    text = (ROOT / "clusters" / "own_machines.yaml").read_text()
+    workers = ", ".join(host.address for host in list(machines.hosts.values())[1:])
+    variables = " ".join(f"{key}={value}" for key, value in store_environment(machines).items())
+    edits = {
+        "head_ip: 192.168.1.10": f"head_ip: {machines.head.address}",
+        "worker_ips: [192.168.1.11, 192.168.1.12]": f"worker_ips: [{workers}]",
+        "ssh_user: ubuntu": "ssh_user: root",
+        "D2LS_STORAGE=s3://BUCKET/d2ls bash": f"{variables} D2LS_STORAGE={storage} bash",
+        # Two real CPUs carry all machines: each says it has one.
+        "ray start --head": "ray start --head --num-cpus=1",
+        "ray start --address": "ray start --num-cpus=1 --address",
+    }
+    for before, after in edits.items():
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    return text
