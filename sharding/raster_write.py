@@ -6,6 +6,7 @@ Everything is written under a temporary name beside the target, read back, and o
 import contextlib
 import json
 import os
+import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import rasterio.errors
 import rasterio.shutil
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from rasterio._err import CPLE_BaseError  # what its copying raises; it is not a RasterioError
 from rasterio.windows import Window
 
 from d2ls.errors import ConfigError, StorageError
@@ -33,6 +35,7 @@ PROBABILITY_STEPS = 250
 """Probabilities are stored as 0..250 with scale 1/250; 255 is nodata."""
 
 _TILE = 512
+_LITTLE = 64 * 2**20  # bytes on a disk that count as nearly full
 _COG = {"COMPRESS": "DEFLATE", "BLOCKSIZE": str(_TILE), "BIGTIFF": "IF_SAFER"}
 
 
@@ -239,5 +242,16 @@ def _gdal() -> Iterator[None]:
 def _named(target: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
-        raise StorageError(f"{target}: cannot be written: {error.__cause__ or error}") from error
+    except (OSError, rasterio.errors.RasterioError, CPLE_BaseError) as error:
+        raise StorageError(
+            f"{target}: cannot be written: {error.__cause__ or error}{_space(target)}"
+        ) from error
+
+
+def _space(target: Path) -> str:
+    """Says that the disk is (nearly) full, which GDAL's own words do not."""
+    try:
+        free = shutil.disk_usage(target.parent).free
+    except OSError:
+        return ""
+    return f" (the disk is nearly full: {free / 2**20:.1f} MiB left)" if free < _LITTLE else ""
