@@ -78,7 +78,7 @@ def main() -> None:
         "--repeat", type=int, default=1, metavar="N", help="train the best one with N seeds"
     )
     arguments.add_argument("--plan", action="store_true", help="print the plan and stop")
-    options = arguments.parse_args()
+    options = arguments.parse_intermixed_args()
     recipe = load_recipe(options.recipe, options.overrides)
     run(recipe, name=options.name, resume=options.resume, repeat=options.repeat, plan_only=options.plan)
 

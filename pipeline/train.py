@@ -81,7 +81,7 @@ def run(
         TrainingError: training cannot go on.
     """
     from d2ls.shards import ShardSet
-    from pipeline import cluster
+    from pipeline import cluster, doctor
 
     recipe = recipe.anchored()
     name = name or run_folder.new_name(recipe)
@@ -89,8 +89,8 @@ def run(
     started = folder.exists()
     if resume == "auto" and started and folder.facts().get("state") == run_folder.FINISHED:
         return result(folder)
+    doctor.quick(recipe)
     shards = ShardSet.open(recipe.shards.uri)
-    _check_roles(recipe, shards)
     with cluster.connect(recipe.cluster) as ray_cluster:
         cluster.check_resources(recipe, ray_cluster)
         if resume is False or (resume == "auto" and not started):
@@ -128,12 +128,6 @@ def result(folder: RunFolder) -> TrainResult:
         last_scores=history[-1],
         history=history,
     )
-
-
-def _check_roles(recipe: Recipe, shards: "ShardSet") -> None:
-    """Names a missing split before any machine is started."""
-    for split in (recipe.roles.train, recipe.roles.select):
-        shards.rows(split)
 
 
 def _check_resume(recipe: Recipe, folder: RunFolder) -> None:
@@ -313,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--name", help="name of the run (default: made up from recipe and time)")
     names.add_argument("--resume", metavar="NAME", help="go on with the run of this name")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, given.overrides)
     finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume))
     _print_next(finished)
