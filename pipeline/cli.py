@@ -4,8 +4,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from d2ls.errors import D2LSError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes options and `key.sub=value` in any order: `RECIPE --name a train.epochs=3`."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments as `argparse` does, positional ones anywhere."""
+        return self.parse_intermixed_args(args, namespace)
 
 
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -16,7 +25,7 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
         description: what it does, in a sentence or two.
         examples: command lines with a comment each, shown as they are.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {command}",
         description=description,
         epilog=f"examples:\n{examples}",

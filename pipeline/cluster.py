@@ -115,6 +115,9 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
 def _start_local(dashboard: bool) -> None:
     import ray
 
+    logging.getLogger("ray._private.authentication").setLevel(
+        logging.ERROR
+    )  # a local Ray needs no remark on tokens
     os.environ.pop("RAY_ADDRESS", None)
     with _quiet():
         ray.init(

@@ -30,7 +30,7 @@ def load_initial(network: "nn.Module", uri: str) -> None:
     with fetch_model(uri) as folder:
         source, info = load_bundle(folder)
     theirs, ours = info.config["backbone"], network.config["backbone"]  # type: ignore[index]
-    if theirs.split(".")[0] != ours.split(".")[0]:  # type: ignore[union-attr]
+    if theirs.split(".")[0] != ours.split(".")[0]:
         raise WeightsError(
             f"model.init: {uri} has the backbone {theirs}, the recipe has {ours}; they must be equal"
         )

@@ -7,6 +7,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,6 +17,7 @@ from d2ls.bundle import ModelInfo
 from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
 from d2ls.model import build_model
+from d2ls.shards import INDEX_FILE, ShardSet
 from d2ls.training.checkpoint import Checkpointer
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.evaluation import Evaluator
@@ -33,9 +36,14 @@ def tiny_shards(root):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_shards(root, [6, 5], split="train", size=(SIZE, SIZE))
-        make_shards(root, [2], split="test", size=(SIZE, SIZE))
-        return make_shards(root, [3], split="val", size=(SIZE, SIZE))
+        for split, counts in {"train": [6, 5], "test": [2], "val": [3]}.items():
+            make_shards(root, counts, split=split, size=(SIZE, SIZE))
+    index = pq.read_table(root / INDEX_FILE)  # the splits share no scene
+    scenes = pc.binary_join_element_wise(index["split"], index["scene"], "-")
+    pq.write_table(
+        index.set_column(index.schema.get_field_index("scene"), "scene", scenes), root / INDEX_FILE
+    )
+    return ShardSet.open(str(root))
 
 
 class Recorder(Callback):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -288,7 +289,7 @@ def _wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     names = inspect.signature(DistributedDataParallel).parameters
     # No buffer needs an exchange: all are equal at the start, and batch norm is computed over ranks.
-    exchange = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    exchange: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **exchange)
 
 

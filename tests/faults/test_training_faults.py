@@ -1,0 +1,225 @@
+"""Long fault injections: whatever happens in between, the run ends bit for bit as one that nothing happened to."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from d2ls.errors import CheckpointError, ShardError
+from d2ls.shards import ShardSet
+from pipeline import cluster, train
+from pipeline.run_folder import RunFolder
+from pipeline.tracking import Store
+from tests.train_world import digest, plain, recipe_values, tiny_recipe, undisturbed
+from tests.training_world import tiny_shards
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return undisturbed(tiny_recipe(folder), folder / "expected")
+
+
+@pytest.fixture(scope="module")
+def local_ray(folder):
+    with cluster.connect(tiny_recipe(folder).cluster) as connected:
+        yield connected
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def start(recipe_file, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.train", str(recipe_file), *words]
+    return subprocess.Popen(
+        command, cwd=recipe_file.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+
+
+def end_all(processes):
+    """Waits until no worker is left, and ends Ray's own agents, which take minutes to notice that Ray is gone."""
+    agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    _, alive = psutil.wait_procs([each for each in processes if name_of(each) not in agents], timeout=60)
+    assert not alive, "workers outlive their driver"
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def name_of(process):
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def test_driver_killed_and_started_again(folder):
+    recipe = tiny_recipe(folder, train__epochs=12)
+    expected = undisturbed(recipe, folder / "expected-of-reborn")
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe_values(folder, train__epochs=12)))
+    run = RunFolder.of(recipe.storage, "reborn")
+
+    driver = start(file, "--name", "reborn")
+    wait_for(lambda: len(run.epochs()) >= 1 and run.best())
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    end_all(below)
+    assert run.facts()["state"] == "running"
+    run_id = run.facts()["run_id"]
+
+    refused = start(file, "--resume", "reborn", "train.global_batch=2")
+    output, _ = refused.communicate()
+    assert refused.returncode == 1
+    assert "train.global_batch was 4, is 2" in output
+
+    again = start(file, "--resume", "reborn")
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    weights, history = expected
+    result = train.result(run)
+    assert digest(result.last_checkpoint) == weights
+    assert [plain(row) for row in result.history] == history
+    assert result.run_id == run_id
+    found = Store.open(recipe.tracking).client.get_run(run_id)
+    assert found.info.status == "FINISHED"
+    epochs = Store.open(recipe.tracking).client.get_metric_history(run_id, "select/miou")
+    assert [metric.value for metric in epochs] == pytest.approx([row["select/miou"] for row in history])
+
+
+def test_interrupted_driver_leaves_a_killed_run(folder):
+    recipe = tiny_recipe(folder, train__epochs=200)
+    file = folder / "long.yaml"
+    file.write_text(yaml.safe_dump(recipe_values(folder, train__epochs=200)))
+    run = RunFolder.of(recipe.storage, "interrupted")
+    driver = start(file, "--name", "interrupted")
+    wait_for(lambda: len(run.epochs()) >= 1)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=120)
+    end_all(below)
+    assert driver.returncode == 130
+    assert run.facts()["state"] == "killed"
+    assert Store.open(recipe.tracking).client.get_run(run.facts()["run_id"]).info.status == "KILLED"
+
+
+def test_truncated_shard_is_named(folder, local_ray):
+    shards = folder / "truncated"
+    tiny_shards(shards)
+    tar = ShardSet.open(str(shards)).card.splits["train"].shards[0].path
+    content = (shards / tar).read_bytes()
+    (shards / tar).write_bytes(content[: len(content) // 2])
+    recipe = tiny_recipe(folder, shards__uri=str(shards))
+    with pytest.raises(ShardError, match=Path(tar).name):
+        train.run(recipe, name="truncated", quiet=True)
+    assert RunFolder.of(recipe.storage, "truncated").facts()["state"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(place)], check=False)
+    if made.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected):
+    recipe = tiny_recipe(folder, storage=str(small_disk))
+    filler = small_disk / "filler"
+
+    def fill(metrics):
+        if metrics["epoch"] == 1:
+            with contextlib.suppress(OSError), filler.open("wb") as stream:
+                while True:
+                    stream.write(bytes(65536))
+
+    recipe = recipe.with_values({"train.checkpoint.every_steps": 1})
+    with pytest.raises(CheckpointError, match=r"No space.*--resume"):
+        train.run(recipe, name="full", on_epoch=fill, quiet=True)
+    run = RunFolder.of(recipe.storage, "full")
+    filler.unlink()
+    result = train.run(recipe, name="full", resume=True, quiet=True)
+    assert digest(result.last_checkpoint) == expected[0]
+    assert run.facts()["state"] == "finished"
+
+
+def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatch):
+    """Shards are local, run folder and checkpoints in S3 behind a server that fails every fifth request."""
+    server = ShakyS3()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        recipe = tiny_recipe(folder, storage="s3://runs/below")
+        with cluster.connect(recipe.cluster):
+            result = train.run(recipe, name="shaky", quiet=True)
+        assert server.refused > 5
+        assert result.last_checkpoint.startswith("s3://runs/below/shaky/checkpoints/step-")
+        assert [plain(row) for row in result.history] == expected[1]
+    finally:
+        server.close()
+
+
+class ShakyS3:
+    """moto's S3 on loopback; every fifth answer is a 503."""
+
+    def __init__(self):
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        inner = DomainDispatcherApplication(create_backend_app)
+        self.refused = self._count = 0
+
+        def shaky(environ, start_response):
+            self._count += 1
+            if self._count % 5 == 0:
+                self.refused += 1
+                length = int(environ.get("CONTENT_LENGTH") or 0)
+                environ["wsgi.input"].read(length)
+                start_response("503 Slow Down", [("Content-Length", "0")])
+                return [b""]
+            return inner(environ, start_response)
+
+        self._server = make_server("127.0.0.1", 0, shaky, threaded=True)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{self._server.port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }  # fmt: skip
+        import boto3
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client = boto3.client(
+                "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
+                aws_secret_access_key="test",
+            )  # fmt: skip
+            client.create_bucket(Bucket="runs")
+
+    def close(self):
+        self._server.shutdown()
