@@ -9,7 +9,7 @@ from typing import Any
 
 from d2ls import storage
 from d2ls.errors import StorageError
-from d2ls.training.reports import Callback, EvaluationReport, StepReport
+from d2ls.training.reports import Callback, StepReport
 from pipeline.run_folder import RunFolder
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
@@ -27,7 +27,7 @@ class ProgressWriter(Callback):
         self._folder = folder
         self._latest: dict[str, Any] | None = None
         self._notes: list[str] = []
-        self._wake, self._stop = threading.Event(), False
+        self._changed, self._stop = threading.Event(), threading.Event()
         self._pause = LOCAL_SECONDS if storage.is_local(folder.uri) else REMOTE_SECONDS
         self._recent: list[tuple[float, float]] = []
         self._handler = _NoteHandler(self._notes)
@@ -44,6 +44,7 @@ class ProgressWriter(Callback):
             (report.seconds.get("step", 0.0), report.seconds.get("data", 0.0)),
         ]
         total, waiting = (sum(column) for column in zip(*self._recent, strict=True))
+        images = report.images_per_second * report.seconds.get("step", 0.0) * len(self._recent)
         self._latest = {
             "step": report.step,
             "epoch": report.epoch,
@@ -52,20 +53,12 @@ class ProgressWriter(Callback):
             "terms": dict(report.terms),
             "learning_rate": report.learning_rate,
             "gradient_norm": report.gradient_norm,
-            "images_per_second": report.images_per_second
-            * report.seconds.get("step", 0.0)
-            * len(self._recent)
-            / total
-            if total
-            else 0.0,
+            "images_per_second": images / total if total else 0.0,
             "data_share": waiting / total if total else 0.0,
             "memory_bytes": report.memory_bytes,
             "seconds_left": (report.total_steps - report.step) * total / len(self._recent),
         }
-        self._wake.set()
-
-    def on_evaluation(self, report: EvaluationReport, network: Any) -> None:
-        """Nothing: the epoch's metrics follow."""
+        self._changed.set()
 
     def on_epoch(self, metrics: Mapping[str, float]) -> None:
         """Adds the epoch to the history."""
@@ -76,23 +69,24 @@ class ProgressWriter(Callback):
 
     def close(self) -> None:
         """Writes what is left."""
-        self._stop = True
-        self._wake.set()
+        self._stop.set()
         self._thread.join()
         for name in ("d2ls", "pipeline"):
             logging.getLogger(name).removeHandler(self._handler)
 
     def _write(self) -> None:
-        while not self._stop:
-            self._wake.wait()
-            self._wake.clear()
-            content = {**(self._latest or {}), "notes": list(self._notes), "time": time.time()}
-            try:
-                _replace(self._folder.progress, json.dumps(content).encode())
-            except StorageError as error:
-                logging.getLogger(__name__).debug("progress is not shown: %s", error)
-            if not self._stop:
-                time.sleep(self._pause)
+        while not self._stop.wait(self._pause):
+            if self._changed.is_set():
+                self._changed.clear()
+                self._write_once()
+        self._write_once()
+
+    def _write_once(self) -> None:
+        content = {**(self._latest or {}), "notes": list(self._notes), "time": time.time()}
+        try:
+            _replace(self._folder.progress, json.dumps(content).encode())
+        except StorageError as error:
+            logging.getLogger(__name__).debug("progress is not shown: %s", error)
 
 
 class _NoteHandler(logging.Handler):

@@ -1,0 +1,55 @@
+import pytest
+
+from d2ls.errors import ConfigError, ShardError, StorageError
+from d2ls.shards import ShardSet
+from pipeline import doctor
+from tests.train_world import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("doctor")
+
+
+def test_a_sound_recipe_passes(folder):
+    findings = doctor.quick(tiny_recipe(folder))
+    assert [finding.status for finding in findings] == ["ok", "ok"]
+    assert "11 train, 3 val, 2 test" in findings[0].text
+    assert not list((folder / "runs").iterdir()), "the probe is gone"
+
+
+def test_missing_shards_and_splits_are_named(folder, tmp_path):
+    recipe = tiny_recipe(folder)
+    with pytest.raises(ShardError, match="no finished shard set"):
+        doctor.quick(recipe.with_values({"shards.uri": str(tmp_path)}))
+    with pytest.raises(ShardError, match="no split 'valid'"):
+        doctor.quick(recipe.with_values({"roles.select": "valid"}))
+
+
+def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
+    from dataclasses import replace
+
+    recipe = tiny_recipe(folder)
+    shards = ShardSet.open(recipe.shards.uri)
+    index = shards.index.set_column(2, "scene", [["same"] * len(shards.index)])
+    shared = replace(shards, index=index)
+    with pytest.raises(ConfigError, match=r"roles.train=train and roles.select=val share 1 scene.*flatter"):
+        doctor.check_roles(recipe, shared)
+    paper = replace(shared, card=replace(shards.card, protocol="paper"))
+    assert [finding.status for finding in doctor.check_roles(recipe, paper)][1:] == ["warning"] * 3
+
+
+def test_storage_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"storage=.*file/below cannot be used.*set another storage"):
+        doctor.check_storage(str(tmp_path / "file" / "below"))
+
+
+def test_every_problem_gets_a_line(folder, monkeypatch, capsys):
+    recipe = tiny_recipe(folder, shards__uri=str(folder / "none"))
+    monkeypatch.setattr(doctor, "check_cluster", lambda recipe: [doctor.Finding("cluster", "ok", "two")])
+    findings = {finding.what: finding for finding in doctor.examine(recipe)}
+    assert findings["shards"].status == "error"
+    assert findings["cluster"].line() == "ok      cluster     two"
+    assert findings["tracking"].status == "ok"
+    assert "torch 2." in findings["versions"].text

@@ -1,0 +1,66 @@
+import logging
+
+from d2ls.training.reports import StepReport
+from pipeline.progress import ProgressWatcher, ProgressWriter
+from pipeline.progress_view import ProgressView, clock, epoch_line, progress_line
+from pipeline.run_folder import RunFolder
+
+
+def report(step, **changes):
+    values = {
+        "step": step, "epoch": (step - 1) // 4 + 1, "steps_per_epoch": 4, "total_steps": 8,
+        "terms": {"cross_entropy": 1.25, "dice": 0.5, "total": 1.75}, "learning_rate": 1e-4, "gradient_norm": 2.0,
+        "images_per_second": 8.0, "seconds": {"data": 0.25, "step": 0.5}, "memory_bytes": 3 << 30,
+    }  # fmt: skip
+    return StepReport(**{**values, **changes})
+
+
+def test_the_driver_hears_of_every_epoch_once_and_of_remarks(tmp_path):
+    folder = RunFolder.of(str(tmp_path), "run")
+    folder.add_epoch({"epoch": 1.0})
+    told, shown = [], []
+    with ProgressWatcher(folder, told.append, shown.append, known=1):
+        writer = ProgressWriter(folder)
+        for step in range(1, 9):
+            writer.on_step(report(step))
+            if step == 2:
+                logging.getLogger("d2ls.training.loop").info("samples are accumulated")
+            if step % 4 == 0:
+                writer.on_epoch({"epoch": step / 4 + 1, "train/loss": 1.0})
+        writer.close()
+    assert [row["epoch"] for row in told] == [2, 3]
+    assert told[-1]["speed/data_share"] == 0.5
+    assert shown[-1]["notes"] == ["samples are accumulated"]
+    assert shown[-1]["step"] == 8
+
+
+def test_the_line_says_where_the_run_stands():
+    progress = {
+        "step": 6, "epoch": 2, "steps_per_epoch": 4, "total_steps": 8, "terms": report(1).terms,
+        "learning_rate": 1e-4, "images_per_second": 8.0, "data_share": 0.5, "memory_bytes": 3 << 30,
+        "seconds_left": 3725.0,
+    }  # fmt: skip
+    assert progress_line(progress, 2) == (
+        "epoch 2/2 step 2/4  loss 1.750 (ce 1.250 dice 0.500)  lr 1.00e-04  8.0 img/s  data 50%  3.0 GiB  1:02:05 left"
+    )
+    assert clock(65) == "1:05"
+
+
+def test_the_epoch_line_has_the_scores():
+    metrics = {
+        "epoch": 2.0,
+        "train/loss": 0.5,
+        "select/miou": 0.25,
+        "select/oa": 0.75,
+        "select/iou/road": 0.25,
+    }
+    assert epoch_line(metrics, 3) == "epoch 2/3  loss 0.5000  select mIoU 0.2500  OA 0.7500  (road 0.250)"
+    assert epoch_line({"epoch": 1.0, "train/loss": 0.5}, 3) == "epoch 1/3  loss 0.5000"
+
+
+def test_plain_output_has_no_control_characters(capsys):
+    with ProgressView(2) as view:
+        view.say("training [a]")
+        view.show({"notes": ["one"]})
+        view.epoch({"epoch": 1.0, "train/loss": 0.5})
+    assert capsys.readouterr().out == "training [a]\n  one\nepoch 1/2  loss 0.5000\n"

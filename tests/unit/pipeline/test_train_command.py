@@ -1,0 +1,74 @@
+"""What `pipeline.train` refuses before anything starts, and what a worker imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from d2ls.errors import ConfigError, TrainingError
+from pipeline import run_folder, train
+from pipeline.run_folder import RunFolder
+from tests.train_world import tiny_recipe
+
+WORKER_IMPORTS = {
+    "PIL", "annotated_types", "cloudpickle", "cv2", "d2ls", "filelock", "numpy", "pipeline", "pyarrow", "pydantic",
+    "pydantic_core", "safetensors", "timm", "torch", "torchvision", "typing_extensions", "typing_inspection", "yaml",
+}  # fmt: skip
+BEHIND_THEM = {
+    "anyio", "certifi", "cuda", "cython_runtime", "fsspec", "h11", "httpcore", "httpcore2", "httpx", "httpx2",
+    "huggingface_hub", "idna", "mpmath", "networkx", "packaging", "psutil", "requests", "sniffio", "sympy",
+    "torchgen", "tqdm", "triton", "truststore", "urllib3", "functorch", "mpl_toolkits", "shellingham", "click",
+}  # fmt: skip
+"""What torch, timm and their hub bring; no cluster, no tracking, no plotting, no data frames."""
+
+
+def test_a_worker_imports_what_it_needs_and_nothing_beyond():
+    program = (
+        "import sys; before = set(sys.modules); import pipeline.build, pipeline.worker, pipeline.progress; "
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(*sorted(n for n in names if n not in sys.stdlib_module_names and not n.startswith('_')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert set(found) - WORKER_IMPORTS - BEHIND_THEM == set()
+
+
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_help_is_quick_and_teaches(command):
+    program = (
+        f"import sys; sys.argv = ['x', '--help']\ntry:\n    import pipeline.{command} as m; m.main()\n"
+        "except SystemExit:\n    pass\nassert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert "examples:" in output
+    assert f"python -m pipeline.{command}" in output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("command")
+
+
+def test_resume_needs_a_run_and_the_same_recipe(folder):
+    recipe = tiny_recipe(folder)
+    run = RunFolder.of(recipe.storage, "before")
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train._check_resume(recipe, run)
+    run.create(recipe)
+    train._check_resume(recipe.with_values({"cluster.workers": 1, "loader.workers": 3}), run)
+    with pytest.raises(ConfigError, match=r"seed was 0, is 1; train.global_batch was 4, is 8"):
+        train._check_resume(recipe.with_values({"seed": 1, "train.global_batch": 8}), run)
+    run.note(state=run_folder.FINISHED)
+    with pytest.raises(ConfigError, match="before is finished"):
+        train._check_resume(recipe, run)
+
+
+def test_a_run_without_an_epoch_has_no_result(folder):
+    recipe = tiny_recipe(folder)
+    run = RunFolder.of(recipe.storage, "empty")
+    run.create(recipe)
+    with pytest.raises(TrainingError, match="no finished epoch; go on with --resume empty"):
+        train.result(run)
