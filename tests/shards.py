@@ -87,6 +87,7 @@ def make_shards(
     sample=picture,
     sizes=None,
     tif=None,
+    classes=CLASSES,
 ) -> ShardSet:
     """Writes `counts[i]` samples into shard i of a split, beside splits that are there already; opens the set."""
     from webdataset import TarWriter
@@ -107,16 +108,16 @@ def make_shards(
                     "json": json.dumps({"scene": f"scene{index}"}).encode(),
                 }
                 writer.write({"__key__": key, **members})
-                rows.append(_row(key, split, f"scene{index}", path, suffix, members, mask))
+                rows.append(_row(key, split, f"scene{index}", path, suffix, members, mask, classes))
                 number += 1
         rows[len(rows) - count :] = _located(root / path, rows[len(rows) - count :])
         content = (root / path).read_bytes()
         shards.append(ShardFile(path, len(content), hashlib.sha256(content).hexdigest(), count))
-    return _finish(root, split, rows, tuple(shards), channels, dtype)
+    return _finish(root, split, rows, tuple(shards), channels, dtype, classes)
 
 
-def _row(key, split, scene, shard, suffix, members, mask):
-    counts = np.bincount(mask.ravel(), minlength=256)[: CLASSES.num_classes]
+def _row(key, split, scene, shard, suffix, members, mask, classes):
+    counts = np.bincount(mask.ravel(), minlength=256)[: classes.num_classes]
     return {
         "key": key, "split": split, "scene": scene, "shard": shard, "image_suffix": suffix,
         "image_crc32": zlib.crc32(members[f"image.{suffix}"]), "mask_crc32": zlib.crc32(members["mask.png"]),
@@ -137,19 +138,19 @@ def _located(path, rows):
     return rows
 
 
-def _finish(root, split, rows, shards, channels, dtype):
+def _finish(root, split, rows, shards, channels, dtype, classes):
     splits = {}
     tables = []
     if (root / CARD_FILE).exists():
         before = ShardSet.open(str(root))
         splits, tables = dict(before.card.splits), [before.index]
-    pixels = np.sum([row["class_pixels"] for row in rows], axis=0) if rows else np.zeros(4)
+    pixels = np.sum([row["class_pixels"] for row in rows], axis=0) if rows else np.zeros(classes.num_classes)
     ignored = sum(row["height"] * row["width"] for row in rows) - int(pixels.sum())
     scenes = len({row["scene"] for row in rows})
     splits[split] = SplitCard(len(rows), scenes, tuple(int(n) for n in pixels), ignored, "0" * 64, shards)
     bands = ("red", "green", "blue", "nir", "swir")[:channels]
     card = DatasetCard(
-        name="tiny", source="custom", protocol="clean", classes=CLASSES, bands=bands, dtype=dtype,
+        name="tiny", source="custom", protocol="clean", classes=classes, bands=bands, dtype=dtype,
         max_value=255.0 if dtype == "uint8" else 65535.0, mean=(0.5,) * channels, std=(0.25,) * channels,
         ground_sampling_distance=None, tiling={}, codec={}, scene_check="disjoint", splits=splits, digest="1" * 64,
     )  # fmt: skip

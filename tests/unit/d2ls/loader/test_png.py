@@ -1,0 +1,90 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2ls.errors import ShardError
+from d2ls.loader.decode import PixelFormat, read_image
+from d2ls.loader.png import open_png
+from d2ls.loader.records import Record
+from tests.shards import picture
+
+NONE, SUB, UP, ADAPTIVE = (
+    [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE],
+    [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB],
+    [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP],
+    [cv2.IMWRITE_PNG_COMPRESSION, 3],
+)
+KINDS = [(filters, channels) for filters in (NONE, SUB, UP, ADAPTIVE) for channels in (1, 3, 4)]
+
+
+class Bytes:
+    """A member held in memory."""
+
+    name = "image"
+
+    def __init__(self, bytes_, height=50, width=70):
+        self.bytes = bytes_
+        numbers = dict.fromkeys(Record._fields, 0)
+        self.record = Record(**{**numbers, "image_suffix": "png", "height": height, "width": width})
+
+    def content(self):
+        return self.bytes
+
+
+def encoded(channels, options, dtype="uint8"):
+    image = picture(channels, 50, 70, channels, dtype)[0]
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    return image, cv2.imencode(".png", np.ascontiguousarray(image[:, :, order]), options)[1].tobytes()
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from(KINDS))
+def test_any_window_with_any_filter(data, kind):
+    filters, channels = kind
+    image, content = encoded(channels, filters)
+    top, left = data.draw(st.integers(0, 49)), data.draw(st.integers(0, 69))
+    height, width = data.draw(st.integers(1, 50 - top)), data.draw(st.integers(1, 70 - left))
+    layout = PixelFormat(channels, "uint8", 255.0, 4)
+    found = read_image(Bytes(content), layout, (top, left, height, width))
+    assert np.array_equal(found, image[top : top + height, left : left + width])
+
+
+def test_mixed_filters_that_stand_alone():
+    image, content = encoded(3, SUB)
+    png = open_png(content)
+    data = png.inflate(50).copy()
+    rows = slice(0, 50, 3)
+    data[rows] = np.concatenate([np.zeros((17, 1), np.uint8), image[rows].reshape(17, -1)], axis=1)
+    from d2ls.loader.png import unfiltered
+
+    assert np.array_equal(unfiltered(png, data, 5), image[5:])
+
+
+def test_deep_images_are_decoded_whole():
+    image, content = encoded(1, NONE, "uint16")
+    assert open_png(content) is None
+    found = read_image(Bytes(content), PixelFormat(1, "uint16", 65535.0, 4), (3, 4, 5, 6))
+    assert np.array_equal(found, image[3:8, 4:10])
+
+
+@pytest.mark.parametrize("options", [SUB, ADAPTIVE])
+def test_damage_above_the_last_row_is_seen(options):
+    _, content = encoded(3, options)
+    broken = bytearray(content)
+    broken[120:160] = bytes(40)
+    with pytest.raises(ShardError, match="decoded"):
+        read_image(Bytes(bytes(broken)), PixelFormat(3, "uint8", 255.0, 4), (30, 0, 15, 70))
+    with pytest.raises(ShardError, match="decoded"):
+        read_image(Bytes(content[: len(content) // 3]), PixelFormat(3, "uint8", 255.0, 4), (30, 0, 15, 70))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "width"), [(4, "uint8", 70), (3, "uint16", 70), (3, "uint8", 69)]
+)
+def test_another_picture_than_the_index_says(channels, dtype, width):
+    _, content = encoded(3, SUB)
+    for box in ((0, 0, 20, 20), (0, 0, 50, 20)):
+        with pytest.raises(ShardError, match="card and index say"):
+            read_image(Bytes(content, width=width), PixelFormat(channels, dtype, 255.0, 4), box)
