@@ -14,7 +14,6 @@ import datetime
 import gc
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -125,9 +124,16 @@ def measure_peak(options):
     both = runners(
         *pair(options.widths, options.classes, options.stages), options.whole, options.size, options.batch
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+    before = resident("VmHWM")
     train(both[options.peak == "textbook"])
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(resident("VmHWM") - before)
+
+
+def resident(field):
+    """Bytes of one line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def report(options):
