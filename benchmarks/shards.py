@@ -73,20 +73,24 @@ def shard_writer_decoding(scenes, codes, folder):
                 writer.write({"__key__": item.scene.id.replace("/", "_"), **sample})
 
 
-def worker(function, work, uri, ready, go):
+def worker(function, work, uri, ready, go, used):
     cv2.setNumThreads(1)
     import webdataset  # noqa: F401  (import outside the clock, as in a warm worker)
 
     ready.release()
     go.wait()
+    started = time.process_time()
     function(work, uri)
+    used.put(time.process_time() - started)
 
 
 def in_processes(function, shares, uri):
-    """Wall seconds of `function` over shares of the work, a process a share, start-up not counted."""
+    """Wall seconds of `function` over shares of the work, a process a share, and CPU seconds of the busiest."""
     context = multiprocessing.get_context("spawn")
-    ready, go = context.Semaphore(0), context.Event()
-    processes = [context.Process(target=worker, args=(function, share, uri, ready, go)) for share in shares]
+    ready, go, used = context.Semaphore(0), context.Event(), context.Queue()
+    processes = [
+        context.Process(target=worker, args=(function, share, uri, ready, go, used)) for share in shares
+    ]
     for process in processes:
         process.start()
     for _ in processes:
@@ -96,7 +100,7 @@ def in_processes(function, shares, uri):
     for process in processes:
         process.join()
     assert all(process.exitcode == 0 for process in processes)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, max(used.get() for _ in processes)
 
 
 def decode_job(work, uri):
@@ -106,14 +110,14 @@ def decode_job(work, uri):
 def speed(options):
     folder = Path(tempfile.mkdtemp(prefix="bench-sharding-"))
     try:
-        write_scenery(folder / "raw", scenes={"Train": options.scenes}, size=options.size)
-        spec = shard_spec(recipe(folder / "raw", folder / "out", codec={"name": "png"}))
+        raw = Path(options.raw or folder / "raw")
+        if options.raw is None:
+            write_scenery(raw, scenes={"Train": options.scenes}, size=options.size)
+        spec = shard_spec(recipe(raw, folder / "out", codec={"name": "png"}))
         found = survey(spec)
         tasks = plan_shards(spec, found).tasks
-        encoded = plan_shards(shard_spec(recipe(folder / "raw", folder / "out")), found).tasks
-        print(
-            f"{len(found.scenes)} scenes of {options.size}x{options.size}, {len(tasks)} shards, PNG kept as it is"
-        )
+        encoded = plan_shards(shard_spec(recipe(raw, folder / "out")), found).tasks
+        print(f"{len(found.scenes)} scenes, {len(tasks)} shards, PNG kept as it is")
         import webdataset  # noqa: F401
 
         cv2.setNumThreads(1)
@@ -137,26 +141,29 @@ def speed(options):
             ),
         }
         times = {name: [] for name in runs}
-        for number in range(options.repeat):  # in turn, so that a busy neighbour hits all alike
+        for _ in range(options.repeat):  # in turn, so that a busy neighbour hits all alike
             for name, job in runs.items():
-                times[name].append(job(number))
-        best = {name: min(values) for name, values in times.items()}
-        for name, seconds in best.items():
+                times[name].append(job(len(times[name])))
+        wall = {name: min(pair[0] for pair in pairs) for name, pairs in times.items()}
+        cpu_seconds = {name: min(pair[1] for pair in pairs) for name, pairs in times.items()}
+        print(f"{'':55s} {'wall s':>8s} {'CPU s':>8s}   (best of {options.repeat})")
+        for name in runs:
+            print(f"{name:55s} {wall[name]:8.2f} {cpu_seconds[name]:8.2f}")
+        for kind, best in (("wall", wall), ("CPU", cpu_seconds)):
+            one, two = best["shards, 1 process (b)"], best["shards, 2 processes"]
             print(
-                f"{name:55s} {seconds:7.2f} s best of {options.repeat}, median {statistics.median(times[name]):.2f}, "
-                f"{len(found.scenes) / seconds:6.1f} scenes/s"
+                f"{kind:4s}: {best['(a) decode images and labels, 1 process'] / one:.2f} of the speed of (a), "
+                f"{best['(c) ShardWriter, images decoded and encoded'] / one:.2f} times (c) decoding, "
+                f"{best['(c) ShardWriter, PNG bytes copied, image not decoded'] / one:.2f} times (c) blind"
             )
-        one, two = best["shards, 1 process (b)"], best["shards, 2 processes"]
-        print(
-            f"speed against (a): {best['(a) decode images and labels, 1 process'] / one:.2f} with 1, "
-            f"{best['(a) with 2 processes'] / two:.2f} with 2 processes; 1 to 2 processes: {one / two:.2f} times; "
-            f"against (c): {best['(c) ShardWriter, images decoded and encoded'] / one:.2f} (decoding), "
-            f"{best['(c) ShardWriter, PNG bytes copied, image not decoded'] / one:.2f} (blind copy)"
-        )
+            both = best["(a) with 2 processes"]
+            print(
+                f"      1 to 2 processes {one / two:.2f} times; with 2: {both / two:.2f} of the speed of (a)"
+            )
         if options.ray:
             for number in range(2):
                 started = time.perf_counter()
-                run(recipe(folder / "raw", folder / f"ray{number}", codec={"name": "png"}))
+                run(recipe(raw, folder / f"ray{number}", codec={"name": "png"}))
                 print(
                     f"python -m pipeline.shard on Ray, whole command: {time.perf_counter() - started:.1f} s"
                 )
@@ -165,9 +172,9 @@ def speed(options):
 
 
 def timed(function, *arguments):
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     function(*arguments)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 CODECS = {
@@ -230,9 +237,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("question", choices=["speed", "codecs"])
-    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--raw", help="folder in LoveDA's layout to use instead of procedural scenes")
     parser.add_argument("--ray", action="store_true", help="also time the whole command on Ray")
     parser.add_argument("--images", help="folder of images for `codecs`; procedural scenes without")
     parser.add_argument("--count", type=int, default=6)

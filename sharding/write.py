@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,6 +16,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 import numpy.typing as npt
+import psutil
 from pyarrow import fs
 
 from d2ls import storage
@@ -25,6 +29,7 @@ from sharding.tiling import Tile, Window, pad_image, place_labels
 
 TAR_BLOCK = 512
 COPY_BYTES = 2**20
+LEFTOVER_SECONDS = 86_400
 
 
 @dataclass
@@ -315,7 +320,9 @@ def _target(uri: str, path: str) -> Iterator[BinaryIO]:
     local = storage.is_local(uri)
     folder = storage.local_path(location).parent if local else Path(tempfile.gettempdir())
     storage.make_folder(str(folder))
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{Path(path).name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(
+        dir=folder, prefix=f".{Path(path).name}.{socket.gethostname()}-{os.getpid()}.", suffix=".tmp"
+    )
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -334,9 +341,18 @@ def _target(uri: str, path: str) -> Iterator[BinaryIO]:
 
 
 def sweep_leftovers(uri: str) -> None:
-    """Deletes temporary files that a killed run left in a local target."""
+    """Deletes temporary files of killed runs from a local target; those of a run at work stay."""
     if storage.is_local(uri):
         for entry in storage.list_files(uri, recursive=True):
-            name = Path(entry.path).name
-            if entry.type == fs.FileType.File and name.startswith(".") and name.endswith(".tmp"):
+            if entry.type == fs.FileType.File and _is_leftover(Path(entry.path)):
                 Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Says whether a file is a temporary one whose writer is gone: dead on this host, or silent for a day."""
+    if not (path.name.startswith(".") and path.name.endswith(".tmp")):
+        return False
+    match = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+)\.", path.name)
+    if match:
+        return not psutil.pid_exists(int(match[1]))
+    return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
