@@ -207,7 +207,7 @@ def infonce(dictionary: Tensor, static: Tensor, temperature: float) -> Tensor:
     """
     images = gather_over_ranks(dictionary.float())
     B, K, C = images.shape
-    anchors = F.normalize(images.view(B * K, C), dim=-1)
+    anchors = F.normalize(images.reshape(B * K, C), dim=-1)
     candidates = torch.cat([anchors, F.normalize(static.float(), dim=-1)])
     image = torch.arange(B + 1, device=images.device).repeat_interleave(K)
     kind = torch.arange(K, device=images.device).repeat(B + 1)
