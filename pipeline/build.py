@@ -154,9 +154,9 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     )
 
 
-def settings(recipe: Recipe) -> LoopSettings:
+def settings(recipe: Recipe, card: DatasetCard) -> LoopSettings:
     """Takes the loop's settings from the recipe."""
-    train = recipe.train
+    train, crop = recipe.train, recipe.loader.augmentation.crop_size
     return LoopSettings(
         global_batch=train.global_batch,
         seed=recipe.seed,
@@ -169,6 +169,7 @@ def settings(recipe: Recipe) -> LoopSettings:
         evaluate_every=train.evaluate_every,
         checkpoint_every_epochs=train.checkpoint.every_epochs,
         checkpoint_every_steps=train.checkpoint.every_steps,
+        sample_shape=(len(card.bands), crop, crop),
     )
 
 
@@ -224,7 +225,7 @@ def trainer(
             precision=recipe.train.precision,
             channels_last=recipe.train.channels_last,
         ),
-        settings=settings(recipe),
+        settings=settings(recipe, shards.card),
         ranks=ranks,
         callbacks=callbacks,
         checkpointer=Checkpointer(checkpoints, ranks, describe, identity(recipe, shards.card, steps)),

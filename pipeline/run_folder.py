@@ -5,6 +5,7 @@
     run.json          name, MLflow run, state, driver
     history.jsonl     a line of metrics an epoch
     progress.json     the latest step, for whoever watches
+    profile.json.gz   trace of some steps, with --profile
     failure.json      why the run stopped, where it did
     checkpoints/      see d2ls.training.checkpoint; best.json there names the best one
 """
@@ -75,6 +76,11 @@ class RunFolder:
     def progress(self) -> str:
         """File of the latest step."""
         return storage.join(self.uri, "progress.json")
+
+    @property
+    def profile(self) -> str:
+        """Trace of some steps."""
+        return storage.join(self.uri, "profile.json.gz")
 
     def create(self, recipe: Recipe) -> None:
         """Claims the name and saves the recipe.

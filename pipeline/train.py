@@ -15,6 +15,7 @@ from pipeline.run_folder import RunFolder
 if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
+    from pipeline.worker import Job
 
 EXAMPLES = """\
   python -m pipeline.train demo                          # a recipe that comes with the project
@@ -63,6 +64,7 @@ def run(
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     quiet: bool = False,
     track: bool = True,
+    profile: bool = False,
 ) -> TrainResult:
     """Trains a network as a recipe says.
 
@@ -74,6 +76,7 @@ def run(
         on_epoch: called in this process with the flat metrics of every new epoch.
         quiet: show nothing.
         track: log to MLflow.
+        profile: write a trace of some steps into the run folder.
 
     Raises:
         ConfigError: the name is taken, or there is nothing to resume.
@@ -82,6 +85,7 @@ def run(
     """
     from d2ls.shards import ShardSet
     from pipeline import cluster, doctor
+    from pipeline.worker import Job
 
     recipe = recipe.anchored()
     name = name or run_folder.new_name(recipe)
@@ -101,7 +105,17 @@ def run(
         with _tracked(recipe, shards, folder, parent_run_id, track) as (store, run_id):
             view = _view(name, recipe, shards, ray_cluster, quiet)
             with view:
-                _fit(recipe, folder, shards, ray_cluster, (store, run_id), view, on_epoch)
+                job = Job(
+                    recipe=recipe.to_dict(),
+                    folder=folder.uri,
+                    name=name,
+                    shards=shards.uri,
+                    store=store,
+                    run_id=run_id,
+                    cpus=recipe.cluster.cpus_per_worker,
+                    profile=profile,
+                )
+                _fit(job, recipe, folder, ray_cluster, view, on_epoch)
     return result(folder)
 
 
@@ -216,28 +230,17 @@ def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster",
 
 
 def _fit(
+    job: "Job",
     recipe: Recipe,
     folder: RunFolder,
-    shards: "ShardSet",
     ray_cluster: "Cluster",
-    tracked: tuple[str, str],
     view: Any,
     on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> None:
     """Runs the worker group to its end, and shows what it does."""
     from pipeline.progress import ProgressWatcher
-    from pipeline.worker import Job
 
     folder.clear_failure()
-    job = Job(
-        recipe=recipe.to_dict(),
-        folder=folder.uri,
-        name=folder.name,
-        shards=shards.uri,
-        store=tracked[0],
-        run_id=tracked[1],
-        cpus=recipe.cluster.cpus_per_worker,
-    )
 
     def tell(metrics: dict[str, float]) -> None:
         view.epoch(metrics)
@@ -249,7 +252,7 @@ def _fit(
         _run_group(job, recipe, ray_cluster, folder)
 
 
-def _run_group(job: Any, recipe: Recipe, ray_cluster: "Cluster", folder: RunFolder) -> None:
+def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFolder) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
@@ -309,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names.add_argument("--resume", metavar="NAME", help="go on with the run of this name")
     given = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, given.overrides)
-    finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume))
+    finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume), profile=given.profile)
     _print_next(finished)
     return 0
 

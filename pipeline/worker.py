@@ -32,6 +32,7 @@ class Job:
         store: MLflow store; empty: nothing is tracked.
         run_id: MLflow run.
         cpus: CPUs of a worker.
+        profile: write a trace of some steps of rank 0 into the run folder.
     """
 
     recipe: Mapping[str, Any]
@@ -41,6 +42,7 @@ class Job:
     store: str = ""
     run_id: str = ""
     cpus: float = 1.0
+    profile: bool = False
 
     def to_config(self) -> dict[str, Any]:
         """Returns plain values for Ray Train."""
@@ -116,6 +118,10 @@ def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[C
 
         spool = Path(spool_folder(job.folder))
         callbacks.append(TrackingCallback(job.store, job.run_id, spool, recipe, shards))
+    if job.profile:
+        from d2ls.training.profiling import ProfileCallback
+
+        callbacks.append(ProfileCallback(folder.profile))
     return [*callbacks, ProgressWriter(folder), RayReport()]
 
 

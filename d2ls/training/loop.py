@@ -26,6 +26,7 @@ from d2ls.training.checkpoint import Checkpointer
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.evaluation import Evaluator
 from d2ls.training.found import Found
+from d2ls.training.memory import fitting_micro_batch, rehearsal
 from d2ls.training.ranks import Ranks
 from d2ls.training.reports import Callback, EvaluationReport, StepReport, flat_metrics
 from d2ls.training.schedule import Schedule
@@ -51,6 +52,8 @@ class LoopSettings:
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
+        sample_shape: C H W of the training crop; where it is known, a GPU that is too small for the micro-batch is
+            found out before the first step.
     """
 
     global_batch: int
@@ -64,6 +67,7 @@ class LoopSettings:
     evaluate_every: int = 1
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
+    sample_shape: tuple[int, int, int] | None = None
 
 
 @dataclass
@@ -136,7 +140,7 @@ class Trainer:
             self.network.to(memory_format=torch.channels_last)
         if self.settings.compile:
             self.network.compile()
-        micro = MicroSteps.plan(self.settings.global_batch, self.ranks.world_size, self.settings.micro_batch)
+        micro = MicroSteps.plan(self.settings.global_batch, self.ranks.world_size, self._micro_batch())
         if micro.describe():
             _log.info(micro.describe())
         self._gradients = GradientStep(
@@ -151,6 +155,20 @@ class Trainer:
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._watch = Stopwatch(self.ranks.device)
         self._saving: EvaluationReport | None = None
+
+    def _micro_batch(self) -> int | None:
+        """The micro-batch asked for, or the largest that fits where a GPU is too small for it."""
+        settings = self.settings
+        if self.ranks.device.type != "cuda" or settings.sample_shape is None:
+            return settings.micro_batch
+        wanted = max(
+            map(
+                max, MicroSteps.plan(settings.global_batch, self.ranks.world_size, settings.micro_batch).parts
+            )
+        )
+        attempt = rehearsal(self.network.train(), settings.sample_shape, self.ranks, settings.precision)
+        found = fitting_micro_batch(wanted, attempt, self.ranks)
+        return found if found < wanted else settings.micro_batch
 
     def _train_epoch(self) -> None:
         self.network.train()
@@ -289,7 +307,9 @@ def _wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
     devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     names = inspect.signature(DistributedDataParallel).parameters
     # No buffer needs an exchange: all are equal at the start, and batch norm is computed over ranks.
-    exchange: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    exchange: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+    }
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **exchange)
 
 
