@@ -29,12 +29,16 @@ fi
 own_address=$("$python" -c 'import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(("8.8.8.8", 80))
 print(s.getsockname()[0])')
 head=${RAY_HEAD_IP:-$own_address}
+# Gloo looks up the host name, which many machines call 127.0.1.1: say which interface the others reach.
+interface=$("$python" -c 'import psutil, sys
+print(next(n for n, a in psutil.net_if_addrs().items() if any(x.address == sys.argv[1] for x in a)))' "$own_address")
 {
     echo "# written by set_up_node.sh"
     echo "export PATH=$venv/bin:\$PATH"
     echo "export D2LS_STORAGE=$D2LS_STORAGE"
     echo "export MLFLOW_TRACKING_URI=http://$head:5000"
     echo "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true"
+    echo "export GLOO_SOCKET_IFNAME=$interface NCCL_SOCKET_IFNAME=$interface"
     # A node may have to be started first, which takes minutes; a worker group waits as long.
     echo "export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=1200"
     if [[ -z ${RAY_HEAD_IP:-} ]]; then

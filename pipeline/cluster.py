@@ -152,7 +152,9 @@ def _join(address: str) -> None:
 def _forwarded() -> dict[str, str]:
     """Environment that workers on other nodes need: storage and tracking access, and our defaults."""
     prefixes = ("AWS_", "GOOGLE_", "MLFLOW_", "OMP_", "NCCL_", "GLOO_", "TORCH_", "HF_", "D2LS_")
-    chosen = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    # Interfaces are called otherwise on other machines: each node brings its own name.
+    own = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    chosen = {key: value for key, value in os.environ.items() if key.startswith(prefixes) and key not in own}
     return {**{name: os.environ.get(name, value) for name, value in DEFAULTS.items()}, **chosen}
 
 
