@@ -34,7 +34,8 @@ class View:
         """Transforms images, B C H W float."""
         if self.mirrored:
             images = images.flip(-1)
-        images = torch.rot90(images, self.turns, (-2, -1))
+        if self.turns:
+            images = torch.rot90(images, self.turns, (-2, -1))
         if self.scale == 1.0:
             return images
         size = [max(1, round(side * self.scale)) for side in images.shape[-2:]]
@@ -45,7 +46,8 @@ class View:
         if self.scale != 1.0:
             size = [width, height] if self.turns % 2 else [height, width]
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        maps = torch.rot90(maps, -self.turns, (-2, -1))
+        if self.turns:
+            maps = torch.rot90(maps, -self.turns, (-2, -1))
         return maps.flip(-1) if self.mirrored else maps
 
 
@@ -96,4 +98,4 @@ def average_views(
         total = seen if total is None else total + seen
     if total is None:
         raise ConfigError("test-time augmentation needs at least one view")
-    return total / len(chosen)
+    return total / len(chosen) if len(chosen) > 1 else total

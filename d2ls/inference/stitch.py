@@ -195,7 +195,7 @@ class _Rows:
         part = self.strip[:, :, :done]
         above = self.carry[:, :, start:settled]
         part[:, : above.shape[1]] += above
-        self.labels[:, start:settled] = part[:, : self.final].argmax(0)
+        self.labels[:, start:settled] = _highest(part[:, : self.final])
         self.next_carry[:, :, start:settled] = part[:, self.final :]
         if self.keep:
             self.kept[:, :, start:settled] = part[:, : self.final]
@@ -212,3 +212,13 @@ class _Rows:
             kept = self.kept.cpu().numpy()
             kept[:, ~self.valid] = 0
         return Band(self.row, self.grid.band(self.row), labels, kept)
+
+
+def _highest(probabilities: Tensor) -> Tensor:
+    """Class of the highest probability, K h w to h w; the first of equals. Far quicker on a CPU than `argmax`."""
+    best = probabilities[0].clone()
+    labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for index in range(1, len(probabilities)):
+        labels.masked_fill_(probabilities[index] > best, index)
+        torch.maximum(best, probabilities[index], out=best)
+    return labels

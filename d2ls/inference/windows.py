@@ -12,6 +12,9 @@ Floats = npt.NDArray[np.float32]
 Span = tuple[int, int]
 """First and one-past-last pixel of a window along one axis."""
 
+ALIGNMENT = 32
+"""Deepest stride of the encoders, in pixels."""
+
 MARGIN = 0.25
 """Share of an overlap, on either side, in which the window that ends there has no say at all."""
 
@@ -32,14 +35,15 @@ def overlap_pixels(window: int, overlap: float) -> int:
 
 
 def spans(length: int, window: int, overlap: int) -> list[Span]:
-    """Covers 0..length with windows of one size, evenly spread, with at least this overlap (pixels).
+    """Covers 0..length with windows of one size and at least this overlap (pixels).
 
-    A length up to the window gets one span that is as long as the length.
+    All but the last, which ends where the image ends, begin at multiples of `ALIGNMENT`: a network with strides looks
+    at the same patches then, and answers alike where windows meet. A length up to the window gets one span.
     """
     if length <= window:
         return [(0, length)]
-    count = -(-(length - window) // (window - overlap)) + 1
-    starts = [index * (length - window) // (count - 1) for index in range(count)]
+    stride = (window - overlap) // ALIGNMENT * ALIGNMENT or window - overlap
+    starts = [*range(0, length - window, stride), length - window]
     return [(start, start + window) for start in starts]
 
 

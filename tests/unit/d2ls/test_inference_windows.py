@@ -31,6 +31,13 @@ def test_weights_sum_to_one_at_every_pixel(length: int, window: int, share: floa
     np.testing.assert_allclose(total, 1, atol=2e-7)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_all_windows_but_the_last_lie_on_the_stride_of_the_encoder(share: float) -> None:
+    starts = [start for start, _ in spans(1003, 128, overlap_pixels(128, share))]
+    assert all(start % 32 == 0 for start in starts[:-1])
+    assert starts[-1] == 1003 - 128
+
+
 def test_a_window_has_no_say_next_to_its_inner_edges_and_full_say_at_the_image_border() -> None:
     first, second = blend([(0, 32), (16, 48)])
     assert first[0] == second[-1] == 1
