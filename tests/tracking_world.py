@@ -5,7 +5,9 @@ import io
 import json
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,9 @@ from PIL import Image
 from d2ls.labels import ClassTable
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 from pipeline.config import Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Store
 
 CLASSES = ClassTable.create(
     ["field", "forest", "water", "road"], [(226, 207, 125), (56, 118, 62), (64, 128, 200), (150, 150, 150)]
@@ -108,3 +113,78 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
+    """Makes a store that looks used: a sweep of four trials with curves and figures, and a champion.
+
+    Returns:
+        The store, and the id of the sweep's run.
+    """
+    from d2ls.bundle import load_bundle
+    from pipeline import figures
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import Store
+
+    shards = make_shards(folder / "shards", side=128)
+    recipe = make_recipe(shards)
+    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
+    network, _ = load_bundle(checkpoint)
+    sweep = store.start_sweep_run(recipe, shards.card, "blobs-sweep")
+    trials = []
+    for number, (stages, temperature) in enumerate([(1, 0.07), (1, 0.5), (2, 0.07), (2, 0.5)]):
+        values = {"model.stages": stages, "loss.temperature": temperature}
+        trial = recipe.with_values(values)
+        run = store.start_training_run(trial, shards.card, f"blobs-{number}-stages-{stages}", sweep)
+        top = 0.5 + 0.1 * stages - 0.1 * temperature
+        train_falsely(store, run, folder / f"spool-{number}", trial, shards, network, top, epochs)
+        store.end_run(run)
+        trials.append(FakeTrial(values, store.run(run).metrics["select/miou"]))
+    for key, picture in figures.sweep_figures(
+        trials, ["model.stages", "loss.temperature"], "select/miou"
+    ).items():
+        store.log_picture(sweep, f"sweep/{key}", picture)
+    store.end_run(sweep)
+    evaluation = {"scores": {"miou": 0.66, "iou": {"field": 0.7, "forest": 0.62}}}
+    version = store.register(
+        run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=evaluation, recipe=recipe
+    )
+    store.promote("d2ls-blobs", version.version, "mIoU 0.6600 on the report split; no champion reigned")
+    return store, sweep
+
+
+def train_falsely(store, run, spool, recipe, shards, network, top, epochs):
+    """Reports a made-up training through the real callback."""
+    from d2ls.metrics import score
+    from d2ls.training.reports import EvaluationReport, StepReport
+    from pipeline.tracking import TrackingCallback
+
+    rng = np.random.default_rng(int(top * 1000))
+    callback = TrackingCallback(store.uri, run, spool, recipe, shards)
+    for step in range(1, 10 * epochs + 1):
+        loss = 0.4 + 1.6 * np.exp(-step / 12) + rng.normal(0, 0.03)
+        terms = {"cross_entropy": loss * 0.7, "dice": loss * 0.3, "total": loss}
+        seconds = {"data": 0.02, "forward": 0.2, "backward": 0.3}
+        report = StepReport(
+            step, 1 + step // 10, 10, 10 * epochs, terms, 1e-4 * (1 - step / 50), 1.0, 8.0, seconds
+        )
+        callback.on_step(report)
+        if step % 10 == 0:
+            right = top * (1 - np.exp(-step / 9))
+            confusion = (1000 * ((1 - right) / 4 + right * np.eye(4) + rng.uniform(0, 0.03, (4, 4)))).astype(
+                int
+            )
+            evaluation = EvaluationReport(
+                step, step // 10, "val", confusion, score(confusion), terms, True, 0.5
+            )
+            callback.on_evaluation(evaluation, network)
+    callback.close()
+
+
+@dataclass
+class FakeTrial:
+    """What `sweep_figures` looks at."""
+
+    values: dict[str, object]
+    score: float

@@ -33,20 +33,24 @@ def model_card(
 ) -> str:
     """Writes the card as Markdown: use, data, scores, limits."""
     found = scores(evaluation)
-    shown = [f"- {key}: {value:.4f}" for key, value in found.items()] or [
-        "- not evaluated on the report split yet"
-    ]
-    scored = [name for name, flag in zip(card.classes.names, card.classes.scored, strict=True) if flag]
+    names = card.classes.names
+    scored = [name for name, flag in zip(names, card.classes.scored, strict=True) if flag]
     resolution = (
         f"{info.ground_sampling_distance} m a pixel"
         if info.ground_sampling_distance
         else "unknown resolution"
     )
+    network = (
+        f"`{info.config.get('backbone')}`, {info.config.get('dictionary')} dictionary, "
+        f"stages: {info.config.get('stages')}"
+    )
+    score = f"mIoU {found['miou']:.4f}" if "miou" in found else "not evaluated"
     return "\n".join(
         [
-            f"# {recipe.model_name}",
-            f"D2LS (dynamic dictionary learning) that labels every pixel of an image as one of "
-            f"{info.classes.num_classes} classes: {', '.join(info.classes.names)}.",
+            f"**{score}** on split `{recipe.roles.report}` of {card.name}, {card.protocol} protocol; {network}.",
+            "",
+            f"Labels every pixel of an image as one of {len(names)} classes: {', '.join(names)}. Dynamic dictionary "
+            "learning (D2LS).",
             "",
             "## Input and output",
             f"Raw images, batch x height x width x {len(info.bands)} ({', '.join(info.bands)}), {info.dtype}; "
@@ -60,8 +64,7 @@ def model_card(
             f"- licence of the data: {card.license}",
             "",
             f"## Scores on `{recipe.roles.report}`",
-            f"Means over {', '.join(scored)}.",
-            *shown,
+            *_score_lines(found, scored),
             "",
             "## Limits",
             f"- learned at {resolution} through windows of {info.window} pixels; the network looks at its whole "
@@ -69,11 +72,27 @@ def model_card(
             f"- knows no class but the ones above, and no sensor, season or region beyond {card.name}",
             "- the scores hold for the report split alone",
             "",
-            f"Network `{info.config.get('backbone')}`, {info.config.get('dictionary')} dictionary, "
-            f"{info.config.get('stages')} stages; run `{run_id}`; recipe digest `{recipe.digest()[:12]}`.",
+            f"Network {network}; run `{run_id}`; recipe digest `{recipe.digest()[:12]}`.",
             "",
         ]
     )
+
+
+def _score_lines(found: Mapping[str, float], scored: list[str]) -> list[str]:
+    """A line of means and a table of the classes."""
+    if not found:
+        return ["Not evaluated on the report split yet."]
+    means = ", ".join(f"{key} {value:.4f}" for key, value in found.items() if "/" not in key)
+    by_class = {key.removeprefix("iou/"): value for key, value in found.items() if key.startswith("iou/")}
+    lines = [f"{means}; means over {', '.join(scored)}."]
+    if by_class:
+        lines += [
+            "",
+            "| class | IoU |",
+            "|---|---|",
+            *(f"| {key} | {value:.4f} |" for key, value in by_class.items()),
+        ]
+    return lines
 
 
 def _scenes(card: "DatasetCard") -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import facts, location, writer
+from pipeline.tracking import facts, location, view, writer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,6 +100,11 @@ class Store:
         if location.is_server(self.uri):
             return self.uri
         return f"{sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
+
+    def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
+        """Returns the address of an experiment's run list in the UI, with the columns that tell runs apart."""
+        root = self.uri if location.is_server(self.uri) else root
+        return view.run_list(root, self.experiment_id(experiment))
 
     def start_sweep_run(self, recipe: "Recipe", card: "DatasetCard", name: str) -> str:
         """Opens (or finds again, by name) the parent run of a sweep; returns its id."""
@@ -312,7 +317,7 @@ class Store:
             if found is None:
                 place = f"{self.artifacts}/{name}" if self.artifacts else None
                 try:
-                    return str(self.client.create_experiment(name, artifact_location=place))
+                    return str(self.client.create_experiment(name, place, view.experiment_tags()))
                 except MlflowException as error:  # another driver was first
                     found = self.client.get_experiment_by_name(name)
                     if found is None:

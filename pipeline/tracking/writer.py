@@ -223,6 +223,7 @@ def _send_one(client: "MlflowClient", entries: list[Entry]) -> None:
             client.log_image(
                 entry.run_id, image, key=values["key"], step=values["step"], timestamp=values["time"]
             )
+            client.log_image(entry.run_id, image, f"figures/{values['key']}.png")  # the newest, easy to find
     elif entry.kind == "text":
         client.log_text(entry.run_id, values["text"], values["file"])
     elif entry.kind == "tags":

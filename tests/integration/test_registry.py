@@ -75,7 +75,7 @@ def test_a_version_carries_card_tags_and_links(world: World) -> None:
     assert (version.version, version.aliases, version.run_id) == ("1", ("challenger",), world.run_id)
     assert version.tags["report_miou"] == "0.5000"
     assert version.tags["dataset_digest"] == world.shards.card.digest
-    for words in ("CC0-1.0", "clean protocol", "Limits", "miou: 0.5000", "iou/field: 0.2500"):
+    for words in ("CC0-1.0", "clean protocol", "Limits", "mIoU 0.5000", "| field | 0.2500 |"):
         assert words in version.description
     model = world.store.client.get_logged_model(version.model_id)
     linked = {metric.key: metric.value for metric in model.metrics}
@@ -203,7 +203,7 @@ def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
         run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
     )
     assert second.aliases == ("challenger",)
-    assert "not evaluated" in second.description
+    assert "**not evaluated**" in second.description
     world.store.promote(NAME, second.version, "mIoU 0.6 beats 0.5")
     champion = world.store.champion(NAME)
     assert champion is not None

@@ -116,6 +116,8 @@ def test_a_training_writes_metrics_and_figures_that_move(
     for key in ("confusion", "class_iou", "predictions", "dictionary"):
         steps = {name.split("+")[2] for name in pictures if name.startswith(f"{key}+")}
         assert steps == {"3", "6"}, key
+    newest = {Path(file.path).stem for file in store.client.list_artifacts(run, "figures")}
+    assert newest == {"confusion", "class_iou", "predictions", "dictionary"}
     assert not (tmp_path / "spool").exists()
 
 
