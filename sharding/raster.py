@@ -128,7 +128,7 @@ class _Tiff(Raster):
     """TIFF through GDAL, by window."""
 
     def __init__(self, ref: FileRef) -> None:
-        self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
+        self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
         self._env.__enter__()
         try:
             with warnings.catch_warnings():
