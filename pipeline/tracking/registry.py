@@ -1,31 +1,22 @@
-"""The model registry: versions made from checkpoints, aliases, and bundles back on the local disk."""
+"""The model registry: versions, aliases, decisions, and bundles back on the local disk."""
 
-import hashlib
-import json
 import math
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from d2ls import storage
-from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo
-from d2ls.errors import TrackingError, WeightsError
-from pipeline.tracking import code, location
-from pipeline.tracking.model_card import model_card, scores
+from d2ls.bundle import INFO_FILE
+from d2ls.errors import TrackingError
+from pipeline.tracking import location
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Version
 
-    from d2ls.shards import DatasetCard
-    from pipeline.config import Recipe
     from pipeline.tracking.store import Store
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-SCRIPT = Path(__file__).with_name("served_model.py")
-BUNDLE_TAG = "bundle_digest"
 
 
 @dataclass(frozen=True)
@@ -54,50 +45,6 @@ class ModelVersion:
     def uri(self) -> str:
         """`models:/name/version`."""
         return f"models:/{self.name}/{self.version}"
-
-
-def register(
-    store: "Store",
-    run_id: str,
-    checkpoint_folder: Path | str,
-    name: str,
-    *,
-    card: "DatasetCard",
-    evaluation: Mapping[str, Any] | None,
-    recipe: "Recipe",
-    step: int = 0,
-) -> ModelVersion:
-    """Registers the model of a checkpoint as a new version and gives it the alias `challenger`.
-
-    The same weights of the same run are registered once: a second call returns the first version.
-
-    Args:
-        store: where to.
-        run_id: run that trained it.
-        checkpoint_folder: folder or URI that holds `model.safetensors` and `model.json`.
-        name: registered model; made where it is new.
-        card: card of the shards it was trained on.
-        evaluation: evaluation on the report split, as plain values; logged with the model.
-        recipe: the resolved recipe of the run.
-        step: optimizer step of the checkpoint, for the linked metrics.
-
-    Raises:
-        TrackingError: the store refuses.
-        WeightsError: no model there.
-    """
-    with tempfile.TemporaryDirectory() as scratch, location.named(store.uri, model=name):
-        bundle = fetch_bundle(checkpoint_folder, Path(scratch) / "bundle")
-        digest = bundle_digest(bundle)
-        for version in versions(store, name):
-            if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
-                store.client.set_registered_model_alias(name, CHALLENGER, version.version)
-                return by_version(store, name, version.version)
-        info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
-        step = step or int(info.extra.get("step", 0))
-        text = model_card(info, card, recipe, evaluation, run_id)
-        tags = _tags(info, card, recipe, evaluation, digest)
-        model_id = _log_model(store, run_id, name, bundle, info, text, evaluation, recipe, card, tags, step)
-        return _create_version(store, name, model_id, run_id, text, tags, recipe)
 
 
 def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersion:
@@ -233,215 +180,6 @@ def download(store: "Store", model_uri: str, folder: Path | None = None) -> Path
             f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used"
         )
     return Path(found)
-
-
-def fetch_bundle(source: Path | str, folder: Path) -> Path:
-    """Copies weights and description of a checkpoint (folder or URI) into a new local folder; returns it."""
-    folder.mkdir(parents=True)
-    for name in (INFO_FILE, WEIGHTS_FILE):
-        uri = storage.join(source, name)
-        if not storage.exists(uri):
-            raise WeightsError(
-                f"{source}: no {name}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
-            )
-        (folder / name).write_bytes(storage.read_bytes(uri))
-    return folder
-
-
-def bundle_digest(bundle: Path) -> str:
-    """SHA-256 (hex) over weights and description."""
-    digest = hashlib.sha256()
-    for name in (INFO_FILE, WEIGHTS_FILE):
-        with (bundle / name).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def signature(info: ModelInfo) -> Any:
-    """Signature of the served model: any batch, height and width, fixed bands. Inferring it would fix all of them."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
-
-    images = TensorSpec(np.dtype(info.dtype), (-1, -1, -1, len(info.bands)))
-    labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1))
-    params = ParamSchema([ParamSpec("probabilities", "boolean", False), ParamSpec("image", "string", "")])
-    return ModelSignature(inputs=Schema([images]), outputs=Schema([labels]), params=params)
-
-
-def save_model(
-    folder: Path, bundle: Path, info: ModelInfo, extra: Mapping[str, Path], **identity: Any
-) -> None:
-    """Writes a complete MLflow model folder: script, code, bundle, requirements, signature, example.
-
-    Args:
-        folder: made here; must not exist.
-        bundle: weights and description.
-        info: the description, read.
-        extra: further files by name, kept as artifacts.
-        **identity: fields of MLflow's `Model` (model_id, run_id, artifact_path).
-    """
-    import mlflow.pyfunc
-    import numpy as np
-    from mlflow.models import Model
-
-    with tempfile.TemporaryDirectory() as scratch:
-        package = code.write_package(Path(scratch) / "code")
-        artifacts = {"bundle": bundle, "code": Path(scratch) / "code", **extra}
-        example = np.random.default_rng(0).integers(0, 255, (1, 32, 32, len(info.bands))).astype(info.dtype)
-        with location.quiet():
-            mlflow.pyfunc.save_model(
-                path=str(folder),
-                python_model=str(SCRIPT),
-                artifacts={name: str(path) for name, path in artifacts.items()},
-                signature=signature(info),
-                input_example=example,
-                pip_requirements=code.requirements(info),
-                metadata={
-                    "package": package,
-                    "classes": list(info.classes.names),
-                    "palette": info.classes.to_json(),
-                },
-                mlflow_model=Model(**identity),
-            )
-
-
-def _log_model(
-    store: "Store",
-    run_id: str,
-    name: str,
-    bundle: Path,
-    info: ModelInfo,
-    text: str,
-    evaluation: Mapping[str, Any] | None,
-    recipe: "Recipe",
-    card: "DatasetCard",
-    tags: Mapping[str, str],
-    step: int,
-) -> str:
-    """Makes a logged model of the run, with its files; returns its id."""
-    from mlflow.entities import LoggedModelOutput
-
-    client = store.client
-    experiment = client.get_run(run_id).info.experiment_id
-    params = {
-        key: str(value)
-        for key, value in recipe.flat().items()
-        if key.startswith(("model.", "loss.", "train."))
-    }
-    model = client.create_logged_model(
-        experiment, name=name, source_run_id=run_id, tags=dict(tags), params=params, model_type="segmentation"
-    )
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            files = {
-                "model_card": ("README.md", text),
-                "recipe": ("recipe.yaml", recipe.to_yaml()),
-                "dataset_card": ("card.json", card.to_json()),
-                **(
-                    {"evaluation": ("evaluation.json", json.dumps(evaluation, indent=2))}
-                    if evaluation
-                    else {}
-                ),
-            }
-            for file, content in files.values():
-                Path(scratch, file).write_text(content, encoding="utf-8")
-            folder = Path(scratch) / "model"
-            save_model(
-                folder, bundle, info, {key: Path(scratch, file) for key, (file, _) in files.items()},
-                artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id,
-                run_id=run_id,
-            )  # fmt: skip
-            client.log_model_artifacts(model.model_id, str(folder))
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-        client.finalize_logged_model(model.model_id, "READY")
-    except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
-        raise
-    _link_metrics(store, run_id, model.model_id, card, evaluation, step)
-    return str(model.model_id)
-
-
-def _link_metrics(
-    store: "Store",
-    run_id: str,
-    model_id: str,
-    card: "DatasetCard",
-    evaluation: Mapping[str, Any] | None,
-    step: int,
-) -> None:
-    """Logs the run's scores, and those of the report split, once more as metrics of the logged model."""
-    import time
-
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    of_run = store.client.get_run(run_id).data.metrics
-    chosen = {
-        key: value for key, value in of_run.items() if key.startswith(("select/", "train/")) or key == "epoch"
-    }
-    chosen |= {f"report/{key}": value for key, value in scores(evaluation).items()}
-    rows = [
-        Metric(key, value, now, step, model_id=model_id, dataset_name=card.name, dataset_digest=card.digest[:36],
-               run_id=run_id)
-        for key, value in chosen.items()
-    ]  # fmt: skip
-    for start in range(0, len(rows), 1000):
-        store.client.log_batch(run_id, metrics=rows[start : start + 1000])
-
-
-def _create_version(
-    store: "Store",
-    name: str,
-    model_id: str,
-    run_id: str,
-    text: str,
-    tags: Mapping[str, str],
-    recipe: "Recipe",
-) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
-    client = store.client
-    try:
-        client.create_registered_model(
-            name,
-            description=f"D2LS for {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; "
-            f"`@{CHALLENGER}` waits for `python -m pipeline.promote`.",
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    with location.as_default(store.uri):
-        made = client.create_model_version(
-            name,
-            source=f"models:/{model_id}",
-            run_id=run_id,
-            tags=dict(tags),
-            description=text,
-            model_id=model_id,
-        )
-    client.set_registered_model_alias(name, CHALLENGER, made.version)
-    return by_version(store, name, str(made.version))
-
-
-def _tags(
-    info: ModelInfo,
-    card: "DatasetCard",
-    recipe: "Recipe",
-    evaluation: Mapping[str, Any] | None,
-    digest: str,
-) -> dict[str, str]:
-    found = scores(evaluation)
-    return {
-        BUNDLE_TAG: digest,
-        "dataset": card.name,
-        "protocol": card.protocol,
-        "dataset_digest": card.digest,
-        "recipe_digest": recipe.digest(),
-        "backbone": str(info.config.get("backbone", "")),
-        "stages": str(info.config.get("stages", "")),
-        **({"report_miou": f"{found['miou']:.4f}"} if "miou" in found else {}),
-    }
 
 
 def _model_id(store: "Store", model_uri: str) -> str:

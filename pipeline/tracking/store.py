@@ -5,8 +5,8 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from d2ls.errors import TrackingError
 from pipeline.tracking import facts, location, view, writer
+from pipeline.tracking.rows import NAME_TAG, RunRow, dataset_input, row_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
@@ -27,34 +27,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-NAME_TAG, DRIVER_TAG, PARAMETERS_TAG = "d2ls.name", "d2ls.driver", "d2ls.parameters"
-FOLDER_TAG = "d2ls.run_folder"
+DRIVER_TAG, PARAMETERS_TAG = "d2ls.driver", "d2ls.parameters"
 PARENT_TAG = "mlflow.parentRunId"
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """A run as a row of a table.
-
-    Attributes:
-        run_id: MLflow's id.
-        name: the name given at its start.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        params: flattened recipe, as text.
-        metrics: last value of each metric.
-        tags: all tags.
-        start: seconds since the epoch.
-        seconds: how long it ran, None while it runs.
-    """
-
-    run_id: str
-    name: str
-    status: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    start: float = 0.0
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +166,7 @@ class Store:
             TrackingError: no such run.
         """
         with location.named(self.uri, run=run_id):
-            return _row(self.client.get_run(run_id))
+            return row_of(self.client.get_run(run_id))
 
     def recipe(self, run_id: str) -> "Recipe":
         """Returns the resolved recipe that a run was started with.
@@ -279,10 +253,10 @@ class Store:
         recipe: "Recipe",
         step: int = 0,
     ) -> "ModelVersion":
-        """Registers the model of a checkpoint as a new version, alias `challenger`; see `registry.register`."""
-        from pipeline.tracking import registry
+        """Registers the model of a checkpoint as a new version, alias `challenger`; see `registration.register`."""
+        from pipeline.tracking import registration
 
-        return registry.register(
+        return registration.register(
             self, run_id, checkpoint_folder, name, card=card, evaluation=evaluation, recipe=recipe, step=step
         )
 
@@ -387,60 +361,10 @@ class Store:
             page = self.client.search_runs(
                 experiments, filter_string, max_results=1000, order_by=[order], page_token=token
             )
-            yield from map(_row, page)
+            yield from map(row_of, page)
             token = page.token
             if not token:
                 return
-
-
-def dataset_input(card: "DatasetCard", uri: str) -> Any:
-    """Describes the shards as a data set of MLflow, which takes 36 characters of a digest."""
-    import json
-
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    profile = {
-        name: {"samples": split.samples, "digest": split.digest} for name, split in card.splits.items()
-    }
-    schema = {"classes": list(card.classes.names), "bands": list(card.bands), "dtype": card.dtype}
-    dataset = Dataset(
-        name=card.name,
-        digest=card.digest[:36],
-        source_type="s3" if uri.startswith("s3:") else "local",
-        source=json.dumps({"uri": uri}),
-        schema=json.dumps(schema),
-        profile=json.dumps({"protocol": card.protocol, "digest": card.digest, "splits": profile}),
-    )
-    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
-
-
-def _row(run: "Run") -> RunRow:
-    info, data = run.info, run.data
-    end = info.end_time
-    return RunRow(
-        run_id=info.run_id,
-        name=data.tags.get(NAME_TAG) or info.run_name or info.run_id,
-        status=info.status,
-        params=dict(data.params),
-        metrics=dict(data.metrics),
-        tags=dict(data.tags),
-        start=info.start_time / 1000,
-        seconds=(end - info.start_time) / 1000 if end else None,
-    )
-
-
-def table(rows: Iterable[RunRow], keys: Iterable[str], metric: str) -> str:
-    """Writes runs as a Markdown table, best first: name, swept keys, metric, status, minutes."""
-    keys = list(keys)
-    ranked = sorted(rows, key=lambda row: -row.metrics.get(metric, float("-inf")))
-    lines = ["| " + " | ".join(["run", *keys, metric, "state", "minutes"]) + " |"]
-    lines.append("|" + "---|" * (len(keys) + 4))
-    for row in ranked:
-        score = f"{row.metrics[metric]:.4f}" if metric in row.metrics else "-"
-        minutes = f"{row.seconds / 60:.1f}" if row.seconds is not None else "-"
-        cells = [row.name, *(row.params.get(key, "-") for key in keys), score, row.status.lower(), minutes]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def _text(value: Any) -> str:

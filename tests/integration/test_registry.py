@@ -17,7 +17,7 @@ from d2ls.inference import Segmenter
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import ModelVersion, Store, code, registry, should_promote
+from pipeline.tracking import ModelVersion, Store, code, registry, saved_model, should_promote
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
 NAME = "d2ls-blobs"
@@ -108,8 +108,8 @@ def test_download_takes_every_form_of_name(world: World, tmp_path: Path) -> None
         f"models:/{world.version.model_id}",
         f"runs:/{world.run_id}",
     ]
-    digests = {registry.bundle_digest(world.store.download(form)) for form in forms}
-    assert digests == {registry.bundle_digest(world.checkpoint)}
+    digests = {saved_model.bundle_digest(world.store.download(form)) for form in forms}
+    assert digests == {saved_model.bundle_digest(world.checkpoint)}
     copy = world.store.download(f"models:/{NAME}/1", tmp_path / "copy")
     assert copy.is_relative_to(tmp_path)
     with pytest.raises(TrackingError, match=r"versions 1 and aliases challenger"):

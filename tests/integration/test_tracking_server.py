@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import RunWriter, Store, registry
+from pipeline.tracking import RunWriter, Store, saved_model
 from pipeline.tracking.writer import SPOOL_TAG
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
@@ -98,7 +98,7 @@ def test_the_whole_way_with_the_server_down_in_between(server: Server, tmp_path:
         )
         store.promote("d2ls-served", version.version, "first")
         bundle = store.download("models:/d2ls-served@champion")
-        assert registry.bundle_digest(bundle) == registry.bundle_digest(checkpoint)
+        assert saved_model.bundle_digest(bundle) == saved_model.bundle_digest(checkpoint)
         assert bundle != checkpoint
     assert not [
         thread for thread in threading.enumerate() if thread.name == "run-writer" and thread.is_alive()

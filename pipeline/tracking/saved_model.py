@@ -1,0 +1,85 @@
+"""A model as MLflow keeps it: a folder with script, code, bundle, requirements, signature and example."""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2ls import storage
+from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo
+from d2ls.errors import WeightsError
+from pipeline.tracking import code, location
+
+SCRIPT = Path(__file__).with_name("served_model.py")
+
+
+def fetch_bundle(source: Path | str, folder: Path) -> Path:
+    """Copies weights and description of a checkpoint (folder or URI) into a new local folder; returns it."""
+    folder.mkdir(parents=True)
+    for name in (INFO_FILE, WEIGHTS_FILE):
+        uri = storage.join(source, name)
+        if not storage.exists(uri):
+            raise WeightsError(
+                f"{source}: no {name}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
+            )
+        (folder / name).write_bytes(storage.read_bytes(uri))
+    return folder
+
+
+def bundle_digest(bundle: Path) -> str:
+    """SHA-256 (hex) over weights and description."""
+    digest = hashlib.sha256()
+    for name in (INFO_FILE, WEIGHTS_FILE):
+        with (bundle / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def signature(info: ModelInfo) -> Any:
+    """Signature of the served model: any batch, height and width, fixed bands. Inferring it would fix all of them."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    images = TensorSpec(np.dtype(info.dtype), (-1, -1, -1, len(info.bands)))
+    labels = TensorSpec(np.dtype("uint8"), (-1, -1, -1))
+    params = ParamSchema([ParamSpec("probabilities", "boolean", False), ParamSpec("image", "string", "")])
+    return ModelSignature(inputs=Schema([images]), outputs=Schema([labels]), params=params)
+
+
+def save_model(
+    folder: Path, bundle: Path, info: ModelInfo, extra: Mapping[str, Path], **identity: Any
+) -> None:
+    """Writes a complete MLflow model folder: script, code, bundle, requirements, signature, example.
+
+    Args:
+        folder: made here; must not exist.
+        bundle: weights and description.
+        info: the description, read.
+        extra: further files by name, kept as artifacts.
+        **identity: fields of MLflow's `Model` (model_id, run_id, artifact_path).
+    """
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        package = code.write_package(Path(scratch) / "code")
+        artifacts = {"bundle": bundle, "code": Path(scratch) / "code", **extra}
+        example = np.random.default_rng(0).integers(0, 255, (1, 32, 32, len(info.bands))).astype(info.dtype)
+        with location.quiet():
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=str(SCRIPT),
+                artifacts={name: str(path) for name, path in artifacts.items()},
+                signature=signature(info),
+                input_example=example,
+                pip_requirements=code.requirements(info),
+                metadata={
+                    "package": package,
+                    "classes": list(info.classes.names),
+                    "palette": info.classes.to_json(),
+                },
+                mlflow_model=Model(**identity),
+            )
