@@ -32,6 +32,7 @@ head=${RAY_HEAD_IP:-$own_address}
 # Gloo looks up the host name, which many machines call 127.0.1.1: say which interface the others reach.
 interface=$("$python" -c 'import psutil, sys
 print(next(n for n, a in psutil.net_if_addrs().items() if any(x.address == sys.argv[1] for x in a)))' "$own_address")
+umask 077
 {
     echo "# written by set_up_node.sh"
     echo "export PATH=$venv/bin:\$PATH"
@@ -50,13 +51,14 @@ print(next(n for n, a in psutil.net_if_addrs().items() if any(x.address == sys.a
     for name in AWS_REGION AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
         [[ -z ${!name:-} ]] || printf 'export %s=%q\n' "$name" "${!name}"
     done
+    [[ -z ${AWS_REGION:-} ]] || echo "export AWS_DEFAULT_REGION=$AWS_REGION" # Arrow's S3 client knows it by this name
     # A fast local disk, where the machine has one, holds the loader's cache.
     if [[ -w /opt/dlami/nvme ]]; then
         mkdir -p /opt/dlami/nvme/tmp
         echo "export TMPDIR=/opt/dlami/nvme/tmp"
     fi
 } >"$HOME/.d2ls-env"
-chmod 600 "$HOME/.d2ls-env"
+[[ ! -f $HOME/.ray/auth_token ]] || chmod 600 "$HOME/.ray/auth_token"
 for file in "$HOME/.profile" "$HOME/.bashrc"; do
     touch "$file"
     # In front: a .bashrc often ends early for shells that nobody types in.
@@ -64,7 +66,7 @@ for file in "$HOME/.profile" "$HOME/.bashrc"; do
     grep -q d2ls-env "$file" || echo '. "$HOME/.d2ls-env"' >>"$file"
 done
 
-# The check: versions as pinned, this checkout and no other, and a GPU that PyTorch can use where there is one.
+# The check: versions as pinned, and a GPU that PyTorch can use where there is one.
 . "$HOME/.d2ls-env"
 cd "$project"
 "$python" "$project/clusters/check_node.py"

@@ -21,13 +21,14 @@ REGION = "us-west-2"
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """Runs moto; yields the variables by which clients find it, in a home of its own."""
+    """Runs moto; yields the variables by which clients find it, with folders of their own: Ray keeps what it found out
+    about an account in the temporary one, and would take an earlier test's for granted."""
     home = tmp_path_factory.mktemp("home")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
-        "PATH": f"{BINARIES}:/usr/sbin:/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8",
+        "PATH": f"{BINARIES}:/usr/sbin:/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION,
         "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret",
         "MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "RAY_USAGE_STATS_ENABLED": "0",
