@@ -37,6 +37,10 @@ PREFERENCES = """
 localStorage['mlflow.assistant.panelOpen_v1'] = 'false';
 localStorage['mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'] = 'true';
 """
+HIDE_PATH = """
+[...document.querySelectorAll('*')].filter(e => e.innerText && e.innerText.trim().startsWith('Path:')
+    && e.children.length < 4).forEach(e => e.style.visibility = 'hidden');
+"""  # where the store lies on this machine is nobody's business
 EXPAND = """
 document.querySelectorAll('button[aria-label="Hide banner"]').forEach(b => b.click());
 document.querySelectorAll('button[aria-label="Toggle sidebar"]').forEach(b => b.click());
@@ -155,8 +159,8 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
         ),
         "run": (f"{run}?{learning}", [best.name, "select/miou"], []),
         "curves": (f"{run}/model-metrics?{learning}", ["select", "train"], [_scroll_to(r"select \(\d+\)")]),
-        "figures": (f"{run}/artifacts/figures/predictions.png?{learning}", ["predictions.png"], []),
-        "dictionary": (f"{run}/artifacts/figures/dictionary.png?{learning}", ["dictionary.png"], []),
+        "figures": (f"{run}/artifacts/figures/predictions.png?{learning}", ["predictions.png"], [HIDE_PATH]),
+        "dictionary": (f"{run}/artifacts/figures/dictionary.png?{learning}", ["dictionary.png"], [HIDE_PATH]),
         "model": (f"models/{model.name}?{learning}", [model.name, "champion"], []),
         "version": (f"models/{model.name}/versions/{version}?{learning}", ["champion", "Limits"], []),
     }
