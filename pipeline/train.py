@@ -310,6 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--name", help="name of the run (default: made up from recipe and time)")
     names.add_argument("--resume", metavar="NAME", help="go on with the run of this name")
+    parser.add_argument(
+        "--profile", action="store_true", help="write a trace of three steps into the run folder"
+    )
     given = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, given.overrides)
     finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume), profile=given.profile)

@@ -72,3 +72,22 @@ def test_a_run_without_an_epoch_has_no_result(folder):
     run.create(recipe)
     with pytest.raises(TrainingError, match="no finished epoch; go on with --resume empty"):
         train.result(run)
+
+
+def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):
+    file = folder / "recipe.yaml"
+    file.write_text(tiny_recipe(folder).to_yaml())
+    asked = {}
+
+    def run(recipe, **options):
+        asked.update(options, epochs=recipe.train.epochs)
+        return train.TrainResult(
+            "a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"select/miou": 0.5}, {}
+        )
+
+    monkeypatch.setattr(train, "run", run)
+    assert train.main([str(file), "--name", "a", "train.epochs=7", "--profile"]) == 0
+    assert asked == {"name": "a", "resume": False, "profile": True, "epochs": 7}
+    assert "mIoU 0.5000" in capsys.readouterr().out
+    train.main([str(file), "--resume", "b"])
+    assert (asked["name"], asked["resume"]) == ("b", True)
