@@ -158,9 +158,10 @@ TREES = {
     tree.source: tree
     for tree in (
         Tree("loveda", _loveda, {"train": 5, "val": 2}, "Train/Urban/masks_png/0.png", LOVEDA_RAW,
-             (255, 0, 1, 2, 3, 4, 5, 6), 9, "unknown", size=(64, 64), hidden={"test": 2}),
+             (255, 0, 1, 2, 3, 4, 5, 6), 9, "unknown", size=(64, 64), hidden={"test": 2},
+             overrides=("data.options.select=null",)),
         Tree("uavid", _uavid, {"train": 4, "val": 2}, "uavid_train/seq1/Labels/000000.png", UAVID_COLORS,
-             tuple(range(8)), (1, 2, 3), "disjoint", hidden={"test": 2}),
+             tuple(range(8)), (1, 2, 3), "disjoint", hidden={"test": 2}, overrides=("data.options.select=null",)),
         Tree("potsdam", _potsdam, {"train": 2, "val": 1, "test": 2}, "5_Labels_all/top_potsdam_2_10_label.tif",
              ISPRS_COLORS, ISPRS_IDS, (1, 2, 3), "disjoint"),
         Tree("vaihingen", _vaihingen, {"train": 2, "val": 1, "test": 2},

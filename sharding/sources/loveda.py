@@ -14,10 +14,11 @@ from typing import Any
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
 from sharding.files import FileTree
 from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
+from sharding.sources.splitting import HeldOut
 
 
 class LoveDA(Source):
-    """Reader of LoveDA."""
+    """Reader of LoveDA; option `select`: `{fraction: 0.1, seed: 42}`."""
 
     name = "loveda"
     classes = ClassTable.create(
@@ -44,11 +45,19 @@ class LoveDA(Source):
     def __init__(
         self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
     ) -> None:
-        refuse_unknown(options, (), self.name)
+        rest = dict(options)
+        self._held_out = HeldOut.take(rest)
+        refuse_unknown(rest, ("select",), self.name)
         super().__init__(root, protocol, access)
 
     def scenes(self) -> Iterator[Scene]:
-        """Yields the scenes of Train, Val and Test."""
+        """Yields the scenes of Train, Val and Test; with the option `select` a part of Train under that name."""
+        if self._held_out and self.protocol == "clean":
+            yield from self._held_out.apply(self._official(), lambda scene: scene.id)
+        else:
+            yield from self._official()
+
+    def _official(self) -> Iterator[Scene]:
         tree = self.tree()
         found = False
         for part in ("Train", "Val", "Test"):

@@ -14,6 +14,7 @@ from d2ls.labels import ClassTable, LabelCodes
 from sharding.files import FileTree
 from sharding.raster import open_raster
 from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
+from sharding.sources.splitting import HeldOut
 from sharding.tiling import Tiling, Window
 
 OFFICIAL = {
@@ -27,7 +28,7 @@ PAPER_ROWS = 2048
 
 
 class UAVid(Source):
-    """Reader of UAVid."""
+    """Reader of UAVid; option `select`: `{fraction: 0.15, seed: 42}` of the sequences."""
 
     name = "uavid"
     classes = ClassTable.create(
@@ -50,13 +51,21 @@ class UAVid(Source):
     def __init__(
         self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
     ) -> None:
-        refuse_unknown(options, (), self.name)
+        rest = dict(options)
+        self._held_out = HeldOut.take(rest)
+        refuse_unknown(rest, ("select",), self.name)
         super().__init__(root, protocol, access)
         if protocol == "paper":
             self.tiling = {"default": Tiling(1024, edge="pad")}
 
     def scenes(self) -> Iterator[Scene]:
-        """Yields the frames of the three parts."""
+        """Yields the frames of the three parts; with the option `select` some sequences of train under that name."""
+        if self._held_out and self.protocol == "clean":
+            yield from self._held_out.apply(self._official(), lambda scene: scene.group or scene.id)
+        else:
+            yield from self._official()
+
+    def _official(self) -> Iterator[Scene]:
         tree = self.tree()
         found = 0
         for part in OFFICIAL:

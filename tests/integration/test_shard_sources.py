@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ls.errors import DataError, LabelError
+from d2ls.errors import ConfigError, DataError, LabelError
 from d2ls.shards import ShardSet
 from d2ls.storage import read_range
 from pipeline.config.recipe import load_recipe
@@ -194,3 +194,24 @@ def test_loveda_offers_a_test_part_that_has_labels(tmp_path):
         (path.parents[1] / "m.png").rename(path.parents[1] / "masks_png" / path.name)
     scenes = list(open_source("loveda", tmp_path).scenes())
     assert Counter(s.split for s in scenes if s.mask) == {"train": 5, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize("source", ["loveda", "uavid"])
+def test_recipes_hold_out_training_scenes_that_select(source, tmp_path):
+    tree = TREES[source]
+    tree.build(tmp_path)
+    official = {scene.id: scene.split for scene in open_source(source, tmp_path).scenes()}
+    options = {"select": {"fraction": 0.4, "seed": 1}}
+    scenes = list(open_source(source, tmp_path, **options).scenes())
+    taken = {scene.id for scene in scenes if scene.split == "select"}
+    assert taken
+    assert {official[key] for key in taken} == {"train"}
+    assert [s.id for s in scenes if s.split == "val"] == [
+        key for key, split in official.items() if split == "val"
+    ]
+    groups = {scene.split: {s.group or s.id for s in scenes if s.split == scene.split} for scene in scenes}
+    assert not groups["train"] & groups["select"]
+    assert "select" in (recipe := load_recipe(source)).data.options
+    assert recipe.roles.select == "select"
+    with pytest.raises(ConfigError, match=r"data\.options\.select"):
+        open_source(source, tmp_path, select={"fraction": 2})
