@@ -336,6 +336,7 @@ def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
         augmentation=recipe.evaluate.augmentation,
         bootstrap=recipe.evaluate.bootstrap,
     )
+    evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     show_evaluation(sweep.console, evaluation)
     stage(sweep.console, f"registry: {recipe.model_name}")
     version = crown(sweep.store, trained, evaluation, recipe, sweep.shards.card, sweep.console)
