@@ -112,8 +112,17 @@ def running(machine: Machine) -> dict[int, str]:
     return found
 
 
+NOISE = re.compile(
+    r"docker\.py|To ensure this mount|V+INFO|VWARN|WARNING util|worker processes have been started|"
+    r"config-cache|node_provider\.py|cli_output_helpers|performance bottleneck|^\s*$"
+)
+"""What Ray says at length and nobody needs in a log."""
+
+
 def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+    """Takes colours and noise out of what Ray writes."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    return "\n".join(line.rstrip()[:160] for line in lines if not NOISE.search(line))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +227,7 @@ def test_a_training_over_two_machines_survives_the_loss_of_one(world):
     )  # fmt: skip
 
     def epochs() -> list[dict[str, float]]:
-        return [json.loads(line) for line in world.read(f"runs/{name}/history.jsonl").splitlines()]
+        return [json.loads(line) for line in world.read(f"runs/{name}/history.jsonl").splitlines() if line]
 
     wait_for(lambda: len(epochs()) >= 2 or training.poll() is not None, 900, "two epochs")
     before = len(epochs())
