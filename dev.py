@@ -79,7 +79,8 @@ def run_all(lines: list[list[str]]) -> int:
     """Runs command lines in the environment, all of them, and returns the first failure."""
     binaries = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
     path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "VIRTUAL_ENV": str(ENVIRONMENT), "PATH": path}
+    shown = str(ENVIRONMENT.relative_to(ROOT) if ENVIRONMENT.is_relative_to(ROOT) else ENVIRONMENT)
+    environment = {**os.environ, "VIRTUAL_ENV": str(ENVIRONMENT), "PATH": path, "D2LS_ENVIRONMENT": shown}
     failed = 0
     for line in lines:
         print(f"$ {' '.join(line)}", flush=True)

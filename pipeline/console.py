@@ -1,5 +1,6 @@
 """What the commands print: stages, tables, and the exact next commands."""
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ def show_next(
         ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
         ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
     ]  # fmt: skip
+    if environment := os.environ.get("D2LS_ENVIRONMENT"):
+        lines.insert(0, ("use the environment", f"source {shlex.quote(environment)}/bin/activate"))
     console.print("[bold]Next[/]")
     for words, command in lines:
         console.print(f"  {words}:", style="dim")

@@ -172,7 +172,7 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     from pipeline.config.tracking import TrackingConfig
     from pipeline.tracking import Store, registry
 
-    store = Store.open(TrackingConfig(uri=tracking_uri))
+    store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
     version = registry.find(store, evaluation.model)
     name = f"evaluation/{evaluation.dataset.get('name', 'data')}-{evaluation.split}"
     if version.run_id:

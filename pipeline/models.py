@@ -72,7 +72,7 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
         from pipeline.config.tracking import TrackingConfig
         from pipeline.tracking import Store
 
-        store = Store.open(TrackingConfig(uri=tracking_uri))
+        store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
         with tempfile.TemporaryDirectory(prefix="d2ls-model-") as folder:
             yield _bundle_below(Path(store.download(uri, Path(folder))), uri)
         return
