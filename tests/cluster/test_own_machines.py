@@ -71,7 +71,7 @@ class World:
             "except urllib.error.HTTPError: pass  # asks for the token: it answers"
         )
         wait_for(
-            lambda: self.estate.laptop.run(["python", "-c", probe], check=False).returncode == 0, 90, url
+            lambda: self.estate.laptop.run(["python", "-c", probe], check=False).returncode == 0, 300, url
         )
 
     def python(self, code: str) -> str:
@@ -151,7 +151,7 @@ def test_ray_up_brings_up_head_and_workers(world):
     def all_there() -> bool:
         return "0.0/3.0 CPU" in world.type(block("ray status"))
 
-    print(f"workers joined {wait_for(all_there, 240, 'three nodes'):.0f} s after the head")
+    print(f"workers joined {wait_for(all_there, 600, 'three nodes'):.0f} s after the head")
 
 
 def test_a_second_ray_up_changes_nothing_in_the_environment(world):
