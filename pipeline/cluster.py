@@ -119,15 +119,21 @@ def _start_local(dashboard: bool) -> None:
         logging.ERROR
     )  # a local Ray needs no remark on tokens
     os.environ.pop("RAY_ADDRESS", None)
-    with _quiet():
-        ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            dashboard_host=LOOPBACK,
-            _node_ip_address=LOOPBACK,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    try:
+        with _quiet():
+            ray.init(
+                address="local",
+                include_dashboard=dashboard,
+                dashboard_host=LOOPBACK,
+                _node_ip_address=LOOPBACK,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except Exception as error:  # Ray raises a bare Exception where its processes do not come up in time
+        raise ResourceError(
+            f"a local Ray did not start: {error} The machine may be overloaded or out of memory (see `uptime` and "
+            "`python -m pipeline.doctor`); try again, or join a running cluster by cluster.address"
+        ) from error
 
 
 def _join(address: str) -> None:

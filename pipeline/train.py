@@ -254,8 +254,8 @@ def _fit(
 
 def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFolder) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
+    from pipeline.interrupt import interruptible_trainer
     from pipeline.worker import run_worker
 
     low, high = recipe.cluster.worker_range
@@ -271,11 +271,14 @@ def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFo
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
         )
-        trainer = TorchTrainer(
+        trainer = interruptible_trainer()(
             run_worker, train_loop_config=job.to_config(), scaling_config=scaling, run_config=config
         )
         try:
             trainer.fit()
+        except KeyboardInterrupt:
+            trainer.abort()
+            raise
         except TrainingFailedError as error:
             raise TrainingError(_explain(error, folder, recipe)) from error
     _raise_failure(folder)
