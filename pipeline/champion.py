@@ -39,7 +39,9 @@ def crown(
     )
     console.print(f"  {version.uri} registered, alias challenger")
     if recipe.registry.promote == "never":
-        console.print(f"  not promoted (registry.promote: never); python -m pipeline.promote {recipe.model_name}")
+        console.print(
+            f"  not promoted (registry.promote: never); python -m pipeline.promote {recipe.model_name}"
+        )
         return version
     version, reason = decide(store, version, evaluation, recipe)
     console.print(f"  {'champion' if 'champion' in version.aliases else 'not champion'}: {reason}")

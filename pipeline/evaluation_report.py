@@ -108,7 +108,9 @@ def _classes(evaluation: "Evaluation") -> list[str]:
 def _published(evaluation: "Evaluation") -> list[str]:
     """Figures of the paper, apart from ours: other splits, protocols and code stand behind them."""
     table = published(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
-    if table is None or evaluation.dataset.get("name") == DEMO:  # its scenes are drawn, only the layout is LoveDA's
+    if (
+        table is None or evaluation.dataset.get("name") == DEMO
+    ):  # its scenes are drawn, only the layout is LoveDA's
         return []
     d2ls = table.rows["D2LS"]
     rival = max((n for n in table.rows if n != "D2LS"), key=lambda name: table.rows[name][-1])
