@@ -18,8 +18,9 @@ import torch
 from d2ls.shards import ShardSet
 from d2ls.training.ranks import Ranks
 from d2ls.training.reports import Callback
-from pipeline import build, cluster
+from pipeline import cluster
 from pipeline.config import parse_recipe
+from pipeline.training import build
 from tests.train_world import recipe_values
 from tests.training_world import run_ranks
 

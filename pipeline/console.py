@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Recipe
     from pipeline.evaluate import Evaluation
-    from pipeline.sweep_report import SweepSummary
+    from pipeline.searching.report import SweepSummary
     from pipeline.tracking import ModelVersion, Store
 
 
@@ -30,7 +30,7 @@ def show_trials(console: "Console", summary: "SweepSummary") -> None:
     """Prints the trial table and the word about noise."""
     from rich.table import Table
 
-    from pipeline.sweep_report import HEADER
+    from pipeline.searching.report import HEADER
 
     table = Table(title=f"Trials of {summary.name}", title_justify="left")
     for column in HEADER:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from d2ls.inference import Segmenter
     from d2ls.inference.scoring import SampleCounts
     from d2ls.shards import DatasetCard, ShardSet
-    from pipeline.evaluation import Evaluation as Evaluation
+    from pipeline.evaluation.result import Evaluation as Evaluation
 
 DESCRIPTION = (
     "Scores trained models on a split of a shard set: every labelled pixel once, the same numbers for any number of "
@@ -66,7 +66,7 @@ def evaluate(
         ShardError: no such shards or split.
     """
     from d2ls.shards import ShardSet
-    from pipeline.evaluation import Evaluation
+    from pipeline.evaluation.result import Evaluation
     from pipeline.models import model_files, model_info
 
     started = time.monotonic()
@@ -155,7 +155,7 @@ def _count(
     files: dict[str, bytes], settings: dict[str, Any], share: _Share, cluster: ClusterConfig | None
 ) -> "list[SampleCounts]":
     from d2ls.inference.scoring import merge
-    from pipeline.model_workers import ModelWorker, spread
+    from pipeline.mapping.workers import ModelWorker, spread
 
     if cluster is None or cluster.worker_range[1] == 1:
         return count_share(ModelWorker(files, settings).segmenter, share)
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from pipeline.evaluation_report import attach, markdown, write_report
+    from pipeline.evaluation.report import attach, markdown, write_report
 
     evaluations = [
         evaluate(

@@ -81,7 +81,7 @@ def _checkpoint(name: str, folder_uri: str | None, wanted: str) -> tuple[str, in
             "one of its trials)"
         )
     from d2ls.training.found import complete_checkpoints
-    from pipeline.run_folder import RunFolder
+    from pipeline.training.run_folder import RunFolder
 
     folder = RunFolder(folder_uri, name)
     best = folder.best() if wanted == "best" else None

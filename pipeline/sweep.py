@@ -12,9 +12,9 @@ from d2ls import storage
 from d2ls.errors import ConfigError, TrainingError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe, parse_recipe
-from pipeline.search import Values, configurations, describe, final_recipe, trial_key, trial_recipe
-from pipeline.sweep_plan import Plan
-from pipeline.sweep_report import METRIC, Repeats, SweepSummary, Trial
+from pipeline.searching.plan import Plan
+from pipeline.searching.report import METRIC, Repeats, SweepSummary, Trial
+from pipeline.searching.space import Values, configurations, describe, final_recipe, trial_key, trial_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -207,8 +207,8 @@ def _run(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepResult
 
 def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSummary:
     from pipeline.console import stage
-    from pipeline.sweep_progress import SweepProgress
-    from pipeline.trials import TrialContext, TrialRecords, run_trials
+    from pipeline.searching.progress import SweepProgress
+    from pipeline.searching.trials import TrialContext, TrialRecords, run_trials
 
     records = TrialRecords(storage.join(sweep.folder, "trials"))
     context = TrialContext(sweep.name, sweep.recipe.to_dict(), sweep.run_id, records)
@@ -236,8 +236,8 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
 
 def _closing(sweep: Sweep, progress: Callable[[Trial, str], None]) -> Callable[[Trial, str], None]:
     """Also ends the MLflow run of a pruned trial, whose own process had no time to."""
-    from pipeline.run_folder import RunFolder
-    from pipeline.worker import spool_folder
+    from pipeline.training.run_folder import RunFolder
+    from pipeline.training.worker import spool_folder
 
     def tell(trial: Trial, event: str) -> None:
         progress(trial, event)
@@ -270,7 +270,7 @@ def _repeat(
     sweep: Sweep, summary: SweepSummary, context: Any, concurrent: int, progress: Any
 ) -> SweepSummary:
     from pipeline.console import stage
-    from pipeline.trials import run_trials
+    from pipeline.searching.trials import run_trials
 
     best = summary.best
     assert best is not None

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from d2ls import errors
 from d2ls.errors import TrainingError
-from pipeline import cli, run_folder
+from pipeline import cli
 from pipeline.config import Recipe, load_recipe
-from pipeline.run_folder import RunFolder
+from pipeline.training import run_folder
+from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
-    from pipeline.worker import Job
+    from pipeline.training.worker import Job
 
 EXAMPLES = """\
   python -m pipeline.train demo                          # a recipe that comes with the project
@@ -85,7 +86,7 @@ def run(
     """
     from d2ls.shards import ShardSet
     from pipeline import cluster, doctor
-    from pipeline.worker import Job
+    from pipeline.training.worker import Job
 
     recipe = recipe.anchored()
     name = name or run_folder.new_name(recipe)
@@ -217,7 +218,7 @@ def _ended(folder: RunFolder) -> Iterator[None]:
 
 
 def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster", quiet: bool) -> Any:
-    from pipeline.progress_view import ProgressView, SilentView
+    from pipeline.training.progress_view import ProgressView, SilentView
 
     if quiet:
         return SilentView()
@@ -238,7 +239,7 @@ def _fit(
     on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> None:
     """Runs the worker group to its end, and shows what it does."""
-    from pipeline.progress import ProgressWatcher
+    from pipeline.training.progress import ProgressWatcher
 
     folder.clear_failure()
 
@@ -255,8 +256,8 @@ def _fit(
 def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFolder) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    from pipeline.interrupt import interruptible_trainer
-    from pipeline.worker import run_worker
+    from pipeline.training.interrupt import interruptible_trainer
+    from pipeline.training.worker import run_worker
 
     low, high = recipe.cluster.worker_range
     scaling = ScalingConfig(

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from d2ls import storage
 from d2ls.shards import ShardSet
 from d2ls.training.ranks import Ranks
-from pipeline import build
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import set_keys
+from pipeline.training import build
 from tests.training_world import SIZE, run_ranks, tiny_shards
 
 

@@ -17,8 +17,8 @@ import yaml
 from d2ls.errors import CheckpointError, ShardError
 from d2ls.shards import ShardSet
 from pipeline import cluster, train
-from pipeline.run_folder import RunFolder
 from pipeline.tracking import Store
+from pipeline.training.run_folder import RunFolder
 from tests.train_world import digest, plain, recipe_values, tiny_recipe, undisturbed
 from tests.training_world import tiny_shards
 
@@ -141,7 +141,7 @@ def test_truncated_shard_is_named(folder, local_ray):
 def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(place)], check=False)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=False)
     if made.returncode:
         pytest.skip("mounting a small disk is not allowed here")
     yield place

@@ -10,9 +10,9 @@ import rasterio
 from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluate import evaluate
-from pipeline.inputs import list_jobs
-from pipeline.mapping import MapOptions
-from pipeline.model_workers import spread
+from pipeline.mapping.inputs import list_jobs
+from pipeline.mapping.scene import MapOptions
+from pipeline.mapping.workers import spread
 from pipeline.models import model_files
 from pipeline.predict import predict
 from tests.inference_stubs import tiny_bundle

@@ -17,7 +17,7 @@ from d2ls.errors import StorageError
 from d2ls.inference import Segmenter
 from pipeline import evaluate, load_model, predict
 from pipeline.config.tracking import TrackingConfig
-from pipeline.mapping import MapOptions, map_scene
+from pipeline.mapping.scene import MapOptions, map_scene
 from pipeline.tracking import Store, registry
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards

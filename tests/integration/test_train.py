@@ -9,8 +9,8 @@ from d2ls.bundle import load_bundle
 from d2ls.errors import ConfigError, NonFiniteLossError, ResourceError
 from d2ls.storage import local_path
 from pipeline import cluster, train
-from pipeline.run_folder import RunFolder
 from pipeline.tracking import Store
+from pipeline.training.run_folder import RunFolder
 from tests.train_world import digest, plain, tiny_recipe, train_workers, undisturbed
 
 

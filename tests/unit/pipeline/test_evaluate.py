@@ -16,10 +16,10 @@ from d2ls.shards import ShardSet
 from d2ls.training.evaluation import Evaluator
 from d2ls.training.ranks import Ranks
 from pipeline.evaluate import _Share, count_share, evaluate, main
-from pipeline.evaluation import Evaluation, bootstrap
-from pipeline.evaluation_report import markdown
+from pipeline.evaluation.published import TABLES
+from pipeline.evaluation.report import markdown
+from pipeline.evaluation.result import Evaluation, bootstrap
 from pipeline.models import load_model
-from pipeline.published import TABLES
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
 

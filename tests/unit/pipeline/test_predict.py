@@ -9,9 +9,9 @@ from rasterio.crs import CRS
 
 from d2ls.errors import ConfigError, D2LSError, DataError, StorageError
 from d2ls.inference import Segmenter
-from pipeline import mapping
-from pipeline.inputs import list_jobs
-from pipeline.mapping import MapOptions, map_scene
+from pipeline.mapping import scene as mapping
+from pipeline.mapping.inputs import list_jobs
+from pipeline.mapping.scene import MapOptions, map_scene
 from pipeline.models import load_model
 from pipeline.predict import main, predict
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from d2ls.errors import ConfigError, TrainingError
-from pipeline import run_folder, train
-from pipeline.run_folder import RunFolder
+from pipeline import train
+from pipeline.training import run_folder
+from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
 WORKER_IMPORTS = {
@@ -24,7 +25,8 @@ BEHIND_THEM = {
 
 def test_a_worker_imports_what_it_needs_and_nothing_beyond():
     program = (
-        "import sys; before = set(sys.modules); import pipeline.build, pipeline.worker, pipeline.progress; "
+        "import sys; before = set(sys.modules); "
+        "import pipeline.training.build, pipeline.training.worker, pipeline.training.progress; "
         "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "print(*sorted(n for n in names if n not in sys.stdlib_module_names and not n.startswith('_')))"
     )

@@ -15,8 +15,8 @@ from typing import Any
 from d2ls import storage
 from d2ls.errors import D2LSError
 from pipeline.config import Recipe, parse_recipe
-from pipeline.search import Values, base_recipe, trial_key, trial_recipe
-from pipeline.sweep_report import METRIC, Trial
+from pipeline.searching.report import METRIC, Trial
+from pipeline.searching.space import Values, base_recipe, trial_key, trial_recipe
 
 DRIVER_RESOURCES = {"node:__internal_head__": 0.01}
 
@@ -166,7 +166,7 @@ def _scheduler(recipe: Recipe) -> Any:
 def _search(recipe: Recipe, pending: Sequence[Values], context: TrialContext) -> dict[str, Any]:
     if recipe.sweep.search != "tpe":
         return {}
-    from pipeline.tpe import TreeParzenSearch
+    from pipeline.searching.tpe import TreeParzenSearch
 
     done = [trial for trial in context.records.all() if trial.status in ("finished", "pruned")]
     search = TreeParzenSearch(

@@ -302,7 +302,7 @@ class _Job:
             rows = _to_scene(parts.rows("probabilities"), grid, layout)
             write_probabilities(probabilities, rows, layout, info.classes)
         if self.options.overlay:
-            from pipeline.overlay import write_overlay
+            from pipeline.mapping.overlay import write_overlay
 
             write_overlay(self._beside("overlay.jpg"), scene, bands, parts.rows("labels"), grid, info.classes)
         rows = _counted(_to_scene(parts.rows("labels"), grid, layout), counts)

@@ -11,7 +11,7 @@ import optuna
 from ray.tune.search import Searcher
 
 from pipeline.config.sweep import Axis
-from pipeline.search import Values, resolve, trial_key
+from pipeline.searching.space import Values, resolve, trial_key
 
 ASKS_PER_TRIAL = 100
 """How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""

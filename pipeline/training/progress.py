@@ -10,7 +10,7 @@ from typing import Any
 from d2ls import storage
 from d2ls.errors import StorageError
 from d2ls.training.reports import Callback, StepReport
-from pipeline.run_folder import RunFolder
+from pipeline.training.run_folder import RunFolder
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
 """Least time between two writes of the latest step, on a local disk and to an object store."""

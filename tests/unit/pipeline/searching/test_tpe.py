@@ -1,8 +1,8 @@
 """The TPE search: conditional keys, nothing twice, finished trials counted in."""
 
 from pipeline.config.sweep import Axis
-from pipeline.search import trial_key
-from pipeline.tpe import Searcher, TreeParzenSearch
+from pipeline.searching.space import trial_key
+from pipeline.searching.tpe import Searcher, TreeParzenSearch
 
 SPACE = {
     "model.stages": Axis(values=(1, 2)),

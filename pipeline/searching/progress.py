@@ -3,8 +3,8 @@
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.search import describe
-from pipeline.sweep_report import METRIC, Trial
+from pipeline.searching.report import METRIC, Trial
+from pipeline.searching.space import describe
 
 if TYPE_CHECKING:
     from rich.console import Console

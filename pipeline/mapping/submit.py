@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from d2ls.errors import ConfigError, DataError
-from pipeline.inputs import Job, list_jobs
+from pipeline.mapping.inputs import Job, list_jobs
 from sharding import submission
 from sharding.raster_scene import open_scene
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from d2ls.bundle import ModelInfo
     from pipeline.config.train import ClusterConfig
-    from pipeline.mapping import MapOptions
+    from pipeline.mapping.scene import MapOptions
 
 
 def submit(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.search import describe
+from pipeline.searching.space import describe
 
 METRIC = "select/miou"
 """What ranks trials: mean IoU over the scored classes of the selection split."""
@@ -16,7 +16,7 @@ class Trial:
     """One trial of a sweep.
 
     Attributes:
-        key: name by content, see `pipeline.search.trial_key`.
+        key: name by content, see `pipeline.searching.space.trial_key`.
         name: name of its training run.
         values: swept keys.
         status: `started`, `finished`, `pruned` or `failed`.

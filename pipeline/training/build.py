@@ -67,7 +67,7 @@ def network(recipe: Recipe, card: DatasetCard) -> "D2LS":
         normalization=Normalization(card.mean, card.std, card.max_value).to_json() if fresh else None,
     )
     if model.init:
-        from pipeline.initialize import load_initial
+        from pipeline.training.initialize import load_initial
 
         load_initial(built, model.init)
     return built

@@ -1,9 +1,9 @@
 import logging
 
 from d2ls.training.reports import StepReport
-from pipeline.progress import ProgressWatcher, ProgressWriter
-from pipeline.progress_view import ProgressView, clock, epoch_line, progress_line
-from pipeline.run_folder import RunFolder
+from pipeline.training.progress import ProgressWatcher, ProgressWriter
+from pipeline.training.progress_view import ProgressView, clock, epoch_line, progress_line
+from pipeline.training.run_folder import RunFolder
 
 
 def report(step, **changes):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.errors import ResourceError
 from pipeline.config import Recipe
-from pipeline.search import Values, trial_recipe
+from pipeline.searching.space import Values, trial_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,11 +13,11 @@ from PIL import Image
 
 from d2ls import storage
 from pipeline.demo import NAME as DEMO
+from pipeline.evaluation.published import Published, published
 from pipeline.figures import Picture, confusion_figure, prediction_sheet
-from pipeline.published import Published, published
 
 if TYPE_CHECKING:
-    from pipeline.evaluation import Evaluation, Interval
+    from pipeline.evaluation.result import Evaluation, Interval
 
 
 def markdown(evaluations: "Sequence[Evaluation]") -> str:

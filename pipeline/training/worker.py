@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from d2ls import storage
 from d2ls.errors import D2LSError, StorageError
 from d2ls.training.reports import Callback
-from pipeline.run_folder import RunFolder
+from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +91,8 @@ def run_worker(config: dict[str, Any]) -> None:
 def _train(job: Job, folder: RunFolder) -> None:
     from d2ls.shards import ShardSet
     from d2ls.training.ranks import Ranks
-    from pipeline import build
     from pipeline.config import parse_recipe
+    from pipeline.training import build
 
     recipe = parse_recipe(job.recipe)
     build.use_threads(job.cpus)
@@ -110,7 +110,7 @@ def _train(job: Job, folder: RunFolder) -> None:
 
 def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[Callback]":
     """Callbacks of rank 0."""
-    from pipeline.progress import ProgressWriter
+    from pipeline.training.progress import ProgressWriter
 
     callbacks: list[Callback] = []
     if job.store:

@@ -4,7 +4,7 @@ import pytest
 
 from d2ls.errors import ConfigError
 from pipeline.config import apply_overrides, parse_recipe
-from pipeline.search import configurations, describe, final_recipe, trial_key, trial_recipe
+from pipeline.searching.space import configurations, describe, final_recipe, trial_key, trial_recipe
 
 BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
 

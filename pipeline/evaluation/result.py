@@ -124,7 +124,7 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """Returns a report for reading."""
-        from pipeline.evaluation_report import markdown
+        from pipeline.evaluation.report import markdown
 
         return markdown([self])
 

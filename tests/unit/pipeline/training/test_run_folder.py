@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from d2ls.errors import ConfigError
-from pipeline import run_folder
-from pipeline.run_folder import RunFolder
+from pipeline.training import run_folder
+from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
 

@@ -1,0 +1,1 @@
+"""Evaluations as values, and their reports."""

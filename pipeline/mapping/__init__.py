@@ -1,0 +1,1 @@
+"""From images to maps: inputs, scenes, overlays, submissions, workers."""

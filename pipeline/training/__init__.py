@@ -1,0 +1,1 @@
+"""What a training run is made of, between the command `pipeline.train` and the loop of `d2ls`."""
