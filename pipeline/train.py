@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -208,11 +208,10 @@ def _ended(folder: RunFolder) -> Iterator[None]:
     """Notes in the run folder how the run ended."""
     try:
         yield
-    except Exception:
-        folder.note(state=run_folder.FAILED)
-        raise
-    except BaseException:
-        folder.note(state=run_folder.KILLED)
+    except BaseException as error:
+        state = run_folder.FAILED if isinstance(error, Exception) else run_folder.KILLED
+        with suppress(errors.StorageError):  # a full disk may be what ended it
+            folder.note(state=state)
         raise
     folder.note(state=run_folder.FINISHED)
 

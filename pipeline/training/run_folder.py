@@ -165,9 +165,14 @@ class RunFolder:
         return {**pointer, "uri": storage.join(self.checkpoints, pointer["checkpoint"])} if pointer else None
 
     def fail(self, error: BaseException) -> None:
-        """Leaves a note of an error that trying again does not mend."""
+        """Leaves a note of an error that trying again does not mend; on a full disk progress.json makes room for it."""
         content = json.dumps({"type": type(error).__name__, "message": str(error)}).encode()
-        storage.write_bytes(storage.join(self.uri, "failure.json"), content)
+        where = storage.join(self.uri, "failure.json")
+        try:
+            storage.write_bytes(where, content)
+        except StorageError:
+            storage.delete(self.progress)
+            storage.write_bytes(where, content)
 
     def failure(self) -> dict[str, str] | None:
         """Returns the note, if there is one."""
