@@ -73,6 +73,7 @@ def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, cou
     whole = run(recipe(raw, tmp_path / "whole"), inline=True)
     target = tmp_path / "killed"
     overrides = [f"data.root={raw}", f"shards.uri={target}", "shards.target_mb=0.05", "name=tiny"]
+    overrides.append("data.options={}")  # as `recipe` makes it
     script = [sys.executable, "-c", KILLED, point, str(count), *overrides]
     killed = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
