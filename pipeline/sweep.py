@@ -225,6 +225,9 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
     progress = _closing(sweep, SweepProgress(sweep.console, left, epochs))
     if left:
         run_trials(sweep.recipe, pending, context, concurrent=concurrent, on_progress=progress)
+        for trial in records.all():  # once more: a dying trial may have called its end a failure
+            if trial.status == "pruned":
+                _end_pruned(sweep, trial)
     summary = SweepSummary(sweep.name, [t for t in records.all() if "seed" not in t.values], epochs)
     if summary.best is None:
         raise TrainingError(_why_none(sweep, summary))
@@ -235,23 +238,29 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
 
 
 def _closing(sweep: Sweep, progress: Callable[[Trial, str], None]) -> Callable[[Trial, str], None]:
-    """Also ends the MLflow run of a pruned trial, whose own process had no time to."""
-    from pipeline.training.run_folder import RunFolder
-    from pipeline.training.worker import spool_folder
+    """Also ends the MLflow run of a pruned trial, whose own process has no time to."""
 
     def tell(trial: Trial, event: str) -> None:
         progress(trial, event)
-        folder = RunFolder.of(sweep.recipe.storage, trial.name)
-        run_id = folder.facts().get("run_id")
-        if event != "pruned" or not run_id:
-            return
-        folder.note(state="pruned")
-        sweep.store.send_spooled(run_id, Path(spool_folder(folder.uri)))
-        words = f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}"
-        sweep.store.set_tags(run_id, {"d2ls.end": words})
-        sweep.store.end_run(run_id, "KILLED")
+        if event == "pruned":
+            _end_pruned(sweep, trial)
 
     return tell
+
+
+def _end_pruned(sweep: Sweep, trial: Trial) -> None:
+    from pipeline.training.run_folder import RunFolder
+    from pipeline.training.worker import spool_folder
+
+    folder = RunFolder.of(sweep.recipe.storage, trial.name)
+    run_id = folder.facts().get("run_id")
+    if not run_id:
+        return
+    folder.note(state="pruned")
+    sweep.store.send_spooled(run_id, Path(spool_folder(folder.uri)))
+    words = f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}"
+    sweep.store.set_tags(run_id, {"d2ls.end": words})
+    sweep.store.end_run(run_id, "KILLED")
 
 
 def _ended(trial: Trial | None) -> bool:

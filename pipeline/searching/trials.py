@@ -84,8 +84,11 @@ def run_trial(config: Mapping[str, Any], *, context: TrialContext) -> None:
             on_epoch=on_epoch,
             quiet=True,
         )
-    except D2LSError as error:
-        context.records.save(replace(trial, status="failed", error=str(error)))
+    except Exception as error:  # whatever it was, the report says it beside the trial
+        known = context.records.load(key)
+        if known is None or known.status != "pruned":  # pruning ends this process in the midst of its work
+            words = str(error) if isinstance(error, D2LSError) else f"{type(error).__name__}: {error}"
+            context.records.save(replace(trial, status="failed", error=words))
         raise
     trial = replace(
         trial, status="finished", run_id=result.run_id, seconds=before + time.monotonic() - started

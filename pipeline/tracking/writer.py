@@ -1,10 +1,12 @@
 """Writes a run from the training process without ever making training wait: a queue on disk and a thread."""
 
+import contextlib
+import fcntl
 import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -123,8 +125,12 @@ class RunWriter:
         if not len(self.spool):
             return
         connect = self._connect or location.connect
-        while (entries := self.spool.oldest(BATCH)) and time.monotonic() < self._deadline:
-            send(connect(self.store_uri), self.spool, entries)
+        while time.monotonic() < self._deadline:
+            with _alone(self.spool.folder):
+                entries = self.spool.oldest(BATCH)
+                if not entries:
+                    return
+                send(connect(self.store_uri), self.spool, entries)
             if not self._closing.is_set():
                 time.sleep(0.2)  # lets a few entries gather
 
@@ -135,17 +141,30 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
     Raises:
         TrackingError: the store does not take them; they stay.
     """
-    spool, sent = Spool(folder), 0
-    while entries := spool.oldest(BATCH):
-        try:
-            send(client, spool, entries)
-        except Exception as error:
-            raise TrackingError(
-                f"{folder}: {len(spool)} log entries still wait; the store says: {error}"
-            ) from error
-        sent += len(entries)
-    spool.remove()
+    if not folder.is_dir():
+        return 0
+    with _alone(folder):
+        spool, sent = Spool(folder), 0
+        while entries := spool.oldest(BATCH):
+            try:
+                send(client, spool, entries)
+            except Exception as error:
+                raise TrackingError(
+                    f"{folder}: {len(spool)} log entries still wait; the store says: {error}"
+                ) from error
+            sent += len(entries)
+        spool.remove()
     return sent
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one sender at a time take entries from a folder: a writer in its last attempt and the driver would
+    both send them.
+    """
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def send(client: "MlflowClient", spool: Spool, entries: Sequence[Entry]) -> None:
