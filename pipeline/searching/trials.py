@@ -117,6 +117,7 @@ def run_trials(
     from ray import tune
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one prints a banner whatever its verbosity
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, context=context), DRIVER_RESOURCES),
         param_space={"values": tune.grid_search(list(pending))} if recipe.sweep.search != "tpe" else None,
