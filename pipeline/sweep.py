@@ -249,14 +249,14 @@ def _closing(sweep: Sweep, progress: Callable[[Trial, str], None]) -> Callable[[
 
 
 def _end_pruned(sweep: Sweep, trial: Trial) -> None:
-    from pipeline.training.run_folder import RunFolder
+    from pipeline.training.run_folder import PRUNED, RunFolder
     from pipeline.training.worker import spool_folder
 
     folder = RunFolder.of(sweep.recipe.storage, trial.name)
     run_id = folder.facts().get("run_id")
     if not run_id:
         return
-    folder.note(state="pruned")
+    folder.note(state=PRUNED)
     sweep.store.send_spooled(run_id, Path(spool_folder(folder.uri)))
     words = f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}"
     sweep.store.set_tags(run_id, {"d2ls.end": words})

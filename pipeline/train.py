@@ -197,7 +197,12 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        store.end_run(run_id, status)
+        store.end_run(run_id, "KILLED" if _pruned(folder) else status)
+
+
+def _pruned(folder: RunFolder) -> bool:
+    """Says whether the sweep ended this trial: what its process then dies of is no failure."""
+    return folder.facts().get("state") == run_folder.PRUNED
 
 
 FOLDER_TAG = "d2ls.run_folder"
@@ -211,7 +216,8 @@ def _ended(folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         state = run_folder.FAILED if isinstance(error, Exception) else run_folder.KILLED
         with suppress(errors.StorageError):  # a full disk may be what ended it
-            folder.note(state=state)
+            if not _pruned(folder):
+                folder.note(state=state)
         raise
     folder.note(state=run_folder.FINISHED)
 

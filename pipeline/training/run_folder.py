@@ -24,7 +24,7 @@ from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
 from pipeline.config import Recipe, load_recipe, parse_recipe
 
-RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
+RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
 
 
 def absolute(uri: str) -> str:
