@@ -6,22 +6,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cluster.machines import BINARIES, HOME, ROOT, Machine, Machines
+from tests.cluster.machines import BINARIES, HOME, ROOT, Machine, Machines, machines
 
+CLUSTER_FILE = ROOT / "clusters" / "own_machines.yaml"
 BUCKET = "d2ls-test"
 STORE_PORT = 9000
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
-def store_environment(machines: Machines) -> dict[str, str]:
+def store_environment(estate: Machines) -> dict[str, str]:
     """Variables by which S3 clients find the object store."""
-    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{machines.head.address}:{STORE_PORT}"}
+    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{estate.head.address}:{STORE_PORT}"}
 
 
 @contextlib.contextmanager
-def object_store(machines: Machines, log: Path) -> Iterator[str]:
+def object_store(estate: Machines, log: Path) -> Iterator[str]:
     """Runs an S3 server on the head, with a bucket; yields the URI of the cluster's storage."""
-    head = machines.head
+    head = estate.head
     with log.open("wb") as stream:
         server = subprocess.Popen(
             head.command([str(BINARIES / "moto_server"), "-H", head.address, "-p", str(STORE_PORT)]),
@@ -30,7 +31,7 @@ def object_store(machines: Machines, log: Path) -> Iterator[str]:
     make = f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')"
     try:
         for _ in range(60):
-            made = head.run(["python", "-c", make], environment=store_environment(machines), check=False)
+            made = head.run(["python", "-c", make], environment=store_environment(estate), check=False)
             if made.returncode == 0:
                 break
             time.sleep(1)
@@ -42,8 +43,26 @@ def object_store(machines: Machines, log: Path) -> Iterator[str]:
         server.wait()
 
 
+@contextlib.contextmanager
+def own_machines(folder: Path) -> Iterator[tuple[Machines, str]]:
+    """Brings up a laptop and three hosts as docs/cluster/own_machines.md wants them before `ray up`.
+
+    Yields:
+        The machines, and the URI of the storage that the edited file names. The edit is seen by the laptop alone.
+    """
+    with (
+        machines(folder, ["head", "worker-1", "worker-2"]) as estate,
+        object_store(estate, folder / "store.log") as storage,
+    ):
+        for host in estate.hosts.values():
+            prepare(host)
+        (folder / CLUSTER_FILE.name).write_text(own_machines_file(estate, storage))
+        estate.laptop.shell(f"mount --bind /run/machines/{CLUSTER_FILE.name} {CLUSTER_FILE}")
+        yield estate, storage
+
+
 def prepare(machine: Machine) -> None:
-    """Gives a machine the environment that a first set-up makes (7 GB, some minutes), and a token to the laptop."""
+    """Gives a machine the environment that a first set-up makes (7 GB, some minutes)."""
     source, target = BINARIES.parent, f"{HOME}/.d2ls-venv"
     machine.shell(
         f"mkdir {target} && ln -s {source}/* {target}/ && "
@@ -51,13 +70,13 @@ def prepare(machine: Machine) -> None:
     )
 
 
-def own_machines_file(machines: Machines, storage: str) -> str:
+def own_machines_file(estate: Machines, storage: str) -> str:
     """Makes the edits that the page asks for in clusters/own_machines.yaml; returns the file's text."""
-    text = (ROOT / "clusters" / "own_machines.yaml").read_text()
-    workers = ", ".join(host.address for host in list(machines.hosts.values())[1:])
-    variables = " ".join(f"{key}={value}" for key, value in store_environment(machines).items())
+    text = CLUSTER_FILE.read_text()
+    workers = ", ".join(host.address for host in list(estate.hosts.values())[1:])
+    variables = " ".join(f"{key}={value}" for key, value in store_environment(estate).items())
     edits = {
-        "head_ip: 192.168.1.10": f"head_ip: {machines.head.address}",
+        "head_ip: 192.168.1.10": f"head_ip: {estate.head.address}",
         "worker_ips: [192.168.1.11, 192.168.1.12]": f"worker_ips: [{workers}]",
         "ssh_user: ubuntu": "ssh_user: root",
         "D2LS_STORAGE=s3://BUCKET/d2ls bash": f"{variables} D2LS_STORAGE={storage} bash",

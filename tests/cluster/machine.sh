@@ -2,17 +2,22 @@
 # First process of a machine in namespaces of its own (network, processes, mounts, host name): private folders, sshd,
 # and then nothing but collecting orphans. When it is killed the kernel ends everything that ran on the machine.
 #
-#     machine.sh NAME HOME FOLDER     FOLDER: seen by the tests and by every machine, there as /run/machines
+#     machine.sh NAME HOME FOLDER CHECKOUT     FOLDER: seen by the tests and by every machine, there as /run/machines
 set -euo pipefail
-name=$1 home=$2
+name=$1 home=$2 checkout=$4
 
 hostname "$name"
 mount -t tmpfs -o mode=755 machine /run
-mkdir /run/machines
+mkdir /run/machines /run/checkout
 mount --bind "$3" /run/machines
-for folder in /tmp /dev/shm /home; do
+mount --bind "$checkout" /run/checkout
+for folder in /tmp /dev/shm; do
     mount -t tmpfs -o mode=1777 machine "$folder"
 done
+if [[ ! -d $checkout ]]; then # it lies in /tmp
+    mkdir -p "$checkout"
+    mount --bind /run/checkout "$checkout"
+fi
 exchange=/run/machines/$name
 sed "s#^root:.*#root:x:0:0:root:$home:/bin/bash#" /etc/passwd >/run/passwd
 mount --bind /run/passwd /etc/passwd

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-HOME = "/home/d2ls"
+HOME = "/run/d2ls"
 TOOLS = ("unshare", "nsenter", "setpriv", "ip", "ssh", "rsync", "ssh-keygen", "/usr/sbin/sshd")
 NETWORK = "10.77.0"
 BINARIES = Path(os.environ.get("VIRTUAL_ENV", ROOT / ".venv")) / "bin"
@@ -36,6 +36,19 @@ def why_not() -> str:
         ["unshare", "-n", "-m", "-p", "-u", "-f", "true"], capture_output=True, check=False
     )
     return "" if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
+
+
+def command_on(process: int, line: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
+    """Returns the command line that runs another one on the machine with this first process."""
+    variables = {
+        "HOME": HOME,
+        "USER": "root",
+        "LANG": "C.UTF-8",
+        "PATH": f"{BINARIES}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        **(environment or {}),
+    }
+    entered = ["nsenter", "-t", str(process), "-m", "-n", "-p", "-u"]
+    return [*entered, "env", "-i", *(f"{key}={value}" for key, value in variables.items()), *line]
 
 
 @dataclass(frozen=True)
@@ -56,15 +69,7 @@ class Machine:
 
     def command(self, line: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
         """Returns the command line that runs another one there, with nothing inherited but the path."""
-        variables = {
-            "HOME": HOME,
-            "USER": "root",
-            "LANG": "C.UTF-8",
-            "PATH": f"{BINARIES}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            **(environment or {}),
-        }
-        entered = ["nsenter", "-t", str(self.process), "-m", "-n", "-p", "-u"]
-        return [*entered, "env", "-i", *(f"{key}={value}" for key, value in variables.items()), *line]
+        return command_on(self.process, line, environment)
 
     def run(
         self,
@@ -147,7 +152,7 @@ def _start(folder: Path, name: str, address: str, inside: Machine | None) -> Mac
     exchange.mkdir()
     enter = ["nsenter", "-t", str(inside.process), "-p"] if inside else []
     unshare = ["unshare", "-n", "-m", "-p", "-u", "-f", "--mount-proc", "--kill-child=SIGKILL"]
-    line = [*enter, *unshare, "bash", str(HERE / "machine.sh"), name, HOME, str(folder)]
+    line = [*enter, *unshare, "bash", str(HERE / "machine.sh"), name, HOME, str(folder), str(ROOT)]
     log = (exchange / "machine.log").open("wb")
     # Should the tests be killed, the kernel ends the laptop, and with it everything.
     holder = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *line], stdout=log, stderr=log)

@@ -85,7 +85,7 @@ def instances(aws: dict[str, str]) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 def test_without_the_accounts_stack_nothing_is_made(aws, tmp_path):
-    subprocess.run(["ray", "get-auth-token", "--generate"], env=aws, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["ray", "get-auth-token", "--generate"], env=aws, check=True, capture_output=True)
     with ray_up(aws, tmp_path) as process:
         assert process.wait(timeout=180) != 0
     assert "d2ls-node" in (tmp_path / "ray_up.log").read_text()

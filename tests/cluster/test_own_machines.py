@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.estate import object_store, own_machines_file, prepare, store_environment
-from tests.cluster.machines import BINARIES, ROOT, Machine, Machines, machines, why_not
+from tests.cluster.estate import own_machines, own_machines_file, store_environment
+from tests.cluster.machines import BINARIES, ROOT, Machine, Machines, why_not
 
 pytestmark = [
     pytest.mark.cluster,
@@ -22,8 +22,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 PAGE = ROOT / "docs" / "cluster" / "own_machines.md"
-CLUSTER_FILE = ROOT / "clusters" / "own_machines.yaml"
-QUIET = {"sshd", "sleep", "bash", "moto_server"}
+QUIET = re.compile(r"^sshd: |^/usr/sbin/sshd |moto_server|^sleep 3600 $")
 """What runs on a machine with or without a cluster."""
 
 
@@ -105,9 +104,8 @@ def running(machine: Machine) -> dict[int, str]:
     found = {}
     for pid in machine.processes():
         with contextlib.suppress(OSError):
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if name not in QUIET and "moto_server" not in words and words:
+            if words and not QUIET.search(words):
                 found[pid] = words.strip()
     return found
 
@@ -120,24 +118,14 @@ NOISE = re.compile(
 
 
 def _plain(text: str) -> str:
-    """Takes colours and noise out of what Ray writes."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    """Takes colours, noise and the checkout's path out of what Ray writes."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{ROOT}/", "").splitlines()
     return "\n".join(line.rstrip()[:160] for line in lines if not NOISE.search(line))
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("cluster") / "machines"
-    with (
-        machines(folder, ["head", "worker-1", "worker-2"]) as estate,
-        object_store(estate, folder / "store.log") as storage,
-    ):
-        for host in estate.hosts.values():
-            prepare(host)
-        edited = folder / "own_machines.yaml"
-        edited.write_text(own_machines_file(estate, storage))
-        # The edits that the page asks for, seen by the laptop alone.
-        estate.laptop.shell(f"mount --bind /run/machines/own_machines.yaml {CLUSTER_FILE}")
+    with own_machines(tmp_path_factory.mktemp("cluster") / "machines") as (estate, storage):
         made = World(estate, storage)
         yield made
         for tunnel in made.tunnels:
