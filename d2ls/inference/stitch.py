@@ -5,7 +5,6 @@ at once, the rest is carried to the next row. Reading runs one step ahead and wr
 blending stays on the device that predicted.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,13 +92,16 @@ def stitch(
         progress: told after every batch.
     """
     begin = grid.first_row_reaching(first_band)
-    total = (len(grid.rows) - begin) * len(grid.columns)
-    done = 0
+    # Batches are the same ones wherever a map is taken up again: a network's rounding differs by batch size.
+    first = begin * len(grid.columns) // batch_size * batch_size
+    done, total = 0, len(grid) - first
     rows = _Rows(grid, num_classes, keep_probabilities)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
-        for batch in _ahead(reader, _batches(read, grid, begin, batch_size)):
+        for batch in _ahead(reader, _batches(read, grid, first, batch_size)):
             for window, block in zip(batch, _predict(predict, batch), strict=True):
+                if window.row < begin:
+                    continue
                 band = rows.add(window, block)
                 if band is not None and band.index >= first_band:
                     if pending is not None:
@@ -111,12 +113,11 @@ def stitch(
             pending.result()
 
 
-def _batches(read: Source, grid: Grid, begin: int, size: int) -> Iterator[list[_Window]]:
-    """Reads windows row by row, in batches that stay within a row (all of one shape)."""
-    for row in range(begin, len(grid.rows)):
-        numbers = iter(range(len(grid.columns)))
-        while chunk := list(itertools.islice(numbers, size)):
-            yield [_Window(row, column, *read(grid.rows[row], grid.columns[column])) for column in chunk]
+def _batches(read: Source, grid: Grid, first: int, size: int) -> Iterator[list[_Window]]:
+    """Reads windows row by row from number `first` on; all are of one shape."""
+    for start in range(first, len(grid), size):
+        places = (divmod(number, len(grid.columns)) for number in range(start, min(start + size, len(grid))))
+        yield [_Window(row, column, *read(grid.rows[row], grid.columns[column])) for row, column in places]
 
 
 def _ahead(reader: ThreadPoolExecutor, batches: Iterator[list[_Window]]) -> Iterator[list[_Window]]:

@@ -77,7 +77,7 @@ def test_presets_hold_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("preset", ["flips", "flips_turns"])
 def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
-    """Spelled out with NumPy's own flips and turns, as the usual libraries do it."""
+    """Spelled out with NumPy's own flips and turns."""
     network = LocalStub()
     image = picture(20, 20, 3)
 
@@ -94,6 +94,50 @@ def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
             ways.append(back[:, ::-1] if mirrored else back)
     found = Segmenter(network, model_info(), augmentation=preset).probabilities(image)
     np.testing.assert_allclose(found, np.mean(ways, axis=0).transpose(2, 0, 1), atol=1e-6)
+
+
+def ttach_mean(image: np.ndarray, preset: str) -> np.ndarray:
+    """K H W by the library that most people use for this."""
+    ttach = pytest.importorskip("ttach")
+    transforms = {
+        "flips": [ttach.HorizontalFlip(), ttach.VerticalFlip()],
+        "flips_turns": [ttach.HorizontalFlip(), ttach.Rotate90([0, 90, 180, 270])],
+        "larger": [
+            ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Scale([1, 1.25], "bilinear", align_corners=False),
+        ],
+    }[preset]  # fmt: skip
+    network = LocalStub()
+    probabilities = torch.nn.Sequential(network.normalization, _Probabilities(network))
+    wrapper = ttach.SegmentationTTAWrapper(probabilities, ttach.Compose(transforms), merge_mode="mean")
+    with torch.no_grad():
+        return wrapper(torch.from_numpy(image).permute(2, 0, 1)[None].float())[0].numpy()
+
+
+class _Probabilities(torch.nn.Module):
+    def __init__(self, network: LocalStub) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).logits.softmax(1)
+
+
+@pytest.mark.parametrize("preset", ["flips", "flips_turns"])
+def test_the_mean_is_that_of_ttach(preset: str) -> None:
+    image = picture(24, 32, 3)
+    found = Segmenter(LocalStub(), model_info(), augmentation=preset).probabilities(image)
+    np.testing.assert_allclose(found, ttach_mean(image, preset), atol=1e-6)
+
+
+def test_enlarging_views_are_those_of_ttach() -> None:
+    """Shrinking ones are not: ours smooth before they shrink, ttach drops pixels."""
+    image = picture(24, 32, 3)
+    network = LocalStub()
+    chosen = [View(v.mirrored, v.turns, scale) for v in PRESETS["flips"] for scale in (1.0, 1.25)]
+    raw = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        found = average_views(_Probabilities(network), network.normalization(raw), tuple(chosen))
+    np.testing.assert_allclose(found[0].numpy(), ttach_mean(image, "larger"), atol=1e-6)
 
 
 def test_scaled_views_keep_a_constant_image() -> None:

@@ -78,6 +78,27 @@ def test_a_map_begun_at_any_band_ends_the_same(overlap: int) -> None:
             np.testing.assert_array_equal(one.probabilities, two.probabilities)
 
 
+def test_batches_run_on_over_the_ends_of_rows_and_are_the_same_ones_from_any_band() -> None:
+    """A network rounds differently by batch size, so a map that goes on must not cut other batches."""
+    image, grid = picture(120, 120), Grid(120, 120, 32, 8)
+    segmenter = Segmenter(LocalStub(), model_info())
+    seen: list[bytes] = []
+
+    def predict(pixels: npt.NDArray[np.generic]) -> torch.Tensor:
+        seen.append(pixels.tobytes())
+        return segmenter.window_probabilities(pixels)
+
+    read = lambda r, c: (image[slice(*r), slice(*c)], None)  # noqa: E731
+    stitch(read, predict, lambda _: None, grid, 4, batch_size=3)
+    complete = list(seen)
+    assert len(grid.columns) % 3
+    assert len(complete) == -(-len(grid) // 3)
+    for start in range(len(grid.rows)):
+        seen.clear()
+        stitch(read, predict, lambda _: None, grid, 4, batch_size=3, first_band=start)
+        assert seen == complete[-len(seen) :]
+
+
 def test_batches_do_not_change_the_map() -> None:
     image, grid = picture(80, 90), Grid(80, 90, 32, 8)
     one, seven = run(image, grid, batch_size=1), run(image, grid, batch_size=7)
