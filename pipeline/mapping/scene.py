@@ -1,10 +1,10 @@
-"""One scene to one label map: which bands, at which ground distance, window by window, and on after a kill."""
+"""One scene to one label map, window by window, and on after a kill."""
 
 import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2ls import storage
-from d2ls.bundle import ModelInfo
-from d2ls.errors import ConfigError, DataError
+from d2ls.errors import DataError
 from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
+from pipeline.mapping.fit import choose_bands, plan_grid, plan_stretch
 from sharding.raster_parts import Parts, Rows
 from sharding.raster_scene import Scene, Span, open_scene
 from sharding.raster_write import (
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PLAN_TAG = "d2ls_plan"
-GSD_TOLERANCE = 1.25
-"""How far the pixel size may be from the training's, as a factor, before it is warned about."""
 
 
 @dataclass(frozen=True)
@@ -78,72 +76,6 @@ class MapReport:
     notes: tuple[str, ...] = ()
     skipped: bool = False
     pixels: tuple[int, ...] = ()
-
-
-def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
-    """Chooses which bands of a scene the model sees.
-
-    Args:
-        scene: the scene.
-        info: the model.
-        chosen: band numbers from 1, as a person gave them.
-
-    Returns:
-        Positions from 0, and a note where the choice is not plain.
-
-    Raises:
-        DataError: there is no safe choice; says what is there and how to choose.
-    """
-    wanted = len(info.bands)
-    names = ", ".join(info.bands)
-    if chosen is not None:
-        if len(chosen) != wanted or not all(1 <= band <= scene.count for band in chosen):
-            raise DataError(
-                f"{scene.name}: --bands {','.join(map(str, chosen))}: the model takes {wanted} ({names}), "
-                f"the file has bands 1 to {scene.count}"
-            )
-        return tuple(band - 1 for band in chosen), ""
-    mask = (
-        ""
-        if scene.alpha is None
-        else f"band {scene.alpha + 1} is taken as transparency: where it is 0, no label"
-    )
-    if all(name.lower() in scene.band_names for name in info.bands):
-        found = tuple(scene.band_names.index(name.lower()) for name in info.bands)
-        plain = found == tuple(range(scene.count - (scene.alpha is not None)))
-        note = "" if plain else f"bands {[band + 1 for band in found]} chosen by their names ({names})"
-        return found, "; ".join(text for text in (note, mask) if text)
-    colors = tuple(band for band in range(scene.count) if band != scene.alpha)
-    if len(colors) == wanted:
-        return colors, mask
-    example = ",".join(str(min(band, scene.count)) for band in range(1, wanted + 1))
-    marked = "" if scene.alpha is None else f", band {scene.alpha + 1} of them marked as transparency"
-    raise DataError(
-        f"{scene.name}: {scene.count} band(s){marked}, the model takes {wanted} ({names}). "
-        f"Choose with --bands, for instance --bands {example}"
-    )
-
-
-def plan_grid(scene: Scene, segmenter: Segmenter, resample: bool) -> tuple[tuple[int, int] | None, str]:
-    """Compares ground distances; returns the grid to resample to (None: the scene's own) and a warning."""
-    here, trained = scene.pixel_metres, segmenter.info.ground_sampling_distance
-    if here is None or trained is None:
-        if resample:
-            missing = "the scene's pixel size" if here is None else "the model's ground sampling distance"
-            raise ConfigError(f"{scene.name}: --resample needs to know {missing}, and it is not stated")
-        return None, ""
-    factor = here / trained
-    if resample:
-        if abs(factor - 1) < 0.01:
-            return None, ""
-        size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
-        return size, f"resampled from {here:.3g} m a pixel to {trained:.3g} m, as in training"
-    if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
-        return None, (
-            f"{here:.3g} m a pixel, the model was trained at {trained:.3g} m: things look {1 / factor:.2g} times "
-            "as large as it knows them; consider --resample"
-        )
-    return None, ""
 
 
 def map_scene(
@@ -261,7 +193,7 @@ class _Job:
         return Parts(uri, plan, kinds, grid.width, bands)
 
     def _reader(self, scene: Scene, bands: tuple[int, ...], size: tuple[int, int] | None) -> Any:
-        stretch = _stretch(scene, self.segmenter, self.options.stretch)
+        stretch = plan_stretch(scene, self.segmenter, self.options.stretch)
 
         def read(rows: Span, columns: Span) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
             pixels, valid = scene.read(rows, columns, bands, size)
@@ -310,34 +242,6 @@ class _Job:
         if self.target.suffix.lower() == ".png":
             aux_file(self.target).unlink(missing_ok=True)
         return (*counts[: info.classes.num_classes].tolist(), int(counts[255]))
-
-
-def _stretch(
-    scene: Scene, segmenter: Segmenter, limits: tuple[float, float] | None
-) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
-    """Returns what turns the file's values into those the model knows.
-
-    Raises:
-        DataError: the types differ and nobody said how they relate.
-    """
-    wanted = segmenter.info.dtype
-    if limits is None:
-        if scene.dtype != wanted:
-            raise DataError(
-                f"{scene.name}: pixels are {scene.dtype}, the model was trained on {wanted}. Say which file "
-                "values stand for its darkest and brightest with --stretch, for instance --stretch 0,10000"
-            )
-        return lambda pixels: pixels
-    low, high = limits
-    if not low < high:
-        raise ConfigError(f"--stretch {low},{high}: give the low value first")
-    top = float(getattr(segmenter.network.normalization, "max_value", np.iinfo(wanted).max))
-
-    def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
-        scaled = (pixels.astype(np.float32) - low) * (top / (high - low))
-        return np.rint(scaled.clip(0, top)).astype(wanted)
-
-    return stretch
 
 
 def _to_scene(rows: Rows, grid: Grid, layout: Layout) -> Rows:
