@@ -52,11 +52,12 @@ class Finding:
 
 
 def quick(recipe: Recipe) -> list[Finding]:
-    """The cheap part: shards, roles and storage, from this process. Nothing is started.
+    """The cheap part: shards, roles, storage, and the library of a baseline, from this process. Nothing is started.
 
     Raises:
         D2LSError: the first thing that would make a run fail.
     """
+    check_architecture(recipe)
     shards = _open_shards(recipe)
     return [*check_roles(recipe, shards), check_storage(recipe.storage)]
 
@@ -204,10 +205,19 @@ def check_roles(recipe: Recipe, shards: "ShardSet") -> list[Finding]:
     return findings
 
 
+def check_architecture(recipe: Recipe) -> None:
+    """Refuses a baseline whose library is missing on this machine."""
+    if recipe.model.architecture != "d2ls":
+        from d2ls.model.baseline import check_library
+
+        check_library(recipe.model.architecture)
+
+
 def check_backbone(recipe: Recipe) -> Finding:
-    """Looks whether the backbone can be built here, and its weights be had."""
+    """Looks whether the network can be built here, and the backbone's weights be had."""
     import timm
 
+    check_architecture(recipe)
     name = recipe.model.backbone
     if not timm.is_model(name.split(".")[0]):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8])
@@ -215,7 +225,7 @@ def check_backbone(recipe: Recipe) -> Finding:
     if recipe.model.weights and not storage.exists(recipe.model.weights):
         raise ConfigError(f"model.weights={recipe.model.weights}: no such file")
     source = "timm's weights, fetched on first use" if recipe.model.pretrained else "no pretrained weights"
-    return Finding("model", "ok", f"{name}, {recipe.model.weights or source}")
+    return Finding("model", "ok", f"{recipe.model.architecture}, {name}, {recipe.model.weights or source}")
 
 
 def check_cluster(recipe: Recipe) -> Iterable[Finding]:

@@ -1,5 +1,6 @@
-"""The D2LS network and its parts; `build_model` makes one from plain values."""
+"""The D2LS network, its parts, and baselines; `build_model` makes one from plain values."""
 
+from d2ls.model.baseline import BASELINES, Baseline
 from d2ls.model.batch_norm import synchronise_batch_norm
 from d2ls.model.build import build_model
 from d2ls.model.export import export_program
@@ -10,7 +11,9 @@ from d2ls.model.published import load_published
 from d2ls.model.weights import load_weights
 
 __all__ = [
+    "BASELINES",
     "D2LS",
+    "Baseline",
     "D2LSOutput",
     "Normalization",
     "backbone_normalization",

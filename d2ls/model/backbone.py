@@ -27,6 +27,7 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: channels of the four maps, shallowest first.
+        strides: strides of all maps of the trunk, shallowest first; the four are among them.
 
     Raises:
         ConfigError: unknown name (near ones are listed), or no four maps at these strides.
@@ -44,12 +45,12 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.bands = name, bands
         self.trunk = _create(name, bands=bands, pretrained=pretrained, drop_path=drop_path)
-        strides = self.trunk.feature_info.reduction()
-        if not set(STRIDES) <= set(strides):
+        self.strides = tuple(self.trunk.feature_info.reduction())
+        if not set(STRIDES) <= set(self.strides):
             raise ConfigError(
-                f"backbone {name!r} gives maps at strides {strides}; {list(STRIDES)} are needed"
+                f"backbone {name!r} gives maps at strides {list(self.strides)}; {list(STRIDES)} are needed"
             )
-        self.levels = tuple(strides.index(stride) for stride in STRIDES)
+        self.levels = tuple(self.strides.index(stride) for stride in STRIDES)
         self.channels = tuple(self.trunk.feature_info.channels()[level] for level in self.levels)
         self.channels_last = "NHWC" in str(getattr(self.trunk, "output_fmt", ""))
         self.frozen = freeze
@@ -65,10 +66,18 @@ class Backbone(nn.Module):
         Returns:
             F1..F4, B C_i H_i W_i, strides 4, 8, 16, 32, shallowest first.
         """
+        maps = self._maps(images)
+        return [maps[level] for level in self.levels]
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Computes the four maps, and before them the one at stride 2 where the trunk has it."""
+        maps = self._maps(images)
+        return [each for each, stride in zip(maps, self.strides, strict=True) if stride in (2, *STRIDES)]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.trunk(images)
-        chosen = [maps[level] for level in self.levels]
-        return [each.permute(0, 3, 1, 2) for each in chosen] if self.channels_last else chosen
+        return [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else list(maps)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a frozen backbone stays in evaluation mode."""

@@ -8,6 +8,7 @@ from d2ls.errors import ConfigError
 from d2ls.model.aggregator import Aggregator, DeepestOnly
 from d2ls.model.attention import Route, cheaper_route
 from d2ls.model.backbone import Backbone
+from d2ls.model.baseline import Baseline, build_baseline, check_library
 from d2ls.model.decoder import Decoder, PlainDecoder
 from d2ls.model.dictionary import DynamicDictionary, Modulator, StaticDictionary
 from d2ls.model.interactor import Interactor
@@ -24,6 +25,7 @@ def build_model(
     *,
     backbone: str,
     num_classes: int,
+    architecture: str = "d2ls",
     stages: int = 3,
     pretrained: bool = False,
     weights: str | None = None,
@@ -38,12 +40,14 @@ def build_model(
     drop_path: float = 0.0,
     normalization: dict[str, Any] | None = None,
     route: Route | None = None,
-) -> D2LS:
+) -> D2LS | Baseline:
     """Builds a network; deterministic under `torch.manual_seed`.
 
     Args:
         backbone: a timm name with four maps at strides 4, 8, 16, 32.
         num_classes: K, at least 2.
+        architecture: d2ls, or one of `BASELINES` with the same backbone; what follows about stages, sizes, heads,
+            dictionary, aggregator and static branch is about d2ls alone.
         stages: L, 0 to 6; 0 keeps the closing attention. Without effect where `dictionary` is none.
         pretrained: take timm's weights for the backbone; may download them. Nothing else ever downloads.
         weights: a local file of backbone weights (.safetensors, .pth) instead.
@@ -62,20 +66,28 @@ def build_model(
         route: how the attentions are computed; None: the cheaper one for this many classes.
 
     Raises:
-        ConfigError: an unknown backbone or an impossible value.
+        ConfigError: an unknown backbone or architecture, a baseline without its library, or an impossible value.
         WeightsError: the weight file does not fit.
     """
     _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights)
-    config = {
-        "backbone": backbone, "num_classes": num_classes, "stages": stages, "bands": bands, "embed_dim": embed_dim,
-        "heads": heads, "candidates": candidates, "dictionary": dictionary, "aggregator": aggregator,
-        "static_branch": static_branch, "freeze_backbone": freeze_backbone, "drop_path": drop_path,
-    }  # fmt: skip
+    if architecture != "d2ls":
+        check_library(architecture)
     encoder = Backbone(
         backbone, bands=bands, pretrained=pretrained, drop_path=drop_path, freeze=freeze_backbone
     )
     if weights is not None:
         load_backbone(encoder, weights)
+    normalize = _normalization(backbone, bands, normalization)
+    config: dict[str, Any] = {
+        "architecture": architecture, "backbone": backbone, "num_classes": num_classes, "bands": bands,
+        "freeze_backbone": freeze_backbone, "drop_path": drop_path, "normalization": normalize.to_json(),
+    }  # fmt: skip
+    if architecture != "d2ls":
+        return build_baseline(architecture, encoder, num_classes, normalization=normalize, config=config)
+    config |= {
+        "stages": stages, "embed_dim": embed_dim, "heads": heads, "candidates": candidates,
+        "dictionary": dictionary, "aggregator": aggregator, "static_branch": static_branch,
+    }  # fmt: skip
     fuse = (Aggregator if aggregator else DeepestOnly)(encoder.channels, embed_dim)
     head: nn.Module
     if dictionary == "none":
@@ -95,10 +107,7 @@ def build_model(
             decoder=Decoder(embed_dim),
             static_branch=static_branch,
         )
-    normalize = _normalization(backbone, bands, normalization)
-    return D2LS(
-        encoder, fuse, head, normalization=normalize, config={**config, "normalization": normalize.to_json()}
-    )
+    return D2LS(encoder, fuse, head, normalization=normalize, config=config)
 
 
 def _normalization(backbone: str, bands: int, values: dict[str, Any] | None) -> Normalization:

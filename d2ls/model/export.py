@@ -3,12 +3,13 @@
 import torch
 from torch.export import Dim, ExportedProgram
 
+from d2ls.model.baseline import Baseline
 from d2ls.model.network import D2LS
 
 SMALLEST_EXPORTED = 64
 
 
-def export_program(model: D2LS) -> ExportedProgram:
+def export_program(model: D2LS | Baseline) -> ExportedProgram:
     """Exports a network in evaluation mode; batch, height and width stay free, height and width 64 at least.
 
     Below 64 the deepest map has a side of one pixel, where the exporter would need a second program.

@@ -138,15 +138,15 @@ class D2LS(nn.Module):
         return crop(output, height, width)
 
 
-def pad(images: Tensor) -> Tensor:
-    """Adds zeros at the lower and right edge up to multiples of 4, and to 32 at least."""
+def pad(images: Tensor, multiple: int = PATCH) -> Tensor:
+    """Adds zeros at the lower and right edge up to multiples of 4 (or another number), and to 32 at least."""
     height, width = images.shape[-2:]
-    return F.pad(images, (0, _padded(width) - width, 0, _padded(height) - height))
+    return F.pad(images, (0, _padded(width, multiple) - width, 0, _padded(height, multiple) - height))
 
 
-def _padded(size: int) -> int:
+def _padded(size: int, multiple: int) -> int:
     """An `if` where `max` would do: an exporter then notes a smallest size instead of a formula."""
-    return (size + PATCH - 1) // PATCH * PATCH if size > SMALLEST - PATCH else SMALLEST
+    return (size + multiple - 1) // multiple * multiple if size > SMALLEST - multiple else SMALLEST
 
 
 def crop(output: D2LSOutput, height: int, width: int) -> D2LSOutput:

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 
 from d2ls.errors import ConfigError
 
+Scalar = bool | int | float | str
+
 
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys and wrong types are refused."""

@@ -1,15 +1,49 @@
 """Recipe sections `model` and `loss`."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Section
+from pipeline.config.base import Scalar, Section
+
+Architecture = Literal["d2ls", "unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer"]
+
+NEEDS: dict[str, tuple[str, tuple[Scalar, ...]]] = {
+    "model.dictionary": ("model.architecture", ("d2ls",)),
+    "model.aggregator": ("model.architecture", ("d2ls",)),
+    "model.stages": ("model.dictionary", ("dynamic", "static")),
+    "model.static_branch": ("model.dictionary", ("dynamic",)),
+    "loss.static_weight": ("model.static_branch", (True,)),
+    "loss.contrastive": ("model.dictionary", ("dynamic",)),
+    "loss.contrastive_weight": ("loss.contrastive", ("ratio", "infonce")),
+    "loss.temperature": ("loss.contrastive", ("infonce",)),
+}
+"""Keys that change nothing unless another key, which must itself count, has one of these values."""
+
+
+def unmet(key: str, value_of: Callable[[str], Any]) -> tuple[str, tuple[Scalar, ...]] | None:
+    """Returns the key that keeps another one from having an effect, and the values it would need.
+
+    Args:
+        key: dotted key of a recipe.
+        value_of: gives the value of any key.
+
+    Returns:
+        None where the key counts.
+    """
+    if key not in NEEDS:
+        return None
+    needed, allowed = NEEDS[key]
+    return unmet(needed, value_of) or (None if value_of(needed) in allowed else NEEDS[key])
 
 
 class ModelConfig(Section):
     """The network."""
 
+    architecture: Architecture = "d2ls"
+    """D2LS, or a network to compare it with, from segmentation_models_pytorch (the extra `baselines`): the same
+    backbone, loop, losses and evaluation; no dictionary, so what is about one has no effect."""
     backbone: str = "convnext_base.fb_in1k"
     """Name of a timm backbone with four maps at strides 4, 8, 16, 32."""
     pretrained: bool = True

@@ -16,7 +16,7 @@ from d2ls.errors import ConfigError
 from pipeline.config.base import Section, known_keys, nearest
 from pipeline.config.data import DataConfig, ShardsConfig
 from pipeline.config.loader import LoaderConfig
-from pipeline.config.model import LossConfig, ModelConfig
+from pipeline.config.model import LossConfig, ModelConfig, unmet
 from pipeline.config.predict import EvaluateConfig
 from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
@@ -51,15 +51,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if self.loss.contrastive == "ratio" and self.model.dictionary != "dynamic":
+        contrasts = self.loss.contrastive != "none" and self.model.architecture == "d2ls"
+        if contrasts and self.model.dictionary != "dynamic":
             raise ValueError(
-                f"loss.contrastive: ratio compares dynamic dictionaries, but model.dictionary is "
+                f"loss.contrastive: {self.loss.contrastive} compares dynamic dictionaries, but model.dictionary is "
                 f"{self.model.dictionary}; set loss.contrastive=none or model.dictionary=dynamic"
-            )
-        if self.loss.contrastive == "infonce" and self.model.dictionary != "dynamic":
-            raise ValueError(
-                f"loss.contrastive: infonce needs model.dictionary=dynamic, it is {self.model.dictionary}; "
-                "set loss.contrastive=none"
             )
         most = self.cluster.worker_range[1]
         if most > self.train.global_batch:
@@ -110,6 +106,16 @@ class Recipe(Section):
     def flat(self) -> dict[str, Any]:
         """Returns dotted keys and scalar values, as logged parameters; lists and free mappings as JSON."""
         return dict(_flatten(self.to_dict()))
+
+    def without_effect(self, keys: Iterable[str]) -> list[str]:
+        """Says which of some dotted keys change nothing in this recipe, and why; a sentence each."""
+        flat = self.flat()
+        found = [(key, unmet(key, flat.get)) for key in keys]
+        return [
+            f"{key} has no effect: {need[0]} is {flat[need[0]]}, it counts with {' or '.join(map(str, need[1]))}"
+            for key, need in found
+            if need
+        ]
 
     def with_values(self, values: Mapping[str, Any], *, where: str = "override") -> Self:
         """Returns a recipe with some dotted keys changed, validated again."""
@@ -189,21 +195,27 @@ def parse_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Sets `key.sub=value` strings in nested plain values; returns a new dictionary.
+    """Sets `key.sub=value` strings in nested plain values, in their order; returns a new dictionary.
+
+    The value is YAML, or `@file.yaml`: what stands in that file.
 
     Raises:
-        ConfigError: no `=`, or a value that is not YAML.
+        ConfigError: no `=`, a value that is not YAML, or no such file.
     """
-    changes = {}
+    result = dict(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
         try:
-            changes[key.strip()] = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            text = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        except OSError as error:
+            raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
-    return set_keys(values, changes)
+        result = set_keys(result, {key.strip(): value})
+    return result
 
 
 def set_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
-
-Scalar = bool | int | float | str
+from pipeline.config.base import Scalar, Section
 
 
 class Axis(Section):

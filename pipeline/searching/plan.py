@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.errors import ResourceError
 from pipeline.config import Recipe
-from pipeline.searching.space import Values, trial_recipe
+from pipeline.searching.space import Values, swept_in_vain, trial_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ class Plan:
         final_epochs: epochs of the final training, 0 without one.
         disk_gb: largest size of the kept checkpoints.
         resources: what the machine or cluster has and a trial takes, in words.
+        in_vain: swept keys without effect, a sentence each.
     """
 
     trials: int
@@ -33,6 +34,7 @@ class Plan:
     final_epochs: int
     disk_gb: float
     resources: str
+    in_vain: Sequence[str] = ()
 
     @classmethod
     def make(cls, recipe: Recipe, chosen: Sequence[Values], cpus: float, gpus: float) -> "Plan":
@@ -65,8 +67,9 @@ class Plan:
             workers=most,
             concurrent=int(min(*fits, recipe.sweep.concurrent or count, count)),
             final_epochs=recipe.train.epochs if recipe.sweep.final else 0,
-            disk_gb=runs * 2 * _checkpoint_gb(trial),
+            disk_gb=runs * 2 * _checkpoint_gb([trial_recipe(recipe, values) for values in chosen or [{}]]),
             resources=resources,
+            in_vain=swept_in_vain(recipe),
         )
 
     def show(self, console: "Console") -> None:
@@ -77,15 +80,21 @@ class Plan:
             + (f"; then the best one for {self.final_epochs} epoch(s)" if self.final_epochs else "")
             + f". Checkpoints keep up to {self.disk_gb:.1f} GB. Time is estimated from the first epoch on."
         )
+        for words in self.in_vain:
+            console.print(f"[yellow]warning[/]: {words}")
 
 
-def _checkpoint_gb(recipe: Recipe) -> float:
-    """Size of one checkpoint: weights and AdamW's two moments of each, in float32; the head is that of 8 classes."""
+def _checkpoint_gb(recipes: Sequence[Recipe]) -> float:
+    """Size of the largest network's checkpoint: weights and AdamW's two moments of each, in float32, 8 classes."""
     import torch
 
     from d2ls.model import build_model
 
-    with torch.device("meta"):
-        network = build_model(backbone=recipe.model.backbone, num_classes=8, stages=recipe.model.stages)
-    values = sum(parameter.numel() for parameter in network.parameters())
-    return values * 4 * (4 if recipe.train.ema_decay else 3) / 1e9
+    largest = 0
+    for model in {recipe.model.model_dump_json(): recipe.model for recipe in recipes}.values():
+        with torch.device("meta"):
+            network = build_model(
+                architecture=model.architecture, backbone=model.backbone, num_classes=8, stages=model.stages
+            )
+        largest = max(largest, sum(parameter.numel() for parameter in network.parameters()))
+    return largest * 4 * (4 if recipes[0].train.ema_decay else 3) / 1e9

@@ -1,7 +1,7 @@
 """Which configurations a sweep tries: pure functions from a search space to lists of key values.
 
-A configuration is a dictionary of dotted recipe keys. A conditional key (`when`) appears only where its condition
-holds, so configurations that differ in nothing that matters are tried once.
+A configuration is a dictionary of dotted recipe keys. A key appears only where it has an effect (`config.model.NEEDS`)
+and where its own condition (`when`) holds, so configurations that differ in nothing that matters are tried once.
 """
 
 import hashlib
@@ -14,8 +14,10 @@ import numpy as np
 
 from d2ls.errors import ConfigError
 from pipeline.config import Recipe
+from pipeline.config.base import Scalar
+from pipeline.config.model import NEEDS, unmet
 from pipeline.config.recipe import check_key
-from pipeline.config.sweep import Axis, Scalar
+from pipeline.config.sweep import Axis
 
 Values = dict[str, Scalar]
 
@@ -85,6 +87,23 @@ def check_space(recipe: Recipe) -> None:
                 raise ConfigError(f"sweep.space.{key}.when: a key cannot depend on itself")
 
 
+def swept_in_vain(recipe: Recipe) -> list[str]:
+    """Says which swept keys have an effect in no configuration, and why; a sentence each."""
+    space, flat = recipe.sweep.space, base_recipe(recipe).flat()
+
+    def reason(key: str) -> str | None:
+        if key not in NEEDS:
+            return None
+        needed, allowed = NEEDS[key]
+        axis = space.get(needed)
+        possible = (flat[needed],) if axis is None else axis.values or ()
+        if set(possible) & set(allowed):
+            return reason(needed)
+        return f"{needed} is {' or '.join(map(str, possible))}, not {' or '.join(map(str, allowed))}"
+
+    return [f"{key} is swept in vain: {why}" for key in space if (why := reason(key))]
+
+
 def sample(space: Mapping[str, Axis], flat: Mapping[str, Any], generator: np.random.Generator) -> Values:
     """Draws one configuration at random."""
     return resolve(space, flat, lambda _, axis: _draw(axis, generator))
@@ -95,8 +114,13 @@ def resolve(
 ) -> Values:
     """Chooses a value for every key that applies; conditions are looked up in the choices, then in `flat`."""
     values: Values = {}
+
+    def value_of(key: str) -> Any:
+        return values.get(key, flat.get(key))
+
     for key, axis in _ordered(space):
-        if _applies(axis, values, space, flat):
+        wanted = (axis.when or {}).items()
+        if not unmet(key, value_of) and all(value_of(other) == value for other, value in wanted):
             values[key] = choose(key, axis)
     return values
 
@@ -126,7 +150,7 @@ def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
     pending = dict(space)
     ordered: list[tuple[str, Axis]] = []
     while pending:
-        ready = [key for key, axis in pending.items() if not set(axis.when or {}) & set(pending)]
+        ready = [key for key, axis in pending.items() if not _depends_on(key, axis) & set(pending)]
         if not ready:
             raise ConfigError(
                 f"sweep.space: the `when` conditions of {list(pending)} depend on each other in a circle"
@@ -135,12 +159,13 @@ def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
     return ordered
 
 
-def _applies(axis: Axis, values: Values, space: Mapping[str, Axis], flat: Mapping[str, Any]) -> bool:
-    for key, wanted in (axis.when or {}).items():
-        actual = values.get(key) if key in space else flat.get(key)
-        if actual != wanted:
-            return False
-    return True
+def _depends_on(key: str, axis: Axis) -> set[str]:
+    """Keys that decide whether an axis applies."""
+    found = set(axis.when or {})
+    while key in NEEDS:
+        key = NEEDS[key][0]
+        found.add(key)
+    return found
 
 
 def _draw(axis: Axis, generator: np.random.Generator) -> Scalar:

@@ -56,7 +56,7 @@ def requirements(info: ModelInfo) -> list[str]:
         info: the model; a network of another library brings that library.
     """
     names = list(REQUIREMENTS)
-    if any("segmentation_models_pytorch" in str(value) or value == "unet" for value in info.config.values()):
+    if info.config.get("architecture", "d2ls") != "d2ls":
         names.append("segmentation-models-pytorch")
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from pipeline.config.model import unmet
+
 if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
@@ -45,17 +47,14 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
         card: card of the shards.
         kind: `sweep`, `trial` or `training`.
     """
-    contrastive = recipe.loss.contrastive
     return {
         "kind": kind,
         "dataset": card.name,
         "dataset_digest": card.digest,
         "protocol": card.protocol,
+        "architecture": recipe.model.architecture,
         "backbone": recipe.model.backbone,
-        "dictionary": recipe.model.dictionary,
-        "stages": str(recipe.model.stages),
-        "contrastive": contrastive,
-        "temperature": str(recipe.loss.temperature) if contrastive == "infonce" else "-",
+        **network_tags(recipe),
         "workers": str(recipe.cluster.workers),
         "hardware": hardware(),
         "recipe_digest": recipe.digest(),
@@ -65,6 +64,18 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
         "mlflow.user": _user(),
         **code_tags(),
     }
+
+
+def network_tags(recipe: "Recipe") -> dict[str, str]:
+    """What tells networks apart beside architecture and backbone; `-` where a key has no effect."""
+    keys = {
+        "dictionary": "model.dictionary",
+        "stages": "model.stages",
+        "contrastive": "loss.contrastive",
+        "temperature": "loss.temperature",
+    }
+    flat = recipe.flat()
+    return {name: "-" if unmet(key, flat.get) else str(flat[key]) for name, key in keys.items()}
 
 
 def hardware() -> str:
@@ -111,13 +122,12 @@ def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
     )
     space = ", ".join(f"`{key}`" for key in recipe.sweep.space)
     what = f"Sweep over {space} ({recipe.sweep.search})" if kind == "sweep" else f"One {kind}"
+    network = ", ".join(f"{name} {value}" for name, value in network_tags(recipe).items() if value != "-")
     lines = [
-        f"{what} of D2LS on **{card.name}** ({card.protocol} protocol, {card.classes.num_classes} classes).",
+        f"{what} on **{card.name}** ({card.protocol} protocol, {card.classes.num_classes} classes).",
         recipe.description,
         f"- data: {counts or 'see the card'}; digest `{card.digest[:12]}`; licence: {card.license}",
-        f"- network: `{recipe.model.backbone}`, {recipe.model.dictionary} dictionary, {recipe.model.stages} stages",
-        f"- loss: contrastive term {recipe.loss.contrastive}"
-        + (f" at temperature {recipe.loss.temperature}" if recipe.loss.contrastive == "infonce" else ""),
+        f"- network: {recipe.model.architecture}, `{recipe.model.backbone}`{f', {network}' if network else ''}",
         f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch}, "
         f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}, seed {recipe.seed}",
     ]

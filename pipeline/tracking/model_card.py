@@ -40,17 +40,13 @@ def model_card(
         if info.ground_sampling_distance
         else "unknown resolution"
     )
-    network = (
-        f"`{info.config.get('backbone')}`, {info.config.get('dictionary')} dictionary, "
-        f"stages: {info.config.get('stages')}"
-    )
+    network = network_words(info)
     score = f"mIoU {found['miou']:.4f}" if "miou" in found else "not evaluated"
     return "\n".join(
         [
             f"**{score}** on split `{recipe.roles.report}` of {card.name}, {card.protocol} protocol; {network}.",
             "",
-            f"Labels every pixel of an image as one of {len(names)} classes: {', '.join(names)}. Dynamic dictionary "
-            "learning (D2LS).",
+            f"Labels every pixel of an image as one of {len(names)} classes: {', '.join(names)}.",
             "",
             "## Input and output",
             f"Raw images, batch x height x width x {len(info.bands)} ({', '.join(info.bands)}), {info.dtype}; "
@@ -76,6 +72,16 @@ def model_card(
             "",
         ]
     )
+
+
+def network_words(info: ModelInfo) -> str:
+    """Names the network: `D2LS, `resnet18d`, dynamic dictionary, 2 stages`."""
+    config = info.config
+    architecture = config.get("architecture", "d2ls")
+    if architecture != "d2ls":
+        return f"{architecture} (segmentation_models_pytorch), `{config['backbone']}`"
+    words = f"D2LS, `{config['backbone']}`, {config['dictionary']} dictionary"
+    return words if config["dictionary"] == "none" else f"{words}, stages: {config['stages']}"
 
 
 def _score_lines(found: Mapping[str, float], scored: list[str]) -> list[str]:

@@ -163,7 +163,7 @@ def _create_version(
     try:
         client.create_registered_model(
             name,
-            description=f"D2LS for {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; "
+            description=f"Segmentation of {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; "
             f"`@{CHALLENGER}` waits for `python -m pipeline.promote`.",
         )
     except MlflowException as error:
@@ -196,7 +196,8 @@ def _tags(
         "protocol": card.protocol,
         "dataset_digest": card.digest,
         "recipe_digest": recipe.digest(),
+        "architecture": str(info.config.get("architecture", "d2ls")),
         "backbone": str(info.config.get("backbone", "")),
-        "stages": str(info.config.get("stages", "")),
+        "stages": str(info.config.get("stages", "-")),
         **({"report_miou": f"{found['miou']:.4f}"} if "miou" in found else {}),
     }

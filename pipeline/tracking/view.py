@@ -8,7 +8,9 @@ import json
 import zlib
 
 VIEW = "d2ls"
-TAGS = ("dataset", "protocol", "stages", "temperature", "contrastive", "dictionary", "backbone")
+TAGS = (
+    "dataset", "protocol", "architecture", "stages", "temperature", "contrastive", "dictionary", "backbone"
+)  # fmt: skip
 METRICS = ("select/miou", "best/miou", "epoch")
 ATTRIBUTES = ("Models",)
 

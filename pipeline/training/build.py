@@ -24,7 +24,7 @@ from pipeline.config import Recipe
 
 if TYPE_CHECKING:
     from d2ls.loader import EvaluationLoader
-    from d2ls.model import D2LS
+    from d2ls.model import D2LS, Baseline
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Loaders:
         self.selection.close()
 
 
-def network(recipe: Recipe, card: DatasetCard) -> "D2LS":
+def network(recipe: Recipe, card: DatasetCard) -> "D2LS | Baseline":
     """Builds the network with its first weights.
 
     Pretrained weights keep the normalisation they were trained with; a network from scratch takes the data set's.
@@ -53,6 +53,7 @@ def network(recipe: Recipe, card: DatasetCard) -> "D2LS":
     seed_everything(recipe.seed)
     fresh = not (model.pretrained or model.weights) or len(card.bands) != 3
     built = build_model(
+        architecture=model.architecture,
         backbone=model.backbone,
         num_classes=card.classes.num_classes,
         stages=model.stages,

@@ -1,11 +1,16 @@
 """Recipes: what is accepted, and what a refusal says."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from d2ls.errors import ConfigError
+from d2ls.model import BASELINES
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
+from pipeline.config.model import Architecture
+from pipeline.config.recipe import RECIPES
+from pipeline.searching.space import configurations, swept_in_vain
 
 BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
 
@@ -43,6 +48,35 @@ def test_wrong_value_names_key_and_way_out(override, key, hint):
         parse(override)
     assert key in str(caught.value)
     assert hint in str(caught.value)
+
+
+def test_a_baseline_needs_no_dictionary_terms_and_says_what_has_no_effect():
+    recipe = parse("model.architecture=unet", "loss.contrastive=infonce")
+    told = recipe.without_effect(["model.stages", "loss.temperature", "train.epochs"])
+    assert told == [
+        "model.stages has no effect: model.architecture is unet, it counts with d2ls",
+        "loss.temperature has no effect: model.architecture is unet, it counts with d2ls",
+    ]
+    assert parse("loss.contrastive=infonce").without_effect(["loss.temperature", "model.stages"]) == []
+    assert set(get_args(Architecture)) == {"d2ls", *BASELINES}
+
+
+def test_an_override_takes_its_value_from_a_file(tmp_path: Path):
+    file = tmp_path / "search.yaml"
+    file.write_text("space: {model.stages: {values: [2, 4]}}\nfinal: false\n")
+    recipe = parse(f"sweep=@{file}", "sweep.trial.train.epochs=2")
+    assert recipe.sweep.space["model.stages"].values == (2, 4)
+    assert recipe.sweep.trial == {"train.epochs": 2}
+    with pytest.raises(ConfigError, match=r"sweep=@.*nowhere\.yaml"):
+        parse("sweep=@nowhere.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_search_that_ships_fits_every_recipe(file: Path):
+    for name in recipe_names():
+        recipe = load_recipe(name, [f"sweep=@{file}"])
+        assert len(configurations(recipe)) > 1
+        assert swept_in_vain(recipe) == []
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs={"])

@@ -4,7 +4,14 @@ import pytest
 
 from d2ls.errors import ConfigError
 from pipeline.config import apply_overrides, parse_recipe
-from pipeline.searching.space import configurations, describe, final_recipe, trial_key, trial_recipe
+from pipeline.searching.space import (
+    configurations,
+    describe,
+    final_recipe,
+    swept_in_vain,
+    trial_key,
+    trial_recipe,
+)
 
 BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
 
@@ -29,6 +36,40 @@ def test_conditional_key_is_left_out_and_repeats_vanish():
         )
     )
     assert [values.get("loss.temperature") for values in tried] == [None, 0.07, 0.2]
+
+
+def test_keys_without_effect_are_left_out_so_that_a_baseline_is_tried_once():
+    tried = configurations(
+        recipe(
+            "sweep.fixed={loss.contrastive: none}",
+            "sweep.space.model.stages={values: [1, 2]}",
+            "sweep.space.model.architecture={values: [d2ls, unet]}",
+            "sweep.space.model.dictionary={values: [dynamic, static, none]}",
+            "sweep.space.loss.contrastive={values: [none, infonce]}",
+            "sweep.space.loss.temperature={values: [0.1, 0.5]}",
+        )
+    )
+    plain = {"model.architecture": "d2ls", "model.dictionary": "none"}
+    assert {"model.architecture": "unet"} in tried
+    assert plain in tried
+    static = {"model.architecture": "d2ls", "model.dictionary": "static"}
+    dynamic = {"model.architecture": "d2ls", "model.dictionary": "dynamic"}
+    for stages in (1, 2):
+        assert {**static, "model.stages": stages} in tried
+        assert {**dynamic, "model.stages": stages, "loss.contrastive": "none"} in tried
+        for temperature in (0.1, 0.5):
+            contrast = {"loss.contrastive": "infonce", "loss.temperature": temperature}
+            assert {**dynamic, "model.stages": stages, **contrast} in tried
+    assert len(tried) == 2 + 2 * 4
+
+
+def test_keys_swept_in_vain_are_named():
+    vain = recipe("model.dictionary=none", "loss.contrastive=none", "sweep.fixed={}")
+    stages, temperature = swept_in_vain(vain)
+    assert stages == "model.stages is swept in vain: model.dictionary is none, not dynamic or static"
+    assert "loss.temperature is swept in vain: loss.contrastive is none" in temperature
+    assert swept_in_vain(recipe()) == []
+    assert swept_in_vain(recipe("sweep.space.model.architecture={values: [d2ls, unet]}")) == []
 
 
 def test_random_is_seeded_bounded_and_within_range():

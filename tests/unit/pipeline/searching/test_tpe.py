@@ -7,8 +7,9 @@ from pipeline.searching.tpe import Searcher, TreeParzenSearch
 SPACE = {
     "model.stages": Axis(values=(1, 2)),
     "loss.contrastive": Axis(values=("none", "infonce")),
-    "loss.temperature": Axis(values=(0.1, 0.5), when={"loss.contrastive": "infonce"}),
+    "loss.temperature": Axis(values=(0.1, 0.5)),
 }
+FLAT = {"model.architecture": "d2ls", "model.dictionary": "dynamic"}
 
 
 def drain(search: TreeParzenSearch) -> list[dict]:
@@ -23,7 +24,9 @@ def drain(search: TreeParzenSearch) -> list[dict]:
 
 
 def make(trials: int, finished=(), first=()) -> TreeParzenSearch:
-    return TreeParzenSearch(SPACE, {}, metric="score", seed=0, finished=finished, first=first, trials=trials)
+    return TreeParzenSearch(
+        SPACE, FLAT, metric="score", seed=0, finished=finished, first=first, trials=trials
+    )
 
 
 def test_every_configuration_once_until_the_space_is_used_up():

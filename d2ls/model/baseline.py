@@ -1,0 +1,117 @@
+"""Networks to compare D2LS with: decoders of segmentation_models_pytorch behind the same backbones.
+
+That library is an optional extra, imported only where one of its networks is built. Nothing of its own weights is
+loaded: the backbone is timm's, with the weights D2LS would start from, so that a comparison changes the head alone.
+"""
+
+import importlib.util
+from typing import Any
+
+from torch import Tensor, nn
+
+from d2ls.errors import ConfigError
+from d2ls.model.backbone import Backbone
+from d2ls.model.network import crop, pad
+from d2ls.model.normalization import Normalization
+from d2ls.model.output import D2LSOutput
+
+BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer")
+"""Decoders that read a plain pyramid of maps; the library's others want a dilated encoder, or one of their own."""
+
+LIBRARY = "segmentation_models_pytorch"
+DEEPEST_STRIDE = 32
+
+
+class Baseline(nn.Module):
+    """An encoder-decoder network with the interface of `D2LS`.
+
+    Args:
+        backbone: maps of the image, down to stride 32.
+        decoder: from the image and its maps, shallowest first, to pixel features.
+        head: from pixel features to logits.
+        normalization: how images are normalised before they come in; carried along, not applied.
+        config: plain values from which `build_model` makes the same architecture.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        decoder: nn.Module,
+        head: nn.Module,
+        *,
+        normalization: Normalization,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.backbone, self.decoder, self.head = backbone, decoder, head
+        self.normalization = normalization
+        self.config = config
+
+    def forward(self, images: Tensor, auxiliary: bool | None = None) -> D2LSOutput:
+        """Segments images.
+
+        Args:
+            images: B bands H W, float, already normalised; any H and W: zeros are added at the lower and right edge
+                up to a multiple of 32, and the logits cropped.
+            auxiliary: without effect; there is no second branch.
+
+        Returns:
+            The output, logits B K H W; the other fields are empty, as there is no dictionary.
+        """
+        height, width = images.shape[-2:]
+        padded = pad(images, DEEPEST_STRIDE)
+        maps = self.backbone.pyramid(padded)
+        if 2 not in self.backbone.strides:  # these decoders expect a map there, be it without channels
+            half = [side // 2 for side in padded.shape[-2:]]
+            maps = [padded.new_empty(len(padded), 0, *half), *maps]
+        return crop(D2LSOutput(self.head(self.decoder([padded, *maps]))), height, width)
+
+
+def build_baseline(
+    architecture: str,
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    normalization: Normalization,
+    config: dict[str, Any],
+) -> Baseline:
+    """Builds a baseline around a backbone.
+
+    Args:
+        architecture: one of `BASELINES`.
+        backbone: the encoder.
+        num_classes: K.
+        normalization: carried along.
+        config: carried along.
+
+    Raises:
+        ConfigError: an unknown architecture, the library is missing, or the decoder does not go with this backbone.
+    """
+    check_library(architecture)
+    import segmentation_models_pytorch as smp
+
+    encoder = f"tu-{backbone.name.split('.')[0]}"
+    try:  # the encoder that comes with it tells the decoder its widths, and is dropped
+        whole = smp.create_model(architecture, encoder, None, backbone.bands, num_classes)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"architecture {architecture!r} cannot be built behind backbone {backbone.name!r}: {error}"
+        ) from error
+    return Baseline(
+        backbone, whole.decoder, whole.segmentation_head, normalization=normalization, config=config
+    )
+
+
+def check_library(architecture: str) -> None:
+    """Refuses an unknown architecture, and any where the library is missing.
+
+    Raises:
+        ConfigError: says what is allowed, or what to install.
+    """
+    if architecture not in BASELINES:
+        raise ConfigError(f"architecture is {architecture!r}; allowed are d2ls, {', '.join(BASELINES)}")
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise ConfigError(
+            f"architecture {architecture!r} is a network of {LIBRARY}, which is not installed. Install the extra "
+            "`baselines`: pip install 'd2ls-pipeline[baselines]', or '.[baselines]' in a checkout"
+        )
