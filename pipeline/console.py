@@ -30,16 +30,19 @@ def show_trials(console: "Console", summary: "SweepSummary") -> None:
     """Prints the trial table and the word about noise."""
     from rich.table import Table
 
-    from pipeline.searching.report import HEADER
+    from pipeline.searching.report import HEADER, SUMMARY_HEADER
 
-    table = Table(title=f"Trials of {summary.name}", title_justify="left")
-    for column in HEADER:
-        table.add_column(
-            column, justify="right" if column in ("#", "epochs", "minutes", HEADER[2]) else "left"
-        )
-    for row in summary.rows():
-        table.add_row(*row)
-    console.print(table)
+    shown = [(f"Trials of {summary.name}", HEADER, summary.rows())]
+    if summary.has_seeds:
+        shown.append(("Configurations", SUMMARY_HEADER, summary.summary_rows()))
+    for title, header, rows in shown:
+        table = Table(title=title, title_justify="left")
+        for column in header:
+            words = column in ("configuration", "status", "run")
+            table.add_column(column, justify="left" if words else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(summary.verdict())
 
 

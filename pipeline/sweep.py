@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from d2ls.errors import ConfigError, TrainingError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.searching.plan import Plan
-from pipeline.searching.report import METRIC, Repeats, SweepSummary, Trial
+from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
 from pipeline.searching.space import Values, configurations, describe, final_recipe, trial_key, trial_recipe
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ EXAMPLES = """\
   python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
       sweep.search=tpe sweep.trials=20              search another key as well
   python -m pipeline.sweep loveda --repeat 3        the best configuration again with three seeds in all
+  python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      every configuration with three seeds
+  python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         the paper's ablations and a Unet
   python -m pipeline.sweep --resume demo-20261122-143015-ab12
 """
 
@@ -116,6 +118,10 @@ def run(
     recipe = recipe.anchored()
     if resume:
         recipe = _recorded(recipe, resume)
+    if repeat > 1 and SEED in recipe.sweep.space:
+        raise ConfigError(
+            f"--repeat {repeat}: sweep.space has `seed` already, so every configuration is repeated; take one out"
+        )
     configurations_left = configurations(recipe) if recipe.sweep.search != "tpe" else []
     if demo.is_demo(recipe):
         demo.introduce(recipe, console)
@@ -228,11 +234,12 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
         for trial in records.all():  # once more: a dying trial may have called its end a failure
             if trial.status == "pruned":
                 _end_pruned(sweep, trial)
-    summary = SweepSummary(sweep.name, [t for t in records.all() if "seed" not in t.values], epochs)
+    searched = [t for t in records.all() if SEED not in t.values or SEED in sweep.recipe.sweep.space]
+    summary = SweepSummary(sweep.name, searched, epochs)
     if summary.best is None:
         raise TrainingError(_why_none(sweep, summary))
     if sweep.repeat > 1:
-        summary = _repeat(sweep, summary, context, concurrent, progress)
+        summary = replace(summary, repeats=_repeat(sweep, summary.best.values, context, concurrent, progress))
     _report(sweep, summary)
     return summary
 
@@ -276,31 +283,22 @@ def _why_none(sweep: Sweep, summary: SweepSummary) -> str:
 
 
 def _repeat(
-    sweep: Sweep, summary: SweepSummary, context: Any, concurrent: int, progress: Any
-) -> SweepSummary:
+    sweep: Sweep, best: Mapping[str, Any], context: Any, concurrent: int, progress: Any
+) -> list[Trial]:
+    """Trains the best configuration with further seeds; returns these trials."""
     from pipeline.console import stage
     from pipeline.searching.trials import run_trials
 
-    best = summary.best
-    assert best is not None
     seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.repeat)]
-    again: list[Values] = [{**best.values, "seed": seed} for seed in seeds]
-    stage(sweep.console, f"repeats of {describe(best.values)} with seeds {seeds}")
+    again: list[Values] = [{**best, SEED: seed} for seed in seeds]
+    stage(sweep.console, f"repeats of {describe(best)} with seeds {seeds}")
     listed = sweep.recipe.with_values(
         {"sweep.search": "grid", "sweep.trials": None, "sweep.scheduler": "none"}
     )
     left = [values for values in again if not _ended(context.records.load(trial_key(values)))]
     if left:
         run_trials(listed, left, context, concurrent=concurrent, on_progress=progress)
-    rows = [context.records.load(trial_key(values)) for values in again]
-    scored = [
-        (seed, row.score) for seed, row in zip(seeds, rows, strict=True) if row and row.score is not None
-    ]
-    assert best.score is not None
-    repeats = Repeats(
-        (sweep.recipe.seed, *(seed for seed, _ in scored)), (best.score, *(score for _, score in scored))
-    )
-    return replace(summary, repeats=repeats)
+    return [trial for values in again if (trial := context.records.load(trial_key(values)))]
 
 
 def _report(sweep: Sweep, summary: SweepSummary) -> None:
@@ -312,12 +310,12 @@ def _report(sweep: Sweep, summary: SweepSummary) -> None:
     storage.write_bytes(storage.join(sweep.folder, "report.md"), report.encode())
     sweep.store.log_text(sweep.run_id, report, "report.md")
     sweep.store.describe(sweep.run_id, report)
-    best = summary.best
+    best, repeated = summary.best, summary.repeated
     assert best is not None
-    assert best.score is not None
-    sweep.store.log_metrics(sweep.run_id, {f"best/{METRIC.replace('select/', '')}": best.score})
-    if len(summary.repeats.scores) > 1:
-        values = {"repeats/mean": summary.repeats.mean, "repeats/deviation": summary.repeats.deviation}
+    assert repeated is not None
+    sweep.store.log_metrics(sweep.run_id, {f"best/{METRIC.replace('select/', '')}": best.mean})
+    if repeated.deviation is not None:
+        values = {"repeats/mean": repeated.mean, "repeats/deviation": repeated.deviation}
         sweep.store.log_metrics(sweep.run_id, values)
     for key, picture in sweep_figures(summary.trials, list(sweep.recipe.sweep.space), METRIC).items():
         sweep.store.log_picture(sweep.run_id, f"sweep/{key}", picture)

@@ -1,14 +1,17 @@
-"""What a sweep found: a row a trial, a table, a Markdown report with an honest word about noise."""
+"""What a sweep found: trials, their configurations, a Markdown report with an honest word about noise."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.searching.space import describe
+from pipeline.searching.space import describe, trial_key
 
 METRIC = "select/miou"
 """What ranks trials: mean IoU over the scored classes of the selection split."""
+
+SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -45,83 +48,168 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """The best configuration trained again with other seeds."""
+class Configuration:
+    """Trials that differ in their seed alone.
 
-    seeds: tuple[int, ...] = ()
-    scores: tuple[float, ...] = ()
+    Attributes:
+        values: swept keys without the seed.
+        trials: at least one.
+    """
+
+    values: Mapping[str, Any]
+    trials: Sequence[Trial]
+
+    @property
+    def scores(self) -> list[float]:
+        """Scores of the seeds that have one."""
+        return [trial.score for trial in self.trials if trial.score is not None]
 
     @property
     def mean(self) -> float:
-        """Mean score."""
-        return statistics.fmean(self.scores)
+        """Mean score; minus infinity without any."""
+        return statistics.fmean(self.scores) if self.scores else -math.inf
 
     @property
-    def deviation(self) -> float:
-        """Sample standard deviation; NaN for a single score."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else float("nan")
+    def deviation(self) -> float | None:
+        """Sample standard deviation over seeds, None for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed ran to its end."""
+        return all(trial.status == "finished" for trial in self.trials)
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All trials of a sweep and what follows from them."""
+    """All trials of a sweep and what follows from them.
+
+    Attributes:
+        name: of the sweep.
+        trials: of the search; they decide the order.
+        epochs: epochs a trial has.
+        repeats: the winner's trials with further seeds (`--repeat`); they say how noisy it is and change no order.
+    """
 
     name: str
     trials: Sequence[Trial]
     epochs: int
-    repeats: Repeats = field(default_factory=Repeats)
+    repeats: Sequence[Trial] = ()
 
     @property
-    def ranked(self) -> list[Trial]:
-        """Trials with a score, best first; ties keep the order of the search."""
-        return sorted((t for t in self.trials if t.score is not None), key=lambda t: -(t.score or 0.0))
+    def configurations(self) -> list[Configuration]:
+        """Configurations by mean score, best first; ties keep the order of the search, those without a score last."""
+        found: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            found.setdefault(trial_key(without_seed(trial.values)), []).append(trial)
+        grouped = [Configuration(without_seed(trials[0].values), trials) for trials in found.values()]
+        return sorted(grouped, key=lambda each: -each.mean)
 
     @property
-    def best(self) -> Trial | None:
-        """The best trial that ran to its end, else the best at all."""
-        finished = [trial for trial in self.ranked if trial.status == "finished"]
-        return next(iter(finished or self.ranked), None)
+    def best(self) -> Configuration | None:
+        """The best configuration whose trials ran to their end, else the best at all; None without any score."""
+        scored = [each for each in self.configurations if each.scores]
+        return next(iter([each for each in scored if each.complete] or scored), None)
+
+    @property
+    def repeated(self) -> Configuration | None:
+        """The best configuration with all its seeds, those of `--repeat` too."""
+        best = self.best
+        return best and Configuration(best.values, [*best.trials, *self.repeats])
 
     def verdict(self) -> str:
         """Says whether the winner's lead exceeds the noise, as far as the sweep can know it."""
-        ranked = self.ranked
-        if len(ranked) < 2:
-            return "One scored trial: nothing to compare."
-        lead = (ranked[0].score or 0.0) - (ranked[1].score or 0.0)
-        if len(self.repeats.scores) < 2:
+        best, repeated = self.best, self.repeated
+        others = [each for each in self.configurations if each.scores and best and each.values != best.values]
+        if best is None or repeated is None or not others:
+            return "One scored configuration: nothing to compare."
+        second = others[0]
+        lead = best.mean - second.mean
+        if repeated.deviation is None:
             return (
                 f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.epochs} epoch(s). "
                 "So short a sweep ranks by noise as much as by merit: `--repeat 3` before believing the order."
             )
-        noise = 2 * self.repeats.deviation
+        # A runner-up with a single seed is taken to be as noisy as the winner.
+        variances = [(repeated.deviation**2, len(best.scores)), _spread(second, repeated.deviation)]
+        noise = 2 * math.sqrt(sum(variance / seeds for variance, seeds in variances))
         word = "exceeds" if lead > noise else "is within"
         return (
-            f"The winner's lead of {lead:.4f} mIoU {word} the noise of {noise:.4f} (twice the deviation of "
-            f"{len(self.repeats.scores)} seeds: {self.repeats.mean:.4f} ± {self.repeats.deviation:.4f})."
+            f"The winner's lead of {lead:.4f} mIoU {word} the noise of {noise:.4f} (twice the standard error of the "
+            f"difference; the winner's {len(repeated.scores)} seeds: {_mean(repeated)}; next: "
+            f"{describe(second.values)}, {_mean(second)})."
         )
 
     def rows(self) -> list[list[str]]:
-        """Returns the cells of the trial table, best first, those without a score last."""
-        ranked = self.ranked
-        rest = [trial for trial in self.trials if trial.score is None]
-        return [_row(rank, trial) for rank, trial in enumerate([*ranked, *rest], start=1)]
+        """Returns the cells of the trial table, best first, those without a score last, then the repeats."""
+        ordered = sorted(self.trials, key=lambda trial: math.inf if trial.score is None else -trial.score)
+        return [_row(rank, trial) for rank, trial in enumerate([*ordered, *self.repeats], start=1)]
+
+    def summary_rows(self) -> list[list[str]]:
+        """Returns the cells of the table of configurations, mean and deviation over seeds, best first."""
+        best, repeated = self.best, self.repeated
+        shown = [repeated if best and each.values == best.values else each for each in self.configurations]
+        return [_summary_row(rank, each) for rank, each in enumerate(filter(None, shown), start=1)]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether any configuration ran with more than one seed."""
+        return bool(self.repeats) or any(len(each.trials) > 1 for each in self.configurations)
 
     def to_markdown(self) -> str:
-        """Returns the report: best configuration, verdict, all trials."""
-        best = self.best
+        """Returns the report: best configuration, verdict, configurations where there are seeds, all trials."""
+        best, repeated = self.best, self.repeated
         lines = [f"# Sweep {self.name}", ""]
-        if best:
-            lines += [f"Best: **{describe(best.values)}**, {METRIC} {best.score:.4f} (run {best.name})", ""]
-        lines += [self.verdict(), "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows()]
-        lines += [f"\n`{trial.name}` failed: {trial.error}" for trial in self.trials if trial.error]
+        if best and repeated:
+            runs = ", ".join(trial.name for trial in repeated.trials)
+            lines += [f"Best: **{describe(best.values)}**, {METRIC} {_mean(repeated)} (run {runs})", ""]
+        lines += [self.verdict(), ""]
+        if self.has_seeds:
+            lines += [*_table(SUMMARY_HEADER, self.summary_rows()), ""]
+        lines += _table(HEADER, self.rows())
+        failed = [trial for trial in (*self.trials, *self.repeats) if trial.error]
+        lines += [f"\n`{trial.name}` failed: {trial.error}" for trial in failed]
         return "\n".join(lines) + "\n"
 
 
 HEADER = ("#", "configuration", METRIC, "epochs", "status", "minutes", "run")
+SUMMARY_HEADER = ("#", "configuration", METRIC, "deviation", "seeds", "minutes each")
+
+
+def without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns swept keys without the seed."""
+    return {key: value for key, value in values.items() if key != SEED}
+
+
+def _spread(configuration: Configuration, otherwise: float) -> tuple[float, int]:
+    deviation = configuration.deviation
+    return (otherwise if deviation is None else deviation) ** 2, len(configuration.scores)
+
+
+def _mean(configuration: Configuration) -> str:
+    deviation = configuration.deviation
+    return f"{configuration.mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def _row(rank: int, trial: Trial) -> list[str]:
     score = f"{trial.score:.4f}" if trial.score is not None else "-"
     minutes = f"{trial.seconds / 60:.1f}"
     return [str(rank), describe(trial.values), score, str(trial.epoch), trial.status, minutes, trial.name]
+
+
+def _summary_row(rank: int, each: Configuration) -> list[str]:
+    deviation = each.deviation
+    minutes = statistics.fmean(trial.seconds for trial in each.trials) / 60
+    return [
+        str(rank),
+        describe(each.values),
+        f"{each.mean:.4f}" if each.scores else "-",
+        "-" if deviation is None else f"{deviation:.4f}",
+        str(len(each.scores)),
+        f"{minutes:.1f}",
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
