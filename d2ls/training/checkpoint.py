@@ -41,6 +41,8 @@ from d2ls.training.state import STATE_VERSION, TrainingState
 RAW_FILE = "raw.safetensors"
 STATE_FILE = "state.pt"
 UPLOAD_TRIES = 5
+SMALL_CHANGE = 2**20
+"""Bytes; a disk with less is full."""
 
 _log = logging.getLogger(__name__)
 
@@ -206,6 +208,7 @@ class Checkpointer:
         pinned: set[str],
         pointer: dict[str, Any] | None,
     ) -> Found:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         uri = storage.join(self.root, checkpoint_name(step))
@@ -221,10 +224,10 @@ class Checkpointer:
                     storage.join(self.root, "best.json"), json.dumps(pointer, indent=2).encode()
                 )
             self._prune(pinned)
-        except (OSError, StorageError, RuntimeError) as error:
+        except (OSError, StorageError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"{uri}: the checkpoint could not be written: {error}. Older checkpoints are intact; make room or "
-                "mend the storage, then go on with --resume"
+                f"{uri}: the checkpoint could not be written: {_reason(error, scratch)}. Older checkpoints are intact; "
+                "make room or mend the storage, then go on with --resume"
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -261,6 +264,12 @@ def _scratch(root: str, step: int) -> Path:
     folder = storage.local_path(root) / f".{checkpoint_name(step)}.{os.getpid()}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _reason(error: Exception, scratch: Path) -> str:
+    """Says why writing failed; PyTorch's own words for a full disk do not."""
+    full = shutil.disk_usage(scratch).free < SMALL_CHANGE and "No space" not in str(error)
+    return f"No space left on the disk of {scratch.parent} ({error})" if full else str(error)
 
 
 def _publish(scratch: Path, uri: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
-from d2ls.errors import D2LSError, StorageError
+from d2ls.errors import D2LSError, NonFiniteLossError, StorageError
 from d2ls.training.reports import Callback
 from pipeline.training.run_folder import RunFolder
 
@@ -70,22 +70,32 @@ class RayReport(Callback):
 def run_worker(config: dict[str, Any]) -> None:
     """Trains as one rank of a worker group.
 
-    An error that trying again does not mend is noted in the run folder, and the worker returns: Ray would start the
-    group anew only to fail again. Others (a lost peer, a full object store) are raised, and Ray tries again from our
+    An error that trying again does not mend is noted in the run folder. Raising it makes Ray end the peers, which may
+    be waiting for this rank in a collective; the group that Ray then starts finds the note and returns at once, and the
+    driver raises the error. Others (a lost peer, a full object store) have no note, and the next group goes on from our
     newest checkpoint.
     """
     job = Job(**config)
     folder = RunFolder(job.folder, job.name)
+    if folder.failure() is not None:
+        return
     try:
         _train(job, folder)
     except StorageError:
         raise
     except D2LSError as error:
+        logging.getLogger(__name__).error("%s", error)
         folder.fail(error)
-        _give_up(error)
-    except Exception:
-        if folder.failure() is None:  # else a peer gave up and hung up on us
+        if not _heard_by_all(error):
             raise
+
+
+def _heard_by_all(error: D2LSError) -> bool:
+    """Says whether no peer is left waiting: all raise the same error, or there is none."""
+    import torch.distributed as dist
+
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return alone or isinstance(error, NonFiniteLossError)
 
 
 def _train(job: Job, folder: RunFolder) -> None:
@@ -134,15 +144,3 @@ def _device() -> "torch.device":
 
     device: torch.device = get_device()
     return device
-
-
-def _give_up(error: D2LSError) -> None:
-    """Ends this rank so that its peers end too."""
-    import torch.distributed as dist
-
-    logging.getLogger(__name__).error("%s", error)
-    if not dist.is_initialized():
-        return
-    if dist.get_backend() == "nccl" and dist.get_world_size() > 1:
-        raise error  # NCCL peers notice nothing; Ray ends them
-    dist.destroy_process_group()
