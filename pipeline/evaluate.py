@@ -190,7 +190,11 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, Recipe | None]:
         "--bootstrap", type=int, help="resamplings for the intervals, 0: none (default: 1000)"
     )
     arguments.add_argument(
-        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else the local one)"
+        "--store",
+        "--tracking-uri",
+        dest="tracking_uri",
+        metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
     arguments.add_argument(
         "--output", metavar="FOLDER", help="write report.md, report.json and pictures here"

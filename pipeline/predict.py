@@ -1,6 +1,7 @@
 """`python -m pipeline.predict MODEL INPUT OUTPUT`: images of any size to georeferenced label maps."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -123,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else the local one)")
+    add(
+        "--store", "--tracking-uri", dest="tracking_uri", metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )  # fmt: skip
     return arguments
 
 
@@ -138,7 +142,7 @@ def _options(values: argparse.Namespace) -> "MapOptions":
     from pipeline.mapping.scene import MapOptions
 
     stretch = _numbers(values.stretch, "--stretch", float)
-    if stretch is not None and len(stretch) != 2:
+    if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
         raise ConfigError(
             f"--stretch {values.stretch}: give the low and the high value, for instance 0,10000"
         )

@@ -38,14 +38,16 @@ class Parts:
     ) -> None:
         self.uri, self.kinds, self.width, self.bands = uri, kinds, width, bands
         text = json.dumps({**plan, "kinds": kinds, "width": width, "bands": bands}, sort_keys=True)
+        self._plan = text.encode()
         plan_file = storage.join(uri, PLAN_FILE)
-        if not storage.exists(plan_file) or storage.read_bytes(plan_file) != text.encode():
+        self._begun = storage.exists(plan_file) and storage.read_bytes(plan_file) == self._plan
+        if not self._begun:
             storage.delete(uri)
-            storage.make_folder(uri)
-            storage.write_bytes(plan_file, text.encode())
 
     def finished(self) -> int:
         """Number of bands, from the top, that are complete."""
+        if not self._begun:
+            return 0
         there = {entry.base_name for entry in storage.list_files(self.uri)}
         for index in range(len(self.bands)):
             if not all(self._name(kind, index) in there for kind in self.kinds):
@@ -54,6 +56,10 @@ class Parts:
 
     def write(self, index: int, **rasters: npt.NDArray[np.uint8]) -> None:
         """Keeps a band: one array a kind, h W or planes h W, uint8."""
+        if not self._begun:  # a scene that cannot be read leaves no folder
+            storage.make_folder(self.uri)
+            storage.write_bytes(storage.join(self.uri, PLAN_FILE), self._plan)
+            self._begun = True
         for kind, pixels in rasters.items():
             content = zlib.compress(pixels.tobytes(), 1)
             storage.write_bytes(storage.join(self.uri, self._name(kind, index)), content)

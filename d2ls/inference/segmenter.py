@@ -30,6 +30,9 @@ class Segmenter:
         batch_size: windows looked at together.
         window: side of the windows in pixels; None takes the one of the training.
         overlap: overlap of windows as a share of their side.
+
+    Raises:
+        ConfigError: an unknown device or preset, an impossible window or overlap.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Segmenter:
         window: int | None = None,
         overlap: float = OVERLAP,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network, self.info = network.to(self.device).eval(), info
         self.views = views(augmentation)
         self.batch_size = batch_size
@@ -154,6 +157,23 @@ class Segmenter:
     def _softmax(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images).logits
         return logits.float().softmax(1)
+
+
+def _usable(name: str | torch.device) -> torch.device:
+    """Makes a device of its name.
+
+    Raises:
+        ConfigError: no such device, or none that computes on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name}: cannot compute here ({reason}). Name cpu, cuda or cuda:N"
+        ) from error
+    return device
 
 
 def _plain(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

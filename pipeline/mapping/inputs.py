@@ -26,21 +26,27 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
 
     Raises:
         DataError: no image there.
-        ConfigError: a map would replace a scene or another map, or one file is to hold many maps.
+        ConfigError: a map would replace a scene or another map, one file is to hold many maps, or a name is empty
+            or of another format.
     """
+    if not source or not target:
+        raise ConfigError(f"{'INPUT' if not source else 'OUTPUT'} is empty; name an image or a folder")
+    suffix = Path(target).suffix.lower()
+    if suffix in IMAGE_SUFFIXES and suffix not in MAP_SUFFIXES:
+        raise ConfigError(f"{target}: maps are written as {', '.join(MAP_SUFFIXES)}, not {suffix}")
     if is_pattern(source):
         top = _fixed_part(source)
         found = Path(top).glob(source if top == "." else source[len(top) :].lstrip("/"))
         jobs = _into(target, top, map(str, found), kind)
     elif storage.info(source).type == fs.FileType.Directory:
         jobs = _into(target, source, _below(source), kind)
-    elif Path(target).suffix.lower() in MAP_SUFFIXES:
+    elif suffix in MAP_SUFFIXES:
         jobs = [(source, target)]
     else:
         jobs = _into(target, source.rpartition("/")[0], [source], kind)
     if not jobs:
         raise DataError(f"{source}: no image here. Formats: {', '.join(IMAGE_SUFFIXES)}")
-    if len(jobs) > 1 and Path(target).suffix.lower() in MAP_SUFFIXES:
+    if len(jobs) > 1 and suffix in MAP_SUFFIXES:
         raise ConfigError(f"{target}: {len(jobs)} scenes need a folder, not one file")
     _refuse_clashes(jobs)
     return jobs

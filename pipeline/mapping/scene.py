@@ -147,9 +147,9 @@ class _Job:
             if not self.options.overwrite and self._is_finished(tag):
                 return replace(report, skipped=True)
             grid = self._grid(size or (scene.height, scene.width))
-            parts = self._parts(plan, grid)
+            read, parts = self._reader(scene, bands, size), self._parts(plan, grid)
             stitch(
-                self._reader(scene, bands, size), self.segmenter.window_probabilities, self._writer(parts),
+                read, self.segmenter.window_probabilities, self._writer(parts),
                 grid, self.segmenter.num_classes, batch_size=self.segmenter.batch_size,
                 first_band=parts.finished(), keep_probabilities=self.options.probabilities, progress=progress,
             )  # fmt: skip

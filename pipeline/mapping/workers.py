@@ -1,9 +1,13 @@
 """Trained models at work on Ray: each worker holds the model once and takes one piece of work after another."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.train import ClusterConfig
+
+if TYPE_CHECKING:
+    from d2ls.inference import Segmenter
 
 
 class ModelWorker:
@@ -15,10 +19,15 @@ class ModelWorker:
     """
 
     def __init__(self, files: dict[str, bytes], settings: dict[str, Any]) -> None:
+        self.files, self.settings = files, settings
+
+    @cached_property
+    def segmenter(self) -> "Segmenter":
+        """The model, loaded by the first piece of work, so that its errors come back as values too."""
         from pipeline.models import load_model, unpacked
 
-        with unpacked(files) as folder:
-            self.segmenter = load_model(folder, **settings)
+        with unpacked(self.files) as folder:
+            return load_model(folder, **self.settings)
 
     def work(self, function: Callable[..., Any], piece: Any) -> Any:
         """Calls a function with the model and a piece of work.

@@ -45,6 +45,12 @@ def test_pixels_that_do_not_fit_are_refused(image: np.ndarray, words: str) -> No
         Segmenter(LocalStub(), model_info()).predict(image)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_here_is_named(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device {device}"):
+        Segmenter(LocalStub(), model_info(), device=device)
+
+
 def test_an_unknown_preset_names_those_that_exist() -> None:
     with pytest.raises(ConfigError, match="flips_turns"):
         Segmenter(LocalStub(), model_info(), augmentation="d4")

@@ -138,6 +138,7 @@ def test_other_depths_need_a_stretch(tmp_path) -> None:
     assert (read(tmp_path / "map.tif") == expected(scaled)).mean() > 0.999
     with pytest.raises(ConfigError, match="low value first"):
         run(source, tmp_path / "other.tif", stretch=(5.0, 5.0))
+    assert not (tmp_path / "other.tif.parts").exists()
 
 
 def test_another_ground_distance_is_warned_about_and_resampled_on_request(tmp_path) -> None:
@@ -236,6 +237,11 @@ def test_clashing_maps_are_refused(tmp_path) -> None:
         list_jobs(str(tmp_path / "*"), str(tmp_path / "out.tif"))
     with pytest.raises(DataError, match="no image here"):
         list_jobs(str(tmp_path / "*.webp"), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"map\.jpg: maps are written as \.tif"):
+        list_jobs(str(tmp_path / "1.tif"), str(tmp_path / "map.jpg"))
+    for names in (("", "map.tif"), (str(tmp_path), "")):
+        with pytest.raises(ConfigError, match="is empty"):
+            list_jobs(*names)
 
 
 def test_one_bad_scene_does_not_stop_the_others(tmp_path) -> None:
@@ -275,6 +281,7 @@ def test_the_command_gives_what_python_gives(tmp_path, capsys) -> None:
     [
         (["--bands", "1,x"], "--bands 1,x"),
         (["--stretch", "1"], "low and the high"),
+        (["--stretch", "0,inf"], "low and the high"),
         (["--augmentation", "d4"], "no such preset"),
         (["--overlap", "1.5"], "overlap 1.5"),
         (["--batch-size", "0"], "at least 1"),

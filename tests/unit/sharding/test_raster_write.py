@@ -138,6 +138,8 @@ def test_parts_are_kept_for_the_same_plan_alone(tmp_path) -> None:
 
 def test_a_damaged_part_is_named(tmp_path) -> None:
     parts = Parts(str(tmp_path / "p"), {}, {"labels": 1}, 40, [(0, 30)])
+    assert not (tmp_path / "p").exists()
+    parts.write(0, labels=labels(30, 40))
     (tmp_path / "p" / "000000.labels").write_bytes(b"half")
     with pytest.raises(StorageError, match=r"000000\.labels"):
         list(parts.rows("labels"))
