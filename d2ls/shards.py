@@ -21,8 +21,8 @@ from d2ls import storage
 from d2ls.errors import ShardError
 from d2ls.labels import ClassTable
 
-SCHEMA_VERSION = 1
-"""Version of card and index; a reader refuses a newer one."""
+SCHEMA_VERSION = 2
+"""Version of card and index; a reader refuses any other. 2: BLAKE3 in place of SHA-256."""
 
 CARD_FILE = "card.json"
 INDEX_FILE = "index.parquet"
@@ -52,11 +52,11 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One finished tar: path below the root, size in bytes, SHA-256 (hex), number of samples."""
+    """One finished tar: path below the root, size in bytes, BLAKE3 (hex, as `b3sum` prints it), number of samples."""
 
     path: str
     bytes: int
-    sha256: str
+    blake3: str
     samples: int
 
 
@@ -69,7 +69,7 @@ class SplitCard:
         scenes: number of distinct scenes they were cut from.
         class_pixels: K pixel counts.
         ignored_pixels: pixels labelled 255.
-        digest: SHA-256 (hex) over decoded content, label map and tiling; free of paths and codecs.
+        digest: BLAKE3 (hex) over decoded content, label map and tiling; free of paths and codecs.
         shards: the tars, in order.
     """
 
@@ -100,7 +100,7 @@ class DatasetCard:
         codec: image codec and its settings.
         scene_check: `disjoint` (no scene in two splits) or `unknown` (the data set names no scenes).
         splits: split name to its counts.
-        digest: SHA-256 over the splits' digests.
+        digest: BLAKE3 over the splits' digests.
         license: licence of the data, as the recipe states it.
         extra: further facts a source states, shown but not interpreted.
     """
@@ -136,16 +136,17 @@ class DatasetCard:
         """Inverse of `to_json`.
 
         Raises:
-            ShardError: not a card, or of a newer schema version.
+            ShardError: not a card, or of another schema version.
         """
         try:
             values = json.loads(text)
             version = values["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(f"{where}: not a dataset card ({error!r})") from error
-        if version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
+            way_out = "upgrade" if version > SCHEMA_VERSION else "shard the data set again"
             raise ShardError(
-                f"{where}: schema version {version}, this release reads up to {SCHEMA_VERSION}: upgrade"
+                f"{where}: schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
             )
         try:
             values["classes"] = ClassTable.from_json(values["classes"])

@@ -1,10 +1,13 @@
 """`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task a shard."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from d2ls import storage
 from d2ls.errors import D2LSError
 from d2ls.shards import DatasetCard
 from pipeline.cli import add_recipe, parser, run_command
@@ -19,9 +22,13 @@ EXAMPLES = """\
   python -m pipeline.shard loveda data.root=/data/LoveDA          the folder with Train/ and Val/, or their zips
   python -m pipeline.shard loveda data.root=/data/LoveDA --check  read everything, list all problems, write nothing
   python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
+  python -m pipeline.shard loveda --batches seen.png              a picture of what the network is trained on
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
   python -m pipeline.shard my_recipe.yaml data.codec.name=tif shards.target_mb=128
 """
+
+SHOWN_BATCHES = 4
+"""Batches on the picture of `--batches`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,11 +104,14 @@ def run(
     Raises:
         DataError: the raw data have problems; all that headers show are listed and nothing is written.
         LabelError: a label image holds an unknown colour or id.
+        StorageError: the target cannot be written, or another command is writing there.
     """
     from sharding.finish import finish, finished_card, unfinish
+    from sharding.part import finished_part
     from sharding.plan import plan_shards
     from sharding.survey import survey
-    from sharding.write import finished_part, sweep_leftovers, write_shard
+    from sharding.target import only_writer, sweep_leftovers
+    from sharding.write import write_shard
 
     spec = shard_spec(recipe)
     found = survey(spec)
@@ -109,18 +119,19 @@ def run(
     plan = plan_shards(spec, found)
     if (card := finished_card(plan, spec)) is not None:
         return card
-    sweep_leftovers(spec.uri)
-    todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
-    if todo:
-        unfinish(spec.uri)
-    done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
-    started = time.monotonic()
-    for part in _each(write_shard, todo, spec.uri, recipe, inline):
-        done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
-        if progress:
-            seconds = time.monotonic() - started
-            progress(Progress(done[0], len(plan.tasks), done[1], plan.samples, done[2], seconds))
-    return finish(plan, spec)
+    with only_writer(spec.uri):
+        sweep_leftovers(spec.uri)
+        todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
+        if todo:
+            unfinish(spec.uri)
+        done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
+        started = time.monotonic()
+        for part in _each(write_shard, todo, spec.uri, recipe, inline):
+            done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
+            if progress:
+                seconds = time.monotonic() - started
+                progress(Progress(done[0], len(plan.tasks), done[1], plan.samples, done[2], seconds))
+        return finish(plan, spec)
 
 
 def check(recipe: Recipe, *, inline: bool = False) -> list[str]:
@@ -146,6 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="read all raw files, list all problems, write nothing"
     )
     action.add_argument("--verify", action="store_true", help="read a finished shard set back and compare")
+    action.add_argument(
+        "--batches",
+        metavar="FILE.png",
+        type=Path,
+        help="draw the first augmented batches that training takes from a finished shard set, with their labels",
+    )
     command.add_argument("--inline", action="store_true", help="one process, without Ray")
     options = command.parse_intermixed_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
@@ -153,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check_command(recipe, options.inline)
     if options.verify:
         return _verify_command(recipe)
+    if options.batches:
+        return _batches_command(recipe, options.batches)
     return _shard_command(recipe, options.inline)
 
 
@@ -181,6 +200,27 @@ def _verify_command(recipe: Recipe) -> int:
     return 0
 
 
+def _batches_command(recipe: Recipe, path: Path) -> int:
+    from PIL import Image
+
+    from d2ls.errors import ConfigError
+    from d2ls.loader.preview import batch_sheet
+    from d2ls.shards import ShardSet
+    from d2ls.training.ranks import Ranks
+    from pipeline.shard_report import print_batches
+    from pipeline.training.build import loaders
+
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise ConfigError(f"--batches {path}: give the name of a .png file in a folder that exists")
+    here = recipe.model_copy(update={"loader": recipe.loader.model_copy(update={"workers": 0})})
+    shards = ShardSet.open(recipe.shards.uri)
+    training = loaders(here, shards, Ranks()).training
+    batches = [batch for batch, _ in zip(training.epoch(0), range(SHOWN_BATCHES), strict=False)]
+    Image.fromarray(batch_sheet(batches, shards.card.classes)).save(path)
+    print_batches(path, len(batches), recipe)
+    return 0
+
+
 def _own_data(data: DataConfig) -> dict[str, Any]:
     """Turns the section `data.custom` into the reader's plain values."""
     from sharding.sources.custom import OwnClass, OwnData, OwnSplit
@@ -205,17 +245,32 @@ def _each(
         return
     from pipeline.cluster import connect
 
-    with connect(recipe.cluster):
-        yield from _on_ray(function, items, extra)
+    with connect(recipe.cluster) as cluster:
+        # Raw data on this machine's disk cannot be read by tasks on other nodes.
+        shared = not storage.is_local(recipe.data.root) or os.environ.get("D2LS_SHARED_PATHS")
+        yield from _on_ray(function, items, extra, here=cluster.nodes > 1 and not shared)
 
 
-def _on_ray(function: Callable[[Item, Any], Result], items: Sequence[Item], extra: Any) -> Iterator[Result]:
-    """Runs one Ray task an item, a bounded number at a time; stops the others where one fails."""
+def _on_ray(
+    function: Callable[[Item, Any], Result], items: Sequence[Item], extra: Any, here: bool
+) -> Iterator[Result]:
+    """Runs one Ray task an item, a bounded number at a time; stops the others where one fails.
+
+    `here` keeps the tasks on the driver's node.
+    """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote: Any = ray.remote(num_cpus=1, max_retries=3)(_single_threaded)
-    waiting = iter(items)
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
     cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    if here:
+        own = ray.get_runtime_context().get_node_id()
+        (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+        cpus = resources.get("CPU", 0)  # 0 on heads that are kept free of work
+        options["num_cpus"] = min(1, cpus)
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(own, soft=False)
+    remote: Any = ray.remote(**options)(_single_threaded)
+    waiting = iter(items)
     ahead = 2 * max(1, int(cpus))
     pending: list[Any] = [
         remote.remote(function, item, extra) for _, item in zip(range(ahead), waiting, strict=False)

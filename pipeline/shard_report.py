@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.shards import DatasetCard
 
 if TYPE_CHECKING:
+    from pipeline.config.recipe import Recipe
     from pipeline.shard import Progress
 
 
@@ -131,3 +133,11 @@ def print_verified(card: DatasetCard, uri: str) -> None:
     console.print(split_table(card))
     console.print(f"{uri}: checksums, counts, digests and splits agree with the card", soft_wrap=True)
     console.print(f"digest {card.digest}", soft_wrap=True)
+
+
+def print_batches(path: Path, count: int, recipe: "Recipe") -> None:
+    """Prints what the picture of batches shows."""
+    from rich.console import Console
+
+    what = f"the first {count} batches of {recipe.train.global_batch}, split {recipe.roles.train}"
+    Console().print(f"{path}: {what}, epoch 0, seed {recipe.seed}", soft_wrap=True, highlight=False)

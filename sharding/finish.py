@@ -1,6 +1,5 @@
 """From finished shards to an openable set: index, statistics, digests, card, previews; the card is written last."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -9,15 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from d2ls import storage
 from d2ls.errors import ShardError
 from d2ls.labels import ClassTable
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet, SplitCard
+from sharding.part import ShardPart, finished_part
 from sharding.plan import ShardPlan
 from sharding.preview import write_previews
 from sharding.spec import ShardSpec
-from sharding.write import ShardPart, finished_part
 
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 
@@ -124,17 +124,17 @@ def statistics(parts: Iterable[ShardPart], max_value: float) -> tuple[tuple[floa
 def split_digest(
     samples: Iterable[str], classes: ClassTable, bands: Sequence[str], dtype: str, tiling: dict[str, Any]
 ) -> str:
-    """SHA-256 (hex) over label map, channels, tiling and the samples' digests in sorted order; free of names."""
+    """BLAKE3 (hex) over label map, channels, tiling and the samples' digests in sorted order; free of names."""
     facts = {"classes": classes.to_json(), "bands": list(bands), "dtype": dtype, "tiling": tiling}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest = blake3(json.dumps(facts, sort_keys=True).encode())
     for sample in sorted(samples):
         digest.update(bytes.fromhex(sample))
     return digest.hexdigest()
 
 
 def set_digest(splits: dict[str, str]) -> str:
-    """SHA-256 (hex) over the digests of the splits."""
-    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    """BLAKE3 (hex) over the digests of the splits."""
+    return blake3(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
 def _split_card(parts: Sequence[ShardPart], plan: ShardPlan) -> SplitCard:

@@ -1,11 +1,11 @@
 """`--verify`: a finished shard set read back and compared with its card and index."""
 
-import hashlib
 import io
 import tarfile
 from collections import defaultdict
 from typing import Any
 
+from blake3 import blake3
 from pyarrow import fs
 
 from d2ls import storage
@@ -13,8 +13,8 @@ from d2ls.errors import D2LSError, ShardError
 from d2ls.shards import INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 from sharding.codecs import crc32, decode_image, decode_mask
 from sharding.finish import set_digest, split_digest
+from sharding.part import histogram, sample_digest
 from sharding.survey import report_problems
-from sharding.write import histogram, sample_digest
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 def verify(uri: str) -> DatasetCard:
     """Reads every byte of a shard set back.
 
-    Checked: size and SHA-256 of every tar, that no tar is there which the card does not name, the members' names,
+    Checked: size and BLAKE3 of every tar, that no tar is there which the card does not name, the members' names,
     places and CRC, image and label sizes, class pixels, counts, digests, and that scenes stand in one split.
 
     Returns:
@@ -86,9 +86,9 @@ def _verify_shard(shards: ShardSet, shard: ShardFile, rows: list[Row], digests: 
         content = storage.read_bytes(shards.shard_uri(shard.path))
     except D2LSError as error:
         return [str(error)]
-    if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
+    if len(content) != shard.bytes or blake3(content).hexdigest() != shard.blake3:
         return [
-            f"{shard.path}: size or SHA-256 is not what the card says ({len(content)} of {shard.bytes} bytes)"
+            f"{shard.path}: size or BLAKE3 is not what the card says ({len(content)} of {shard.bytes} bytes)"
         ]
     if len(rows) != shard.samples:
         return [f"{shard.path}: {len(rows)} samples in the index, {shard.samples} in the card"]

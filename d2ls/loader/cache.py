@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import tempfile
 import time
@@ -10,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
+
+from blake3 import blake3
 
 from d2ls import storage
 from d2ls.errors import ConfigError, ShardError, StorageError
@@ -126,7 +127,7 @@ class ShardCache:
     @staticmethod
     def name(shard: ShardFile) -> str:
         """Returns the file name of a shard; it follows from content, so no stale shard is ever served."""
-        return shard.sha256 + _SUFFIX
+        return shard.blake3 + _SUFFIX
 
     def touch(self, shard: ShardFile) -> bool:
         """Marks a shard as used now; False where it is not in the cache."""
@@ -191,7 +192,7 @@ class ShardCache:
 
 
 def _download(uri: str, shard: ShardFile, stream: IO[bytes]) -> None:
-    digest, count = hashlib.sha256(), 0
+    digest, count = blake3(), 0
     system, path = storage.resolve(uri)
     try:
         source = system.open_input_stream(path)
@@ -205,10 +206,10 @@ def _download(uri: str, shard: ShardFile, stream: IO[bytes]) -> None:
                 break
             stream.write(chunk)
     stream.flush()
-    if count != shard.bytes or digest.hexdigest() != shard.sha256:
+    if count != shard.bytes or digest.hexdigest() != shard.blake3:
         raise ShardError(
-            f"{uri}: {count} bytes with SHA-256 {digest.hexdigest()[:16]}... arrived, the card says {shard.bytes} "
-            f"bytes with {shard.sha256[:16]}...: it was changed or damaged; shard or upload the data set again"
+            f"{uri}: {count} bytes with BLAKE3 {digest.hexdigest()[:16]}... arrived, the card says {shard.bytes} "
+            f"bytes with {shard.blake3[:16]}...: it was changed or damaged; shard or upload the data set again"
         )
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2ls.errors import LabelError, ShardError
+from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
-from pipeline.shard import run
+from pipeline.shard import main, run
 from sharding.codecs import decode_image, decode_mask
 from sharding.scenery import write_scenery
+from sharding.target import only_writer
 from sharding.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +191,7 @@ def test_verify_finds_what_was_damaged(raw, tmp_path):
     (tmp_path / "out" / "train" / "stranger.tar").write_bytes(b"")
     with pytest.raises(ShardError, match="2 difference") as error:
         verify(uri)
-    assert "val-00000.tar: size or SHA-256" in str(error.value)
+    assert "val-00000.tar: size or BLAKE3" in str(error.value)
     assert "train/stranger.tar: not in the card" in str(error.value)
     path.unlink()
     with pytest.raises(ShardError, match=r"val-00000\.tar"):
@@ -266,3 +267,24 @@ def test_the_command_runs_as_a_module_and_ends_with_a_table(raw, tmp_path):
     assert wrong.returncode == 1
     assert "Did you mean 'source'" in wrong.stderr
     assert time.monotonic() - started < 120
+
+
+def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
+    from PIL import Image
+
+    seen = tmp_path / "seen.png"
+    words = ["loveda", f"data.root={raw}", f"shards.uri={tmp_path / 'out'}", "train.global_batch=3"]
+    assert main([*words, "--inline"]) == 0
+    assert main([*words, "--batches", str(seen)]) == 0
+    sheet = np.asarray(Image.open(seen).convert("RGB"))
+    assert sheet.shape[1] >= 3 * 192  # a column a sample of the batch
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
+    assert "split train" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"seen\.jpg: give the name of a \.png file"):
+        main([*words, "--batches", str(tmp_path / "seen.jpg")])
+
+
+def test_two_commands_never_write_to_one_target(raw, tmp_path):
+    with only_writer(str(tmp_path / "out")), pytest.raises(StorageError, match="another command is writing"):
+        run(recipe(raw, tmp_path / "out"), inline=True)
+    assert run(recipe(raw, tmp_path / "out"), inline=True).splits

@@ -51,7 +51,7 @@ def test_what_is_unfinished_damaged_or_newer_is_refused(made, tmp_path):
     with pytest.raises(ShardError, match="not a shard index"):
         ShardSet.open(str(tmp_path))
     (tmp_path / CARD_FILE).write_text(replace(card, schema_version=99).to_json())
-    with pytest.raises(ShardError, match="schema version 99, this release reads up to 1"):
+    with pytest.raises(ShardError, match="schema version 99, this release reads 2: upgrade"):
         ShardSet.open(str(tmp_path))
     with pytest.raises(ShardError, match="not a dataset card"):
         DatasetCard.from_json("[]")
