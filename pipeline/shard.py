@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from d2ls import storage
@@ -21,9 +22,13 @@ EXAMPLES = """\
   python -m pipeline.shard loveda data.root=/data/LoveDA          the folder with Train/ and Val/, or their zips
   python -m pipeline.shard loveda data.root=/data/LoveDA --check  read everything, list all problems, write nothing
   python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
+  python -m pipeline.shard loveda --batches seen.png              a picture of what the network is trained on
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
   python -m pipeline.shard my_recipe.yaml data.codec.name=tif shards.target_mb=128
 """
+
+SHOWN_BATCHES = 4
+"""Batches on the picture of `--batches`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,11 +104,14 @@ def run(
     Raises:
         DataError: the raw data have problems; all that headers show are listed and nothing is written.
         LabelError: a label image holds an unknown colour or id.
+        StorageError: the target cannot be written, or another command is writing there.
     """
     from sharding.finish import finish, finished_card, unfinish
+    from sharding.part import finished_part
     from sharding.plan import plan_shards
     from sharding.survey import survey
-    from sharding.write import finished_part, sweep_leftovers, write_shard
+    from sharding.target import only_writer, sweep_leftovers
+    from sharding.write import write_shard
 
     spec = shard_spec(recipe)
     found = survey(spec)
@@ -111,18 +119,19 @@ def run(
     plan = plan_shards(spec, found)
     if (card := finished_card(plan, spec)) is not None:
         return card
-    sweep_leftovers(spec.uri)
-    todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
-    if todo:
-        unfinish(spec.uri)
-    done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
-    started = time.monotonic()
-    for part in _each(write_shard, todo, spec.uri, recipe, inline):
-        done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
-        if progress:
-            seconds = time.monotonic() - started
-            progress(Progress(done[0], len(plan.tasks), done[1], plan.samples, done[2], seconds))
-    return finish(plan, spec)
+    with only_writer(spec.uri):
+        sweep_leftovers(spec.uri)
+        todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
+        if todo:
+            unfinish(spec.uri)
+        done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
+        started = time.monotonic()
+        for part in _each(write_shard, todo, spec.uri, recipe, inline):
+            done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
+            if progress:
+                seconds = time.monotonic() - started
+                progress(Progress(done[0], len(plan.tasks), done[1], plan.samples, done[2], seconds))
+        return finish(plan, spec)
 
 
 def check(recipe: Recipe, *, inline: bool = False) -> list[str]:
@@ -148,6 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="read all raw files, list all problems, write nothing"
     )
     action.add_argument("--verify", action="store_true", help="read a finished shard set back and compare")
+    action.add_argument(
+        "--batches",
+        metavar="FILE.png",
+        type=Path,
+        help="draw the first augmented batches that training takes from a finished shard set, with their labels",
+    )
     command.add_argument("--inline", action="store_true", help="one process, without Ray")
     options = command.parse_intermixed_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
@@ -155,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check_command(recipe, options.inline)
     if options.verify:
         return _verify_command(recipe)
+    if options.batches:
+        return _batches_command(recipe, options.batches)
     return _shard_command(recipe, options.inline)
 
 
@@ -180,6 +197,27 @@ def _verify_command(recipe: Recipe) -> int:
     from sharding.verify import verify
 
     print_verified(verify(recipe.shards.uri), recipe.shards.uri)
+    return 0
+
+
+def _batches_command(recipe: Recipe, path: Path) -> int:
+    from PIL import Image
+
+    from d2ls.errors import ConfigError
+    from d2ls.loader.preview import batch_sheet
+    from d2ls.shards import ShardSet
+    from d2ls.training.ranks import Ranks
+    from pipeline.shard_report import print_batches
+    from pipeline.training.build import loaders
+
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise ConfigError(f"--batches {path}: give the name of a .png file in a folder that exists")
+    here = recipe.model_copy(update={"loader": recipe.loader.model_copy(update={"workers": 0})})
+    shards = ShardSet.open(recipe.shards.uri)
+    training = loaders(here, shards, Ranks()).training
+    batches = [batch for batch, _ in zip(training.epoch(0), range(SHOWN_BATCHES), strict=False)]
+    Image.fromarray(batch_sheet(batches, shards.card.classes)).save(path)
+    print_batches(path, len(batches), recipe)
     return 0
 
 
