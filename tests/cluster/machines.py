@@ -107,8 +107,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Machines:
-    """A laptop and the hosts it reaches."""
+    """A laptop and the hosts it reaches; all of them see `folder` as /run/machines."""
 
+    folder: Path
     laptop: Machine
     hosts: dict[str, Machine]
 
@@ -141,7 +142,7 @@ def machines(folder: Path, names: Sequence[str]) -> Iterator[Machines]:
             host = _start(folder, name, f"{NETWORK}.{number}", laptop)
             started.append(host)
             _connect(laptop, host, number)
-        yield Machines(laptop, {machine.name: machine for machine in started[1:]})
+        yield Machines(folder, laptop, {machine.name: machine for machine in started[1:]})
     finally:
         for machine in reversed(started):
             machine.kill()

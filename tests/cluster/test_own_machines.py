@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster.estate import own_machines, own_machines_file, store_environment
 from tests.cluster.machines import BINARIES, ROOT, Machine, Machines, why_not
+from tests.trees import TREES
 
 pytestmark = [
     pytest.mark.cluster,
@@ -173,6 +174,22 @@ def test_a_sweep_runs_over_the_machines(world):
     assert (
         json.loads(world.read("runs/first-sweep/sweep.json"))["recipe"]["storage"] == f"{world.storage}/runs"
     )
+
+
+def test_own_data_on_the_head_become_shards_for_all(world):
+    folder = world.estate.folder / "LoveDA"
+    TREES["loveda"].build(folder)
+    data = ROOT / "data"  # which the laptop sees, and the checkout does not
+    existed = data.exists()
+    data.mkdir(exist_ok=True)
+    world.estate.laptop.shell(f"mount -t tmpfs data {data} && cp -r /run/machines/LoveDA {data}/")
+    try:
+        assert "succeeded" in world.type(block("pipeline.shard"))
+    finally:
+        world.estate.laptop.shell(f"umount {data}")
+        if not existed:
+            data.rmdir()
+    assert json.loads(world.read("data/shards/loveda/card.json"))["splits"]["train"]
 
 
 def test_mlflow_opens_through_the_tunnel_and_keeps_the_sweep(world):
