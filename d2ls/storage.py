@@ -19,6 +19,9 @@ from pyarrow import fs
 
 from d2ls.errors import StorageError
 
+S3_ATTEMPTS = 8
+"""How often a request is sent while S3 answers 503 or not at all, with growing pauses; pyarrow's own 3 are too few."""
+
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
     """Says whether the location is on the local file system."""
@@ -184,11 +187,14 @@ def _s3_endpoint() -> str:
 
 @lru_cache(maxsize=8)
 def _s3(endpoint: str) -> fs.FileSystem:
+    patience = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
     if not endpoint:
-        return fs.S3FileSystem()
+        return fs.S3FileSystem(retry_strategy=patience)
     parts = urlsplit(endpoint)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme, region=region)
+    return fs.S3FileSystem(
+        endpoint_override=parts.netloc, scheme=parts.scheme, region=region, retry_strategy=patience
+    )
 
 
 def _is_drive(text: str) -> bool:

@@ -1,5 +1,6 @@
 """`python -m pipeline.train RECIPE`: trains a network on Ray workers, resumable by name."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -94,14 +95,17 @@ def run(
     started = folder.exists()
     if resume == "auto" and started and folder.facts().get("state") == run_folder.FINISHED:
         return result(folder)
+    fresh = resume is False or (resume == "auto" and not started)
+    if fresh:
+        folder.check_free()
+    else:
+        _check_resume(recipe, folder)
     doctor.quick(recipe)
     shards = ShardSet.open(recipe.shards.uri)
     with cluster.connect(recipe.cluster) as ray_cluster:
         cluster.check_resources(recipe, ray_cluster)
-        if resume is False or (resume == "auto" and not started):
+        if fresh:
             folder.create(recipe)
-        else:
-            _check_resume(recipe, folder)
         folder.claim()
         with _tracked(recipe, shards, folder, parent_run_id, track) as (store, run_id):
             view = _view(name, recipe, shards, ray_cluster, quiet)
@@ -197,7 +201,13 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        store.end_run(run_id, "KILLED" if _pruned(folder) else status)
+        try:
+            store.end_run(run_id, "KILLED" if _pruned(folder) else status)
+        except errors.TrackingError as error:  # what was trained is no worse for it
+            logging.getLogger(__name__).warning(
+                "%s. The run stays open there; `python -m pipeline.doctor` sends what waits and closes it",
+                error,
+            )
 
 
 def _pruned(folder: RunFolder) -> bool:
@@ -216,10 +226,9 @@ def _ended(folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         state = run_folder.FAILED if isinstance(error, Exception) else run_folder.KILLED
         with suppress(errors.StorageError):  # a full disk may be what ended it
-            if not _pruned(folder):
-                folder.note(state=state)
+            folder.end(state)
         raise
-    folder.note(state=run_folder.FINISHED)
+    folder.end(run_folder.FINISHED)
 
 
 def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster", quiet: bool) -> Any:
@@ -286,6 +295,7 @@ def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFo
             trainer.abort()
             raise
         except TrainingFailedError as error:
+            _raise_failure(folder)
             raise TrainingError(_explain(error, folder, recipe)) from error
     _raise_failure(folder)
 

@@ -25,6 +25,7 @@ from d2ls.training.batchnorm import normalize_over_ranks
 from d2ls.training.checkpoint import Checkpointer
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.evaluation import Evaluator
+from d2ls.training.flops import peak_teraflops, training_flops
 from d2ls.training.found import Found
 from d2ls.training.memory import fitting_micro_batch, rehearsal
 from d2ls.training.ranks import Ranks
@@ -52,8 +53,8 @@ class LoopSettings:
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
-        sample_shape: C H W of the training crop; where it is known, a GPU that is too small for the micro-batch is
-            found out before the first step.
+        sample_shape: C H W of the training crop; where it is known, a step's FLOPs are counted, and a GPU that is too
+            small for the micro-batch is found out before the first step.
     """
 
     global_batch: int
@@ -110,6 +111,8 @@ class Trainer:
         """
         try:
             self._prepare()
+            for callback in self.callbacks:
+                callback.on_start(self.state.history)
             while self.state.step < self.schedule.total_steps:
                 self._train_epoch()
                 self._end_epoch()
@@ -138,6 +141,8 @@ class Trainer:
         _set_precision(self.settings.precision)
         if self.settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._step_flops = self._count_flops()
+        self._peak = peak_teraflops(self.ranks.device, self.settings.precision)
         if self.settings.compile:
             self.network.compile()
         micro = MicroSteps.plan(self.settings.global_batch, self.ranks.world_size, self._micro_batch())
@@ -155,6 +160,13 @@ class Trainer:
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._watch = Stopwatch(self.ranks.device)
         self._saving: EvaluationReport | None = None
+
+    def _count_flops(self) -> float:
+        """Model FLOPs of a step on one device, counted by rank 0; 0 where the size of the crops is not known."""
+        if self.settings.sample_shape is None or not self.ranks.first:
+            return 0.0
+        images = self.settings.global_batch / self.ranks.world_size
+        return images * training_flops(self.network, self.settings.sample_shape)
 
     def _micro_batch(self) -> int | None:
         """The micro-batch asked for, or the largest that fits where a GPU is too small for it."""
@@ -227,6 +239,7 @@ class Trainer:
     def _report_step(
         self, terms: dict[str, float], norm: float, rate: float, waited: float, seconds: float
     ) -> None:
+        teraflops = self._step_flops / seconds / 1e12
         report = StepReport(
             step=self.state.step,
             epoch=(self.state.step - 1) // self.schedule.steps_per_epoch + 1,
@@ -238,6 +251,8 @@ class Trainer:
             images_per_second=self.settings.global_batch / seconds,
             seconds={"data": waited, **self._watch.take(), "step": seconds},
             memory_bytes=_memory(self.ranks.device),
+            teraflops=teraflops,
+            flop_share=teraflops / self._peak if self._peak else None,
         )
         for callback in self.callbacks:
             callback.on_step(report)

@@ -1,7 +1,7 @@
 """What the training loop tells its callbacks: plain values, the same on every rank unless said otherwise."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ class StepReport:
         seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`) and of the whole `step`, of
             this rank.
         memory_bytes: peak device memory, or resident memory on CPU, of this rank.
+        teraflops: model FLOP/s of one device in 1e12 (see `d2ls.training.flops`); 0 where the crop is not known.
+        flop_share: `teraflops` as a share of the device's peak; None where the peak is not known.
     """
 
     step: int
@@ -43,6 +45,8 @@ class StepReport:
     images_per_second: float
     seconds: Mapping[str, float]
     memory_bytes: int = 0
+    teraflops: float = 0.0
+    flop_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class EvaluationReport:
 
 class Callback:
     """Hooks into the loop; all do nothing. The loop calls them on every rank, in the order given."""
+
+    def on_start(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Before the first step, with the flat metrics of the epochs that are done; some after a resume."""
 
     def on_step(self, report: StepReport) -> None:
         """After every optimizer step."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 MOST_POINTS = 2000  # a curve with more points draws slowly and shows nothing more
 WAITING_FIGURES = 3
+PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class TrackingCallback(Callback):
@@ -56,6 +57,7 @@ class TrackingCallback(Callback):
         self.writer.tags({SPOOL_TAG: f"{socket.gethostname()}:{folder}", "hardware": _hardware()})
         self._monitor = Monitor(self.writer.metrics) if recipe.tracking.system_metrics else None
         self._terms: dict[str, list[float]] = {}
+        self._steps: list[StepReport] = []
         self._shown: list[samples.Shown] | None = None
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=WAITING_FIGURES)
         self._drawer = threading.Thread(target=self._draw, name="figures", daemon=True)
@@ -63,20 +65,37 @@ class TrackingCallback(Callback):
 
     def on_step(self, report: StepReport) -> None:
         """Logs every few steps: the mean of each loss term since the last time, rates, shares."""
+        self._steps.append(report)
         for name, value in report.terms.items():
             self._terms.setdefault(name, []).append(float(value))
         every = max(1, report.total_steps // MOST_POINTS)
         if report.step % every and report.step not in (1, report.total_steps):
             return
-        total = sum(report.seconds.values())
         values = {f"train/{_loss(name)}": float(np.mean(each)) for name, each in self._terms.items()}
         values["train/lr"] = report.learning_rate
         values["train/gradient_norm"] = report.gradient_norm
-        values["speed/images_per_second"] = report.images_per_second
-        values["speed/data_share"] = report.seconds.get("data", 0.0) / total if total > 0 else 0.0
         values["speed/memory_gigabytes"] = report.memory_bytes / 1e9
+        values |= self._speed()
         self._terms.clear()
+        self._steps.clear()
         self.writer.metrics(values, report.step)
+
+    def _speed(self) -> dict[str, float]:
+        """Speed over the steps since the last time: seconds of a step by part, and rates as means over time."""
+        steps = self._steps
+        clocks = {part: sum(each.seconds.get(part, 0.0) for each in steps) for part in ("step", *PARTS)}
+        whole = max(clocks["step"], 1e-9)
+        values = {f"speed/{part}_seconds": seconds / len(steps) for part, seconds in clocks.items()}
+        values["speed/data_share"] = clocks["data"] / whole
+        rates = {
+            "speed/images_per_second": [each.images_per_second for each in steps],
+            "speed/teraflops": [each.teraflops for each in steps],
+            "speed/flop_share": [each.flop_share for each in steps if each.flop_share is not None],
+        }
+        for name, found in rates.items():
+            if found:
+                values[name] = float(np.average(found, weights=[each.seconds["step"] for each in steps]))
+        return values
 
     def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
         """Logs scores, and every `figures_every` epochs the figures."""

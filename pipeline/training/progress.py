@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d2ls import storage
@@ -36,6 +36,10 @@ class ProgressWriter(Callback):
             logging.getLogger(name).setLevel(logging.INFO)
         self._thread = threading.Thread(target=self._write, name="progress", daemon=True)
         self._thread.start()
+
+    def on_start(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Adds epochs that a process before this one had no time to write; the checkpoint knows them."""
+        self._folder.complete_epochs(history)
 
     def on_step(self, report: StepReport) -> None:
         """Takes over the step."""

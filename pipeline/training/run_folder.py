@@ -10,12 +10,14 @@
     checkpoints/      see d2ls.training.checkpoint; best.json there names the best one
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -82,8 +84,8 @@ class RunFolder:
         """Trace of some steps."""
         return storage.join(self.uri, "profile.json.gz")
 
-    def create(self, recipe: Recipe) -> None:
-        """Claims the name and saves the recipe.
+    def check_free(self) -> None:
+        """Looks whether the name can be taken.
 
         Raises:
             ConfigError: a run of this name is there already.
@@ -93,6 +95,14 @@ class RunFolder:
                 f"{self.uri}: a run named {self.name} is there already ({self.facts().get('state', 'unknown state')}). "
                 f"Go on with it by --resume {self.name}, or choose another --name"
             )
+
+    def create(self, recipe: Recipe) -> None:
+        """Claims the name and saves the recipe.
+
+        Raises:
+            ConfigError: a run of this name is there already.
+        """
+        self.check_free()
         storage.make_folder(self.checkpoints)
         storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
         self.note(name=self.name, recipe_digest=recipe.digest(), created=time.time())
@@ -107,10 +117,14 @@ class RunFolder:
 
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json."""
-        content = {**self.facts(), **facts}
-        storage.write_bytes(
-            storage.join(self.uri, "run.json"), (json.dumps(content, indent=2) + "\n").encode()
-        )
+        with self._alone():
+            self._add(facts)
+
+    def end(self, state: str) -> None:
+        """Notes how the run ended; a trial that its sweep pruned stays pruned."""
+        with self._alone():
+            if self.facts().get("state") != PRUNED:
+                self._add({"state": state})
 
     def claim(self) -> None:
         """Marks the run as running under this process.
@@ -118,16 +132,16 @@ class RunFolder:
         Raises:
             ConfigError: another process on this machine trains it now.
         """
-        facts = self.facts()
-        owner, host = facts.get("pid"), facts.get("host")
-        alive = facts.get("state") == RUNNING and host == socket.gethostname() and owner != os.getpid()
-        if alive and isinstance(owner, int) and _is_alive(owner, facts.get("started_ticks")):
-            raise ConfigError(
-                f"run {self.name} is being trained by process {owner}; wait for it, or stop it first"
-            )
-        self.note(
-            state=RUNNING, pid=os.getpid(), host=socket.gethostname(), started_ticks=_ticks(os.getpid())
-        )
+        with self._alone():
+            facts = self.facts()
+            owner, host = facts.get("pid"), facts.get("host")
+            alive = facts.get("state") == RUNNING and host == socket.gethostname() and owner != os.getpid()
+            if alive and isinstance(owner, int) and _is_alive(owner, facts.get("started_ticks")):
+                raise ConfigError(
+                    f"run {self.name} is being trained by process {owner}; wait for it, or stop it first"
+                )
+            me = {"pid": os.getpid(), "host": socket.gethostname(), "started_ticks": _ticks(os.getpid())}
+            self._add({"state": RUNNING, **me})
 
     def recipe(self) -> Recipe:
         """Reads the recipe that the run was started with.
@@ -147,17 +161,27 @@ class RunFolder:
 
     def epochs(self) -> list[dict[str, float]]:
         """Returns the metrics of all finished epochs, oldest first."""
-        try:
-            text = storage.read_bytes(self.history).decode()
-        except StorageError:
+        if not storage.exists(self.history):
             return []
+        text = storage.read_bytes(self.history).decode()
         return [json.loads(line) for line in text.splitlines() if line]
 
     def add_epoch(self, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of an epoch; what a resumed run does again replaces what it had done."""
         kept = [row for row in self.epochs() if row["epoch"] < metrics["epoch"]]
-        lines = [json.dumps(row) for row in [*kept, dict(metrics)]]
-        storage.write_bytes(self.history, ("\n".join(lines) + "\n").encode())
+        self._write_epochs([*kept, dict(metrics)])
+
+    def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Adds the epochs that a checkpoint knows and this file lacks: a process may die between the two."""
+        rows = {row["epoch"]: row for row in self.epochs()}
+        missing = [dict(row) for row in history if row["epoch"] not in rows]
+        if missing:
+            rows |= {row["epoch"]: row for row in missing}
+            self._write_epochs([rows[epoch] for epoch in sorted(rows)])
+
+    def _write_epochs(self, rows: Sequence[Mapping[str, float]]) -> None:
+        content = "".join(f"{json.dumps(row)}\n" for row in rows)
+        storage.write_bytes(self.history, content.encode())
 
     def best(self) -> dict[str, Any] | None:
         """Returns what best.json says, with `uri`, the best checkpoint; None before the first evaluation."""
@@ -181,6 +205,30 @@ class RunFolder:
     def clear_failure(self) -> None:
         """Removes the note before a new attempt."""
         storage.delete(storage.join(self.uri, "failure.json"))
+
+    def _add(self, facts: Mapping[str, Any]) -> None:
+        content = {**self.facts(), **facts}
+        storage.write_bytes(
+            storage.join(self.uri, "run.json"), (json.dumps(content, indent=2) + "\n").encode()
+        )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lets one process at a time change run.json, as a driver and its sweep both do.
+
+        An object store has no locks, nor have some network disks: there the last writer wins.
+        """
+        if not storage.is_local(self.uri):
+            yield
+            return
+        storage.make_folder(self.uri)
+        folder = os.open(storage.local_path(self.uri), os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         where = storage.join(self.uri, name)

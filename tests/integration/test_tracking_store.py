@@ -92,9 +92,8 @@ def test_a_training_writes_metrics_and_figures_that_move(
     callback = TrackingCallback(store.uri, run, tmp_path / "spool", recipe, shards)
     for step in range(1, 7):
         terms = {"total": 1 / step, "cross_entropy": 0.5 / step}
-        callback.on_step(
-            StepReport(step, 1 + step // 4, 3, 6, terms, 1e-4, 1.0, 9.0, {"data": 1.0, "forward": 3.0})
-        )
+        seconds = {"data": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0, "step": 8.0}
+        callback.on_step(StepReport(step, 1 + step // 4, 3, 6, terms, 1e-4, 1.0, 9.0, seconds, 0, 20.0, 0.5))
         if step % 3 == 0:
             confusion = np.eye(4, dtype=np.int64) * step * 10 + 5
             report = EvaluationReport(
@@ -105,7 +104,14 @@ def test_a_training_writes_metrics_and_figures_that_move(
     store.end_run(run)
     metrics = store.run(run).metrics
     assert metrics["train/loss"] == pytest.approx(1 / 6)
-    assert metrics["speed/data_share"] == 0.25
+    assert metrics["speed/data_share"] == 1 / 8
+    parts = ("data", "forward", "backward", "optimizer")
+    assert [metrics[f"speed/{part}_seconds"] for part in parts] == [1, 2, 4, 1]
+    assert (metrics["speed/images_per_second"], metrics["speed/teraflops"], metrics["speed/flop_share"]) == (
+        9,
+        20,
+        0.5,
+    )
     assert metrics["epoch"] == 2
     assert metrics["select/iou/water"] == pytest.approx(score(confusion).iou[2])
     assert {"select/miou", "select/mf1", "select/oa", "train/lr", "dictionary/intra/d0", "best/miou"} <= set(

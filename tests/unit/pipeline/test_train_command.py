@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from d2ls.errors import ConfigError, TrainingError
+from d2ls.errors import ConfigError, TrackingError, TrainingError
+from d2ls.shards import ShardSet
 from pipeline import train
+from pipeline.tracking import Store
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
@@ -74,6 +76,31 @@ def test_a_run_without_an_epoch_has_no_result(folder):
     run.create(recipe)
     with pytest.raises(TrainingError, match="no finished epoch; go on with --resume empty"):
         train.result(run)
+
+
+class StoreThatGoesAway:
+    uri = "http://mlflow:5000"
+
+    def start_training_run(self, *about):
+        return "the-run"
+
+    def end_run(self, run_id, status):
+        raise TrackingError(f"tracking store {self.uri}, run {run_id}: connection refused")
+
+
+def test_a_store_that_is_gone_at_the_end_takes_no_result_away(folder, monkeypatch, caplog):
+    recipe = tiny_recipe(folder)
+    run, shards = RunFolder.of(recipe.storage, "unheard"), ShardSet.open(recipe.shards.uri)
+    run.create(recipe)
+    monkeypatch.setattr(Store, "open", lambda config: StoreThatGoesAway())
+    with train._tracked(recipe, shards, run, None, True) as (store, run_id):
+        assert (store, run_id) == ("http://mlflow:5000", "the-run")
+    assert run.facts()["state"] == "finished"
+    assert "connection refused" in caplog.text
+    assert "pipeline.doctor" in caplog.text
+    with pytest.raises(ConfigError, match="diverged"), train._tracked(recipe, shards, run, None, True):
+        raise ConfigError("diverged")
+    assert run.facts()["state"] == "failed"
 
 
 def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):

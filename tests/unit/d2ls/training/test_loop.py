@@ -44,6 +44,7 @@ def test_callbacks_hear_everything(shards, tmp_path):
         assert {"data", "forward", "backward", "optimizer", "step"} <= set(report.seconds)
         assert sum(report.seconds[part] for part in ("data", "forward", "backward")) <= report.seconds["step"]
         assert report.memory_bytes > 1e7
+        assert (report.teraflops, report.flop_share) == (0.0, None), "the size of the crops was not told"
 
 
 def test_terms_add_up_to_the_total_that_is_minimised(shards):

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -6,7 +7,8 @@ import sys
 
 import pytest
 
-from d2ls.errors import ConfigError
+from d2ls import storage
+from d2ls.errors import ConfigError, StorageError
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
@@ -60,6 +62,52 @@ def test_epochs_done_again_replace_those_before(folder):
     for epoch, loss in ((1, 3.0), (2, 2.0), (3, 1.0), (2, 2.5)):
         folder.add_epoch({"epoch": epoch, "train/loss": loss})
     assert [(row["epoch"], row["train/loss"]) for row in folder.epochs()] == [(1, 3.0), (2, 2.5)]
+
+
+def test_epochs_that_only_the_checkpoint_knows_are_added(folder):
+    for epoch in (2, 3):
+        folder.add_epoch({"epoch": epoch, "train/loss": 1.0, "speed/data_share": 0.5})
+    folder.complete_epochs([{"epoch": 1, "train/loss": 3.0}, {"epoch": 2, "train/loss": 1.0}])
+    assert [(row["epoch"], row["train/loss"]) for row in folder.epochs()] == [(1, 3.0), (2, 1.0), (3, 1.0)]
+    assert "speed/data_share" in folder.epochs()[1], "what was written stays"
+
+
+def test_a_history_that_cannot_be_read_is_not_taken_for_none(folder, monkeypatch):
+    folder.add_epoch({"epoch": 1, "train/loss": 3.0})
+
+    def fails(uri):
+        raise StorageError(f"{uri}: 503 Slow Down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "read_bytes", fails)
+        with pytest.raises(StorageError, match="503"):
+            folder.add_epoch({"epoch": 2, "train/loss": 2.0})
+    assert [row["epoch"] for row in folder.epochs()] == [1]
+
+
+def note_a_key(uri, key):
+    run = RunFolder(uri, "one")
+    for number in range(25):
+        run.note(**{f"{key}-{number}": number})
+
+
+def test_two_writers_lose_nothing_of_each_other(folder):
+    processes = [multiprocessing.get_context("spawn").Process(target=note_a_key, args=(folder.uri, key))
+                 for key in ("driver", "sweep")]  # fmt: skip
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    facts = folder.facts()
+    assert len([key for key in facts if key.startswith(("driver-", "sweep-"))]) == 50
+
+
+def test_what_the_sweep_pruned_stays_pruned(folder):
+    folder.end(run_folder.FAILED)
+    assert folder.facts()["state"] == "failed"
+    folder.note(state=run_folder.PRUNED)
+    folder.end(run_folder.FINISHED)
+    assert folder.facts()["state"] == "pruned"
 
 
 def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
