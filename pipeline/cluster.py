@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d2ls import storage
-from d2ls.errors import ResourceError, StorageError
+from d2ls.errors import ResourceError, StorageError, TrackingError
 from pipeline.capacity import grows_to
 from pipeline.config import Recipe
 from pipeline.config.train import ClusterConfig
@@ -182,6 +182,7 @@ def check_resources(recipe: Recipe, cluster: Cluster) -> None:
     Raises:
         ResourceError: too few CPUs or GPUs, with the arithmetic.
         StorageError: a local location on more than one node.
+        TrackingError: an MLflow store in a file on more than one node.
     """
     need = cluster.per_worker(recipe.cluster)
     fewest = recipe.cluster.worker_range[0]
@@ -200,7 +201,8 @@ def check_shared(recipe: Recipe, cluster: Cluster) -> None:
     """Refuses local locations where there is more than one node.
 
     Raises:
-        StorageError: names the key. D2LS_SHARED_PATHS=1 says that the path is a shared disk.
+        StorageError: storage or shards; names the key. D2LS_SHARED_PATHS=1 says that the path is a shared disk.
+        TrackingError: the MLflow store is a file.
     """
     if cluster.nodes < 2 or os.environ.get("D2LS_SHARED_PATHS"):
         return
@@ -210,6 +212,15 @@ def check_shared(recipe: Recipe, cluster: Cluster) -> None:
                 f"{key}: {uri} is a local path, the cluster has {cluster.nodes} nodes. Use s3://bucket/prefix or "
                 "another object store; where it is a disk that all nodes mount, set D2LS_SHARED_PATHS=1"
             )
+    from pipeline.tracking import location
+
+    store = location.resolve_uri(recipe.tracking.uri, Path.cwd())
+    if location.sqlite_file(store) is not None:
+        raise TrackingError(
+            f"tracking.uri: {store} is a local file, the cluster has {cluster.nodes} nodes. Start `mlflow server` and "
+            "set tracking.uri or MLFLOW_TRACKING_URI to http://HOST:5000; where it is on a disk that all nodes mount, "
+            "set D2LS_SHARED_PATHS=1"
+        )
 
 
 def _way_out(kind: str, capacity: int) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from d2ls.errors import ResourceError, StorageError
+from d2ls.errors import ResourceError, StorageError, TrackingError
 from pipeline.cluster import Cluster, check_resources
 from tests.train_world import tiny_recipe
 
@@ -54,6 +54,9 @@ def test_a_local_path_on_more_than_one_node_is_refused(recipe, monkeypatch):
     remote = recipe.with_values({"storage": "s3://b/runs"})
     with pytest.raises(StorageError, match=r"shards\.uri: "):
         check_resources(remote, cluster(nodes=2))
-    check_resources(remote.with_values({"shards.uri": "s3://b/shards"}), cluster(nodes=2))
+    remote = remote.with_values({"shards.uri": "s3://b/shards"})
+    with pytest.raises(TrackingError, match=r"tracking\.uri: sqlite:.* is a local file.*`mlflow server`"):
+        check_resources(remote, cluster(nodes=2))
+    check_resources(remote.with_values({"tracking.uri": "http://mlflow:5000"}), cluster(nodes=2))
     monkeypatch.setenv("D2LS_SHARED_PATHS", "1")
     check_resources(recipe, cluster(nodes=2))
