@@ -4,6 +4,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
+from d2ls import storage
 from d2ls.errors import ConfigError, D2LSError, DataError
 from pipeline.cli import parser, run_command
 from pipeline.config import Recipe, load_recipe
@@ -233,6 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     values, recipe = _parse(argv)
     shards, split, config, cluster = _settings(values, recipe)
     tracking = values.tracking_uri or (recipe.tracking.uri if recipe else None)
+    if values.output:
+        storage.make_folder(values.output)  # what cannot be written is said before the work
     from rich.console import Console
     from rich.markdown import Markdown
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2ls.bundle import load_bundle
-from d2ls.errors import ConfigError, DataError, ShardError, WeightsError
+from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
 from d2ls.loader import evaluation_loader
@@ -177,6 +177,16 @@ def test_the_command_compares_models_and_writes_a_report(world, tmp_path, capsys
         "confusion-1.png", "confusion-2.png", "report.json", "report.md", "samples-1.png", "samples-2.png",
     ]  # fmt: skip
     assert "by class" in capsys.readouterr().out
+
+
+def test_a_report_that_has_no_place_is_refused_before_anything_is_counted(
+    world, tmp_path, monkeypatch
+) -> None:
+    model, shards = world
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("pipeline.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    with pytest.raises(StorageError, match="file"):
+        main([model, "--shards", shards, "--split", "test", "--output", str(tmp_path / "file")])
 
 
 @pytest.mark.parametrize(
