@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from d2ls.errors import DataError, StorageError
 from d2ls.labels import IGNORE, ClassTable
@@ -102,9 +103,8 @@ def write(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[n
         DataError: a pixel has no class.
         StorageError: it cannot be written, or the folder exists already.
     """
+    refuse_existing(target)
     zipped = target.suffix.lower() == ".zip"
-    if not zipped and target.exists():
-        raise StorageError(f"{target}: exists already; delete it or name another folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
@@ -113,6 +113,16 @@ def write(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[n
             partial.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error}") from error
+
+
+def refuse_existing(target: Path) -> None:
+    """A zip is replaced, a folder is not.
+
+    Raises:
+        StorageError: the folder exists already.
+    """
+    if target.suffix.lower() != ".zip" and target.exists():
+        raise StorageError(f"{target}: exists already; delete it or name another folder")
 
 
 def _write_zip(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
@@ -151,10 +161,13 @@ def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None
 
 def problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> list[str]:
     """Lists what is wrong with a submission; empty where all is well."""
+    found = []
     try:
-        return list(_problems(rules, target, expected))
-    except (OSError, zipfile.BadZipFile) as error:
-        return [f"cannot be read: {error}"]
+        for problem in _problems(rules, target, expected):
+            found.append(problem)  # noqa: PERF402 - what came before an error is kept
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: a password
+        found.append(f"cannot be read: {error}")
+    return found
 
 
 def _problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None) -> Iterator[str]:
@@ -193,6 +206,9 @@ def _image_problems(rules: Rules, name: str, content: bytes, size: Size | None) 
                 yield f"{name}: {image.format} of mode {image.mode}, a PNG of mode {mode} is wanted"
                 return
             pixels = np.asarray(image)
+    except UnidentifiedImageError:
+        yield f"{name}: not an image"
+        return
     except (OSError, SyntaxError, ValueError) as error:
         yield f"{name}: not a readable image ({error})"
         return

@@ -33,12 +33,14 @@ def submit(
     Raises:
         ConfigError: the model knows other classes.
         DataError: the images are not the benchmark's test images, or the result fails the check.
+        StorageError: the output cannot be written, or is a folder that exists already.
     """
     from pipeline.models import model_files, model_info
     from pipeline.predict import map_all
 
     rules = submission.RULES[values.submission]
     target = Path(values.output)
+    submission.refuse_existing(target)
     maps = target.with_name(f"{target.name}.maps")
     jobs = list_jobs(values.input, str(maps), "png")
     entries = {rules.entry(source): (source, mapped) for source, mapped in jobs}

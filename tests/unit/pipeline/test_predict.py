@@ -329,6 +329,10 @@ def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
     assert main(words) == 0
     assert submission.problems(rules, target) == []
     assert not (tmp_path / f"{target.name}.maps").exists()
+    if name == "uavid":
+        with pytest.raises(StorageError, match="exists already"):
+            main(words)
+        words[2] = str(tmp_path / "another")
     other = str(tiny_bundle(tmp_path / "other", model_info().classes))
     with pytest.raises(ConfigError, match="wants"):
         main([other, *words[1:]])

@@ -87,7 +87,7 @@ def test_a_uavid_submission_is_coloured_in_folders_and_passes(uavid, tmp_path) -
         ),
         (lambda m: m.update({"4191.png": png(ids(9))}), "4191.png: holds 7, 8, which is no class"),
         (lambda m: m.update({"4191.png": png(np.zeros((32, 32, 3), np.uint8))}), "mode RGB, a PNG of mode L"),
-        (lambda m: m.update({"4191.png": b"no image"}), "4191.png: not a readable image"),
+        (lambda m: m.update({"4191.png": b"no image"}), "4191.png: not an image"),
         (lambda m: m.update({"x.png": m.pop("4191.png")}), "x.png: not a name"),
         (lambda m: m.update({"9.png": m.pop("4191.png")}), "9.png: there is no such test image"),
         (lambda m: m.pop("4191.png"), "2 files, 3 are wanted"),
@@ -130,6 +130,17 @@ def test_twice_the_same_name_and_no_zip_at_all(loveda, tmp_path) -> None:
     assert "4191.png: is there 2 times" in problems(LOVEDA, loveda)
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     assert "cannot be read" in problems(LOVEDA, tmp_path / "bad.zip")[0]
+
+
+def test_a_damaged_zip_is_told_together_with_what_came_before(loveda) -> None:
+    rebuilt(loveda, lambda m: m.update({"4191.png": b"no image"}))
+    content = bytearray(loveda.read_bytes())
+    start = content.index(b"IEND") - 40  # in the second image's pixels
+    content[start : start + 20] = bytes(20)
+    loveda.write_bytes(content)
+    found = problems(LOVEDA, loveda)
+    assert found[0] == "4191.png: not an image"
+    assert "CRC" in found[-1]
 
 
 def test_pixels_without_class_are_refused_and_leave_nothing(tmp_path) -> None:
