@@ -7,17 +7,13 @@ Test part has them, it is offered as the split `test`. The images are cut from l
 tell, so whether two splits share one is not known.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
-from sharding.files import FileTree
-from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
-from sharding.sources.splitting import HeldOut
+from sharding.files import FileRef
+from sharding.sources.base import Scene
+from sharding.sources.official import OfficialParts
 
 
-class LoveDA(Source):
+class LoveDA(OfficialParts):
     """Reader of LoveDA; option `select`: `{fraction: 0.1, seed: 42}`."""
 
     name = "loveda"
@@ -42,41 +38,11 @@ class LoveDA(Source):
         "Test.zip": "a489be0090465e01fb067795d24e6b47",
     }
 
-    def __init__(
-        self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
-    ) -> None:
-        rest = dict(options)
-        self._held_out = HeldOut.take(rest)
-        refuse_unknown(rest, ("select",), self.name)
-        super().__init__(root, protocol, access)
+    parts = ("Train", "Val", "Test")
+    kinds = ("images", "masks")
+    pattern = r"{part}/(Urban|Rural)/{kind}_png/([^/]+)\.png"
+    expected = "Train/Urban/images_png/*.png and masks_png beside it, or Train.zip and Val.zip"
 
-    def scenes(self) -> Iterator[Scene]:
-        """Yields the scenes of Train, Val and Test; with the option `select` a part of Train under that name."""
-        if self._held_out and self.protocol == "clean":
-            yield from self._held_out.apply(self._official(), lambda scene: scene.id)
-        else:
-            yield from self._official()
-
-    def _official(self) -> Iterator[Scene]:
-        tree = self.tree()
-        found = False
-        for part in ("Train", "Val", "Test"):
-            for scene in self._part(tree, part):
-                found = True
-                yield scene
-        if not found:
-            raise self.nothing_found(
-                "Train/Urban/images_png/*.png and masks_png beside it, or Train.zip and Val.zip"
-            )
-
-    def _part(self, tree: FileTree, part: str) -> Iterator[Scene]:
-        images, masks = (
-            collect(
-                (f"{match[1]}/{match[2]}", ref)
-                for match, ref in tree.find(rf"{part}/(Urban|Rural)/{kind}_png/([^/]+)\.png")
-            )
-            for kind in ("images", "masks")
-        )
-        hidden = part == "Test" and not masks
-        for key, image, mask in self.pairs(images, masks, masks_needed=not hidden):
-            yield Scene(key, part.lower(), image, mask, tags={"area": key.split("/")[0]})
+    def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
+        """Makes a scene; the area, `Urban` or `Rural`, goes along."""
+        return Scene(key, split, image, mask, tags={"area": key.split("/")[0]})

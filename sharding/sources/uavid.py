@@ -6,15 +6,15 @@ Labels are colours. The official test part has no labels and is left out; where 
 is a scene. `paper` cuts as GeoSeg does: the last 2048 rows, widened to 4096 columns, in tiles of 1024.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from d2ls.labels import ClassTable, LabelCodes
-from sharding.files import FileTree
+from sharding.files import FileRef
 from sharding.raster import open_raster
-from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
-from sharding.sources.splitting import HeldOut
+from sharding.sources.base import Protocol, Scene
+from sharding.sources.official import OfficialParts
 from sharding.tiling import Tiling, Window
 
 OFFICIAL = {
@@ -27,7 +27,7 @@ OFFICIAL = {
 PAPER_ROWS = 2048
 
 
-class UAVid(Source):
+class UAVid(OfficialParts):
     """Reader of UAVid; option `select`: `{fraction: 0.15, seed: 42}` of the sequences."""
 
     name = "uavid"
@@ -48,53 +48,29 @@ class UAVid(Source):
     license = "CC BY-NC-SA 4.0"
     tiling = {"default": Tiling(1024)}
 
+    parts = ("train", "val", "test")
+    kinds = ("Images", "Labels")
+    pattern = r"uavid_{part}/(seq\d+)/{kind}/([^/]+)\.png"
+    expected = "uavid_train/seq1/Images/000000.png and Labels beside it"
+
     def __init__(
         self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
     ) -> None:
-        rest = dict(options)
-        self._held_out = HeldOut.take(rest)
-        refuse_unknown(rest, ("select",), self.name)
-        super().__init__(root, protocol, access)
+        super().__init__(root, protocol, access, **options)
         if protocol == "paper":
             self.tiling = {"default": Tiling(1024, edge="pad")}
-
-    def scenes(self) -> Iterator[Scene]:
-        """Yields the frames of the three parts; with the option `select` some sequences of train under that name."""
-        if self._held_out and self.protocol == "clean":
-            yield from self._held_out.apply(self._official(), lambda scene: scene.group or scene.id)
-        else:
-            yield from self._official()
-
-    def _official(self) -> Iterator[Scene]:
-        tree = self.tree()
-        found = 0
-        for part in OFFICIAL:
-            for scene in self._part(tree, part):
-                found += 1
-                yield scene
-        if not found:
-            raise self.nothing_found("uavid_train/seq1/Images/000000.png and Labels beside it")
-        if self.protocol == "paper":
             self.facts["departures"] = [f"only the last {PAPER_ROWS} rows of a frame are used, as in GeoSeg"]
 
-    def _part(self, tree: FileTree, part: str) -> Iterator[Scene]:
-        images, masks = (
-            collect(
-                (f"{match[1]}/{match[2]}", ref)
-                for match, ref in tree.find(rf"uavid_{part}/(seq\d+)/{kind}/([^/]+)\.png")
-            )
-            for kind in ("Images", "Labels")
-        )
-        hidden = part == "test" and not masks
-        for key, image, mask in self.pairs(images, masks, masks_needed=not hidden):
-            sequence = key.split("/")[0]
-            self._check_part(sequence, part)
-            region = None
-            if self.protocol == "paper" and mask is not None:
-                with open_raster(image) as raster:
-                    top = max(0, raster.info.height - PAPER_ROWS)
-                    region = Window(top, 0, raster.info.height - top, raster.info.width)
-            yield Scene(key, part, image, mask, sequence, region=region)
+    def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
+        """Makes a scene of a frame; its sequence must belong to the part that it lies in."""
+        sequence = key.split("/")[0]
+        self._check_part(sequence, split)
+        region = None
+        if self.protocol == "paper" and mask is not None:
+            with open_raster(image) as raster:
+                top = max(0, raster.info.height - PAPER_ROWS)
+                region = Window(top, 0, raster.info.height - top, raster.info.width)
+        return Scene(key, split, image, mask, sequence, region=region)
 
     def _check_part(self, sequence: str, part: str) -> None:
         number = int(sequence.removeprefix("seq"))

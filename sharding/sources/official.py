@@ -1,0 +1,66 @@
+"""Data sets whose publisher fixes train, val and test and keeps the labels of test: what LoveDA and UAVid share."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sharding.files import FileRef
+from sharding.sources.base import Protocol, Scene, Source, collect, refuse_unknown
+from sharding.sources.splitting import HeldOut
+
+
+class OfficialParts(Source):
+    """A reader of three parts; option `select`: `{fraction: 0.1, seed: 42}` of the training scenes are held out.
+
+    Where the labels of the test part are there, it is offered; where not, it is left out.
+
+    Attributes:
+        parts: the parts as folders spell them; their splits are in small letters.
+        kinds: names of the folders of images and of label images.
+        pattern: regular expression of a file with `{part}` and `{kind}`; its two groups are the key.
+        expected: what should lie below the root, in words.
+    """
+
+    parts: ClassVar[tuple[str, str, str]]
+    kinds: ClassVar[tuple[str, str]]
+    pattern: ClassVar[str]
+    expected: ClassVar[str]
+
+    def __init__(
+        self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
+    ) -> None:
+        rest = dict(options)
+        self._held_out = HeldOut.take(rest)
+        refuse_unknown(rest, ("select",), self.name)
+        super().__init__(root, protocol, access)
+
+    @abstractmethod
+    def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
+        """Makes a scene of a pair of files; what is wrong with it goes to `missing`."""
+
+    def scenes(self) -> Iterator[Scene]:
+        """Yields the scenes of the three parts; with the option `select` some of train under that name."""
+        if self._held_out and self.protocol == "clean":
+            yield from self._held_out.apply(self._official(), lambda scene: scene.group or scene.id)
+        else:
+            yield from self._official()
+
+    def _official(self) -> Iterator[Scene]:
+        tree = self.tree()
+        found = False
+        for part in self.parts:
+            images, masks = (
+                collect(
+                    (f"{match[1]}/{match[2]}", ref)
+                    for match, ref in tree.find(self.pattern.format(part=part, kind=kind))
+                )
+                for kind in self.kinds
+            )
+            split = part.lower()
+            hidden = split == "test" and not masks
+            for key, image, mask in self.pairs(images, masks, masks_needed=not hidden):
+                found = True
+                yield self.scene(key, split, image, mask)
+        if not found:
+            raise self.nothing_found(self.expected)
