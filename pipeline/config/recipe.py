@@ -95,6 +95,7 @@ class Recipe(Section):
             "data.root": self.data.root,
             "loader.cache": self.loader.cache,
             "model.weights": self.model.weights,
+            "model.init": self.model.init,
         }
         local = {key: value for key, value in locations.items() if value and storage.is_local(value)}
         return self.with_values({key: str(storage.local_path(value)) for key, value in local.items()})

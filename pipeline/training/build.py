@@ -44,10 +44,15 @@ class Loaders:
         self.selection.close()
 
 
-def network(recipe: Recipe, card: DatasetCard) -> "D2LS | Baseline":
+def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Baseline":
     """Builds the network with its first weights.
 
     Pretrained weights keep the normalisation they were trained with; a network from scratch takes the data set's.
+
+    Args:
+        recipe: the resolved recipe.
+        card: card of the shards; says how many classes and bands there are.
+        store: MLflow store that `model.init` is looked up in, if not the recipe's.
     """
     model = recipe.model
     seed_everything(recipe.seed)
@@ -70,7 +75,7 @@ def network(recipe: Recipe, card: DatasetCard) -> "D2LS | Baseline":
     if model.init:
         from pipeline.training.initialize import load_initial
 
-        load_initial(built, model.init)
+        load_initial(built, model.init, tracking_uri=store or recipe.tracking.uri)
     return built
 
 
@@ -183,6 +188,7 @@ def trainer(
     checkpoints: str,
     callbacks: Sequence[Callback] = (),
     run: str = "",
+    store: str = "",
 ) -> Trainer:
     """Builds everything a rank needs to train.
 
@@ -194,8 +200,9 @@ def trainer(
         checkpoints: folder of the checkpoints.
         callbacks: told what happens.
         run: name of the run, kept in the model's description.
+        store: MLflow store that `model.init` is looked up in, if not the recipe's.
     """
-    net = network(recipe, shards.card).to(ranks.device)
+    net = network(recipe, shards.card, store).to(ranks.device)
     options = recipe.train.optimizer.model_dump()
     steps = built.training.steps_per_epoch
     window = recipe.loader.augmentation.crop_size

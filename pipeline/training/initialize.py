@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def load_initial(network: "nn.Module", uri: str) -> None:
+def load_initial(network: "nn.Module", uri: str, *, tracking_uri: str | None = None) -> None:
     """Copies the weights of a trained model where they fit.
 
     Parts that depend on the number of classes start anew where it differs; the first convolution is adapted where the
@@ -20,6 +20,7 @@ def load_initial(network: "nn.Module", uri: str) -> None:
     Args:
         network: takes the weights; has `.config`.
         uri: `models:/name@alias`, a run folder, or a checkpoint folder.
+        tracking_uri: MLflow store of `models:/`; None: the local one.
 
     Raises:
         WeightsError: no model there, or one with another backbone.
@@ -27,7 +28,7 @@ def load_initial(network: "nn.Module", uri: str) -> None:
     from d2ls.bundle import load_bundle
     from pipeline.models import fetch_model
 
-    with fetch_model(uri) as folder:
+    with fetch_model(uri, tracking_uri=tracking_uri) as folder:
         source, info = load_bundle(folder)
     theirs, ours = info.config["backbone"], network.config["backbone"]  # type: ignore[index]
     if theirs.split(".")[0] != ours.split(".")[0]:

@@ -112,8 +112,9 @@ def _train(job: Job, folder: RunFolder) -> None:
     callbacks = _callbacks(job, folder, recipe, shards) if ranks.first else [RayReport()]
     try:
         build.trainer(
-            recipe, shards, ranks, loaders, checkpoints=folder.checkpoints, callbacks=callbacks, run=job.name
-        ).run()
+            recipe, shards, ranks, loaders, checkpoints=folder.checkpoints, callbacks=callbacks, run=job.name,
+            store=job.store,
+        ).run()  # fmt: skip
     finally:
         loaders.close()
 

@@ -3,6 +3,7 @@ import torch
 
 from d2ls.model import build_model
 from d2ls.training.optimizer import backbone_depths, build_optimizer, parameter_groups
+from d2ls.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,19 @@ def test_rates_fall_towards_the_stem(backbone):
     scales = [group["lr_scale"] for group in parameter_groups(network, 0.5, 0.5)]
     assert scales[:2] == [1.0, 0.5]
     assert scales[-1] == pytest.approx(0.5 * 0.5 ** max(depths.values()))
+
+
+def test_shallow_layers_move_less(network):
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = build_optimizer(network, lr=1e-3, weight_decay=0.0, layer_decay=0.5)
+    Schedule(lr=1e-2, steps_per_epoch=1, epochs=2, name="constant").apply(optimizer, 0)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    depths = backbone_depths(network)
+    for name, parameter in network.named_parameters():
+        scale = 0.5 ** (max(depths.values()) - depths[name]) if name in depths else 1.0
+        assert (before[name] - parameter).mean().item() == pytest.approx(1e-2 * scale, rel=1e-3), name
 
 
 def test_frozen_parameters_are_left_out():
