@@ -28,7 +28,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, view
+from pipeline.tracking import Store, finding, view
 
 WIDTH, HEIGHT = 1640, 1000
 PATIENCE = 90.0
@@ -141,7 +141,7 @@ def take(store: Store, output: Path, settle: float = 8.0) -> list[Path]:
 def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
     """Finds what to show: name to address, words that must appear, JavaScript to run before the photograph."""
     client = store.client
-    sweep = next(row for row in store._search("tags.kind = 'sweep'") if store.children(row.run_id))
+    sweep = next(row for row in finding.search(store, "tags.kind = 'sweep'") if store.children(row.run_id))
     trials = store.children(sweep.run_id)
     best = max(trials, key=lambda row: row.metrics.get("select/miou", 0.0))
     experiment = client.get_run(sweep.run_id).info.experiment_id

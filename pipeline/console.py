@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def show_trials(console: "Console", summary: "SweepSummary") -> None:
 
     from pipeline.searching.report import HEADER, SUMMARY_HEADER
 
-    shown = [(f"Trials of {summary.name}", HEADER, summary.rows())]
+    shown: list[tuple[str, Sequence[str], list[list[str]]]] = [
+        (f"Trials of {summary.name}", HEADER, summary.rows())
+    ]
     if summary.has_seeds:
         shown.append(("Configurations", SUMMARY_HEADER, summary.summary_rows()))
     for title, header, rows in shown:
@@ -60,6 +63,7 @@ def show_next(
     uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
     lines = [
         ("look at the runs", store.ui_command()),
+        ("then open", store.run_list(recipe.experiment)),
         ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
         ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"

@@ -63,7 +63,7 @@ def register_run(
     """
     row = store.find(run)
     recipe = store.recipe(row.run_id)
-    uri, step = _checkpoint(row.name, row.tags.get("d2ls.run_folder"), checkpoint)
+    uri, step = _checkpoint(row.name, store.run_folder(row), checkpoint)
     evaluation = _evaluate(uri, recipe, store) if evaluate else None
     card = _card(recipe)
     return store.register(

@@ -5,7 +5,7 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import facts, location, view, writer
-from pipeline.tracking.rows import NAME_TAG, RunRow, dataset_input, row_of
+from pipeline.tracking import facts, finding, location, opening, view, writer
+from pipeline.tracking.finding import DRIVER_TAG, PARENT_TAG
+from pipeline.tracking.rows import RunRow, row_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-DRIVER_TAG, PARAMETERS_TAG = "d2ls.driver", "d2ls.parameters"
-PARENT_TAG = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,17 @@ class Store:
         root = self.uri if location.is_server(self.uri) else root
         return view.run_list(root, self.experiment_id(experiment))
 
+    def experiment_id(self, name: str) -> str:
+        """Returns the id of an experiment, made where it is new.
+
+        Raises:
+            TrackingError: it was deleted, or the store refuses.
+        """
+        return opening.experiment_id(self, name)
+
     def start_sweep_run(self, recipe: "Recipe", card: "DatasetCard", name: str) -> str:
         """Opens (or finds again, by name) the parent run of a sweep; returns its id."""
-        return self._start(recipe, card, name, "sweep", {})
+        return opening.start(self, recipe, card, name, "sweep", {})
 
     def start_training_run(
         self,
@@ -107,7 +114,7 @@ class Store:
         extra = dict(tags or {})
         if parent_run_id:
             extra[PARENT_TAG] = parent_run_id
-        return self._start(recipe, card, name, "trial" if parent_run_id else "training", extra)
+        return opening.start(self, recipe, card, name, "trial" if parent_run_id else "training", extra)
 
     def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
         """Closes a run, after sending what its writer left on this machine."""
@@ -196,24 +203,16 @@ class Store:
         Raises:
             TrackingError: none; names the newest runs.
         """
-        if len(run) == 32 and all(letter in "0123456789abcdef" for letter in run):
-            return self.run(run)
-        rows = list(self._search(f"tags.`{NAME_TAG}` = '{_quoted(run)}'", experiment))
-        if not rows:
-            newest = ", ".join(
-                row.name for row, _ in zip(self._search("", experiment), range(5), strict=False)
-            )
-            raise TrackingError(
-                f"no run {run!r} in {self.uri}{f', experiment {experiment}' if experiment else ''}. "
-                f"Newest runs: {newest or 'none at all'}"
-            )
-        return rows[0]
+        return finding.find(self, run, experiment)
 
     def children(self, parent_id: str) -> list[RunRow]:
         """Returns the trials of a sweep, oldest first."""
-        experiment = self.client.get_run(parent_id).info.experiment_id
-        rows = self._pages([experiment], f"tags.`{PARENT_TAG}` = '{parent_id}'", "attributes.start_time ASC")
-        return list(rows)
+        return finding.children(self, parent_id)
+
+    def run_folder(self, row: RunRow) -> str | None:
+        """Returns the location of a run's folder; None where none is noted (a sweep has none)."""
+        shown = row.tags.get(opening.FOLDER_TAG)
+        return opening.whole_folder(self.uri, shown) if shown else None
 
     def send_spooled(self, run_id: str, folder: Path) -> int:
         """Sends what a writer could not, from its folder on this machine; returns how many entries.
@@ -228,15 +227,11 @@ class Store:
 
     def close_orphans(self) -> list[RunRow]:
         """Closes runs of this machine whose driver is gone (as KILLED) and sends what they left; returns them."""
-        here = f"{_quoted(socket.gethostname())}:%"
-        for row in list(self._search(f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
+        here = f"{finding.quoted(socket.gethostname())}:%"
+        for row in list(finding.search(self, f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
             if facts.driver_is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
                 self._send_left(row)
-        orphans = [
-            row
-            for row in self._search("attributes.status = 'RUNNING'")
-            if facts.driver_is_gone(row.tags.get(DRIVER_TAG, ""))
-        ]
+        orphans = finding.orphans(self)
         for row in orphans:
             self.set_tags(row.run_id, {"d2ls.end": f"driver {row.tags[DRIVER_TAG]} is gone"})
             self.end_run(row.run_id, "KILLED")
@@ -278,100 +273,9 @@ class Store:
 
         return registry.download(self, model_uri, folder)
 
-    def experiment_id(self, name: str) -> str:
-        """Returns the id of an experiment, made where it is new.
-
-        Raises:
-            TrackingError: it was deleted, or the store refuses.
-        """
-        from mlflow.exceptions import MlflowException
-
-        with location.named(self.uri, experiment=name):
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                place = f"{self.artifacts}/{name}" if self.artifacts else None
-                try:
-                    return str(self.client.create_experiment(name, place, view.experiment_tags()))
-                except MlflowException as error:  # another driver was first
-                    found = self.client.get_experiment_by_name(name)
-                    if found is None:
-                        raise error
-        if found.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"experiment {name!r} of {self.uri} is deleted; restore it with `mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}`, or choose another name (tracking.experiment)"
-            )
-        return str(found.experiment_id)
-
-    def _start(
-        self, recipe: "Recipe", card: "DatasetCard", name: str, kind: str, extra: Mapping[str, str]
-    ) -> str:
-        experiment = self.experiment_id(recipe.experiment)
-        with location.named(self.uri, run=name):
-            rows = list(self._pages([experiment], f"tags.`{NAME_TAG}` = '{_quoted(name)}'"))
-            alive = {DRIVER_TAG: facts.driver()}
-            if rows:
-                run_id = rows[0].run_id
-                self.client.update_run(run_id, status="RUNNING")
-                self.set_tags(run_id, {**alive, **extra})
-            else:
-                tags = {
-                    **facts.run_tags(recipe, card, kind),
-                    "mlflow.note.content": facts.description(recipe, card, kind),
-                    NAME_TAG: name,
-                    **alive,
-                    **extra,
-                }
-                run = self.client.create_run(experiment, run_name=name, tags=tags)
-                run_id = str(run.info.run_id)
-            if not rows or PARAMETERS_TAG not in rows[0].tags:
-                self._log_constants(run_id, recipe, card)
-        return run_id
-
     def _send_left(self, row: RunRow) -> None:
         """Sends what the writer of a run left in its folder, if that is on this machine."""
         host, _, folder = row.tags.get(writer.SPOOL_TAG, "").partition(":")
         if host == socket.gethostname():
             writer.send_all(self.client, Path(folder))
             self.client.delete_tag(row.run_id, writer.SPOOL_TAG)
-
-    def _log_constants(self, run_id: str, recipe: "Recipe", card: "DatasetCard") -> None:
-        """Logs what never changes in a run; the tag is set last, so that a kill in between repeats it whole."""
-        from mlflow.entities import Param
-
-        params = [Param(key, _text(value)) for key, value in recipe.flat().items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(run_id, params=params[start : start + 100])
-        self.client.log_inputs(run_id, datasets=[dataset_input(card, recipe.shards.uri)])
-        self.client.log_text(run_id, recipe.to_yaml(), "recipe.yaml")
-        self.client.log_text(run_id, card.to_json(), "dataset_card.json")
-        self.client.log_text(run_id, facts.all_packages(), "packages.txt")
-        self.client.set_tag(run_id, PARAMETERS_TAG, "logged")
-
-    def _search(self, filter_string: str, experiment: str | None = None) -> Iterator[RunRow]:
-        found = [e for e in self.client.search_experiments() if experiment in (None, e.name)]
-        if found:
-            yield from self._pages([e.experiment_id for e in found], filter_string)
-
-    def _pages(
-        self, experiments: list[str], filter_string: str, order: str = "attributes.start_time DESC"
-    ) -> Iterator[RunRow]:
-        token = None
-        while True:
-            page = self.client.search_runs(
-                experiments, filter_string, max_results=1000, order_by=[order], page_token=token
-            )
-            yield from map(row_of, page)
-            token = page.token
-            if not token:
-                return
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "")

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from d2ls.bundle import load_bundle
+from d2ls.bundle import ModelInfo, load_bundle, save_bundle
 from d2ls.errors import TrackingError, WeightsError
 from d2ls.inference import Segmenter
+from d2ls.model import build_model
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
@@ -150,6 +152,35 @@ def test_it_maps_images_of_any_size_without_this_project_and_without_pickle(worl
     assert found["wide"] == [2, 33, 50]
     assert found["module"].startswith("d2ls_")
     assert found["refused"]
+
+
+def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = build_model(architecture="unet", backbone="test_resnet", num_classes=4).eval()
+    checkpoint = tmp_path / "unet"
+    checkpoint.mkdir()
+    save_bundle(checkpoint, unet, ModelInfo.from_card(unet, world.shards.card, window=64))
+    run = world.store.start_training_run(world.recipe, world.shards.card, "unet")
+    version = world.store.register(
+        run, checkpoint, "baseline", card=world.shards.card, evaluation=None, recipe=world.recipe
+    )
+    assert version.tags["architecture"] == "unet"
+    assert "unet (segmentation_models_pytorch), `test_resnet`" in version.description
+    image = np.random.default_rng(3).integers(0, 255, (1, 75, 50, 3)).astype(np.uint8)
+    np.save(world.folder / "elsewhere" / "image.npy", image)
+    found = world.load(
+        "import json, mlflow, numpy as np, socket\n"
+        "def refuse(*_): raise OSError('no network here')\n"
+        "socket.socket.connect = refuse\n"
+        "model = mlflow.pyfunc.load_model('models:/baseline@challenger')\n"
+        "needs = open(mlflow.pyfunc.get_model_dependencies('models:/baseline@challenger')).read()\n"
+        "print(json.dumps({'labels': model.predict(np.load('image.npy')).tolist(), 'needs': needs}))\n",
+        HF_HUB_OFFLINE="1",
+    )
+    assert np.array_equal(
+        np.array(found["labels"], np.uint8), Segmenter(*load_bundle(checkpoint)).predict(image)
+    )
+    assert "segmentation-models-pytorch==" in found["needs"]
 
 
 def test_two_versions_with_different_network_code_live_in_one_process(

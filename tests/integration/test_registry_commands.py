@@ -39,6 +39,7 @@ def call(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> No
 def test_from_runs_to_a_champion(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert store.find("first").tags["d2ls.run_folder"] == "runs/first"
     call(register, monkeypatch, "first")
     assert "models:/d2ls-blobs/1 is registered, alias challenger" in capsys.readouterr().out
     call(promote, monkeypatch, "d2ls-blobs")

@@ -10,7 +10,7 @@ import pytest
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, facts, location
+from pipeline.tracking import Store, facts, location, opening
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +131,17 @@ def test_credentials_of_the_environment_are_used(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("store", "folder", "shown"),
+    [
+        ("sqlite:////home/me/mlflow.db", "/home/me/runs/first", "runs/first"),
+        ("sqlite:////home/me/mlflow.db", "/disk/runs/first", "/disk/runs/first"),
+        ("sqlite:////home/me/mlflow.db", "s3://bucket/runs/first", "s3://bucket/runs/first"),
+        ("http://host:5000", "/home/me/runs/first", "/home/me/runs/first"),
+    ],
+)
+def test_a_run_folder_is_shown_short_and_found_whole(store: str, folder: str, shown: str) -> None:
+    assert opening.shown_folder(store, folder) == shown
+    assert opening.whole_folder(store, shown) == folder
