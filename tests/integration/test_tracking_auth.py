@@ -1,0 +1,59 @@
+"""MLflow's own basic-auth app on loopback: credentials of the usual variables are used, and missing ones are named."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from d2ls.errors import TrackingError
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import Store
+from tests.mlflow_processes import free_port, mlflow
+from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+
+PASSWORD = f"correct-horse-{os.getpid()}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    config = tmp_path / "auth.ini"
+    config.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\n"
+        f"admin_username = admin\nadmin_password = {PASSWORD}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    url = f"http://127.0.0.1:{port}"
+    with mlflow(
+        "server", "--app-name", "basic-auth", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination", str(tmp_path / "files"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", log=tmp_path / "server.log", health=f"{url}/health",
+        environment={"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-this-test"},
+    ):  # fmt: skip
+        yield url
+
+
+def test_runs_and_models_behind_a_password(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    config = TrackingConfig(uri=server)
+    with pytest.raises(TrackingError, match=r"refuses the credentials \(401\).*MLFLOW_TRACKING_USERNAME"):
+        Store.open(config)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(TrackingError, match="refuses the credentials"):
+        Store.open(config)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    store = Store.open(config)
+    shards = make_shards(tmp_path / "shards")
+    recipe = make_recipe(shards)
+    run = store.start_training_run(recipe, shards.card, "guarded")
+    store.log_metrics(run, {"select/miou": 0.5})
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
+    version = store.register(run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe)
+    store.end_run(run)
+    assert store.find("guarded").metrics["select/miou"] == 0.5
+    assert (store.download(version.uri) / "model.safetensors").is_file()

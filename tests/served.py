@@ -1,0 +1,106 @@
+"""`dev.py served`: a registered model in an environment of its own, made from the model's own list of requirements.
+
+Makes a network, registers it, makes a fresh virtual environment, installs the `requirements.txt` that MLflow keeps with
+the model and nothing else, and there maps an image by MLflow alone, this project being out of reach.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from d2ls.bundle import ModelInfo, load_bundle, save_bundle
+from d2ls.inference import Segmenter
+from d2ls.model import build_model
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import Store
+from tests.tracking_world import make_recipe, make_shards
+
+SCRIPT = """\
+import importlib.util, json, mlflow, numpy as np
+assert importlib.util.find_spec("d2ls") is None and importlib.util.find_spec("pipeline") is None
+model = mlflow.pyfunc.load_model("models:/served@challenger")
+print(json.dumps(model.predict(np.load("image.npy")).tolist()))
+"""
+
+
+def main() -> int:
+    """Runs it for one architecture and says what was installed."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--architecture", default="d2ls", help="d2ls, unet, ... (default: d2ls)")
+    architecture = arguments.parse_args().architecture
+    with tempfile.TemporaryDirectory(prefix="d2ls-served-") as scratch:
+        folder = Path(scratch)
+        store, checkpoint = register(folder, architecture)
+        needs = requirements(store, folder)
+        print(f"requirements of the model: {', '.join(needs.read_text().split())}", flush=True)
+        python = make_environment(folder / "environment", needs)
+        image = np.random.default_rng(1).integers(0, 255, (2, 80, 50, 3)).astype(np.uint8)
+        np.save(folder / "image.npy", image)
+        # -P and an empty PYTHONPATH: neither this folder nor the checkout is searched.
+        done = subprocess.run(
+            [str(python), "-P", "-c", SCRIPT], cwd=folder, check=False, text=True, stdout=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "HOME": str(folder), "MLFLOW_TRACKING_URI": store.uri,
+                 "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )  # fmt: skip
+        if done.returncode:
+            return done.returncode
+        found = np.array(json.loads(done.stdout.splitlines()[-1]), np.uint8)
+        expected = Segmenter(*load_bundle(checkpoint)).predict(image)
+        share = float((found == expected).mean())
+        print(f"{architecture}: {share:.4%} of {found.size} pixels as in this environment")
+        return 0 if share > 0.999 else 1
+
+
+def register(folder: Path, architecture: str) -> tuple[Store, Path]:
+    """Registers an untrained network as `served`."""
+    torch.manual_seed(0)
+    shards = make_shards(folder / "shards")
+    recipe = make_recipe(shards)
+    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    network = build_model(architecture=architecture, backbone="test_convnext", num_classes=4).eval()
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    save_bundle(checkpoint, network, ModelInfo.from_card(network, shards.card, window=64))
+    run = store.start_training_run(recipe, shards.card, "served")
+    store.register(run, checkpoint, "served", card=shards.card, evaluation=None, recipe=recipe)
+    store.end_run(run)
+    return store, checkpoint
+
+
+def requirements(store: Store, folder: Path) -> Path:
+    """Fetches the requirements file that travels with the model."""
+    from mlflow.artifacts import download_artifacts
+
+    os.environ["MLFLOW_TRACKING_URI"] = store.uri
+    uri = "models:/served@challenger/requirements.txt"
+    return Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=store.uri))
+
+
+def make_environment(folder: Path, needs: Path) -> Path:
+    """Makes a virtual environment with these requirements; returns its Python."""
+    venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        str(needs),
+    ]
+    subprocess.run(command, check=True)
+    return python
+
+
+if __name__ == "__main__":
+    sys.exit(main())
