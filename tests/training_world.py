@@ -31,13 +31,15 @@ from d2ls.training.state import seed_everything
 SIZE = 64
 
 
-def tiny_shards(root):
-    from tests.shards import make_shards
+def tiny_shards(root, train=(6, 5), side=SIZE, samples=None):
+    """Makes three splits; `samples` may name another maker of samples for a split."""
+    from tests.shards import make_shards, picture
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for split, counts in {"train": [6, 5], "test": [2], "val": [3]}.items():
-            make_shards(root, counts, split=split, size=(SIZE, SIZE))
+        for split, counts in {"train": train, "test": [2], "val": [3]}.items():
+            sample = (samples or {}).get(split, picture)
+            make_shards(root, counts, split=split, size=(side, side), sample=sample)
     index = pq.read_table(root / INDEX_FILE)  # the splits share no scene
     scenes = pc.binary_join_element_wise(index["split"], index["scene"], "-")
     pq.write_table(

@@ -1,0 +1,57 @@
+"""The split that is reported chooses nothing: with its labels permuted, a training makes the same choices."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from d2ls import storage
+from d2ls.shards import ShardSet
+from d2ls.training.ranks import Ranks
+from pipeline.training import build
+from tests.shards import picture
+from tests.train_world import tiny_recipe, weights_of
+from tests.training_world import tiny_shards
+
+
+def relabelled(number, height, width):
+    """The same picture, every class under another one's id."""
+    image, mask = picture(number, height, width)
+    return image, np.where(mask == 255, 255, (mask.astype(int) + 1) % 4).astype(np.uint8)
+
+
+def choices(folder, split):
+    """Trains with the labels of a split permuted; returns what was chosen, and all that it was chosen by."""
+    tiny_shards(folder / "shards", samples={split: relabelled} if split else None)
+    recipe = tiny_recipe(folder, train__epochs=3, train__optimizer__lr=5e-3)
+    shards, ranks = ShardSet.open(recipe.shards.uri), Ranks()
+    loaders = build.loaders(recipe, shards, ranks)
+    state = build.trainer(recipe, shards, ranks, loaders, checkpoints=str(folder / "checkpoints")).run()
+    loaders.close()
+    pointer = json.loads(storage.read_bytes(folder / "checkpoints" / "best.json"))
+    return (
+        (state.best_epoch, state.best_score, pointer),
+        state.history,
+        weights_of(folder / "checkpoints" / pointer["checkpoint"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return choices(tmp_path_factory.mktemp("plain"), None)
+
+
+def test_labels_of_the_report_split_change_no_choice(plain, tmp_path):
+    chosen, history, weights = choices(tmp_path, "test")
+    assert chosen == plain[0]
+    assert history == plain[1]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in plain[2].items())
+
+
+def test_labels_of_the_selection_split_do(plain, tmp_path):
+    chosen, history, _ = choices(tmp_path, "val")
+    assert chosen[1] != plain[0][1]
+    assert [row["train/loss"] for row in history] == [row["train/loss"] for row in plain[1]], (
+        "it trains nothing"
+    )
