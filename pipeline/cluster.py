@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from d2ls import storage
 from d2ls.errors import ResourceError, StorageError, TrackingError
 from pipeline.capacity import grows_to
@@ -16,6 +18,9 @@ from pipeline.config.train import ClusterConfig
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[1]
+
+STARTS = 2
+"""How often a local Ray is started before giving up: its own limit of 30 s is short where the machine is busy."""
 
 DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -119,21 +124,28 @@ def _start_local(dashboard: bool) -> None:
         logging.ERROR
     )  # a local Ray needs no remark on tokens
     os.environ.pop("RAY_ADDRESS", None)
-    try:
-        with _quiet():
-            ray.init(
-                address="local",
-                include_dashboard=dashboard,
-                dashboard_host=LOOPBACK,
-                _node_ip_address=LOOPBACK,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-    except Exception as error:  # Ray raises a bare Exception where its processes do not come up in time
-        raise ResourceError(
-            f"a local Ray did not start: {error} The machine may be overloaded or out of memory (see `uptime` and "
-            "`python -m pipeline.doctor`); try again, or join a running cluster by cluster.address"
-        ) from error
+    for attempt in range(STARTS):
+        before = {child.pid for child in psutil.Process().children()}
+        try:
+            with _quiet():
+                ray.init(
+                    address="local",
+                    include_dashboard=dashboard,
+                    dashboard_host=LOOPBACK,
+                    _node_ip_address=LOOPBACK,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
+            return
+        except Exception as error:  # Ray raises a bare Exception where its processes do not come up in time
+            for child in psutil.Process().children():
+                if child.pid not in before:
+                    child.kill()  # what did start of it
+            if attempt == STARTS - 1:
+                raise ResourceError(
+                    f"a local Ray did not start: {error} The machine may be overloaded or out of memory (see `uptime` "
+                    "and `python -m pipeline.doctor`); try again, or join a running cluster by cluster.address"
+                ) from error
 
 
 def _join(address: str) -> None:

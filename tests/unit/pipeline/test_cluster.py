@@ -1,7 +1,11 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from d2ls.errors import ResourceError, StorageError, TrackingError
-from pipeline.cluster import Cluster, check_resources
+from pipeline.cluster import Cluster, _start_local, check_resources
 from tests.train_world import tiny_recipe
 
 
@@ -60,3 +64,31 @@ def test_a_local_path_on_more_than_one_node_is_refused(recipe, monkeypatch):
     check_resources(remote.with_values({"tracking.uri": "http://mlflow:5000"}), cluster(nodes=2))
     monkeypatch.setenv("D2LS_SHARED_PATHS", "1")
     check_resources(recipe, cluster(nodes=2))
+
+
+def test_a_local_ray_that_comes_too_late_is_started_once_more(monkeypatch):
+    started = []
+
+    def slow_start(**_):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        if len(started) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", slow_start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    _start_local(dashboard=False)
+    first, second = started
+    assert first.wait(10) == -signal.SIGKILL  # what had started of it is gone
+    assert second.poll() is None
+    second.kill()
+    second.wait()
+
+
+def test_a_local_ray_that_never_starts_is_said_so(monkeypatch):
+    def never(**_):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", never)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ResourceError, match=r"did not start: .* timed out .* overloaded"):
+        _start_local(dashboard=False)
