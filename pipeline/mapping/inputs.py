@@ -105,4 +105,4 @@ def _refuse_clashes(jobs: list[Job]) -> None:
 
 
 def _identity(uri: str) -> str:
-    return str(storage.local_path(uri).resolve()) if storage.is_local(uri) else uri
+    return os.path.realpath(storage.local_path(uri)) if storage.is_local(uri) else uri

@@ -244,6 +244,13 @@ def test_clashing_maps_are_refused(tmp_path) -> None:
             list_jobs(*names)
 
 
+def test_a_link_to_itself_is_no_scene(tmp_path) -> None:
+    (tmp_path / "loop.tif").symlink_to("loop.tif")
+    ((source, target),) = list_jobs(str(tmp_path / "loop.tif"), str(tmp_path / "map.tif"))
+    with pytest.raises(DataError, match="no such file"):
+        run(source, target)
+
+
 def test_one_bad_scene_does_not_stop_the_others(tmp_path) -> None:
     model = str(tiny_bundle(tmp_path / "model", model_info().classes))
     scene_file(tmp_path / "in" / "a.tif", pixels())
