@@ -5,6 +5,7 @@
 
 `rate` maps a made, textured GeoTIFF with a true D2LS network. `memory` uses a network of one convolution, so that what
 is measured is the way through the scene; the scene is a sparse tiled TIFF with a textured tile here and there.
+`--curve FILE.png` draws the resident memory of the largest one over time.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -86,6 +88,10 @@ def rate(values: argparse.Namespace) -> None:
     segmenter = Segmenter(
         true_network(values.backbone), info(values.window), batch_size=values.batch, overlap=0.25
     )
+    torch.set_num_threads(values.threads or torch.get_num_threads())
+    inside: list[float] = []
+    segmenter.network.register_forward_pre_hook(lambda *_: inside.append(-time.thread_time()))
+    segmenter.network.register_forward_hook(lambda *_: inside.append(time.thread_time()))
     with tempfile.TemporaryDirectory() as folder:
         scene = Path(folder, "scene.tif")
         make_scene(scene, values.side)
@@ -93,29 +99,34 @@ def rate(values: argparse.Namespace) -> None:
         ratios = []
         for _ in range(values.repeats):
             bare, bare_work = bare_rate(segmenter, grid.window, values.batch, values.seconds)
+            inside.clear()
             started, work = time.perf_counter(), time.process_time()
             map_scene(
                 segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(overwrite=True), digest="x"
             )
             elapsed, work = time.perf_counter() - started, time.process_time() - work
             pixels = len(grid) * grid.window**2
-            ratios.append((pixels / elapsed / bare, pixels / work / bare_work))
+            ratios.append((pixels / elapsed / bare, pixels / work / bare_work, sum(inside) / work))
             print(
                 f"{values.backbone}, {values.side} x {values.side}, {len(grid)} windows of {grid.window}, batch "
                 f"{values.batch}, {segmenter.device}: network {bare / 1e6:.3f} Mpx/s, mapping "
                 f"{pixels / elapsed / 1e6:.3f} Mpx/s of windows ({values.side**2 / elapsed / 1e6:.3f} of scene), ratio "
-                f"{ratios[-1][0]:.3f}; by processor time {ratios[-1][1]:.3f}",
+                f"{ratios[-1][0]:.3f}; by processor time {ratios[-1][1]:.3f}; {ratios[-1][2]:.3f} of it in the network",
                 flush=True,
             )
-    wall, work = np.median(ratios, axis=0)
+    wall, work, share = np.median(ratios, axis=0)
     print(f"median ratio {wall:.3f}; by processor time, which a busy machine disturbs less, {work:.3f}")
+    if torch.get_num_threads() == 1:
+        print(
+            f"of the mapping's own processor time {share:.3f} is the network's; other work does not disturb this"
+        )
 
 
 def memory(values: argparse.Namespace) -> None:
     """Maps scenes of rising size, each in a fresh process, and reports its peak resident memory."""
     print("| side | peak memory, MiB | over a scene of one window, MiB | seconds |")
     print("|---|---|---|---|")
-    base = 0.0
+    base, result = 0.0, {"curve": []}
     for side in values.sides:
         command = [sys.executable, __file__, "one", "--side", str(side), "--window", str(values.window)]
         result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -124,6 +135,27 @@ def memory(values: argparse.Namespace) -> None:
             f"| {side} | {result['peak']:.0f} | {result['peak'] - base:.0f} | {result['seconds']:.0f} |",
             flush=True,
         )
+        if values.curve:
+            values.curve.with_suffix(".json").write_text(json.dumps(result))
+            draw(values.curve, side, result)
+
+
+def draw(path: Path, side: int, result: dict) -> None:
+    """Draws resident memory over time, and where the last window was done."""
+    from matplotlib.figure import Figure
+
+    seconds, resident, done = np.array(result["curve"] or [[0, 0, 0]]).T
+    minutes = seconds / 60
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(minutes, resident)
+    mapped = minutes[np.argmax(done >= 1)] if (done >= 1).any() else minutes[-1]
+    axes.axvline(mapped, color="grey", linestyle=":")
+    axes.text(mapped, 50, "all windows done ", ha="right", color="grey", fontsize=8)
+    axes.set(xlabel="minutes", ylabel="resident memory, MiB", ylim=(0, 2100), title=f"{side} x {side} pixels")
+    axes.axhline(2000 / 1.048576, color="firebrick", linewidth=0.8)
+    axes.text(0, 2000 / 1.048576 + 30, "2 GB", color="firebrick", fontsize=8)
+    figure.savefig(path, dpi=90)
 
 
 def one(values: argparse.Namespace) -> None:
@@ -133,13 +165,28 @@ def one(values: argparse.Namespace) -> None:
         maker = [sys.executable, __file__, "make", "--side", str(values.side), "--path", str(scene)]
         subprocess.run(maker, check=True)
         segmenter = Segmenter(stub_network(), info(values.window))
-        started = time.perf_counter()
-        map_scene(segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(), digest="x")
+        started, share, process = time.perf_counter(), [0.0], psutil.Process()
+        curve: list[tuple[float, float, float]] = []
+        stopped = threading.Event()
+
+        def watch() -> None:
+            while not stopped.wait(2.0):
+                resident = process.memory_info().rss / 2**20
+                curve.append((time.perf_counter() - started, resident, share[0]))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        map_scene(
+            segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(), digest="x",
+            progress=lambda state: share.__setitem__(0, state.done / state.total),
+        )  # fmt: skip
         seconds = time.perf_counter() - started
+        stopped.set()
+        watcher.join()
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak": peak, "now": psutil.Process().memory_info().rss / 2**20, "seconds": seconds}))
+    print(json.dumps({"peak": peak, "seconds": seconds, "curve": curve}))
 
 
 def main() -> None:
@@ -154,10 +201,12 @@ def main() -> None:
     command.add_argument("--batch", type=int, default=4)
     command.add_argument("--repeats", type=int, default=3)
     command.add_argument("--seconds", type=float, default=20.0)
+    command.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     command.set_defaults(run=rate)
     command = commands.add_parser("memory")
     command.add_argument("--sides", type=int, nargs="+", default=[512, 4000, 8000, 16000, 30000])
     command.add_argument("--window", type=int, default=512)
+    command.add_argument("--curve", type=Path)
     command.set_defaults(run=memory)
     command = commands.add_parser("one")
     command.add_argument("--side", type=int, required=True)
