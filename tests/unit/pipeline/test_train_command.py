@@ -14,8 +14,9 @@ from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
 WORKER_IMPORTS = {
-    "PIL", "annotated_types", "cloudpickle", "cv2", "d2ls", "filelock", "numpy", "pipeline", "pyarrow", "pydantic",
-    "pydantic_core", "safetensors", "timm", "torch", "torchvision", "typing_extensions", "typing_inspection", "yaml",
+    "PIL", "annotated_types", "blake3", "cloudpickle", "cv2", "d2ls", "filelock", "numpy", "pipeline", "pyarrow",
+    "pydantic", "pydantic_core", "safetensors", "timm", "torch", "torchvision", "typing_extensions",
+    "typing_inspection", "yaml",
 }  # fmt: skip
 BEHIND_THEM = {
     "anyio", "certifi", "cuda", "cython_runtime", "fsspec", "h11", "httpcore", "httpcore2", "httpx", "httpx2",
