@@ -6,6 +6,7 @@
     python3 dev.py test unit          one tier: lint, types, imports, unit, numerics, distributed, integration
     python3 dev.py faults             long fault injections
     python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
+    python3 dev.py served             a registered model in a fresh environment with its own requirements alone
     python3 dev.py bench [NAME]       benchmarks
     python3 dev.py setup              only the environment
     python3 dev.py run COMMAND ...    a command inside the environment, e.g. `dev.py run python`
@@ -42,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["demo", "test", "faults", "cluster", "bench", "setup", "run"])
+    parser.add_argument("what", choices=["demo", "test", "faults", "cluster", "served", "bench", "setup", "run"])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="handed on")
     arguments = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
@@ -62,6 +63,8 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
         return [["python", "-m", "pipeline.sweep", *rest]]
     if what in ("faults", "cluster"):
         return [["pytest", "-m", what, f"tests/{what}", *rest]]
+    if what == "served":
+        return [["python", "-m", "tests.served", *rest]]
     if what == "bench":
         names = rest or sorted(
             path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem[0] != "_"
