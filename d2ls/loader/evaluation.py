@@ -1,8 +1,6 @@
 """The evaluation loader: every labelled pixel once, for any number of ranks and workers."""
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from d2ls.loader.batches import Batch
 from d2ls.loader.cache import CacheConfig, ShardFacts
@@ -10,11 +8,11 @@ from d2ls.loader.decode import PixelFormat
 from d2ls.loader.making import BadSamples, BatchMaker, Verify
 from d2ls.loader.orders import BatchOrder, evaluation_batches, evaluation_order, rank_batches
 from d2ls.loader.records import Records
-from d2ls.loader.workers import SkipCounter, WorkerConfig, WorkerPool
+from d2ls.loader.workers import PooledLoader, WorkerConfig
 from d2ls.shards import ShardSet
 
 
-class EvaluationLoader:
+class EvaluationLoader(PooledLoader):
     """This rank's evaluation batches; can be iterated any number of times, always the same batches.
 
     The split is cut into batches of one shape and a fixed size, whoever evaluates: the network sees each sample in
@@ -62,7 +60,7 @@ class EvaluationLoader:
         start_method: str = WorkerConfig.start_method,
     ) -> None:
         self.records = Records.of(shards, split)
-        self._batch_size, self._skips = batch_size, SkipCounter(skip_limit)
+        self._batch_size = batch_size
         self._batches = evaluation_batches(self.records.sizes, batch_size, window)
         self._mine = rank_batches(len(self._batches), rank, world_size)
         maker = BatchMaker(
@@ -73,37 +71,18 @@ class EvaluationLoader:
             cache=cache,
             verify=verify,
         )
-        self._pool = WorkerPool(maker, WorkerConfig(workers, prefetch, pin_memory, start_method))
+        super().__init__(maker, WorkerConfig(workers, prefetch, pin_memory, start_method), skip_limit)
 
     def __len__(self) -> int:
         return len(self._mine)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._pool.run(self._orders()):
-            self._skips.see(batch)
-            yield batch
+        return self._made(self._orders())
 
     @property
     def total_batches(self) -> int:
         """Batches of all ranks together."""
         return len(self._batches)
-
-    @property
-    def skipped(self) -> int:
-        """Bad samples skipped so far by this rank."""
-        return self._skips.count
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _orders(self) -> Iterator[BatchOrder]:
         for step in self._mine:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from d2ls.errors import ConfigError
 from d2ls.loader.augment import Augmentation
@@ -15,7 +13,7 @@ from d2ls.loader.orders import BatchOrder, training_orders
 from d2ls.loader.plan import DEFAULT_WINDOW, EpochPlan, epoch_plan, rank_lanes
 from d2ls.loader.records import Records
 from d2ls.loader.weighting import multiplicities, repeat_factors
-from d2ls.loader.workers import SkipCounter, WorkerConfig, WorkerPool
+from d2ls.loader.workers import PooledLoader, WorkerConfig
 from d2ls.shards import ShardSet
 
 
@@ -56,7 +54,7 @@ class EpochBatches:
         return tuple(self.loader.records[row].key for row in rows)
 
 
-class TrainingLoader:
+class TrainingLoader(PooledLoader):
     """Makes the batches of any epoch; worker processes start once and stay for all of them.
 
     Args:
@@ -107,7 +105,7 @@ class TrainingLoader:
         self.records = Records.of(shards, split)
         self._lanes = rank_lanes(global_batch, rank, world_size)
         self._global_batch, self._seed, self._window = global_batch, seed, shuffle_window
-        self._mosaic, self._skips = augmentation.mosaic, SkipCounter(skip_limit)
+        self._mosaic = augmentation.mosaic
         self._factors = None
         if class_weighting:
             self._factors = repeat_factors(self.records.pixels_by_class(), class_weighting)
@@ -119,7 +117,7 @@ class TrainingLoader:
             cache=cache,
             verify=verify,
         )
-        self._pool = WorkerPool(maker, WorkerConfig(workers, prefetch, pin_memory, start_method))
+        super().__init__(maker, WorkerConfig(workers, prefetch, pin_memory, start_method), skip_limit)
         self.steps_per_epoch = self._plan(0).steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> EpochBatches:
@@ -132,23 +130,6 @@ class TrainingLoader:
         if not 0 <= start_step <= plan.steps:
             raise ConfigError(f"start step {start_step} is outside the epoch's 0..{plan.steps}")
         return EpochBatches(self, plan, start_step)
-
-    @property
-    def skipped(self) -> int:
-        """Bad samples skipped so far by this rank."""
-        return self._skips.count
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _plan(self, epoch: int) -> EpochPlan:
         counts = None
@@ -169,9 +150,7 @@ class TrainingLoader:
         )
 
     def _run(self, batches: EpochBatches) -> Iterator[Batch]:
-        for batch in self._pool.run(self._orders(batches)):
-            self._skips.see(batch)
-            yield batch
+        return self._made(self._orders(batches))
 
 
 def training_loader(

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -153,6 +153,39 @@ class SkipCounter:
                 f"{self.count} bad samples skipped, the limit is {self._limit} (`skip_limit`); the last one: "
                 f"{batch.skipped[-1] if batch.skipped else 'in an earlier batch'}"
             )
+
+
+class PooledLoader:
+    """What both loaders are: batches from a pool of workers, which the end of the `with` block ends.
+
+    Args:
+        maker: what makes a batch.
+        config: processes and prefetch.
+        skip_limit: how many samples this rank may skip in the life of the loader.
+    """
+
+    def __init__(self, maker: BatchMaker, config: WorkerConfig, skip_limit: int) -> None:
+        self._pool, self._skips = WorkerPool(maker, config), SkipCounter(skip_limit)
+
+    @property
+    def skipped(self) -> int:
+        """Bad samples skipped so far by this rank."""
+        return self._skips.count
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _made(self, orders: Iterator[BatchOrder]) -> Iterator[Batch]:
+        for batch in self._pool.run(orders):
+            self._skips.see(batch)
+            yield batch
 
 
 class _Orderly(Dataset[Any]):

@@ -12,7 +12,7 @@ IDS = LabelCodes.from_ids({0: IGNORE, 1: 0, 2: 1, 3: 2})
 WIDE = LabelCodes.from_ids({7: 0, 300: 1, 65535: 2, 0: IGNORE})
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 20), st.randoms(use_true_random=False))
 @pytest.mark.parametrize("codes", [COLORS, IDS], ids=["colours", "ids"])
 def test_codes_survive_a_round_trip(codes, height, width, random):

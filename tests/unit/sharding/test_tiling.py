@@ -34,19 +34,19 @@ def cover(height, width, tiling):
     return seen
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lengths, lengths, tilings(once=True), st.sampled_from(["shift", "pad"]))
 def test_evaluation_labels_every_pixel_exactly_once(height, width, tiling, edge):
     assert (cover(height, width, Tiling(tiling.size, tiling.stride, edge=edge, once=True)) == 1).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lengths, lengths, tilings(once=False), st.sampled_from(["shift", "pad"]))
 def test_training_labels_every_pixel(height, width, tiling, edge):
     assert (cover(height, width, Tiling(tiling.size, tiling.stride, edge=edge, once=False)) >= 1).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lengths, lengths, tilings())
 def test_shift_keeps_tiles_inside_where_the_scene_is_large_enough(height, width, tiling):
     for tile in tiles(height, width, tiling):
