@@ -35,6 +35,7 @@ TIERS = {
     "distributed": [["pytest", "-m", FAST, "tests/distributed"]],
     "integration": [["pytest", "-m", FAST, "tests/integration"]],
 }
+FAULTS = ("tests/faults", "tests/integration/test_train.py")
 STATIC = ("lint", "types", "imports")
 
 
@@ -43,7 +44,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["demo", "test", "faults", "cluster", "served", "bench", "setup", "run"])
+    parser.add_argument(
+        "what", choices=["demo", "test", "faults", "cluster", "served", "bench", "setup", "run"]
+    )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="handed on")
     arguments = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
@@ -61,7 +64,10 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
         return [rest]
     if what == "demo":
         return [["python", "-m", "pipeline.sweep", *rest]]
-    if what in ("faults", "cluster"):
+    if what == "faults":
+        page = ["-p", "tests.fault_table", "--fault-table", "docs/training-faults.md"]
+        return [["pytest", *page, "-m", "faults or survives", *FAULTS, *rest]]
+    if what == "cluster":
         return [["pytest", "-m", what, f"tests/{what}", *rest]]
     if what == "served":
         return [["python", "-m", "tests.served", *rest]]

@@ -55,7 +55,7 @@ def with_and_without(shards, micro_batch):
     return first_steps(shards, None), first_steps(shards, micro_batch)
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (4, 1)], ids=["2 ranks", "4 ranks"])
+@pytest.fixture(scope="module", params=[(1, 2), (2, 2), (4, 1)], ids=["1 rank", "2 ranks", "4 ranks"])
 def several(request, shards):
     """Of every rank: the cases without and with accumulation.
 

@@ -16,10 +16,11 @@ import yaml
 
 from d2ls.errors import CheckpointError, ShardError
 from d2ls.shards import ShardSet
+from d2ls.training.found import complete_checkpoints
 from pipeline import cluster, train
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import digest, plain, recipe_values, tiny_recipe, undisturbed
+from tests.train_world import assert_undisturbed, recipe_values, tiny_recipe, undisturbed
 from tests.training_world import tiny_shards
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -42,9 +43,10 @@ def local_ray(folder):
         yield connected
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, driver, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition():
+        assert driver.poll() is None, driver.stdout.read()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
 
@@ -74,7 +76,8 @@ def name_of(process):
         return ""
 
 
-def test_driver_killed_and_started_again(folder):
+@pytest.mark.survives("the driver is killed (SIGKILL) and started again by `--resume`")
+def test_driver_killed_and_started_again(folder, record_property):
     recipe = tiny_recipe(folder, train__epochs=12)
     expected = undisturbed(recipe, folder / "expected-of-reborn")
     file = folder / "recipe.yaml"
@@ -82,7 +85,7 @@ def test_driver_killed_and_started_again(folder):
     run = RunFolder.of(recipe.storage, "reborn")
 
     driver = start(file, "--name", "reborn")
-    wait_for(lambda: len(run.epochs()) >= 1 and run.best())
+    wait_for(lambda: len(run.epochs()) >= 1 and run.best(), driver)
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
@@ -98,24 +101,28 @@ def test_driver_killed_and_started_again(folder):
     again = start(file, "--resume", "reborn")
     output, _ = again.communicate()
     assert again.returncode == 0, output
-    weights, history = expected
     result = train.result(run)
-    assert digest(result.last_checkpoint) == weights
-    assert [plain(row) for row in result.history] == history
+    record_property("difference", assert_undisturbed(result, expected))
+    record_property(
+        "happened", "its workers ended; it went on from the newest checkpoint, in the same MLflow run"
+    )
     assert result.run_id == run_id
     found = Store.open(recipe.tracking).client.get_run(run_id)
     assert found.info.status == "FINISHED"
     epochs = Store.open(recipe.tracking).client.get_metric_history(run_id, "select/miou")
-    assert [metric.value for metric in epochs] == pytest.approx([row["select/miou"] for row in history])
+    assert [metric.value for metric in epochs] == pytest.approx(
+        [row["select/miou"] for row in result.history]
+    )
 
 
-def test_interrupted_driver_leaves_a_killed_run(folder):
+@pytest.mark.survives("Ctrl-C")
+def test_interrupted_driver_leaves_a_killed_run(folder, record_property):
     recipe = tiny_recipe(folder, train__epochs=200)
     file = folder / "long.yaml"
     file.write_text(yaml.safe_dump(recipe_values(folder, train__epochs=200)))
     run = RunFolder.of(recipe.storage, "interrupted")
     driver = start(file, "--name", "interrupted")
-    wait_for(lambda: len(run.epochs()) >= 1)
+    wait_for(lambda: len(run.epochs()) >= 1, driver)
     below = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=120)
@@ -123,9 +130,11 @@ def test_interrupted_driver_leaves_a_killed_run(folder):
     assert driver.returncode == 130
     assert run.facts()["state"] == "killed"
     assert Store.open(recipe.tracking).client.get_run(run.facts()["run_id"]).info.status == "KILLED"
+    record_property("happened", "workers ended, run and MLflow run became `killed`, exit status 130")
 
 
-def test_truncated_shard_is_named(folder, local_ray):
+@pytest.mark.survives("a shard is cut off")
+def test_truncated_shard_is_named(folder, local_ray, record_property):
     shards = folder / "truncated"
     tiny_shards(shards)
     tar = ShardSet.open(str(shards)).card.splits["train"].shards[0].path
@@ -135,6 +144,7 @@ def test_truncated_shard_is_named(folder, local_ray):
     with pytest.raises(ShardError, match=Path(tar).name):
         train.run(recipe, name="truncated", quiet=True)
     assert RunFolder.of(recipe.storage, "truncated").facts()["state"] == "failed"
+    record_property("happened", "both workers stopped at once; the error names the shard")
 
 
 @pytest.fixture
@@ -148,27 +158,33 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected):
+@pytest.mark.survives("the disk is full while a checkpoint is written")
+def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected, record_property):
     recipe = tiny_recipe(folder, storage=str(small_disk))
     filler = small_disk / "filler"
 
     def fill(metrics):
-        if metrics["epoch"] == 1:
-            with contextlib.suppress(OSError), filler.open("wb") as stream:
-                while True:
-                    stream.write(bytes(65536))
+        with contextlib.suppress(OSError), filler.open("ab") as stream:
+            while True:
+                stream.write(bytes(65536))
 
     recipe = recipe.with_values({"train.checkpoint.every_steps": 1})
     with pytest.raises(CheckpointError, match=r"No space.*--resume"):
         train.run(recipe, name="full", on_epoch=fill, quiet=True)
     run = RunFolder.of(recipe.storage, "full")
+    assert run.facts()["state"] == "failed"
+    assert complete_checkpoints(run.checkpoints), "the older one is intact"
     filler.unlink()
     result = train.run(recipe, name="full", resume=True, quiet=True)
-    assert digest(result.last_checkpoint) == expected[0]
+    record_property("difference", assert_undisturbed(result, expected))
+    record_property(
+        "happened", "stopped with the reason; went on from the older checkpoint once there was room"
+    )
     assert run.facts()["state"] == "finished"
 
 
-def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatch):
+@pytest.mark.survives("the object store answers 503 to every fifth request")
+def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatch, record_property):
     """Shards are local, run folder and checkpoints in S3 behind a server that fails every fifth request."""
     server = ShakyS3()
     for name, value in server.environment.items():
@@ -179,7 +195,10 @@ def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatc
             result = train.run(recipe, name="shaky", quiet=True)
         assert server.refused > 5
         assert result.last_checkpoint.startswith("s3://runs/below/shaky/checkpoints/step-")
-        assert [plain(row) for row in result.history] == expected[1]
+        record_property("difference", assert_undisturbed(result, expected))
+        record_property(
+            "happened", f"asked again, {server.refused} times; run folder and checkpoints were in S3"
+        )
     finally:
         server.close()
 

@@ -1,5 +1,7 @@
 """`pipeline.train` on a real local Ray: equal to plain processes, resumable, and every run ends in a right state."""
 
+import gzip
+import json
 import os
 import signal
 
@@ -11,7 +13,7 @@ from d2ls.storage import local_path
 from pipeline import cluster, train
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import digest, plain, tiny_recipe, train_workers, undisturbed
+from tests.train_world import assert_undisturbed, tiny_recipe, train_workers, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def state_of(recipe, run_id):
 
 
 @pytest.mark.timeout(300)
-def test_a_worker_killed_in_mid_run_does_not_change_the_result(ray, folder, expected):
+@pytest.mark.survives("a worker is killed (SIGKILL)")
+def test_a_worker_killed_in_mid_run_does_not_change_the_result(ray, folder, expected, record_property):
     recipe = tiny_recipe(folder)
     told = []
 
@@ -44,31 +47,44 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(ray, folder, expe
         if metrics["epoch"] == 1:
             os.kill(train_workers()[-1].pid, signal.SIGKILL)
 
-    result = train.run(recipe, name="killed", on_epoch=kill_one_after_the_first_epoch, quiet=True)
+    result = train.run(
+        recipe, name="killed", on_epoch=kill_one_after_the_first_epoch, profile=True, quiet=True
+    )
 
-    weights, history = expected
-    assert digest(result.last_checkpoint) == weights
-    assert [plain(row) for row in result.history] == history
+    record_property("difference", assert_undisturbed(result, expected))
+    record_property("happened", "Ray started both workers again, from the newest complete checkpoint")
     assert told == [1, 2, 3]
-    assert result.best_scores["select/miou"] == max(row["select/miou"] for row in history)
+    assert result.best_scores["select/miou"] == max(row["select/miou"] for row in expected[1])
     network, info = load_bundle(local_path(result.best_checkpoint))
     assert info.extra["run"] == "killed"
     assert network.config["stages"] == 1
     assert state_of(recipe, result.run_id) == "FINISHED"
-    assert RunFolder.of(recipe.storage, "killed").facts()["state"] == "finished"
+    run = RunFolder.of(recipe.storage, "killed")
+    assert run.facts()["state"] == "finished"
+    trace = json.loads(gzip.decompress(local_path(run.profile).read_bytes()))["traceEvents"]
+    assert {"Optimizer.step#AdamW.step", "aten::convolution"} <= {event.get("name") for event in trace}
 
 
-def test_a_finished_name_is_refused_or_returned(ray, folder, expected):
+@pytest.mark.survives("the name of a finished run, or of a foreign folder, is used again")
+def test_a_name_in_use_is_refused(ray, folder, expected, record_property):
     recipe = tiny_recipe(folder)
     with pytest.raises(ConfigError, match="killed is there already"):
         train.run(recipe, name="killed", quiet=True)
     with pytest.raises(ConfigError, match="killed is finished"):
         train.run(recipe, name="killed", resume=True, quiet=True)
     assert train.run(recipe, name="killed", resume="auto", quiet=True).history[-1]["epoch"] == 3
+    foreign = local_path(recipe.storage) / "photos"
+    foreign.mkdir()
+    (foreign / "cat.jpg").write_bytes(b"a cat")
+    with pytest.raises(ConfigError, match="photos is there already"):
+        train.run(recipe, name="photos", quiet=True)
+    assert [file.name for file in foreign.iterdir()] == ["cat.jpg"]
+    record_property("happened", "refused before anything starts, naming `--resume` and `--name`")
 
 
 @pytest.mark.timeout(300)
-def test_an_error_of_ours_ends_all_workers_at_once(ray, folder):
+@pytest.mark.survives("a loss is not finite")
+def test_an_error_of_ours_ends_all_workers_at_once(ray, folder, record_property):
     recipe = tiny_recipe(folder, train__optimizer__lr=1.0, train__clip_norm=None, train__epochs=40)
     recipe = recipe.with_values({"loss.contrastive": "infonce", "loss.contrastive_weight": 1e38})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: loss or gradient is not finite"):
@@ -76,6 +92,9 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray, folder):
     facts = RunFolder.of(recipe.storage, "diverged").facts()
     assert facts["state"] == "failed"
     assert state_of(recipe, facts["run_id"]) == "FAILED"
+    record_property(
+        "happened", "all workers stopped before the step; the error names step, terms and samples"
+    )
 
 
 def test_an_impossible_plan_is_refused_with_the_arithmetic(ray, folder):
