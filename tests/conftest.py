@@ -1,4 +1,4 @@
-"""For all tests: property tests are not timed, and on another machine's failure the same examples can be drawn again."""
+"""For all tests: property tests are not timed; a failure prints how to draw the same examples again."""
 
 from hypothesis import HealthCheck, settings
 
