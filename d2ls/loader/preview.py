@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from d2ls.labels import ClassTable
+from d2ls.labels import IGNORE_COLOR, ClassTable
 from d2ls.loader.batches import Batch
 
 _GAP, _LINE = 4, 18  # pixels between pictures; height of a line of text
@@ -72,9 +72,10 @@ def _row(pictures: list[Picture], titles: list[str]) -> Picture:
 def _legend(classes: ClassTable, width: int) -> Picture:
     column = 150
     columns = max(1, width // column)
-    lines = -(-classes.num_classes // columns)
+    names, colors = (*classes.names, "ignored"), (*classes.palette, IGNORE_COLOR)
+    lines = -(-len(names) // columns)
     legend = np.full((lines * _LINE + _GAP, width, 3), _BACK, np.uint8)
-    for index, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True)):
+    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
         top, left = index // columns * _LINE, index % columns * column
         legend[top + 3 : top + 15, left + 2 : left + 14] = color
         _write(legend[top : top + _LINE, left : left + column], name[:15], 18)
