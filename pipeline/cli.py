@@ -3,10 +3,13 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from d2ls.errors import D2LSError
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,6 +51,12 @@ def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None
         metavar="key.sub=value",
         help="change any key of the recipe, e.g. train.epochs=10 (values are YAML)",
     )
+
+
+def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
+    """Says on the error stream which overrides change nothing in a recipe."""
+    for words in recipe.without_effect(override.partition("=")[0].strip() for override in overrides):
+        print(f"warning: {words}", file=sys.stderr)  # noqa: T201
 
 
 def run_command(main: Callable[[], int | None]) -> None:

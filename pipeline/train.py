@@ -238,8 +238,9 @@ def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster",
         return SilentView()
     view = ProgressView(recipe.train.epochs)
     view.say(
-        f"training {name}: {recipe.model.backbone}, {shards.card.splits[recipe.roles.train].samples} samples of "
-        f"{shards.card.name}, {recipe.cluster.workers} worker(s) on {ray_cluster.describe()}"
+        f"training {name}: {recipe.model.architecture}, {recipe.model.backbone}, "
+        f"{shards.card.splits[recipe.roles.train].samples} samples of {shards.card.name}, "
+        f"{recipe.cluster.workers} worker(s) on {ray_cluster.describe()}"
     )
     return view
 
@@ -334,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, given.overrides)
+    cli.warn_without_effect(recipe, given.overrides)
     finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume), profile=given.profile)
     _print_next(finished)
     return 0

@@ -109,9 +109,12 @@ class Recipe(Section):
         return dict(_flatten(self.to_dict()))
 
     def without_effect(self, keys: Iterable[str]) -> list[str]:
-        """Says which of some dotted keys change nothing in this recipe, and why; a sentence each."""
+        """Says which of some dotted keys change nothing in this recipe, and why; a sentence each.
+
+        What is switched off (none, false, 0) is left out: to say so once more is no mistake.
+        """
         flat = self.flat()
-        found = [(key, unmet(key, flat.get)) for key in keys]
+        found = [(key, unmet(key, flat.get)) for key in keys if flat.get(key) not in ("none", False)]
         return [
             f"{key} has no effect: {need[0]} is {flat[need[0]]}, it counts with {' or '.join(map(str, need[1]))}"
             for key, need in found

@@ -7,6 +7,7 @@ import pytest
 
 from d2ls.errors import ConfigError
 from d2ls.model import BASELINES
+from pipeline import cli
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
 from pipeline.config.model import Architecture
 from pipeline.config.recipe import RECIPES
@@ -59,6 +60,14 @@ def test_a_baseline_needs_no_dictionary_terms_and_says_what_has_no_effect():
     ]
     assert parse("loss.contrastive=infonce").without_effect(["loss.temperature", "model.stages"]) == []
     assert set(get_args(Architecture)) == {"d2ls", *BASELINES}
+
+
+def test_commands_warn_of_overrides_without_effect(capsys: pytest.CaptureFixture[str]):
+    overrides = ["model.dictionary=none", "loss.contrastive=none", "model.stages=2", "train.epochs=3"]
+    cli.warn_without_effect(parse(*overrides), overrides)
+    told = capsys.readouterr().err
+    why = "model.dictionary is none, it counts with dynamic or static"
+    assert told == f"warning: model.stages has no effect: {why}\n"
 
 
 def test_an_override_takes_its_value_from_a_file(tmp_path: Path):
