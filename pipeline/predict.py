@@ -225,18 +225,20 @@ class Ticker:
     def __init__(self, scenes: int) -> None:
         self._scenes, self._finished = scenes, 0
         self._started = self._begun = self._shown = time.monotonic()
+        self._before = 0
         self._scene: Job | None = None
         self._live = sys.stderr.isatty()
 
     def windows(self, job: "Job", progress: "Progress") -> None:
         """Shows how far the scene at hand is."""
         now = time.monotonic()
-        if job != self._scene:
-            self._scene, self._begun = job, now
+        if job != self._scene:  # the rate is counted from the first batch on
+            self._scene, self._begun, self._before = job, now, progress.done
+            return
         if now - self._shown < (0.5 if self._live else 20.0):
             return
         self._shown = now
-        rate = progress.done / max(now - self._begun, 1e-9)
+        rate = (progress.done - self._before) / max(now - self._begun, 1e-9)
         left = (progress.total - progress.done) / max(rate, 1e-9)
         scene = f"scene {self._finished + 1}/{self._scenes}, " if self._scenes > 1 else ""
         text = (

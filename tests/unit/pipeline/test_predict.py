@@ -8,12 +8,12 @@ from PIL import Image
 from rasterio.crs import CRS
 
 from d2ls.errors import ConfigError, D2LSError, DataError, StorageError
-from d2ls.inference import Segmenter
+from d2ls.inference import Progress, Segmenter
 from pipeline.mapping import scene as mapping
 from pipeline.mapping.inputs import list_jobs
 from pipeline.mapping.scene import MapOptions, map_scene
 from pipeline.models import load_model
-from pipeline.predict import main, predict
+from pipeline.predict import Ticker, main, predict
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -297,6 +297,15 @@ def test_the_command_gives_what_python_gives(tmp_path, capsys) -> None:
 def test_impossible_options_are_refused_before_anything_is_read(words, message) -> None:
     with pytest.raises(ConfigError, match=message):
         main(["nowhere", "nothing.tif", "map.tif", *words])
+
+
+def test_the_rate_is_counted_from_the_first_batch_on(monkeypatch, capsys) -> None:
+    now = iter([0.0, 100.0, 110.0])  # loading took 100 s, then 8 windows 10 s
+    monkeypatch.setattr("pipeline.predict.time.monotonic", lambda: next(now))
+    ticker = Ticker(1)
+    for done in (4, 12):
+        ticker.windows(("scene.tif", "map.tif"), Progress(done, 20))
+    assert capsys.readouterr().err == "window 12/20, 0.8 a second, 10.0 s left\n"
 
 
 def test_best_checkpoint_of_a_run_folder_is_found(tmp_path) -> None:
