@@ -1,128 +1,281 @@
-"""What does Ray Train cost over the same loop in plain processes, and what does a checkpoint cost?
+"""What does Ray Train cost over the same loop under torchrun, what a second worker brings, what does a checkpoint cost?
 
-    python -m benchmarks.training                 # all parts
-    python -m benchmarks.training --steps 60 --backbone convnext_atto --crop 128
+    python -m benchmarks.training                 # about eight minutes on two cores
+    python -m benchmarks.training --steps 200 --backbone convnext_atto --side 256
 
-CPU seconds are taken inside the workers between the second and the last step, so they hold on a busy machine too; wall
-times do not. The results of a run belong into benchmarks/results/training.md with date, hardware and load.
+Each kind of run is made `--rounds` times, in turn; the median counts. CPU seconds are those of a worker process from
+the end of their first step to the end of their last, all threads: they hold on a busy machine too, wall times do not.
+"beside the loop's thread" is the share of a worker's CPU time that its other threads take (Ray's own, gloo's); start is
+the time to the train function, that of the imports, and that to the first step.
+
+The results belong into benchmarks/results/training.md with date, hardware and load.
 """
 
 import argparse
+import contextlib
+import json
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from tests.mlflow_processes import free_port
 
-from d2ls.shards import ShardSet
-from d2ls.training.ranks import Ranks
-from d2ls.training.reports import Callback
-from pipeline import cluster
-from pipeline.config import parse_recipe
-from pipeline.training import build
-from tests.train_world import recipe_values
-from tests.training_world import run_ranks
+SAMPLES = 80
 
 
-class Clock(Callback):
-    """Wall and CPU seconds of this process from the end of the first step of the run on."""
+def train_here(job, started):
+    """The loop as one rank of whatever group there is; returns what the clock says."""
+    import torch
 
-    def __init__(self):
-        self.start = self.end = None
-        self.steps = 0
+    from d2ls.shards import ShardSet
+    from d2ls.training.ranks import Ranks
+    from d2ls.training.reports import Callback
+    from pipeline.config import parse_recipe
+    from pipeline.training import build
+    from pipeline.training.worker import RayReport
 
-    def on_step(self, report):
-        now = (time.perf_counter(), time.process_time())
-        if self.start is None:
-            self.start = now
-            return
-        self.steps, self.end = self.steps + 1, now
+    class Clock(Callback):
+        """Wall and CPU seconds of this process at the end of every step."""
 
-    def result(self):
-        wall, cpu = (end - start for start, end in zip(self.start, self.end, strict=True))
-        return {"wall_ms": 1000 * wall / self.steps, "cpu_ms": 1000 * cpu / self.steps}
+        marks = []
 
+        def on_step(self, report):
+            self.marks.append((time.time(), time.perf_counter(), time.process_time(), time.thread_time()))
 
-def train_here(values, folder):
-    """The loop as one rank of whatever group there is."""
+    imported = time.time()
     torch.set_num_threads(1)
-    recipe = parse_recipe(values)
+    recipe, clock = parse_recipe(job["values"]), Clock()
     ranks = Ranks.current()
     shards = ShardSet.open(recipe.shards.uri)
     loaders = build.loaders(recipe, shards, ranks)
-    clock = Clock()
-    trainer = build.trainer(recipe, shards, ranks, loaders, checkpoints=folder, callbacks=[clock])
-    if not folder:
+    callbacks = [clock, RayReport()] if job["ray"] else [clock]
+    trainer = build.trainer(
+        recipe, shards, ranks, loaders, checkpoints=job["checkpoints"], callbacks=callbacks
+    )
+    if not job["checkpoints"]:
         trainer.checkpointer = None
     trainer.run()
     loaders.close()
-    return clock.result()
+    steps = len(clock.marks) - 1
+    wall, cpu, loop = ((clock.marks[-1][part] - clock.marks[0][part]) / steps for part in (1, 2, 3))
+    return {
+        "wall": wall,
+        "cpu": cpu,
+        "beside": cpu - loop,
+        "images": recipe.train.global_batch,
+        "started": started,
+        "imported": imported,
+        "first_step": clock.marks[0][0],
+        "rank": ranks.rank,
+    }
 
 
-def ray_worker(config):
-    from ray import train
+def ray_worker(job):
+    """What Ray Train runs."""
+    started = time.time()
+    found = train_here(job, started)
+    if found["rank"] == 0:
+        Path(job["answer"]).write_text(json.dumps(found))
 
-    found = train_here(config["values"], config["folder"])
-    if train.get_context().get_world_rank() == 0:
-        Path(config["answer"]).write_text(repr((found, time.time())))
+
+def torchrun_worker(job):
+    """What torchrun runs."""
+    import torch.distributed as dist
+
+    started = time.time()
+    dist.init_process_group("gloo")
+    found = train_here(job, started)
+    if found["rank"] == 0:
+        Path(job["answer"]).write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
-def on_ray(values, workers, scratch):
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+class Bench:
+    """Runs of one recipe in a scratch folder."""
 
-    answer = scratch / "answer"
+    def __init__(self, scratch, values):
+        self.scratch, self.values, self._count = scratch, values, 0
+
+    def job(self, *, ray=False, checkpoints=False, **changes):
+        from pipeline.config.recipe import set_keys
+
+        self._count += 1
+        folder = self.scratch / f"job-{self._count}"
+        folder.mkdir()
+        values = set_keys(self.values, {key.replace("__", "."): value for key, value in changes.items()})
+        kept = str(folder / "checkpoints") if checkpoints else ""
+        return {
+            "values": values,
+            "checkpoints": kept,
+            "ray": ray,
+            "answer": str(folder / "answer"),
+            "folder": str(folder),
+        }
+
+    def torchrun(self, workers, copies=1, **options):
+        """Trains in plain processes, in several independent copies at once; returns the slowest copy."""
+        jobs = [self.job(**options) for _ in range(copies)]
+        start, processes = time.time(), []
+        for job in jobs:
+            file = Path(job["folder"], "job.json")
+            file.write_text(json.dumps(job))
+            command = [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--master-addr",
+                "127.0.0.1", "--master-port", str(free_port()), "-m", "benchmarks.training", "--job", str(file),
+            ]  # fmt: skip
+            processes.append(
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            )
+        for process in processes:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
+        return self._found(
+            max(jobs, key=lambda job: json.loads(Path(job["answer"]).read_text())["wall"]), start
+        )
+
+    def ray(self, workers, **options):
+        """Trains on Ray Train."""
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        job, start = self.job(ray=True, **options), time.time()
+        TorchTrainer(
+            ray_worker,
+            train_loop_config=job,
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
+            run_config=RunConfig(storage_path=job["folder"], name="run"),
+        ).fit()
+        return self._found(job, start)
+
+    def _found(self, job, start):
+        found = json.loads(Path(job["answer"]).read_text())
+        return {
+            **{key: found[key] for key in ("wall", "cpu", "beside", "images")},
+            "to the train function": found["started"] - start,
+            "imports": found["imported"] - found["started"],
+            "to the first step": found["first_step"] - found["imported"],
+        }
+
+
+def median(rounds):
+    return {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+
+
+def measure(bench, given):
+    """Returns the median of every kind of run, by name; the first of Ray's two groups runs without Ray."""
+    from pipeline import cluster
+    from pipeline.config import parse_recipe
+
+    half = {"train__global_batch": given.batch // 2}
+    every = {"train__checkpoint__every_epochs": 1}
+    plain = {
+        "torchrun, 1 worker": lambda: bench.torchrun(1),
+        "torchrun, 1 worker, checkpoints": lambda: bench.torchrun(1, checkpoints=True, **every),
+        "torchrun, 2 workers": lambda: bench.torchrun(2),
+        "half a batch, alone": lambda: bench.torchrun(1, **half),
+        "half a batch, two such processes at once": lambda: bench.torchrun(1, copies=2, **half),
+    }
+    beside = {
+        "torchrun, 1 worker, Ray idle beside it": lambda: bench.torchrun(1),
+        "Ray Train, 1 worker": lambda: bench.ray(1),
+        "torchrun, 2 workers, Ray idle beside it": lambda: bench.torchrun(2),
+        "Ray Train, 2 workers": lambda: bench.ray(2),
+    }
+    found = {} if given.beside_ray else run_all(plain, given.rounds)
     start = time.time()
-    TorchTrainer(
-        ray_worker,
-        train_loop_config={"values": values, "folder": "", "answer": str(answer)},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(storage_path=str(scratch), name=f"bench-{workers}-{time.time_ns()}"),
-    ).fit()
-    found, end = eval(answer.read_text())
-    return found, end - start
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.connect(parse_recipe(bench.values).cluster))
+        print(f"Ray itself started in {time.time() - start:.1f} s", flush=True)
+        found |= run_all(beside, given.rounds)
+    return found
+
+
+def run_all(kinds, rounds):
+    found = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, run in kinds.items():
+            found[name].append(run())
+            print(f"  {name}: {found[name][-1]['wall'] * 1e3:.0f} ms", flush=True)
+    return {name: median(each) for name, each in found.items()}
+
+
+def show(found, steps):
+    print("\n| run | wall ms a step | CPU ms a step | beside the loop's thread | images/s | start (s) |")
+    print("|---|---|---|---|---|---|")
+    for name, each in found.items():
+        begin = [f"{each[key]:.1f}" for key in ("to the train function", "imports", "to the first step")]
+        rate = each["images"] / each["wall"] * (2 if "two such" in name else 1)
+        times = f"{each['wall'] * 1e3:.1f} | {each['cpu'] * 1e3:.1f} | {each['beside'] / each['cpu']:.1%}"
+        print(f"| {name} | {times} | {rate:.1f} | {', '.join(begin)} |")
+
+    def ratio(first, second, key="cpu"):
+        return found[first][key] / found[second][key]
+
+    print("\n| ratio | |\n|---|---|")
+    for workers in ("1 worker", "2 workers"):
+        value = ratio(f"Ray Train, {workers}", f"torchrun, {workers}, Ray idle beside it")
+        print(f"| CPU a step, Ray Train over torchrun, {workers} | {value:.3f} |")
+    one, two = "torchrun, 1 worker", "torchrun, 2 workers"
+    if one not in found:
+        return
+    kept = found[f"{one}, checkpoints"]
+    ceiling = ratio(one, "half a batch, two such processes at once", "wall")
+    for workers, name in (("1 worker", one), ("2 workers", two)):
+        value = ratio(f"Ray Train, {workers}", name, "wall")
+        print(f"| wall a step, Ray Train over torchrun without any Ray, {workers} | {value:.3f} |")
+    print(f"| 1 to 2 workers, torchrun | {ratio(one, two, 'wall'):.2f} |")
+    print(
+        f"| 1 to 2 workers, Ray Train | {ratio('Ray Train, 1 worker', 'Ray Train, 2 workers', 'wall'):.2f} |"
+    )
+    print(f"| the same work in two processes that never talk (what the machine gives) | {ceiling:.2f} |")
+    print(
+        f"| wall a step with a checkpoint every {steps} steps over none | {kept['wall'] / found[one]['wall']:.3f} |"
+    )
+    print(
+        f"| CPU a step with a checkpoint every {steps} steps over none | {kept['cpu'] / found[one]['cpu']:.3f} |"
+    )
 
 
 def main():
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--steps", type=int, default=30)
+    arguments.add_argument("--steps", type=int, default=60)
     arguments.add_argument("--batch", type=int, default=4)
-    arguments.add_argument("--crop", type=int, default=64)
+    arguments.add_argument("--side", type=int, default=128)
     arguments.add_argument("--backbone", default="test_convnext")
-    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rounds", type=int, default=2)
+    arguments.add_argument(
+        "--beside-ray", action="store_true", help="only what runs beside Ray: CPU ratios and start"
+    )
+    arguments.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {given}")
+    if given.job:
+        torchrun_worker(json.loads(given.job.read_text()))
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    from tests.train_world import recipe_values
+    from tests.training_world import tiny_shards
+
+    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {vars(given)}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        steps_per_epoch = -(-11 // given.batch)
+        tiny_shards(folder / "shards", train=(SAMPLES // 2, SAMPLES // 2), side=given.side)
+        steps = SAMPLES // given.batch
         values = recipe_values(
             folder,
             model__backbone=given.backbone,
-            loader__augmentation__crop_size=given.crop,
+            loader__augmentation__crop_size=given.side,
             train__global_batch=given.batch,
-            train__epochs=max(1, given.steps // steps_per_epoch),
+            train__epochs=max(1, given.steps // steps),
             train__evaluate_every=10**6,
         )
-        with cluster.connect(parse_recipe(values).cluster):
-            for number in range(given.rounds):
-                for workers in (1, 2):
-                    plain = run_ranks(workers, train_here, values, "")[0]
-                    kept = run_ranks(workers, train_here, values, str(folder / f"kept-{number}-{workers}"))[0]
-                    ray, whole = on_ray(values, workers, folder)
-                    show(f"{workers} plain", plain)
-                    show(f"{workers} plain, a checkpoint every {steps_per_epoch} steps", kept, plain)
-                    show(f"{workers} Ray Train (whole fit {whole:.0f} s)", ray, plain)
-
-
-def show(name, found, yardstick=None):
-    share = f"  CPU {found['cpu_ms'] / yardstick['cpu_ms'] - 1:+.1%}" if yardstick else ""
-    print(
-        f"{name:60} {found['wall_ms']:8.1f} ms wall  {found['cpu_ms']:8.1f} ms CPU a step{share}", flush=True
-    )
+        show(measure(Bench(folder, values), given), steps)
+    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
