@@ -104,7 +104,7 @@ def run(
     Raises:
         DataError: the raw data have problems; all that headers show are listed and nothing is written.
         LabelError: a label image holds an unknown colour or id.
-        StorageError: the target cannot be written, or another command is writing there.
+        StorageError: the target cannot be written.
     """
     from sharding.finish import finish, finished_card, unfinish
     from sharding.part import finished_part
@@ -120,6 +120,8 @@ def run(
     if (card := finished_card(plan, spec)) is not None:
         return card
     with only_writer(spec.uri):
+        if (card := finished_card(plan, spec)) is not None:  # by the command that this one waited for
+            return card
         sweep_leftovers(spec.uri)
         todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
         if todo:

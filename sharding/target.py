@@ -1,6 +1,7 @@
 """Where shards are written: tars under temporary names that become whole or vanish, one writer at a time."""
 
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -22,14 +23,12 @@ COPY_BYTES = 2**20
 LEFTOVER_SECONDS = 86_400
 LOCK_FILE = ".writing"
 
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
 def only_writer(uri: str) -> Iterator[None]:
-    """Keeps other commands of this machine from writing to a local target; a killed writer's hold ends with it.
-
-    Raises:
-        StorageError: another command is writing there.
-    """
+    """Lets one command of this machine after the other write to a local target; a killed writer's hold ends with it."""
     if not storage.is_local(uri):
         yield  # object stores know no locks; every object there is whole, and the card comes last
         return
@@ -37,10 +36,9 @@ def only_writer(uri: str) -> Iterator[None]:
     with (storage.local_path(uri) / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(
-                f"{uri}: another command is writing shards there; wait until it ends"
-            ) from error
+        except BlockingIOError:
+            _log.warning("%s: another command is writing shards there; waiting until it ends", uri)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

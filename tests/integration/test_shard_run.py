@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
+from d2ls.errors import ConfigError, LabelError, ShardError
 from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
 from pipeline.shard import main, run
@@ -97,8 +99,6 @@ def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, cou
 
 
 def test_a_second_run_does_nothing_and_a_changed_file_only_its_shard(raw, tmp_path):
-    import shutil
-
     shutil.copytree(raw, tmp_path / "raw")
     source = recipe(tmp_path / "raw", tmp_path / "out")
     first = run(source, inline=True)
@@ -234,8 +234,6 @@ def test_shards_on_s3_are_those_on_disk(raw, tmp_path, s3):
 
 
 def test_the_official_zip_archives_are_read_in_place(raw, tmp_path):
-    import shutil
-
     for part in ("Train", "Val"):
         shutil.make_archive(str(tmp_path / "zips" / part), "zip", raw, part)
     unpacked = run(recipe(raw, tmp_path / "a", splits=["train", "val"]), inline=True)
@@ -284,7 +282,15 @@ def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
         main([*words, "--batches", str(tmp_path / "seen.jpg")])
 
 
-def test_two_commands_never_write_to_one_target(raw, tmp_path):
-    with only_writer(str(tmp_path / "out")), pytest.raises(StorageError, match="another command is writing"):
-        run(recipe(raw, tmp_path / "out"), inline=True)
-    assert run(recipe(raw, tmp_path / "out"), inline=True).splits
+def test_of_two_commands_on_one_target_the_second_waits_and_finds_the_work_done(raw, tmp_path, caplog):
+    target, calls = tmp_path / "out", []
+    with only_writer(str(target)), ThreadPoolExecutor(1) as pool:
+        second = pool.submit(run, recipe(raw, target), inline=True, progress=calls.append)
+        while "another command is writing" not in caplog.text:
+            assert not second.done(), second.result()
+            time.sleep(0.05)
+        first = run(recipe(raw, tmp_path / "elsewhere"), inline=True)
+        shutil.copytree(tmp_path / "elsewhere", target, dirs_exist_ok=True)
+        assert not second.done()
+    assert second.result(60) == first
+    assert calls == []
