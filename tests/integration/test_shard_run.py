@@ -284,13 +284,14 @@ def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
 
 def test_of_two_commands_on_one_target_the_second_waits_and_finds_the_work_done(raw, tmp_path, caplog):
     target, calls = tmp_path / "out", []
-    with only_writer(str(target)), ThreadPoolExecutor(1) as pool:
-        second = pool.submit(run, recipe(raw, target), inline=True, progress=calls.append)
-        while "another command is writing" not in caplog.text:
-            assert not second.done(), second.result()
-            time.sleep(0.05)
-        first = run(recipe(raw, tmp_path / "elsewhere"), inline=True)
-        shutil.copytree(tmp_path / "elsewhere", target, dirs_exist_ok=True)
-        assert not second.done()
-    assert second.result(60) == first
+    with ThreadPoolExecutor(1) as pool:
+        with only_writer(str(target)):
+            second = pool.submit(run, recipe(raw, target), inline=True, progress=calls.append)
+            while "another command is writing" not in caplog.text:
+                assert not second.done(), second.result()
+                time.sleep(0.05)
+            first = run(recipe(raw, tmp_path / "elsewhere"), inline=True)
+            shutil.copytree(tmp_path / "elsewhere", target, dirs_exist_ok=True)
+            assert not second.done()
+        assert second.result(60) == first
     assert calls == []
