@@ -270,7 +270,7 @@ def _find(path: Path) -> Path:
     if path.suffix == "" and named.is_file():
         return named
     raise ConfigError(
-        f"{path}: no such recipe file. Recipes that come with the project: {', '.join(recipe_names())}. "
+        f"{path}: no such recipe file, and none of the recipes that come with the project. "
         f"{nearest(path.stem, recipe_names())}"
     )
 
