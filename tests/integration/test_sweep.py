@@ -1,6 +1,5 @@
 """The sweep through its command line: real Ray, Tune, Train and MLflow, killed on the way and resumed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,63 +8,23 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
-from sharding.scenery import write_scenery
-
-TINY = {
-    "name": "tiny",
-    "description": "A sweep that ends in a minute.",
-    "data": {"source": "loveda", "root": "raw"},
-    "shards": {"uri": "shards", "target_mb": 0.2},
-    "model": {"backbone": "test_convnext", "pretrained": False},
-    "loss": {"contrastive": "infonce"},
-    "loader": {"workers": 0, "augmentation": {"crop_size": 64, "mosaic": 0.0}},
-    "train": {"epochs": 2, "global_batch": 4, "optimizer": {"lr": 1e-3}},
-    "evaluate": {"bootstrap": 20},
-    "cluster": {"workers": 1},
-    "sweep": {
-        "space": {"model.stages": {"values": [0, 1]}, "loss.temperature": {"values": [0.1, 0.5]}},
-        "concurrent": 2,
-    },
-    "registry": {"promote": "if_better"},
-    "tracking": {"figures_every": 2, "system_metrics": False},
-}
+from tests.sweep_world import make_place, run, sweep, trials
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with raw scenes and a recipe."""
-    folder = tmp_path_factory.mktemp("sweep")
-    write_scenery(folder / "raw", scenes={"Train": 8, "Val": 4, "Test": 4}, size=64)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    return folder
-
-
-def sweep(place: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.sweep", *words]
-
-
-def run(place: Path, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        sweep(place, *words), cwd=place, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def trials(place: Path, name: str) -> dict[str, dict]:
-    files = (place / "runs" / name / "trials").glob("[!.]*.json")
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return make_place(tmp_path_factory.mktemp("sweep"))
 
 
 def kill_after_first_trial(place: Path, name: str, *words: str) -> None:
     """Starts a sweep and kills its driver as soon as a trial is finished and another one is not."""
     with (place / "killed.log").open("w") as log:
         driver = subprocess.Popen(
-            sweep(place, "tiny.yaml", "--name", name, *words), cwd=place, stdout=log, stderr=log
+            sweep("tiny.yaml", "--name", name, *words), cwd=place, stdout=log, stderr=log
         )
         try:
             deadline = time.monotonic() + 400
