@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cluster.estate import own_machines, own_machines_file, store_environment
@@ -56,6 +57,19 @@ class World:
             f"--- {time.monotonic() - started:.0f} s\n{script.strip()}\n{_plain(written)[-4000:]}", flush=True
         )
         return _plain(written)
+
+    def close_tunnels(self) -> None:
+        """Ends the tunnels as Ctrl-C does: `ray` and its `ssh`, so that their other ends go as well."""
+        for tunnel in self.tunnels:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in [
+                    *psutil.Process(tunnel.pid).children(recursive=True),
+                    psutil.Process(tunnel.pid),
+                ]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+            tunnel.wait()
+        self.tunnels.clear()
 
     def open(self, script: str, url: str) -> None:
         """Opens a tunnel on the laptop and waits for the other end to answer."""
@@ -129,9 +143,7 @@ def world(tmp_path_factory) -> Iterator[World]:
     with own_machines(tmp_path_factory.mktemp("cluster") / "machines") as (estate, storage):
         made = World(estate, storage)
         yield made
-        for tunnel in made.tunnels:
-            tunnel.kill()
-            tunnel.wait()
+        made.close_tunnels()
 
 
 def test_ray_up_brings_up_head_and_workers(world):
@@ -253,9 +265,7 @@ def test_a_training_over_two_machines_survives_the_loss_of_one(world):
 
 
 def test_ray_down_leaves_nothing(world):
-    for tunnel in world.tunnels:
-        tunnel.kill()
-        tunnel.wait()
+    world.close_tunnels()
     world.type(block("ray down"))
     hosts = list(world.estate.hosts.values())
     took = wait_for(lambda: not any(running(host) for host in hosts), 240, "no process of the cluster")
