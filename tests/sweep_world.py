@@ -43,7 +43,7 @@ def sweep(*words: str) -> list[str]:
 
 def run(place: Path, *words: str, status: int = 0) -> str:
     """Runs a sweep to its end and returns what it said."""
-    done = subprocess.run(sweep(*words), cwd=place, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(sweep(*words), cwd=place, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -13,6 +13,8 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
 from tests.sweep_world import make_place, run, sweep, trials
 
+pytestmark = pytest.mark.timeout(2000)  # several sweeps one after the other; a busy machine is no failure
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
