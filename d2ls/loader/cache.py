@@ -112,9 +112,9 @@ class CachedFiles:
 class ShardCache:
     """The folder of the cache: finished shards by their checksum, arriving ones under a lock.
 
-    A process holds the folder's lock only to look and to make room, never while bytes arrive. Room is taken before a
-    shard arrives (its partial file has full length from the start), so the limit holds at any moment. A partial file
-    is locked by its writer: one that is not is the rest of a killed process and is removed.
+    A process holds the folder's lock only to make room and to name what arrived, never while bytes arrive. Room is
+    taken before a shard arrives (its partial file has full length from the start), so the limit holds at any moment.
+    A partial file is locked by its writer: one that is not is the rest of a killed process and is removed.
 
     Args:
         folder: folder of the cache.
@@ -156,7 +156,8 @@ class ShardCache:
                     if stream is None:
                         return False
                     _download(uri, shard, stream)
-                    partial.replace(target)
+                    with _locked(self._folder / ".lock"):  # who makes room must not look between its two names
+                        partial.replace(target)
                     return self.touch(shard)
         except OSError as error:
             raise StorageError(f"cache {self._folder}: {error}") from error

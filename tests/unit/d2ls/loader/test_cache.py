@@ -157,10 +157,12 @@ def test_many_processes_share_a_bounded_cache(shards, tmp_path):
     largest, stop = [0], threading.Event()
 
     def watch():
-        while not stop.is_set():
-            with contextlib.suppress(FileNotFoundError):
+        with (folder / ".lock").open("w") as lock:
+            while not stop.is_set():
+                fcntl.flock(lock, fcntl.LOCK_EX)  # nothing comes or goes while the files are counted
                 largest[0] = max(largest[0], size_of(folder))
-            time.sleep(0.002)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                time.sleep(0.002)
 
     watcher = threading.Thread(target=watch)
     for process in processes:
