@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -11,9 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import rasterio.errors
+from isal import isal_zlib
 from rasterio.io import MemoryFile
 
 from d2ls.errors import ConfigError, ShardError
+from d2ls.png import grey_png
 from sharding.tiling import Window
 
 CodecName = Literal["png", "webp", "jpg", "tif"]
@@ -111,16 +112,9 @@ def decode_image(content: bytes, suffix: str, window: Window | None = None) -> I
     return cast(Image, np.ascontiguousarray(image))
 
 
-_MASK_SETTINGS = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_COMPRESSION, 4]
-if hasattr(
-    cv2, "IMWRITE_PNG_FILTER"
-):  # newer OpenCV; labels are runs: unfiltered they encode and decode twice as fast
-    _MASK_SETTINGS += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-
-
 def encode_mask(ids: npt.NDArray[np.uint8]) -> bytes:
     """Encodes H W class ids as a grey PNG."""
-    return _imencode(".png", ids, _MASK_SETTINGS)
+    return grey_png(ids)
 
 
 def decode_mask(content: bytes) -> npt.NDArray[np.uint8]:
@@ -137,7 +131,7 @@ def decode_mask(content: bytes) -> npt.NDArray[np.uint8]:
 
 def crc32(content: bytes) -> int:
     """Checksum of a member, as in the index."""
-    return zlib.crc32(content)
+    return isal_zlib.crc32(content)
 
 
 _TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}

@@ -156,7 +156,7 @@ class ShardCache:
                     if stream is None:
                         return False
                     _download(uri, shard, stream)
-                    with _locked(self._folder / ".lock"):  # who makes room must not look between its two names
+                    with _locked(self._folder / ".lock"):  # who makes room sees one of its names, never none
                         partial.replace(target)
                     return self.touch(shard)
         except OSError as error:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from d2ls.errors import LabelError, ShardError
 from d2ls.labels import IGNORE
 from d2ls.loader.orders import Box
-from d2ls.loader.png import alone, open_png, shortened, unfiltered
 from d2ls.loader.reading import Member
 from d2ls.loader.records import Record
 from d2ls.loader.tiff import open_tiff
+from d2ls.png import alone, open_png, shortened, unfiltered
 from d2ls.shards import DatasetCard
 
 _PROBE = 16  # rows of a PNG looked at to see which filters it uses
@@ -131,7 +131,9 @@ def read_mask(member: Member, layout: PixelFormat) -> npt.NDArray[np.uint8]:
         LabelError: a label is neither a class nor 255.
     """
     content = member.content()
-    mask = _decode_palette(content) if content[25:26] == b"\3" else _decode(content, member.name)
+    mask = _plain_grey(content)
+    if mask is None:
+        mask = _decode_palette(content) if content[25:26] == b"\3" else _decode(content, member.name)
     layout.check_mask(mask, member.record.height, member.record.width)
     return mask
 
@@ -165,6 +167,15 @@ def _decode(content: bytes, name: str) -> npt.NDArray[Any]:
     if pixels is None:
         raise ShardError(f"the {name} cannot be decoded: damaged, or not an image")
     return np.asarray(pixels)
+
+
+def _plain_grey(content: bytes) -> npt.NDArray[np.uint8] | None:
+    """Reads a grey PNG whose rows have no filter, as `sharding` writes labels; None for another file."""
+    png = open_png(content)
+    if png is None or png.channels != 1 or png.inflate(1)[0, 0]:
+        return None
+    data = png.inflate(png.height)
+    return None if data[:, 0].any() else data[:, 1:]
 
 
 def _decode_palette(content: bytes) -> npt.NDArray[np.uint8]:

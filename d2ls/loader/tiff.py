@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from d2ls.errors import ShardError
 from d2ls.loader.orders import Box
@@ -20,6 +21,9 @@ from d2ls.loader.orders import Box
 Read = Callable[[int, int], bytes]
 Compression = Literal["none", "deflate", "zstd"]
 
+_ONE_THREAD = (
+    2**15 - 1
+)  # values up to which torch wakes no other thread, which would cost more than it brings
 _HEAD = 4096  # bytes read first; the directory lies there where the writer put it in front
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _DEFAULTS = {258: (1,), 259: (1,), 277: (1,), 284: (1,), 317: (1,), 339: (1,)}
@@ -96,10 +100,7 @@ class Tiff:
             whole = _inflated(packed, self.compression, self._block_height(number) * stride, number)
             data = whole[first * stride : last * stride]
         block = np.frombuffer(data, self.dtype).reshape(last - first, self.block[1], self.channels)
-        if not self.predictor:
-            return block
-        summed: npt.NDArray[Any] = np.cumsum(block, axis=1, dtype=self.dtype.newbyteorder("="))
-        return summed
+        return _running_sums(block) if self.predictor else block
 
     def _block_height(self, number: int) -> int:
         """Rows of a block: the last strip of an image ends with it, tiles are filled up."""
@@ -107,6 +108,16 @@ class Tiff:
         if not self.strips:
             return height
         return min(height, self.height - number // -(-self.width // width) * height)
+
+
+def _running_sums(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sums rows up from the left, channel by channel, modulo the range of the dtype; twice as quick as NumPy."""
+    sums = np.array(block, block.dtype.newbyteorder("="))
+    signed = torch.from_numpy(sums.view(f"i{sums.itemsize}"))  # wraps around as unsigned numbers do
+    at_once = len(signed) if torch.get_num_threads() == 1 else max(1, _ONE_THREAD // signed[0].numel())
+    for top in range(0, len(signed), at_once):
+        signed[top : top + at_once].cumsum_(1)
+    return sums
 
 
 def _inflated(packed: bytes, compression: Compression, length: int, number: int) -> memoryview:

@@ -1,4 +1,3 @@
-import contextlib
 import fcntl
 import multiprocessing
 import threading

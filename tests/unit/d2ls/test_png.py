@@ -1,13 +1,16 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from d2ls.errors import ShardError
 from d2ls.loader.decode import PixelFormat, read_image
-from d2ls.loader.png import open_png
 from d2ls.loader.records import Record
+from d2ls.png import grey_png, open_png, unfiltered
 from tests.shards import picture
 
 NONE, SUB, UP, ADAPTIVE = (
@@ -57,8 +60,6 @@ def test_mixed_filters_that_stand_alone():
     data = png.inflate(50).copy()
     rows = slice(0, 50, 3)
     data[rows] = np.concatenate([np.zeros((17, 1), np.uint8), image[rows].reshape(17, -1)], axis=1)
-    from d2ls.loader.png import unfiltered
-
     assert np.array_equal(unfiltered(png, data, 5), image[5:])
 
 
@@ -88,3 +89,22 @@ def test_another_picture_than_the_index_says(channels, dtype, width):
     for box in ((0, 0, 20, 20), (0, 0, 50, 20)):
         with pytest.raises(ShardError, match="card and index say"):
             read_image(Bytes(content, width=width), PixelFormat(channels, dtype, 255.0, 4), box)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 70), (257, 300)])
+def test_labels_as_any_reader_sees_them(size):
+    labels = picture(1, *size, 1, "uint8")[0][:, :, 0] // 40
+    labels[0, 0] = 255
+    content = grey_png(labels)
+    assert np.array_equal(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED), labels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), labels)
+    png = open_png(content)
+    assert np.array_equal(png.inflate(size[0])[:, 1:], labels)
+
+
+def test_a_changed_byte_of_labels_is_seen():
+    png = open_png(grey_png(np.tile(np.arange(7, dtype=np.uint8), (90, 10))))
+    broken = bytearray(png.packed)
+    broken[-1] ^= 1  # the checksum of the stream
+    with pytest.raises(ShardError, match="decoded"):
+        png._replace(packed=bytes(broken)).inflate(90)
