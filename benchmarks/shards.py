@@ -124,7 +124,7 @@ def speed(options):
         runs = {
             "(a) decode images and labels, 1 process": lambda n: timed(decode_only, found.scenes),
             "shards, 1 process (b)": lambda n: timed(shard_all, tasks, str(folder / f"one{n}")),
-            "shards as Zstd TIFF (the default codec), 1 process": lambda n: timed(
+            "shards as TIFF (the default codec), 1 process": lambda n: timed(
                 shard_all, encoded, str(folder / f"tif{n}")
             ),
             "(c) ShardWriter, PNG bytes copied, image not decoded": lambda n: timed(

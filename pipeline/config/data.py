@@ -94,7 +94,7 @@ class CodecConfig(Section):
     """Of jpg; unset: 95."""
     level: Annotated[int, Field(ge=0, le=22)] | None = None
     """Effort of png (0 to 9), webp (0 to 6) or zstd (1 to 22)."""
-    compression: Literal["none", "zstd"] = "zstd"
+    compression: Literal["none", "zstd"] = "none"
     """Of tif."""
 
 

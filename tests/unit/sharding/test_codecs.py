@@ -10,7 +10,7 @@ CODECS = [
     Codec("png"),
     Codec("webp"),
     Codec("tif"),
-    Codec("tif", compression="none"),
+    Codec("tif", compression="zstd"),
     Codec("jpg", quality=98),
 ]
 
@@ -48,6 +48,8 @@ def test_what_a_codec_cannot_hold_is_refused_with_those_that_can():
         Codec("gif")
     with pytest.raises(ConfigError, match=r"level: 12 is outside 0\.\.9 of png"):
         Codec("png", level=12)
+    with pytest.raises(ConfigError, match=r"level: an uncompressed tif has none; add .*compression=zstd"):
+        Codec("tif", level=3)
 
 
 def test_labels_are_lossless():
