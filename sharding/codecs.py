@@ -50,7 +50,9 @@ class Codec:
         if self.level is not None and not low <= self.level <= high:
             raise ConfigError(f"data.codec.level: {self.level} is outside {low}..{high} of {self.name}")
         if self.level is not None and self.name == "tif" and self.compression == "none":
-            raise ConfigError("data.codec.level: an uncompressed tif has none; add data.codec.compression=zstd")
+            raise ConfigError(
+                "data.codec.level: an uncompressed tif has none; add data.codec.compression=zstd"
+            )
 
     @property
     def lossless(self) -> bool:
