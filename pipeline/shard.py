@@ -1,18 +1,16 @@
 """`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task a shard."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from d2ls import storage
-from d2ls.errors import D2LSError
 from d2ls.shards import DatasetCard
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config.data import CustomConfig, DataConfig
 from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.shard_tasks import each
 
 DESCRIPTION = (
     "Cuts a labelled image data set into WebDataset shards with an index and a card, ready for training. "
@@ -24,14 +22,11 @@ EXAMPLES = """\
   python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
   python -m pipeline.shard loveda --batches seen.png              a picture of what the network is trained on
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
-  python -m pipeline.shard my_recipe.yaml data.codec.name=tif shards.target_mb=128
+  python -m pipeline.shard my_recipe.yaml data.codec.compression=zstd shards.target_mb=128
 """
 
 SHOWN_BATCHES = 4
 """Batches on the picture of `--batches`."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def run(
             unfinish(spec.uri)
         done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
         started = time.monotonic()
-        for part in _each(write_shard, todo, spec.uri, recipe, inline):
+        for part in each(write_shard, todo, spec.uri, recipe, inline):
             done = [done[0] + 1, done[1] + part.shard.samples, done[2] + part.shard.bytes]
             if progress:
                 seconds = time.monotonic() - started
@@ -145,7 +140,7 @@ def check(recipe: Recipe, *, inline: bool = False) -> list[str]:
     found = survey(spec)
     groups = scene_groups(found)
     problems = list(found.problems)
-    for more in _each(check_scenes, groups, found.codes, recipe, inline):
+    for more in each(check_scenes, groups, found.codes, recipe, inline):
         problems += [problem for problem in more if problem not in problems]
     return problems
 
@@ -234,77 +229,6 @@ def _own_data(data: DataConfig) -> dict[str, Any]:
     split = OwnSplit(**custom.split.model_dump())
     rest = {name: getattr(custom, name) for name in ("images", "masks", "ignored", "scene", "bands")}
     return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
-
-
-def _each(
-    function: Callable[[Item, Any], Result], items: Iterable[Item], extra: Any, recipe: Recipe, inline: bool
-) -> Iterator[Result]:
-    """Yields function(item, extra) for all items as they finish; on Ray unless inline."""
-    items = list(items)
-    if inline or not items:
-        for item in items:
-            yield function(item, extra)
-        return
-    from pipeline.cluster import connect
-
-    with connect(recipe.cluster) as cluster:
-        # Raw data on this machine's disk cannot be read by tasks on other nodes.
-        shared = not storage.is_local(recipe.data.root) or os.environ.get("D2LS_SHARED_PATHS")
-        yield from _on_ray(function, items, extra, here=cluster.nodes > 1 and not shared)
-
-
-def _on_ray(
-    function: Callable[[Item, Any], Result], items: Sequence[Item], extra: Any, here: bool
-) -> Iterator[Result]:
-    """Runs one Ray task an item, a bounded number at a time; stops the others where one fails.
-
-    `here` keeps the tasks on the driver's node.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
-    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-    if here:
-        own = ray.get_runtime_context().get_node_id()
-        (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
-        cpus = resources.get("CPU", 0)  # 0 on heads that are kept free of work
-        options["num_cpus"] = min(1, cpus)
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(own, soft=False)
-    remote: Any = ray.remote(**options)(_single_threaded)
-    waiting = iter(items)
-    ahead = 2 * max(1, int(cpus))
-    pending: list[Any] = [
-        remote.remote(function, item, extra) for _, item in zip(range(ahead), waiting, strict=False)
-    ]
-    try:
-        while pending:
-            ready, pending = ray.wait(pending, num_returns=1)
-            pending += [remote.remote(function, item, extra) for _, item in zip(ready, waiting, strict=False)]
-            yield _result(ray.get, ready[0])
-    finally:
-        for left in pending:
-            ray.cancel(left, force=True)
-
-
-def _single_threaded(function: Callable[[Item, Any], Result], item: Item, extra: Any) -> Result:
-    """Runs in a Ray worker: one task, one core."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    return function(item, extra)
-
-
-def _result(get: Callable[[Any], Any], reference: Any) -> Any:
-    """Takes a result; an error of ours comes out as it was raised in the worker."""
-    from ray.exceptions import RayTaskError
-
-    try:
-        return get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, D2LSError):
-            raise error.cause from None
-        raise
 
 
 if __name__ == "__main__":
