@@ -142,10 +142,10 @@ class _Share:
 def count_share(segmenter: "Segmenter", share: _Share) -> "list[SampleCounts]":
     """Counts the samples of a rank's part."""
     from d2ls.inference.scoring import count_samples, merge
-    from d2ls.loader import evaluation_loader
+    from d2ls.loader import EvaluationLoader
     from d2ls.shards import ShardSet
 
-    with evaluation_loader(
+    with EvaluationLoader(
         ShardSet.open(share.uri), share.split, batch_size=share.batch_size, rank=share.rank,
         world_size=share.world_size, workers=share.decoders, window=share.window,
     ) as batches:  # fmt: skip

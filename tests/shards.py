@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from d2ls.labels import ClassTable
+from d2ls.loader import TrainingLoader
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 
 CLASSES = ClassTable.create(
@@ -160,3 +161,8 @@ def _finish(root, split, rows, shards, channels, dtype, classes):
     (root / INDEX_FILE).write_bytes(buffer.getvalue())
     (root / CARD_FILE).write_text(card.to_json())
     return ShardSet.open(str(root))
+
+
+def training_batches(shards, *, epoch, start_step=0, **options):
+    """The training batches of one epoch of the split `train`."""
+    return TrainingLoader(shards, "train", **options).epoch(epoch, start_step)

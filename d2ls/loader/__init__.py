@@ -1,6 +1,6 @@
 """Exact, elastic, resumable epochs over WebDataset shards: plan, reading, augmentation, batches.
 
-    from d2ls.loader import Augmentation, TrainingLoader, evaluation_loader
+    from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 
 `d2ls.loader.plan` and `d2ls.loader.weighting` need no torch: names below are imported on first use.
 """
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from d2ls.loader.augment import Augmentation
     from d2ls.loader.batches import Batch
     from d2ls.loader.cache import CacheConfig
-    from d2ls.loader.evaluation import EvaluationLoader, evaluation_loader
-    from d2ls.loader.training import EpochBatches, TrainingLoader, training_loader
+    from d2ls.loader.evaluation import EvaluationLoader
+    from d2ls.loader.training import EpochBatches, TrainingLoader
 
 __all__ = [
     "Augmentation",
@@ -26,10 +26,8 @@ __all__ = [
     "EvaluationLoader",
     "TrainingLoader",
     "epoch_plan",
-    "evaluation_loader",
     "rank_lanes",
     "steps_per_epoch",
-    "training_loader",
 ]
 
 _HOMES = {
@@ -39,8 +37,6 @@ _HOMES = {
     "EpochBatches": "training",
     "EvaluationLoader": "evaluation",
     "TrainingLoader": "training",
-    "evaluation_loader": "evaluation",
-    "training_loader": "training",
 }
 
 

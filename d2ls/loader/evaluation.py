@@ -87,7 +87,3 @@ class EvaluationLoader(PooledLoader):
     def _orders(self) -> Iterator[BatchOrder]:
         for step in self._mine:
             yield evaluation_order(step, self._batches[step], self.records, self._batch_size)
-
-
-evaluation_loader = EvaluationLoader
-"""Returns this rank's evaluation batches."""

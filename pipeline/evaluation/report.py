@@ -217,7 +217,7 @@ SHEET_SAMPLES = 3
 
 def samples_sheet(evaluation: "Evaluation", shards_uri: str, tracking_uri: str | None = None) -> Picture:
     """Shows the best and the worst samples: image, labels, prediction, errors."""
-    from d2ls.loader import evaluation_loader
+    from d2ls.loader import EvaluationLoader
     from d2ls.shards import ShardSet
     from pipeline.models import load_model
 
@@ -227,7 +227,7 @@ def samples_sheet(evaluation: "Evaluation", shards_uri: str, tracking_uri: str |
     rows = shards.index.filter(pc.is_in(shards.index["key"], pa.array(chosen)))
     segmenter = load_model(evaluation.model, tracking_uri=tracking_uri)
     found = {}
-    for batch in evaluation_loader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
+    for batch in EvaluationLoader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
         image = batch.images[0].permute(1, 2, 0).numpy().astype(shards.card.dtype)
         found[batch.keys[0]] = (image, batch.labels[0].numpy(), segmenter.predict(image))
     images, labels, predictions = zip(*(found[key] for key in chosen), strict=True)

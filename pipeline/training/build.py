@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from d2ls.bundle import ModelInfo
-from d2ls.loader import Augmentation, Batch, CacheConfig, TrainingLoader, evaluation_loader
+from d2ls.loader import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
 from d2ls.model import Normalization, build_model
 from d2ls.shards import DatasetCard, ShardSet
@@ -122,7 +122,7 @@ def loaders(recipe: Recipe, shards: ShardSet, ranks: Ranks) -> Loaders:
         cache=cache,
         pin_memory=ranks.device.type == "cuda",
     )
-    selection = evaluation_loader(
+    selection = EvaluationLoader(
         shards,
         recipe.roles.select,
         batch_size=recipe.evaluate.batch_size,

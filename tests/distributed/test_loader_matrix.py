@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from d2ls.loader import Augmentation, TrainingLoader, evaluation_loader
+from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.shards import ShardSet
 from tests.shards import make_shards
 
@@ -61,7 +61,7 @@ def trained(shards, rank, world_size, workers):
 def evaluated(shards, rank, world_size, workers, group):
     """The confusion matrix of all ranks, against a stand-in prediction; one collective, after the loop."""
     matrix = torch.zeros(16, dtype=torch.int64)
-    with evaluation_loader(
+    with EvaluationLoader(
         shards, "val", batch_size=4, rank=rank, world_size=world_size, workers=workers
     ) as loader:
         for batch in loader:

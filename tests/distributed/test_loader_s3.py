@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from d2ls.loader import Augmentation, CacheConfig, TrainingLoader, evaluation_loader, training_loader
+from d2ls.loader import Augmentation, CacheConfig, EvaluationLoader, TrainingLoader
 from d2ls.loader.source import register_opener
 from d2ls.shards import ShardSet
-from tests.shards import make_shards
+from tests.shards import make_shards, training_batches
 
 CROP = Augmentation(crop_size=32, mosaic=0.5, horizontal_flip=0.5)
 
@@ -71,19 +71,19 @@ def images(batches):
 def test_an_object_store_gives_the_same_batches(stored, tmp_path, workers, cached):
     local, remote = stored
     options = {"global_batch": 4, "augmentation": CROP, "seed": 1}
-    expected = images(training_loader(local, "train", epoch=1, **options))
+    expected = images(training_batches(local, epoch=1, **options))
     cache = CacheConfig(str(tmp_path / "cache")) if cached else None
     with TrainingLoader(remote, "train", workers=workers, cache=cache, **options) as loader:
         assert images(loader.epoch(1)) == expected
     if cached:
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
         gone = replace(remote, uri="s3://nowhere/tiny")  # all bytes come from the cache
-        assert images(training_loader(gone, "train", epoch=1, cache=cache, **options)) == expected
+        assert images(training_batches(gone, epoch=1, cache=cache, **options)) == expected
 
 
 def test_evaluation_reads_an_object_store(stored, tmp_path):
     local, remote = stored
-    found, expected = (images(evaluation_loader(shards, "train", batch_size=5)) for shards in (remote, local))
+    found, expected = (images(EvaluationLoader(shards, "train", batch_size=5)) for shards in (remote, local))
     assert found == expected
 
 

@@ -10,7 +10,7 @@ from d2ls.bundle import load_bundle
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
-from d2ls.loader import evaluation_loader
+from d2ls.loader import EvaluationLoader
 from d2ls.metrics import score
 from d2ls.shards import ShardSet
 from d2ls.training.evaluation import Evaluator
@@ -40,7 +40,7 @@ def evaluation(world) -> Evaluation:
 def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
     model, shards = world
     network, _ = load_bundle(Path(model))
-    loader = evaluation_loader(ShardSet.open(shards), "test", batch_size=4)
+    loader = EvaluationLoader(ShardSet.open(shards), "test", batch_size=4)
     table, scores = Evaluator("test", CLASSES, lambda: loader, Ranks())(network)
     np.testing.assert_array_equal(evaluation.confusion, table)
     assert evaluation.scores == scores

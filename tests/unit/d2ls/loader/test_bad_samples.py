@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from d2ls.errors import DataError, LabelError, ResourceError, ShardError, StorageError
-from d2ls.loader import Augmentation, TrainingLoader, evaluation_loader, training_loader
+from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.shards import ShardSet
-from tests.shards import make_shards
+from tests.shards import make_shards, training_batches
 
 KEY = "train_000002"
 
@@ -74,9 +74,7 @@ def shards(tmp_path) -> ShardSet:
 
 def load(shards, **options):
     augmentation = Augmentation(crop_size=48)
-    return training_loader(
-        shards, "train", global_batch=2, augmentation=augmentation, seed=0, epoch=0, **options
-    )
+    return training_batches(shards, global_batch=2, augmentation=augmentation, seed=0, epoch=0, **options)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -120,8 +118,8 @@ def test_too_many_bad_samples_stop_the_run(shards):
 def test_evaluation_skips_only_when_told(shards):
     shards = DAMAGES["checksum"][0](shards)
     with pytest.raises(ShardError, match=KEY):
-        list(evaluation_loader(shards, "train", batch_size=4))
-    loader = evaluation_loader(shards, "train", batch_size=4, bad_samples="skip")
+        list(EvaluationLoader(shards, "train", batch_size=4))
+    loader = EvaluationLoader(shards, "train", batch_size=4, bad_samples="skip")
     scored = sum(int(batch.valid.sum()) for batch in loader)
     assert (scored, loader.skipped) == (5, 1)
 
@@ -130,7 +128,7 @@ def test_evaluation_skips_only_when_told(shards):
 def test_when_checksums_are_compared(tmp_path, verify, epochs_that_raise):
     """Tiled TIFF decodes without a complaint where a pixel flipped; the checksum sees it."""
     shards = make_shards(tmp_path / "tif", [3], suffix="tif", tif={"compress": "none", "predictor": 1})
-    loader = evaluation_loader(shards, "train", batch_size=3, verify=verify)
+    loader = EvaluationLoader(shards, "train", batch_size=3, verify=verify)
     list(loader)
     row = shards.index.to_pylist()[2]
     with shard_of(shards, row).open("r+b") as file:
@@ -145,7 +143,7 @@ def test_when_checksums_are_compared(tmp_path, verify, epochs_that_raise):
     assert raised == epochs_that_raise
     if verify == "first":
         with pytest.raises(ShardError, match="checksum"):
-            list(evaluation_loader(shards, "train", batch_size=3, verify=verify))
+            list(EvaluationLoader(shards, "train", batch_size=3, verify=verify))
 
 
 def test_a_missing_shard_is_not_a_bad_sample(shards):
@@ -168,7 +166,7 @@ def test_a_palette_mask_is_read_by_index(tmp_path, shards):
         start = file.tell()
         file.write(content)
     shards = changed_row(shards, mask_offset=start, mask_length=len(content))
-    loader = evaluation_loader(shards, "train", batch_size=3, verify="never")
+    loader = EvaluationLoader(shards, "train", batch_size=3, verify="never")
     assert np.array_equal(next(iter(loader)).labels[2].numpy(), mask)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from d2ls.errors import ConfigError, ShardError, StorageError
-from d2ls.loader import Augmentation, CacheConfig, evaluation_loader, training_loader
+from d2ls.loader import Augmentation, CacheConfig, EvaluationLoader
 from d2ls.loader.cache import CachedFiles, ShardCache, ShardFacts
-from tests.shards import make_shards
+from tests.shards import make_shards, training_batches
 
 COUNTS = [3, 3, 3, 3]
 
@@ -44,8 +44,8 @@ def test_a_cache_changes_no_batch(shards, tmp_path):
         "epoch": 0,
     }
     cache = CacheConfig(str(tmp_path / "cache"), two_shards(shards), local=True)
-    direct = [batch.images for batch in training_loader(shards, "train", **options)]
-    cached = [batch.images for batch in training_loader(shards, "train", cache=cache, **options)]
+    direct = [batch.images for batch in training_batches(shards, **options)]
+    cached = [batch.images for batch in training_batches(shards, cache=cache, **options)]
     assert all(one.equal(other) for one, other in zip(direct, cached, strict=True))
     assert len(kept(tmp_path / "cache")) == 2
 
@@ -90,10 +90,10 @@ def test_what_arrives_is_compared_with_the_card(shards, tmp_path, damage):
 
 def test_a_changed_shard_set_is_not_served_from_the_old_one(shards, tmp_path):
     cache = CacheConfig(str(tmp_path / "cache"), 10**9, local=True)
-    list(evaluation_loader(shards, "train", batch_size=4, cache=cache))
+    list(EvaluationLoader(shards, "train", batch_size=4, cache=cache))
     other = make_shards(tmp_path / "other", COUNTS, size=(32, 32))
     shapes = {
-        tuple(batch.images.shape) for batch in evaluation_loader(other, "train", batch_size=4, cache=cache)
+        tuple(batch.images.shape) for batch in EvaluationLoader(other, "train", batch_size=4, cache=cache)
     }
     assert shapes == {(4, 3, 32, 32)}
     assert len(kept(tmp_path / "cache")) == 8

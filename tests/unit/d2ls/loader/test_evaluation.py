@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from d2ls.errors import ConfigError
-from d2ls.loader import evaluation_loader
+from d2ls.loader import EvaluationLoader
 from tests.shards import make_shards, picture
 
 SIZES = [(40, 56)] * 5 + [(48, 48)] * 3 + [(40, 56)] * 2
@@ -17,7 +17,7 @@ def scored(shards, world_size=1, workers=0, **changes):
     """An integer confusion matrix against a stand-in prediction that depends on the image alone."""
     matrix = np.zeros((4, 4), np.int64)
     for rank in range(world_size):
-        with evaluation_loader(
+        with EvaluationLoader(
             shards, "val", batch_size=4, rank=rank, world_size=world_size, workers=workers, **changes
         ) as loader:
             for batch in loader:
@@ -48,7 +48,7 @@ def test_workers_change_nothing(shards, workers):
 
 
 def test_batches_have_one_shape_a_fixed_size_and_marked_filling(shards):
-    loader = evaluation_loader(shards, "val", batch_size=4)
+    loader = EvaluationLoader(shards, "val", batch_size=4)
     found = list(loader)
     assert len(loader) == loader.total_batches == len(found) == 3
     assert [tuple(batch.images.shape) for batch in found] == [(4, 3, 40, 56)] * 2 + [(4, 3, 48, 48)]
@@ -64,17 +64,17 @@ def test_batches_have_one_shape_a_fixed_size_and_marked_filling(shards):
 
 
 def test_ranks_are_dealt_the_same_batches_whole(shards):
-    whole = [batch.images.numpy().tobytes() for batch in evaluation_loader(shards, "val", batch_size=4)]
+    whole = [batch.images.numpy().tobytes() for batch in EvaluationLoader(shards, "val", batch_size=4)]
     dealt = [
         batch.images.numpy().tobytes()
         for rank in range(5)
-        for batch in evaluation_loader(shards, "val", batch_size=4, rank=rank, world_size=5)
+        for batch in EvaluationLoader(shards, "val", batch_size=4, rank=rank, world_size=5)
     ]
     assert dealt == whole
 
 
 def test_impossible_values_are_refused(shards):
     with pytest.raises(ConfigError, match="batch size"):
-        evaluation_loader(shards, "val", batch_size=0)
+        EvaluationLoader(shards, "val", batch_size=0)
     with pytest.raises(ConfigError, match="rank 3"):
-        evaluation_loader(shards, "val", batch_size=2, rank=3, world_size=3)
+        EvaluationLoader(shards, "val", batch_size=2, rank=3, world_size=3)

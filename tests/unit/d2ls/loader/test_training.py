@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from d2ls.errors import ConfigError
-from d2ls.loader import Augmentation, TrainingLoader, training_loader
-from tests.shards import make_shards
+from d2ls.loader import Augmentation, TrainingLoader
+from tests.shards import make_shards, training_batches
 
 FULL = Augmentation(
     crop_size=32,
@@ -41,7 +41,7 @@ def joined(parts):
 
 def batches(shards, **changes):
     arguments = {"global_batch": 4, "augmentation": FULL, "seed": 5, "epoch": 2, "shuffle_window": 8}
-    return training_loader(shards, "train", **{**arguments, **changes})
+    return training_batches(shards, **{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")

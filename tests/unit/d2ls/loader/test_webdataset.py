@@ -9,10 +9,10 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from d2ls.errors import StorageError
-from d2ls.loader import Augmentation, training_loader
+from d2ls.loader import Augmentation
 from d2ls.loader.preview import batch_sheet
 from d2ls.loader.source import PlannedSource, register_opener
-from tests.shards import CLASSES, make_shards, picture
+from tests.shards import CLASSES, make_shards, picture, training_batches
 
 PLAN = {"global_batch": 4, "seed": 3, "epoch": 1, "shuffle_window": 8}
 crop = Augmentation(crop_size=32, mosaic=0.3)
@@ -48,7 +48,7 @@ def test_the_planned_source_feeds_a_data_pipeline(shards, workers, rank):
     loader = DataLoader(
         pipeline, batch_size=None, num_workers=workers, multiprocessing_context="fork" if workers else None
     )
-    ours = training_loader(shards, "train", augmentation=crop, rank=rank, world_size=2, start_step=1, **PLAN)
+    ours = training_batches(shards, augmentation=crop, rank=rank, world_size=2, start_step=1, **PLAN)
     found = list(loader)
     assert [keys(batch) for batch in found] == [list(batch.keys) for batch in ours]
     assert found[0][0]["shape"] == [48, 64, 3]
@@ -94,7 +94,7 @@ def local_instead(root, uri):
 
 
 def test_a_contact_sheet_shows_images_and_labels(shards, tmp_path):
-    batches = list(training_loader(shards, "train", augmentation=crop, **PLAN))[:2]
+    batches = list(training_batches(shards, augmentation=crop, **PLAN))[:2]
     sheet = batch_sheet(batches, CLASSES, side=64)
     assert sheet.dtype == np.uint8
     assert sheet.shape[1] == 4 * 68
@@ -107,7 +107,7 @@ def test_a_contact_sheet_shows_images_and_labels(shards, tmp_path):
 
 def test_a_contact_sheet_of_other_bands_and_none(tmp_path):
     deep = make_shards(tmp_path / "deep", [2], suffix="tif", channels=1, dtype="uint16")
-    batches = training_loader(deep, "train", augmentation=crop, **{**PLAN, "global_batch": 2})
+    batches = training_batches(deep, augmentation=crop, **{**PLAN, "global_batch": 2})
     sheet = batch_sheet(batches, CLASSES, side=32)
     assert len(np.unique(sheet)) > 20
     assert batch_sheet([], CLASSES).ndim == 3
