@@ -54,7 +54,7 @@ class Png(NamedTuple):
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub makes the class an instance
             raise ShardError(f"cannot be decoded: {error}") from error
         if len(data) != length:
-            raise ShardError(f"cannot be decoded: it ends after {len(data)} of {length} bytes")
+            raise ShardError(f"cannot be decoded: it holds {len(data)} bytes of pixels, not {length}")
         return np.frombuffer(data, np.uint8).reshape(rows, -1)
 
 
@@ -106,6 +106,7 @@ def grey_png(values: npt.NDArray[np.uint8]) -> bytes:
 
     The bytes depend on zlib alone, not on the processor.
     """
+    assert values.dtype == np.uint8
     height, width = values.shape
     rows = np.zeros((height, 1 + width), np.uint8)
     rows[:, 1:] = values

@@ -28,7 +28,7 @@ Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 class Codec:
     """How images are stored.
 
-    The default lets a loader read a crop several times as fast as any other, for half as many bytes again as PNG;
+    The default lets a loader read a crop five times as fast as PNG or WebP, for two thirds more bytes than PNG;
     `compression="zstd"` lies between the two. Measured by benchmarks/loader.py and benchmarks/shards.py.
 
     Attributes:

@@ -52,7 +52,8 @@ def page(rows):
         "`python3 dev.py faults` brings these faults about and writes this page. Each run is compared with one in",
         "plain processes, without Ray and undisturbed. Rows of faults that a run leaves out stay from the run before.",
         f"The newest row: {today}, {os.cpu_count()} CPUs ({platform.machine()}), {memory:.0f} GiB, "
-        f"load {os.getloadavg()[2]:.0f}; Python {platform.python_version()}, {versions}.",
+        f"load {os.getloadavg()[2]:.0f};",
+        f"Python {platform.python_version()}, {versions}.",
         "",
         f"| {' | '.join(HEADER)} |",
         "|---|---|---|---|",

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from d2ls.labels import ClassTable
 from d2ls.loader import TrainingLoader
+from d2ls.png import grey_png
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 
 CLASSES = ClassTable.create(
@@ -105,7 +106,7 @@ def make_shards(
                 key = f"{split}_{number:06d}"
                 members = {
                     f"image.{suffix}": encode(image, suffix, **(tif or {})),
-                    "mask.png": encode(mask[:, :, None], "png"),
+                    "mask.png": grey_png(mask) if number % 2 else encode(mask[:, :, None], "png"),
                     "json": json.dumps({"scene": f"scene{index}"}).encode(),
                 }
                 writer.write({"__key__": key, **members})

@@ -131,7 +131,7 @@ def read_mask(member: Member, layout: PixelFormat) -> npt.NDArray[np.uint8]:
         LabelError: a label is neither a class nor 255.
     """
     content = member.content()
-    mask = _plain_grey(content)
+    mask = _plain_grey(content, member.record)
     if mask is None:
         mask = _decode_palette(content) if content[25:26] == b"\3" else _decode(content, member.name)
     layout.check_mask(mask, member.record.height, member.record.width)
@@ -169,12 +169,15 @@ def _decode(content: bytes, name: str) -> npt.NDArray[Any]:
     return np.asarray(pixels)
 
 
-def _plain_grey(content: bytes) -> npt.NDArray[np.uint8] | None:
-    """Reads a grey PNG whose rows have no filter, as `sharding` writes labels; None for another file."""
+def _plain_grey(content: bytes, record: Record) -> npt.NDArray[np.uint8] | None:
+    """Reads a grey PNG of the right size without row filters, as `sharding` writes labels; None for another file."""
     png = open_png(content)
-    if png is None or png.channels != 1 or png.inflate(1)[0, 0]:
+    if png is None or (png.height, png.width, png.channels) != (record.height, record.width, 1):
         return None
-    data = png.inflate(png.height)
+    try:
+        data = png.inflate(png.height)
+    except ShardError as error:
+        raise ShardError(f"the mask {error}") from error
     return None if data[:, 0].any() else data[:, 1:]
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2ls.errors import ShardError
-from d2ls.loader.decode import PixelFormat, read_image
+from d2ls.loader.decode import PixelFormat, read_image, read_mask
 from d2ls.loader.records import Record
-from d2ls.png import grey_png, open_png, unfiltered
+from d2ls.png import grey_png, open_png, shortened, unfiltered
 from tests.shards import picture
 
 NONE, SUB, UP, ADAPTIVE = (
@@ -108,3 +108,52 @@ def test_a_changed_byte_of_labels_is_seen():
     broken[-1] ^= 1  # the checksum of the stream
     with pytest.raises(ShardError, match="decoded"):
         png._replace(packed=bytes(broken)).inflate(90)
+
+
+def label_member(content, height=50, width=70):
+    member = Bytes(content, height, width)
+    member.name = "mask"
+    return member
+
+
+def filtered_below(labels):
+    """Labels whose first row has no filter and whose last one has."""
+    png = open_png(grey_png(labels))
+    rows = png.inflate(len(labels)).copy()
+    rows[-1, 0] = 1
+    rows[-1, 2:] = np.diff(labels[-1])
+    return shortened(png, rows)
+
+
+LABELS = np.repeat(np.arange(50, dtype=np.uint8)[:, None] % 4, 70, axis=1)
+LAYOUT = PixelFormat(3, "uint8", 255.0, 4)
+WAYS = {
+    "ours": grey_png,
+    "a filter in the last row": filtered_below,
+    "OpenCV": lambda labels: cv2.imencode(".png", labels)[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_labels_however_they_were_written(way):
+    assert np.array_equal(read_mask(label_member(WAYS[way](LABELS)), LAYOUT), LABELS)
+
+
+def enlarged(content):
+    """The height in the header with its highest bit set."""
+    return content[:20] + bytes([content[20] | 0x40]) + content[21:]
+
+
+DAMAGE = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "a changed byte": lambda content: content[:-18] + bytes([content[-18] ^ 1]) + content[-17:],
+    "a huge height": enlarged,
+    "another size": lambda content: grey_png(LABELS[:40]),
+    "sixteen bits": lambda content: cv2.imencode(".png", LABELS.astype(np.uint16))[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_labels_are_an_error_that_speaks_of_them(damage):
+    with pytest.raises(ShardError, match="the mask"):
+        read_mask(label_member(DAMAGE[damage](grey_png(LABELS))), LAYOUT)

@@ -14,8 +14,8 @@ from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
 WORKER_IMPORTS = {
-    "PIL", "annotated_types", "blake3", "cloudpickle", "cv2", "d2ls", "filelock", "numpy", "pipeline", "pyarrow",
-    "pydantic", "pydantic_core", "safetensors", "timm", "torch", "torchvision", "typing_extensions",
+    "PIL", "annotated_types", "blake3", "cloudpickle", "cv2", "d2ls", "filelock", "isal", "numpy", "pipeline",
+    "pyarrow", "pydantic", "pydantic_core", "safetensors", "timm", "torch", "torchvision", "typing_extensions",
     "typing_inspection", "yaml",
 }  # fmt: skip
 BEHIND_THEM = {
