@@ -15,7 +15,7 @@ def confusion_figure(confusion: npt.NDArray[np.integer], classes: ClassTable) ->
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     size = classes.num_classes
     side = min(3.4 + 0.52 * size, 13.0)
-    figure = new_figure(side + 0.9, side)
+    figure = new_figure(side + 2.4, side + 0.6)
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     names = [short(name, 16) for name in classes.names]
