@@ -27,11 +27,17 @@ WORKDIR /opt/d2ls
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 
 FROM base AS cpu
-# The same versions without the four gigabytes of CUDA libraries, which have no use here.
-RUN grep --invert-match --extended-regexp "^(nvidia-|cuda-|triton)" constraints.txt > /tmp/constraints.txt \
-    && torch=$(sed -n "s/^torch==//p" constraints.txt) \
-    && vision=$(sed -n "s/^torchvision==//p" constraints.txt) \
-    && pip install --index-url https://download.pytorch.org/whl/cpu "torch==${torch}+cpu" "torchvision==${vision}+cpu"
+# With PyTorch's index of CPU builds (--build-arg CPU_INDEX=..., see its installation page) the same versions without the
+# four gigabytes of CUDA libraries, which have no use here.
+ARG CPU_INDEX=""
+RUN if [ -z "${CPU_INDEX}" ]; then \
+        cp constraints.txt /tmp/constraints.txt && pip install --constraint /tmp/constraints.txt torch torchvision; \
+    else \
+        grep --invert-match --extended-regexp "^(nvidia-|cuda-|triton)" constraints.txt > /tmp/constraints.txt \
+        && torch=$(sed -n "s/^torch==//p" constraints.txt) \
+        && vision=$(sed -n "s/^torchvision==//p" constraints.txt) \
+        && pip install --index-url "${CPU_INDEX}" "torch==${torch}+cpu" "torchvision==${vision}+cpu"; \
+    fi
 
 FROM base AS gpu
 RUN cp constraints.txt /tmp/constraints.txt \

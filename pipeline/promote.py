@@ -81,7 +81,6 @@ def _score(store: "Store", version: "ModelVersion", recipe: "Recipe") -> "Evalua
     return evaluate(
         version.uri, recipe.shards.uri, recipe.roles.report, batch_size=recipe.evaluate.batch_size,
         augmentation=recipe.evaluate.augmentation, bootstrap=0, tracking_uri=store.uri,
-        cluster=recipe.cluster,
     )  # fmt: skip
 
 

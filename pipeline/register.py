@@ -103,7 +103,6 @@ def _evaluate(uri: str, recipe: "Recipe", store: "Store") -> dict[str, Any]:
     return evaluate(
         uri, recipe.shards.uri, recipe.roles.report, batch_size=recipe.evaluate.batch_size,
         augmentation=recipe.evaluate.augmentation, bootstrap=recipe.evaluate.bootstrap, tracking_uri=store.uri,
-        cluster=recipe.cluster,
     ).to_dict()  # fmt: skip
 
 

@@ -21,9 +21,7 @@ from d2ls.loader.orders import Box
 Read = Callable[[int, int], bytes]
 Compression = Literal["none", "deflate", "zstd"]
 
-_ONE_THREAD = (
-    2**15 - 1
-)  # values up to which torch wakes no other thread, which would cost more than it brings
+_ONE_THREAD = 2**15 - 1  # values up to which torch stays in the calling thread: waking others costs more
 _HEAD = 4096  # bytes read first; the directory lies there where the writer put it in front
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _DEFAULTS = {258: (1,), 259: (1,), 277: (1,), 284: (1,), 317: (1,), 339: (1,)}
