@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.errors import D2LSError
@@ -16,8 +17,12 @@ class _Parser(argparse.ArgumentParser):
     """Takes options and `key.sub=value` in any order: `RECIPE --name a train.epochs=3`."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses arguments as `argparse` does, positional ones anywhere."""
-        return self.parse_intermixed_args(args, namespace)
+        """Parses arguments as `argparse` does, positional ones anywhere; a RECIPE with a default may be left out."""
+        options = self.parse_intermixed_args(args, namespace)
+        default, recipe = self.get_default("recipe"), getattr(options, "recipe", None)
+        if default and recipe and "=" in recipe and not Path(recipe).is_file():
+            options.recipe, options.overrides = default, [recipe, *options.overrides]
+        return options
 
 
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:

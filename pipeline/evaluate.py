@@ -200,7 +200,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, Recipe | None]:
     arguments.add_argument(
         "--output", metavar="FOLDER", help="write report.md, report.json and pictures here"
     )
-    values = arguments.parse_intermixed_args(argv)
+    values = arguments.parse_args(argv)
     overrides = [word for word in values.model if "=" in word and not word.startswith(("models:", "runs:"))]
     values.model = [word for word in values.model if word not in overrides]
     if overrides and not values.recipe:

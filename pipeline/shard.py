@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="draw the first augmented batches that training takes from a finished shard set, with their labels",
     )
     command.add_argument("--inline", action="store_true", help="one process, without Ray")
-    options = command.parse_intermixed_args(arguments)
+    options = command.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     if options.check:
         return _check_command(recipe, options.inline)

@@ -1,8 +1,7 @@
 """`python -m pipeline.sweep`: search, train the best configuration, evaluate, register. Without a recipe: the demo."""
 
-import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from d2ls import storage
 from d2ls.errors import ConfigError, TrainingError
 from pipeline.cli import add_recipe, parser, run_command
-from pipeline.config import Recipe, load_recipe, parse_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.searching.plan import Plan
 from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
 from pipeline.searching.space import Values, configurations, describe, final_recipe, trial_key, trial_recipe
+from pipeline.searching.state import SweepState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
     from pipeline.evaluate import Evaluation
+    from pipeline.searching.trials import TrialContext
     from pipeline.tracking import ModelVersion, Store
     from pipeline.train import TrainResult
-
-STATE_FILE = "sweep.json"
 
 EXAMPLES = """\
   python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
@@ -36,7 +35,9 @@ EXAMPLES = """\
   python -m pipeline.sweep loveda --repeat 3        the best configuration again with three seeds in all
   python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      every configuration with three seeds
   python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         the paper's ablations and a Unet
+  python -m pipeline.sweep loveda --plan            what would be tried, on what, how long it may take
   python -m pipeline.sweep --resume demo-20261122-143015-ab12
+  python -m pipeline.sweep loveda --resume lo1 --repeat 3 cluster.address=ray://head:10001
 """
 
 
@@ -76,13 +77,18 @@ def main() -> None:
     add_recipe(arguments, default="demo")
     arguments.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
     arguments.add_argument("--resume", metavar="NAME", help="go on with a sweep that was broken off")
-    arguments.add_argument(
-        "--repeat", type=int, default=1, metavar="N", help="train the best one with N seeds"
-    )
+    arguments.add_argument("--repeat", type=int, metavar="N", help="train the best one with N seeds in all")
     arguments.add_argument("--plan", action="store_true", help="print the plan and stop")
-    options = arguments.parse_intermixed_args()
+    options = arguments.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
-    run(recipe, name=options.name, resume=options.resume, repeat=options.repeat, plan_only=options.plan)
+    run(
+        recipe,
+        name=options.name,
+        resume=options.resume,
+        overrides=options.overrides,
+        repeat=options.repeat,
+        plan_only=options.plan,
+    )
 
 
 def run(
@@ -90,7 +96,8 @@ def run(
     *,
     name: str | None = None,
     resume: str | None = None,
-    repeat: int = 1,
+    overrides: Sequence[str] = (),
+    repeat: int | None = None,
     plan_only: bool = False,
     console: "Console | None" = None,
 ) -> SweepResult | None:
@@ -99,25 +106,30 @@ def run(
     Args:
         recipe: what to sweep; shards are made first where they are missing.
         name: name of the sweep, new; None makes one.
-        resume: name of a sweep to go on with, in the same storage.
-        repeat: seeds of the best configuration, in all.
+        resume: name of a sweep in the recipe's storage to go on with, by the recipe that it was started with.
+        overrides: with `resume`: `key.sub=value` strings that change that recipe where trials stay comparable.
+        repeat: seeds of the best configuration, in all; None: one, or as many as a resumed sweep had.
         plan_only: say what would be done, and stop.
         console: where to write.
 
     Raises:
-        ConfigError: impossible plan, a name that is taken, or nothing to resume.
+        ConfigError: impossible plan, a name that is taken, nothing to resume, or a resumed sweep that still runs.
         ResourceError: no trial fits the machine or cluster.
         TrainingError: every trial failed.
     """
+    from d2ls.shards import CARD_FILE, ShardSet
     from pipeline import cluster, demo
     from pipeline.console import make_console
+    from pipeline.searching.estimate import show_time
 
     console = console or make_console()
-    if repeat < 1:
-        raise ConfigError(f"--repeat {repeat}: at least 1")
     recipe = recipe.anchored()
     if resume:
-        recipe = _recorded(recipe, resume)
+        before = SweepState.load(recipe.storage, resume)
+        recipe, repeat = before.resumed(overrides), repeat or before.repeat
+    repeat = 1 if repeat is None else repeat
+    if repeat < 1:
+        raise ConfigError(f"--repeat {repeat}: at least 1")
     if repeat > 1 and SEED in recipe.sweep.space:
         raise ConfigError(
             f"--repeat {repeat}: sweep.space has `seed` already, so every configuration is repeated; take one out"
@@ -126,26 +138,20 @@ def run(
     if demo.is_demo(recipe):
         demo.introduce(recipe, console)
     with cluster.connect(recipe.cluster, dashboard=True) as connected:
-        plan = Plan.make(recipe, configurations_left, connected.cpus, connected.gpus)
+        plan = Plan.make(recipe, configurations_left, connected.cpus, connected.gpus, repeat=repeat)
         plan.show(console)
         if plan_only:
+            if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
+                show_time(console, plan, ShardSet.open(recipe.shards.uri), connected)
+            else:
+                console.print(f"Time: known when there are shards in {recipe.shards.uri}", markup=False)
             return None
         if demo.is_demo(recipe):
             demo.make_scenes(recipe, console)
         sweep = _open(recipe, name, resume, repeat, connected, console)
+        if not resume:
+            show_time(console, plan, sweep.shards, connected)
         return _run(sweep, configurations_left, plan.concurrent)
-
-
-def _recorded(recipe: Recipe, name: str) -> Recipe:
-    """Returns the recipe that a sweep was started with."""
-    uri = storage.join(recipe.storage, name, STATE_FILE)
-    if not storage.exists(uri):
-        known = sorted({entry.base_name for entry in storage.list_files(recipe.storage)})
-        sweeps = [entry for entry in known if storage.exists(storage.join(recipe.storage, entry, STATE_FILE))]
-        raise ConfigError(
-            f"--resume {name}: no such sweep in {recipe.storage}. There are: {', '.join(sweeps) or 'none'}"
-        )
-    return parse_recipe(json.loads(storage.read_bytes(uri))["recipe"], where=uri)
 
 
 def _open(
@@ -160,7 +166,6 @@ def _open(
     from pipeline.tracking import Store
 
     name = resume or name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-    state = storage.join(recipe.storage, name, STATE_FILE)
     if not resume and storage.exists(storage.join(recipe.storage, name)):
         raise ConfigError(f"--name {name}: taken in {recipe.storage}. Choose another, or --resume {name}")
     shards = _shards(recipe, cluster, console)
@@ -168,7 +173,7 @@ def _open(
     store = Store.open(recipe.tracking)
     store.close_orphans()
     recipe = recipe.with_values({"tracking.uri": store.uri})
-    storage.write_bytes(state, json.dumps({"name": name, "recipe": recipe.to_dict()}, indent=2).encode())
+    SweepState(name, recipe.to_dict(), repeat).save()
     run_id = store.start_sweep_run(recipe, shards.card, name)
     return Sweep(name, recipe, repeat, store, run_id, shards, cluster, console)
 
@@ -213,8 +218,7 @@ def _run(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepResult
 
 def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSummary:
     from pipeline.console import stage
-    from pipeline.searching.progress import SweepProgress
-    from pipeline.searching.trials import TrialContext, TrialRecords, run_trials
+    from pipeline.searching.trials import TrialContext, TrialRecords
 
     records = TrialRecords(storage.join(sweep.folder, "trials"))
     context = TrialContext(sweep.name, sweep.recipe.to_dict(), sweep.run_id, records)
@@ -228,9 +232,8 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
         total, left = len(chosen), len(pending)
     stage(sweep.console, f"trials ({left} of {total} to run)")
     epochs = trial_recipe(sweep.recipe, {}).train.epochs
-    progress = _closing(sweep, SweepProgress(sweep.console, left, epochs))
     if left:
-        run_trials(sweep.recipe, pending, context, concurrent=concurrent, on_progress=progress)
+        _run_trials(sweep, sweep.recipe, pending, context, trials=left, concurrent=concurrent)
         for trial in records.all():  # once more: a dying trial may have called its end a failure
             if trial.status == "pruned":
                 _end_pruned(sweep, trial)
@@ -239,20 +242,38 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
     if summary.best is None:
         raise TrainingError(_why_none(sweep, summary))
     if sweep.repeat > 1:
-        summary = replace(summary, repeats=_repeat(sweep, summary.best.values, context, concurrent, progress))
+        summary = replace(summary, repeats=_repeat(sweep, summary.best.values, context, concurrent))
     _report(sweep, summary)
     return summary
 
 
-def _closing(sweep: Sweep, progress: Callable[[Trial, str], None]) -> Callable[[Trial, str], None]:
-    """Also ends the MLflow run of a pruned trial, whose own process has no time to."""
+def _run_trials(
+    sweep: Sweep,
+    recipe: Recipe,
+    pending: Sequence[Values],
+    context: "TrialContext",
+    *,
+    trials: int,
+    concurrent: int,
+) -> None:
+    """Runs trials and shows how they get on; also ends the MLflow runs of pruned ones, whose processes have no time."""
+    from pipeline.searching.progress import SweepProgress
+    from pipeline.searching.trials import run_trials
+    from pipeline.training.run_folder import RunFolder
 
-    def tell(trial: Trial, event: str) -> None:
-        progress(trial, event)
-        if event == "pruned":
-            _end_pruned(sweep, trial)
+    def running() -> list[tuple[Trial, dict[str, Any]]]:
+        under_way = [trial for trial in context.records.all() if trial.status == "started"]
+        return [(trial, RunFolder.of(recipe.storage, trial.name).latest()) for trial in under_way]
 
-    return tell
+    epochs = trial_recipe(recipe, {}).train.epochs
+    with SweepProgress(sweep.console, trials, epochs, running) as progress:
+
+        def tell(trial: Trial, event: str) -> None:
+            progress(trial, event)
+            if event == "pruned":
+                _end_pruned(sweep, trial)
+
+        run_trials(recipe, pending, context, concurrent=concurrent, on_progress=tell)
 
 
 def _end_pruned(sweep: Sweep, trial: Trial) -> None:
@@ -282,12 +303,9 @@ def _why_none(sweep: Sweep, summary: SweepSummary) -> str:
     )
 
 
-def _repeat(
-    sweep: Sweep, best: Mapping[str, Any], context: Any, concurrent: int, progress: Any
-) -> list[Trial]:
+def _repeat(sweep: Sweep, best: Mapping[str, Any], context: "TrialContext", concurrent: int) -> list[Trial]:
     """Trains the best configuration with further seeds; returns these trials."""
     from pipeline.console import stage
-    from pipeline.searching.trials import run_trials
 
     seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.repeat)]
     again: list[Values] = [{**best, SEED: seed} for seed in seeds]
@@ -297,7 +315,7 @@ def _repeat(
     )
     left = [values for values in again if not _ended(context.records.load(trial_key(values)))]
     if left:
-        run_trials(listed, left, context, concurrent=concurrent, on_progress=progress)
+        _run_trials(sweep, listed, left, context, trials=len(left), concurrent=concurrent)
     return [trial for values in again if (trial := context.records.load(trial_key(values)))]
 
 

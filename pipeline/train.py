@@ -11,6 +11,7 @@ from d2ls import errors
 from d2ls.errors import TrainingError
 from pipeline import cli
 from pipeline.config import Recipe, load_recipe
+from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 
@@ -154,23 +155,11 @@ def _check_resume(recipe: Recipe, folder: RunFolder) -> None:
     before = folder.recipe()
     if folder.facts().get("state") == run_folder.FINISHED:
         raise errors.ConfigError(f"run {folder.name} is finished; start another one under a new --name")
-    free = (
-        "cluster.",
-        "tracking.",
-        "sweep.",
-        "registry.",
-        "storage",
-        "loader.workers",
-        "loader.cache",
-        "evaluate.",
-    )
-    old, new = before.flat(), recipe.flat()
-    changed = [key for key in new if old.get(key) != new[key] and not key.startswith(free)]
+    changed = recipe.changes_since(before, free=(*FREE_ON_RESUME, "sweep."))
     if changed:
-        facts = "; ".join(f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in changed)
         raise errors.ConfigError(
-            f"run {folder.name} was started with another recipe: {facts}. Take the change back, or start a new run "
-            "under another --name"
+            f"run {folder.name} was started with another recipe: {'; '.join(changed)}. Take the change back, or start "
+            "a new run under another --name"
         )
 
 
@@ -333,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", action="store_true", help="write a trace of three steps into the run folder"
     )
-    given = parser.parse_intermixed_args(arguments)
+    given = parser.parse_args(arguments)
     recipe = load_recipe(given.recipe, given.overrides)
     cli.warn_without_effect(recipe, given.overrides)
     finished = run(recipe, name=given.resume or given.name, resume=bool(given.resume), profile=given.profile)

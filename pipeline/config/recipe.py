@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,6 +21,11 @@ from pipeline.config.predict import EvaluateConfig
 from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
+
+FREE_ON_RESUME = (
+    "cluster.", "tracking.", "registry.", "storage", "loader.workers", "loader.cache", "evaluate.",
+)  # fmt: skip
+"""Keys, or beginnings of keys, that may change when a run goes on: none of them decides what is computed."""
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 STORAGE_VARIABLE = "D2LS_STORAGE"
@@ -107,6 +112,17 @@ class Recipe(Section):
     def flat(self) -> dict[str, Any]:
         """Returns dotted keys and scalar values, as logged parameters; lists and free mappings as JSON."""
         return dict(_flatten(self.to_dict()))
+
+    def changes_since(self, before: "Recipe", *, free: Sequence[str]) -> list[str]:
+        """Says which keys differ from an earlier recipe, a clause each.
+
+        Args:
+            before: the earlier recipe.
+            free: keys, or beginnings of keys, that may differ.
+        """
+        old, new = before.flat(), self.flat()
+        differing = [key for key in new if old.get(key) != new[key] and not key.startswith(tuple(free))]
+        return [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in differing]
 
     def without_effect(self, keys: Iterable[str]) -> list[str]:
         """Says which of some dotted keys change nothing in this recipe, and why; a sentence each.

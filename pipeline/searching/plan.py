@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from d2ls.errors import ResourceError
 from pipeline.config import Recipe
-from pipeline.searching.space import Values, swept_in_vain, trial_recipe
+from pipeline.searching.space import Values, describe, final_recipe, swept_in_vain, trial_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LISTED = 20
+"""Configurations that are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -17,28 +20,41 @@ class Plan:
     """What the sweep will do, said before it starts.
 
     Attributes:
-        trials: number of configurations.
-        epochs: epochs a trial has.
-        workers: training processes a trial has.
+        chosen: configurations that are known beforehand; none where the search chooses on the way.
+        trials: number of configurations, at most.
+        repeats: further trainings of the best one, with other seeds.
+        workers: training processes a trial has, at most.
         concurrent: trials at once.
-        final_epochs: epochs of the final training, 0 without one.
+        trial: recipe of the trial with the largest network.
+        final: recipe of the final training with that network; None without one.
         disk_gb: largest size of the kept checkpoints.
         resources: what the machine or cluster has and a trial takes, in words.
         in_vain: swept keys without effect, a sentence each.
     """
 
+    chosen: Sequence[Values]
     trials: int
-    epochs: int
+    repeats: int
     workers: int
     concurrent: int
-    final_epochs: int
+    trial: Recipe
+    final: Recipe | None
     disk_gb: float
     resources: str
     in_vain: Sequence[str] = ()
 
     @classmethod
-    def make(cls, recipe: Recipe, chosen: Sequence[Values], cpus: float, gpus: float) -> "Plan":
+    def make(
+        cls, recipe: Recipe, chosen: Sequence[Values], cpus: float, gpus: float, *, repeat: int = 1
+    ) -> "Plan":
         """Works out the plan.
+
+        Args:
+            recipe: the sweep's recipe.
+            chosen: configurations that are known beforehand.
+            cpus: CPUs of the machine or cluster.
+            gpus: likewise.
+            repeat: seeds of the best configuration, in all.
 
         Raises:
             ResourceError: one trial needs more than there is; shows the arithmetic.
@@ -60,14 +76,17 @@ class Plan:
                 "Lower cluster.workers or cluster.cpus_per_worker, or join a larger cluster"
             )
         count = len(chosen) or recipe.sweep.trials or 1
-        runs = count + bool(recipe.sweep.final)
+        largest, checkpoint_gb = _largest(recipe, chosen or [{}])
+        final = final_recipe(recipe, largest) if recipe.sweep.final else None
         return cls(
+            chosen=chosen,
             trials=count,
-            epochs=trial.train.epochs,
+            repeats=repeat - 1,
             workers=most,
             concurrent=int(min(*fits, recipe.sweep.concurrent or count, count)),
-            final_epochs=recipe.train.epochs if recipe.sweep.final else 0,
-            disk_gb=runs * 2 * _checkpoint_gb([trial_recipe(recipe, values) for values in chosen or [{}]]),
+            trial=trial_recipe(recipe, largest),
+            final=final,
+            disk_gb=(count + repeat - 1 + (final is not None)) * 2 * checkpoint_gb,
             resources=resources,
             in_vain=swept_in_vain(recipe),
         )
@@ -75,26 +94,44 @@ class Plan:
     def show(self, console: "Console") -> None:
         """Prints the plan."""
         console.print(
-            f"[bold]Plan[/]: {self.trials} trial(s) of {self.epochs} epoch(s), {self.concurrent} at once, "
+            f"[bold]Plan[/]: {self.trials} trial(s) of {self.trial.train.epochs} epoch(s), {self.concurrent} at once, "
             f"{self.workers} worker(s) each ({self.resources})"
-            + (f"; then the best one for {self.final_epochs} epoch(s)" if self.final_epochs else "")
-            + f". Checkpoints keep up to {self.disk_gb:.1f} GB. Time is estimated from the first epoch on."
+            + (f"; then the best one with {self.repeats} further seed(s)" if self.repeats else "")
+            + (f"; then the best one for {self.final.train.epochs} epoch(s)" if self.final else "")
+            + f". Checkpoints keep up to {self.disk_gb:.1f} GB."
         )
+        for values in self.chosen[:LISTED]:
+            console.print(f"  {describe(values)}", markup=False)
+        if len(self.chosen) > LISTED:
+            console.print(f"  and {len(self.chosen) - LISTED} more")
         for words in self.in_vain:
             console.print(f"[yellow]warning[/]: {words}")
 
 
-def _checkpoint_gb(recipes: Sequence[Recipe]) -> float:
-    """Size of the largest network's checkpoint: weights and AdamW's two moments of each, in float32, 8 classes."""
+def _largest(recipe: Recipe, chosen: Sequence[Values]) -> tuple[Values, float]:
+    """Finds the configuration with the largest network, and the GB of a checkpoint of it.
+
+    That is weights, AdamW's two moments of each and averaged weights where they are kept, in float32, for 8 classes.
+    """
     import torch
 
     from d2ls.model import build_model
 
-    largest = 0
-    for model in {recipe.model.model_dump_json(): recipe.model for recipe in recipes}.values():
-        with torch.device("meta"):
-            network = build_model(
-                architecture=model.architecture, backbone=model.backbone, num_classes=8, stages=model.stages
-            )
-        largest = max(largest, sum(parameter.numel() for parameter in network.parameters()))
-    return largest * 4 * (4 if recipes[0].train.ema_decay else 3) / 1e9
+    sizes: dict[str, int] = {}
+
+    def parameters(values: Values) -> int:
+        model = trial_recipe(recipe, values).model
+        name = model.model_dump_json()
+        if name not in sizes:
+            with torch.device("meta"):
+                network = build_model(
+                    architecture=model.architecture,
+                    backbone=model.backbone,
+                    num_classes=8,
+                    stages=model.stages,
+                )
+            sizes[name] = sum(parameter.numel() for parameter in network.parameters())
+        return sizes[name]
+
+    largest = max(chosen, key=parameters)
+    return largest, parameters(largest) * 4 * (4 if recipe.train.ema_decay else 3) / 1e9

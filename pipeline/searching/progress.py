@@ -1,41 +1,100 @@
-"""Progress of a sweep: a line an epoch, with the time left."""
+"""Progress of a sweep: a line for every report of a trial, and one a minute on where all of them stand."""
 
+import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
+from d2ls.errors import D2LSError
 from pipeline.searching.report import METRIC, Trial
 from pipeline.searching.space import describe
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+QUIET_SECONDS = 60.0
+"""After so long without a report of any trial a line says where all of them stand."""
+
 
 class SweepProgress:
-    """Prints what trials report; called with a trial and `epoch`, `finished`, `pruned` or `failed`."""
+    """Prints what trials report; called with a trial and `epoch`, `finished`, `pruned` or `failed`.
 
-    def __init__(self, console: "Console", trials: int, epochs: int) -> None:
+    Args:
+        console: where to print.
+        trials: trials to run.
+        epochs: epochs a trial has.
+        running: returns the trials under way, each with the latest of its steps (`progress.json` of its run folder).
+        quiet: seconds without a report after which trials are looked after.
+    """
+
+    def __init__(
+        self,
+        console: "Console",
+        trials: int,
+        epochs: int,
+        running: Callable[[], Iterable[tuple[Trial, Mapping[str, Any]]]] = tuple,
+        quiet: float = QUIET_SECONDS,
+    ) -> None:
         self._console = console
         self._trials, self._epochs = trials, epochs
+        self._running, self._quiet = running, quiet
         self._ended: set[str] = set()
-        self._done: dict[str, int] = {}
-        self._started = time.monotonic()
+        self._done: dict[str, float] = {}
+        self._started = self._printed = time.monotonic()
+        self._begun = time.time()
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._follow, name="sweep-progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def __call__(self, trial: Trial, event: str) -> None:
         """Prints one line."""
-        if event == "epoch":
-            self._done[trial.key] = trial.epoch
-        else:
-            self._ended.add(trial.key)
-            self._done[trial.key] = self._epochs
-        score = f"{METRIC} {trial.score:.4f}" if trial.score is not None else "no score yet"
-        words = f"epoch {trial.epoch}/{self._epochs}" if event == "epoch" else event
+        with self._lock:
+            if event == "epoch":
+                self._done[trial.key] = max(trial.epoch, self._done.get(trial.key, 0))
+            else:
+                self._ended.add(trial.key)
+                self._done[trial.key] = self._epochs
+            score = f"best {METRIC} {trial.score:.4f}" if trial.score is not None else "no score yet"
+            words = f"epoch {trial.epoch}/{self._epochs}" if event == "epoch" else event
+            self._say(f"{trial.key} {describe(trial.values)} | {words} | {score}")
+            if event == "failed" and trial.error:
+                self._console.print(f"    {trial.error}", markup=False, soft_wrap=True)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(min(self._quiet, 5.0)):
+            if time.monotonic() - self._printed >= self._quiet:
+                self.look()
+
+    def look(self) -> None:
+        """Prints where the trials under way stand."""
+        try:
+            under_way = [(trial, at) for trial, at in self._running() if at.get("time", 0.0) > self._begun]
+        except D2LSError:  # a look at files that others write
+            return
+        with self._lock:
+            standing = []
+            for trial, at in under_way:
+                if trial.key in self._ended or "step" not in at:
+                    continue
+                self._done[trial.key] = at["step"] / at["steps_per_epoch"]
+                step = (at["step"] - 1) % at["steps_per_epoch"] + 1
+                standing.append(
+                    f"{trial.key} epoch {at['epoch']}/{self._epochs} step {step}/{at['steps_per_epoch']} "
+                    f"loss {at['terms'].get('total', float('nan')):.3f}"
+                )
+            self._say(", ".join(standing) or "trials are starting")
+
+    def _say(self, words: str) -> None:
+        self._printed = time.monotonic()
         ended = f"{len(self._ended)}/{self._trials} trials"
-        self._console.print(
-            f"  {ended} | {trial.key} {describe(trial.values)} | {words} | best {score} | {self._left()}",
-            markup=False,
-        )
-        if event == "failed" and trial.error:
-            self._console.print(f"    {trial.error}", markup=False)
+        self._console.print(f"  {ended} | {words} | {self._left()}", markup=False, soft_wrap=True)
 
     def _left(self) -> str:
         """Time left, from the epochs of all trials done since the start (start-up of trials counted in)."""

@@ -117,6 +117,7 @@ def run_trials(
     from ray import tune
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # half a second of bookkeeping is no bottleneck here
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one prints a banner whatever its verbosity
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, context=context), DRIVER_RESOURCES),

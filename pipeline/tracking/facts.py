@@ -20,25 +20,6 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "timm", "ray", "mlflow", "webdataset", "albumentations", "numpy", "pyarrow", "rasterio")
 
 
-def driver() -> str:
-    """Names this process for ever: host, process id and start time."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def driver_is_gone(text: str) -> bool:
-    """Says whether the process named by `driver` ran on this host and has ended; False where one cannot tell."""
-    host, pid, started = (*text.rsplit(":", 2), "", "")[:3]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(started)) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except (psutil.AccessDenied, ValueError):
-        return False
-
-
 def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]:
     """Tags by which a person sorts and filters the run list without opening a run.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import facts
+from pipeline import driver
 from pipeline.tracking.rows import NAME_TAG, RunRow, row_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def children(store: "Store", parent_id: str) -> list[RunRow]:
 def orphans(store: "Store") -> list[RunRow]:
     """Returns the runs that are open although the driver, a process of this machine, is gone."""
     running = search(store, "attributes.status = 'RUNNING'")
-    return [row for row in running if facts.driver_is_gone(row.tags.get(DRIVER_TAG, ""))]
+    return [row for row in running if driver.is_gone(row.tags.get(DRIVER_TAG, ""))]
 
 
 def search(store: "Store", filter_string: str, experiment: str | None = None) -> Iterator[RunRow]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
 from d2ls.errors import TrackingError
+from pipeline import driver
 from pipeline.tracking import facts, finding, location, view
 from pipeline.tracking.finding import DRIVER_TAG
 from pipeline.tracking.rows import NAME_TAG, dataset_input
@@ -33,7 +34,7 @@ def start(
         extra: further tags; the run folder among them is written as `shown_folder` says.
     """
     experiment = experiment_id(store, recipe.experiment)
-    alive = {DRIVER_TAG: facts.driver(), **extra}
+    alive = {DRIVER_TAG: driver.this_process(), **extra}
     if FOLDER_TAG in alive:
         alive[FOLDER_TAG] = shown_folder(store.uri, alive[FOLDER_TAG])
     with location.named(store.uri, run=name):

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import facts, finding, location, opening, view, writer
+from pipeline import driver
+from pipeline.tracking import finding, location, opening, view, writer
 from pipeline.tracking.finding import DRIVER_TAG, PARENT_TAG
 from pipeline.tracking.rows import RunRow, row_of
 
@@ -229,7 +230,7 @@ class Store:
         """Closes runs of this machine whose driver is gone (as KILLED) and sends what they left; returns them."""
         here = f"{finding.quoted(socket.gethostname())}:%"
         for row in list(finding.search(self, f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
-            if facts.driver_is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
+            if driver.is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
                 self._send_left(row)
         orphans = finding.orphans(self)
         for row in orphans:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d2ls import storage
-from d2ls.errors import StorageError
+from d2ls.errors import CheckpointError, StorageError
 from d2ls.training.reports import Callback, StepReport
 from pipeline.training.run_folder import RunFolder
 
@@ -157,11 +157,11 @@ class ProgressWatcher:
 
     def _look(self) -> None:
         try:
-            if storage.exists(self._folder.progress):
-                self._show(json.loads(storage.read_bytes(self._folder.progress)))
+            if latest := self._folder.latest():
+                self._show(latest)
             size = storage.info(self._folder.history).size or 0
             rows = self._folder.epochs() if size != self._size else []
-        except (StorageError, ValueError):
+        except (StorageError, CheckpointError, ValueError):
             return
         self._size = size
         for row in rows:

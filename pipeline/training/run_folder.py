@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
+from pipeline import driver
 from pipeline.config import Recipe, load_recipe, parse_recipe
 
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
@@ -134,14 +134,13 @@ class RunFolder:
         """
         with self._alone():
             facts = self.facts()
-            owner, host = facts.get("pid"), facts.get("host")
-            alive = facts.get("state") == RUNNING and host == socket.gethostname() and owner != os.getpid()
-            if alive and isinstance(owner, int) and _is_alive(owner, facts.get("started_ticks")):
+            owner = facts.get("driver", "")
+            if facts.get("state") == RUNNING and driver.is_another(owner):
                 raise ConfigError(
-                    f"run {self.name} is being trained by process {owner}; wait for it, or stop it first"
+                    f"run {self.name} is being trained by process {driver.process_id(owner)}; wait for it, or stop it "
+                    "first"
                 )
-            me = {"pid": os.getpid(), "host": socket.gethostname(), "started_ticks": _ticks(os.getpid())}
-            self._add({"state": RUNNING, **me})
+            self._add({"state": RUNNING, "driver": driver.this_process()})
 
     def recipe(self) -> Recipe:
         """Reads the recipe that the run was started with.
@@ -165,6 +164,10 @@ class RunFolder:
             return []
         text = storage.read_bytes(self.history).decode()
         return [json.loads(line) for line in text.splitlines() if line]
+
+    def latest(self) -> dict[str, Any]:
+        """Returns the latest step as `ProgressWriter` wrote it; empty before the first."""
+        return self._read("progress.json") or {}
 
     def add_epoch(self, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of an epoch; what a resumed run does again replaces what it had done."""
@@ -239,21 +242,3 @@ class RunFolder:
         except ValueError as error:
             raise CheckpointError(f"{where}: not readable as JSON ({error}); delete it to go on") from error
         return content
-
-
-def _ticks(pid: int) -> str | None:
-    """Start time of a process, so that a reused process number is not taken for the old process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _is_alive(pid: int, ticks: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return ticks is None or ticks == _ticks(pid)

@@ -1,6 +1,7 @@
 """The sweep through its command line: real Ray, Tune, Train and MLflow, killed on the way and resumed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,24 +41,24 @@ def kill_after_first_trial(place: Path, name: str, *words: str) -> None:
 
 
 def test_sweep_killed_and_resumed_ends_with_a_champion(place: Path):
-    kill_after_first_trial(place, "first", "sweep.concurrent=1")
+    kill_after_first_trial(place, "first", "sweep.concurrent=1", "--repeat", "2")
     before = {key: trial for key, trial in trials(place, "first").items() if trial["status"] == "finished"}
     assert 1 <= len(before) < 4
 
     text = run(place, "--resume", "first")
 
     after = trials(place, "first")
-    assert len(after) == 4
+    assert len(after) == 5, "four configurations, and the best one with a second seed"
     assert {trial["status"] for trial in after.values()} == {"finished"}
     assert all(after[key] == trial for key, trial in before.items()), "a finished trial was touched"
     assert "champion" in text
-    assert "by noise" in text
+    assert "the noise of" in text, "--repeat was forgotten"
     store = Store.open(TrackingConfig(), folder=place)
     parent = store.find("first")
     children = store.children(parent.run_id)
     assert parent.status == "FINISHED"
-    assert sorted(row.status for row in children) == ["FINISHED"] * 5
-    assert len({row.name for row in children}) == 5, "a run is doubled"
+    assert sorted(row.status for row in children) == ["FINISHED"] * 6
+    assert len({row.name for row in children}) == 6, "a run is doubled"
     assert all("select/miou" in row.metrics for row in children)
     champion = store.champion("d2ls-tiny")
     assert champion is not None
@@ -81,6 +82,18 @@ def test_model_loads_in_a_fresh_process_without_pickle(place: Path):
     assert "shape (1, 70, 81) uint8" in done.stdout, done.stderr
 
 
+def test_the_plan_says_what_would_be_tried_and_how_long_it_takes(place: Path):
+    before = sorted(place.rglob("*"))
+    text = run(place, "tiny.yaml", "--plan", "--repeat", "3")
+    assert "Plan: 4 trial(s) of 2 epoch(s)" in text
+    assert "with 2 further seed(s)" in text
+    assert "temperature=0.5 stages=1" in text
+    assert re.search(
+        r"about \d+ s: a trial \d+ s, final training and evaluation \d+ s, [\d.]+ s a step of 4", text
+    ), text
+    assert sorted(place.rglob("*")) == before, "a plan leaves nothing"
+
+
 def test_pruned_trials_end_and_free_their_workers(place: Path):
     run(
         place, "tiny.yaml", "--name", "pruned", "sweep.scheduler=asha", "sweep.grace_epochs=1", "sweep.final=false",
@@ -102,6 +115,7 @@ def test_pruned_trials_end_and_free_their_workers(place: Path):
         (["tiny.yaml", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
         (["tiny.yaml", "--name", "first"], "taken"),
         (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
+        (["--resume", "first", "train.epochs=9"], "train.epochs was 2, is 9"),
         (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
         (["tiny.yaml", "roles.select=nothing"], "no split"),
         (["nowhere.yaml"], "no such recipe"),

@@ -153,3 +153,12 @@ def test_every_recipe_that_ships_loads(name: str):
     recipe = load_recipe(name)
     assert recipe.description
     assert recipe.flat()["name"] == recipe.name
+
+
+def test_a_recipe_with_a_default_may_be_left_out_before_overrides():
+    arguments = cli.parser("pipeline.sweep", "", "")
+    cli.add_recipe(arguments, default="demo")
+    given = arguments.parse_args(["--", "train.epochs=3", "seed=1"])
+    assert (given.recipe, given.overrides) == ("demo", ["train.epochs=3", "seed=1"])
+    given = arguments.parse_args(["loveda", "seed=1"])
+    assert (given.recipe, given.overrides) == ("loveda", ["seed=1"])

@@ -2,7 +2,6 @@
 
 import base64
 import http.server
-import socket
 import threading
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, facts, location, opening
+from pipeline.tracking import Store, location, opening
 
 
 @pytest.fixture(autouse=True)
@@ -68,19 +67,6 @@ def test_a_worker_that_does_not_see_the_file_says_so(tmp_path: Path) -> None:
 )
 def test_refusals_name_the_way_out(status: int, text: str, words: str) -> None:
     assert words in location.explain_refusal("http://box:5000", status, text)
-
-
-def test_a_driver_is_gone_only_when_it_certainly_is() -> None:
-    own = facts.driver()
-    host, pid, started = own.rsplit(":", 2)
-    assert host == socket.gethostname()
-    assert not facts.driver_is_gone(own)
-    assert facts.driver_is_gone(
-        f"{host}:{pid}:{float(started) - 60}"
-    )  # the number was given to a new process
-    assert facts.driver_is_gone(f"{host}:4194305:1.0")  # above the largest process id
-    assert not facts.driver_is_gone("another-host:4194305:1.0")
-    assert not facts.driver_is_gone("")
 
 
 def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

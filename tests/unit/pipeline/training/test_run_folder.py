@@ -1,14 +1,15 @@
 import json
-import os
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
+from pipeline import driver
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
@@ -103,17 +104,22 @@ def test_what_the_sweep_pruned_stays_pruned(folder):
     assert folder.facts()["state"] == "pruned"
 
 
+def named(pid):
+    """Names a live process as `pipeline.driver` does."""
+    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
 def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
     folder.claim()
     folder.claim()  # this very process may
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    folder.note(pid=other.pid, started_ticks=run_folder._ticks(other.pid))
+    folder.note(driver=named(other.pid))
     with pytest.raises(ConfigError, match=f"trained by process {other.pid}"):
         folder.claim()
     other.communicate(b"\n")
     folder.claim()
     facts = folder.facts()
-    assert (facts["state"], facts["pid"], facts["host"]) == ("running", os.getpid(), socket.gethostname())
+    assert (facts["state"], facts["driver"]) == ("running", driver.this_process())
 
 
 def test_best_names_the_checkpoint(folder, tmp_path):

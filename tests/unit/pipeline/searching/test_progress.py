@@ -1,0 +1,55 @@
+"""Progress of a sweep: reports of trials, and where they stand when none reports."""
+
+import io
+import time
+
+from rich.console import Console
+
+from pipeline.searching.progress import SweepProgress
+from pipeline.searching.report import Trial
+
+ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages in (("aa", 1), ("bb", 2)))
+
+
+def at(step, **changes):
+    values = {"step": step, "epoch": (step - 1) // 10 + 1, "steps_per_epoch": 10, "terms": {"total": 1.25}}
+    return {**values, "time": time.time() + 1, **changes}
+
+
+def watched(under_way, **options):
+    console = Console(file=io.StringIO(), width=120)
+    return SweepProgress(console, 2, 3, lambda: under_way, **options), console.file
+
+
+def test_a_look_says_where_each_trial_stands_and_how_long_it_takes():
+    progress, out = watched([(ONE, at(14)), (TWO, at(3))])
+    progress.look()
+    text = out.getvalue()
+    assert "0/2 trials | aa epoch 2/3 step 4/10 loss 1.250, bb epoch 1/3 step 3/10 loss 1.250 | about" in text
+    assert text.count("\n") == 1, "a line is broken"
+
+
+def test_what_a_broken_off_session_left_is_not_shown():
+    progress, out = watched([(ONE, at(14, time=time.time() - 1000)), (TWO, {})])
+    progress.look()
+    assert "trials are starting | time left unknown" in out.getvalue()
+
+
+def test_reports_count_and_ended_trials_are_not_looked_after():
+    progress, out = watched([(ONE, at(14))])
+    progress(Trial("aa", "sweep-aa", {"model.stages": 1}, score=0.5, epoch=3), "finished")
+    progress.look()
+    assert "1/2 trials | aa stages=1 | finished | best select/miou 0.5000" in out.getvalue()
+    assert "trials are starting" in out.getvalue()
+
+
+def test_silence_is_broken_and_ends_with_the_sweep():
+    progress, out = watched([(ONE, at(14))], quiet=0.02)
+    with progress:
+        deadline = time.monotonic() + 20
+        while "aa epoch 2/3" not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    said = out.getvalue()
+    assert "aa epoch 2/3" in said
+    time.sleep(0.1)
+    assert out.getvalue() == said
