@@ -14,19 +14,16 @@ import venv
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from d2ls.bundle import ModelInfo, load_bundle, save_bundle
+from d2ls.bundle import load_bundle
 from d2ls.inference import Segmenter
-from d2ls.model import build_model
-from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
-from tests.tracking_world import make_recipe, make_shards
+from tests.tracking_world import register_blobs
 
 SCRIPT = """\
 import importlib.util, json, mlflow, numpy as np
 assert importlib.util.find_spec("d2ls") is None and importlib.util.find_spec("pipeline") is None
-model = mlflow.pyfunc.load_model("models:/served@challenger")
+model = mlflow.pyfunc.load_model("models:/d2ls-blobs@challenger")
 print(json.dumps(model.predict(np.load("image.npy")).tolist()))
 """
 
@@ -38,7 +35,10 @@ def main() -> int:
     architecture = arguments.parse_args().architecture
     with tempfile.TemporaryDirectory(prefix="d2ls-served-") as scratch:
         folder = Path(scratch)
-        store, checkpoint = register(folder, architecture)
+        made = register_blobs(
+            folder, **{"model.architecture": architecture, "model.backbone": "test_convnext"}
+        )
+        store, checkpoint = made.store, made.checkpoint
         needs = requirements(store, folder)
         print(f"requirements of the model: {', '.join(needs.read_text().split())}", flush=True)
         python = make_environment(folder / "environment", needs)
@@ -59,28 +59,12 @@ def main() -> int:
         return 0 if share > 0.999 else 1
 
 
-def register(folder: Path, architecture: str) -> tuple[Store, Path]:
-    """Registers an untrained network as `served`."""
-    torch.manual_seed(0)
-    shards = make_shards(folder / "shards")
-    recipe = make_recipe(shards)
-    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
-    network = build_model(architecture=architecture, backbone="test_convnext", num_classes=4).eval()
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir()
-    save_bundle(checkpoint, network, ModelInfo.from_card(network, shards.card, window=64))
-    run = store.start_training_run(recipe, shards.card, "served")
-    store.register(run, checkpoint, "served", card=shards.card, evaluation=None, recipe=recipe)
-    store.end_run(run)
-    return store, checkpoint
-
-
 def requirements(store: Store, folder: Path) -> Path:
     """Fetches the requirements file that travels with the model."""
     from mlflow.artifacts import download_artifacts
 
     os.environ["MLFLOW_TRACKING_URI"] = store.uri
-    uri = "models:/served@challenger/requirements.txt"
+    uri = "models:/d2ls-blobs@challenger/requirements.txt"
     return Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=store.uri))
 
 
@@ -88,7 +72,7 @@ def make_environment(folder: Path, needs: Path) -> Path:
     """Makes a virtual environment with these requirements; returns its Python."""
     venv.create(folder, with_pip=True, symlinks=os.name != "nt")
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    command = [
+    install = [
         str(python),
         "-m",
         "pip",
@@ -98,7 +82,7 @@ def make_environment(folder: Path, needs: Path) -> Path:
         "-r",
         str(needs),
     ]
-    subprocess.run(command, check=True)
+    subprocess.run(install, check=True)
     return python
 
 

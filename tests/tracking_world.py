@@ -20,7 +20,7 @@ from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardF
 from pipeline.config import Recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from pipeline.tracking import Store
+    from pipeline.tracking import ModelVersion, Store
 
 CLASSES = ClassTable.create(
     ["field", "forest", "water", "road"], [(226, 207, 125), (56, 118, 62), (64, 128, 200), (150, 150, 150)]
@@ -102,12 +102,45 @@ def make_checkpoint(folder: Path, shards: ShardSet, recipe: Recipe, seed: int = 
     from d2ls.model import build_model
 
     torch.manual_seed(seed)
+    model = recipe.model
     network = build_model(
-        backbone=recipe.model.backbone, num_classes=4, stages=recipe.model.stages, embed_dim=32, heads=2
+        architecture=model.architecture,
+        backbone=model.backbone,
+        num_classes=4,
+        stages=model.stages,
+        embed_dim=32,
+        heads=2,
     )
     folder.mkdir(parents=True)
     save_bundle(folder, network.eval(), ModelInfo.from_card(network, shards.card, window=64))
     return folder
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An untrained network as `models:/d2ls-blobs@challenger`, and all that it was made from."""
+
+    shards: ShardSet
+    recipe: Recipe
+    store: "Store"
+    checkpoint: Path
+    run_id: str
+    version: "ModelVersion"
+
+
+def register_blobs(folder: Path, **values: object) -> Registered:
+    """Makes shards, a store and a registered network below a folder; the values change the recipe."""
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import Store
+
+    shards = make_shards(folder / "shards")
+    recipe = make_recipe(shards, **values)
+    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
+    run = store.start_training_run(recipe, shards.card, "first")
+    version = store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
+    store.end_run(run)
+    return Registered(shards, recipe, store, checkpoint, run, version)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -9,10 +9,8 @@ import torch
 from d2ls.bundle import load_bundle
 from d2ls.errors import WeightsError
 from d2ls.labels import ClassTable
-from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store
 from pipeline.training import build
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from tests.tracking_world import register_blobs
 
 URI = "models:/d2ls-blobs@challenger"
 
@@ -20,15 +18,9 @@ URI = "models:/d2ls-blobs@challenger"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Shards, recipe, the registered network, and where it is registered."""
-    folder = tmp_path_factory.mktemp("world")
-    shards = make_shards(folder / "shards")
-    recipe = make_recipe(shards)
-    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
-    checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
-    run = store.start_training_run(recipe, shards.card, "first")
-    store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
-    network, _ = load_bundle(checkpoint)
-    return shards, recipe.with_values({"model.init": URI}), network.state_dict(), store.uri
+    made = register_blobs(tmp_path_factory.mktemp("world"))
+    network, _ = load_bundle(made.checkpoint)
+    return made.shards, made.recipe.with_values({"model.init": URI}), network.state_dict(), made.store.uri
 
 
 def test_a_registered_model_is_where_training_starts(world):

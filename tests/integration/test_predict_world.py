@@ -16,11 +16,10 @@ from d2ls import storage
 from d2ls.errors import StorageError
 from d2ls.inference import Segmenter
 from pipeline import evaluate, load_model, predict
-from pipeline.config.tracking import TrackingConfig
 from pipeline.mapping.scene import MapOptions, map_scene
-from pipeline.tracking import Store, registry
+from pipeline.tracking import registry
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from tests.tracking_world import register_blobs
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -38,13 +37,11 @@ def scene_file(path: Path, height=150, width=100) -> Path:
 
 def test_a_registered_model_is_pulled_evaluated_and_maps(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    shards = make_shards(tmp_path / "shards")
-    recipe = make_recipe(shards)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    store = Store.open(TrackingConfig(uri=uri), folder=tmp_path)
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
-    run = store.start_training_run(recipe, shards.card, "run")
-    version = store.register(run, checkpoint, "d2ls-blobs", card=shards.card, recipe=recipe)
+    made = register_blobs(tmp_path)
+    shards, store, checkpoint, run, version = (
+        made.shards, made.store, made.checkpoint, made.run_id, made.version,
+    )  # fmt: skip
+    uri = store.uri
     store.promote("d2ls-blobs", version.version, "the first")
     model = "models:/d2ls-blobs@champion"
     segmenter = load_model(model, tracking_uri=uri)

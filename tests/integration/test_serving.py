@@ -15,10 +15,8 @@ from PIL import Image
 
 from d2ls.bundle import load_bundle
 from d2ls.inference import Segmenter
-from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store
 from tests.mlflow_processes import free_port, mlflow
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from tests.tracking_world import register_blobs
 
 IMAGE = np.random.default_rng(4).integers(0, 255, (40, 56, 3)).astype(np.uint8)
 
@@ -26,21 +24,15 @@ IMAGE = np.random.default_rng(4).integers(0, 255, (40, 56, 3)).astype(np.uint8)
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Segmenter]]:
     folder = tmp_path_factory.mktemp("serving")
-    shards = make_shards(folder / "shards")
-    recipe = make_recipe(shards)
-    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
-    checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
-    run = store.start_training_run(recipe, shards.card, "served")
-    store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
-    store.end_run(run)
+    world = register_blobs(folder)
     port = free_port()
     with mlflow(
         "models", "serve", "-m", "models:/d2ls-blobs@challenger", "--env-manager", "local", "-h", "127.0.0.1",
         "-p", str(port), "-w", "1", log=folder / "serve.log", health=f"http://127.0.0.1:{port}/ping",
-        environment={"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        environment={"MLFLOW_TRACKING_URI": world.store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
                      "OMP_NUM_THREADS": "1"},
     ):  # fmt: skip
-        yield f"http://127.0.0.1:{port}/invocations", Segmenter(*load_bundle(checkpoint))
+        yield f"http://127.0.0.1:{port}/invocations", Segmenter(*load_bundle(world.checkpoint))
 
 
 def ask(url: str, content: dict[str, Any]) -> Any:
