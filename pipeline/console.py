@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +27,41 @@ def make_console() -> "Console":
 def stage(console: "Console", words: str) -> None:
     """Announces a stage."""
     console.print(f"[bold cyan]==>[/] [bold]{words}[/]")
+
+
+LINE_SECONDS = 15.0
+"""Where the output is no terminal, work that takes longer is told of this often."""
+
+
+@contextmanager
+def progress_line(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Shows on the error stream how far a piece of work is: yields a function of steps done and steps in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    started = told = time.monotonic()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=silent or not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=None)
+
+        def advance(done: int, total: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not silent and not console.is_terminal and now - told > LINE_SECONDS:
+                told = now
+                left = f", about {(now - started) * (total - done) / done:.0f} s left" if done else ""
+                console.print(f"{title}: {done}/{total}{left}", markup=False, soft_wrap=True)
+
+        yield advance
 
 
 def show_trials(console: "Console", summary: "SweepSummary") -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
     from d2ls.inference import Segmenter
     from d2ls.inference.scoring import SampleCounts
+    from d2ls.loader import Batch, EvaluationLoader
     from d2ls.shards import DatasetCard, ShardSet
     from pipeline.evaluation.result import Evaluation as Evaluation
+
+SHARES_PER_WORKER = 8
 
 DESCRIPTION = (
     "Scores trained models on a split of a shard set: every labelled pixel once, the same numbers for any number of "
@@ -43,6 +47,7 @@ def evaluate(
     decoders: int = 0,
     seed: int = 0,
     tracking_uri: str | None = None,
+    show: bool = False,
 ) -> "Evaluation":
     """Evaluates a model.
 
@@ -60,6 +65,7 @@ def evaluate(
         decoders: decoding processes beside this one; without effect on Ray workers, who decode themselves.
         seed: of the bootstrap.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
+        show: whether to show on the error stream how far it is.
 
     Raises:
         ConfigError: the model knows other classes than the shards.
@@ -67,6 +73,7 @@ def evaluate(
         ShardError: no such shards or split.
     """
     from d2ls.shards import ShardSet
+    from pipeline.console import progress_line
     from pipeline.evaluation.result import Evaluation
     from pipeline.models import model_files, model_info
 
@@ -78,7 +85,8 @@ def evaluate(
     window = window_for(shards, split, info.window)
     share = _Share(shards_uri, split, batch_size, window, decoders)
     settings = {"augmentation": augmentation, "batch_size": batch_size}
-    samples = _count(files, settings, share, cluster)
+    with progress_line(f"scoring {model} on {split}", silent=not show) as told:
+        samples = _count(files, settings, share, cluster, told)
     return Evaluation(
         model=model,
         dataset={
@@ -93,6 +101,30 @@ def evaluate(
         seconds=time.monotonic() - started,
         seen=info.dataset.get("digest") in (None, "", shards.card.digest),
     )  # fmt: skip
+
+
+def evaluate_report(
+    recipe: Recipe, model: str, *, bootstrap: int | None = None, tracking_uri: str | None = None
+) -> "Evaluation":
+    """Evaluates a model on a recipe's report split with the recipe's settings, in this process; shows how far it is.
+
+    Args:
+        recipe: names shards, split and evaluation settings.
+        model: anything that `pipeline.load_model` takes.
+        bootstrap: resamplings for the intervals; None: the recipe's.
+        tracking_uri: MLflow store of `models:/` and `runs:/`.
+    """
+    settings = recipe.evaluate
+    return evaluate(
+        model,
+        recipe.shards.uri,
+        recipe.roles.report,
+        batch_size=settings.batch_size,
+        augmentation=settings.augmentation,
+        bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
+        tracking_uri=tracking_uri,
+        show=True,
+    )
 
 
 def check_fit(model: str, info: "ModelInfo", card: "DatasetCard", where: str) -> None:
@@ -139,8 +171,10 @@ class _Share:
         return share
 
 
-def count_share(segmenter: "Segmenter", share: _Share) -> "list[SampleCounts]":
-    """Counts the samples of a rank's part."""
+def count_share(
+    segmenter: "Segmenter", share: _Share, told: Callable[[int, int], None] | None = None
+) -> "list[SampleCounts]":
+    """Counts the samples of a rank's part; tells after each batch how many of how many are done."""
     from d2ls.inference.scoring import count_samples, merge
     from d2ls.loader import EvaluationLoader
     from d2ls.shards import ShardSet
@@ -149,21 +183,34 @@ def count_share(segmenter: "Segmenter", share: _Share) -> "list[SampleCounts]":
         ShardSet.open(share.uri), share.split, batch_size=share.batch_size, rank=share.rank,
         world_size=share.world_size, workers=share.decoders, window=share.window,
     ) as batches:  # fmt: skip
-        return merge(count_samples(segmenter, batches))
+        return merge(count_samples(segmenter, _counted(batches, told) if told else batches))
+
+
+def _counted(batches: "EvaluationLoader", told: Callable[[int, int], None]) -> "Iterator[Batch]":
+    """Yields batches; tells when the one before is dealt with."""
+    for done, batch in enumerate(batches):
+        told(done, len(batches))
+        yield batch
 
 
 def _count(
-    files: dict[str, bytes], settings: dict[str, Any], share: _Share, cluster: ClusterConfig | None
+    files: dict[str, bytes],
+    settings: dict[str, Any],
+    share: _Share,
+    cluster: ClusterConfig | None,
+    told: Callable[[int, int], None],
 ) -> "list[SampleCounts]":
     from d2ls.inference.scoring import merge
     from pipeline.mapping.workers import ModelWorker, spread
 
     if cluster is None or cluster.worker_range[1] == 1:
-        return count_share(ModelWorker(files, settings).segmenter, share)
-    workers = cluster.worker_range[1]
-    shares = [share.of(rank, workers) for rank in range(workers)]
+        return count_share(ModelWorker(files, settings).segmenter, share, told)
+    # Several shares a worker: one that is slow or lost holds up little, and one sees how far it is.
+    parts = cluster.worker_range[1] * SHARES_PER_WORKER
+    shares = [share.of(rank, parts) for rank in range(parts)]
     found = []
-    for _, result in spread(count_share, shares, files, settings, cluster):
+    for done, (_, result) in enumerate(spread(count_share, shares, files, settings, cluster), start=1):
+        told(done, parts)
         if isinstance(result, D2LSError):
             raise result
         found += result
@@ -245,6 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         evaluate(
             model, shards, split, batch_size=config.batch_size, augmentation=config.augmentation,
             bootstrap=config.bootstrap, cluster=cluster, seed=recipe.seed if recipe else 0, tracking_uri=tracking,
+            show=True,
         )
         for model in values.model
     ]  # fmt: skip

@@ -75,13 +75,10 @@ def decide(
 
 
 def _score(store: "Store", version: "ModelVersion", recipe: "Recipe") -> "Evaluation":
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluate import evaluate_report
 
     _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.report}")
-    return evaluate(
-        version.uri, recipe.shards.uri, recipe.roles.report, batch_size=recipe.evaluate.batch_size,
-        augmentation=recipe.evaluate.augmentation, bootstrap=0, tracking_uri=store.uri,
-    )  # fmt: skip
+    return evaluate_report(recipe, version.uri, bootstrap=0, tracking_uri=store.uri)
 
 
 def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":

@@ -97,13 +97,10 @@ def _checkpoint(name: str, folder_uri: str | None, wanted: str) -> tuple[str, in
 
 
 def _evaluate(uri: str, recipe: "Recipe", store: "Store") -> dict[str, Any]:
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluate import evaluate_report
 
     _say(f"evaluating {uri} on {recipe.roles.report}")
-    return evaluate(
-        uri, recipe.shards.uri, recipe.roles.report, batch_size=recipe.evaluate.batch_size,
-        augmentation=recipe.evaluate.augmentation, bootstrap=recipe.evaluate.bootstrap, tracking_uri=store.uri,
-    ).to_dict()  # fmt: skip
+    return evaluate_report(recipe, uri, tracking_uri=store.uri).to_dict()
 
 
 def _card(recipe: "Recipe") -> "DatasetCard":

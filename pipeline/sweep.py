@@ -344,7 +344,7 @@ def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
     from pipeline import train
     from pipeline.champion import crown
     from pipeline.console import show_evaluation, show_next, stage
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluate import evaluate_report
 
     best = summary.best
     assert best is not None
@@ -353,14 +353,7 @@ def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
     trained = train.run(recipe, name=f"{sweep.name}-final", resume="auto", parent_run_id=sweep.run_id)
     split = recipe.roles.report
     stage(sweep.console, f"evaluation on {split!r}, which selected nothing")
-    evaluation = evaluate(
-        trained.best_checkpoint,
-        recipe.shards.uri,
-        split,
-        batch_size=recipe.evaluate.batch_size,
-        augmentation=recipe.evaluate.augmentation,
-        bootstrap=recipe.evaluate.bootstrap,
-    )
+    evaluation = evaluate_report(recipe, trained.best_checkpoint)
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     show_evaluation(sweep.console, evaluation)
     stage(sweep.console, f"registry: {recipe.model_name}")

@@ -1,0 +1,24 @@
+"""Long work is told of: a line now and then where the output is no terminal, nothing where it is short."""
+
+import pytest
+
+from pipeline import console
+
+
+def test_long_work_says_how_far_it_is_and_how_long_it_takes(capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with console.progress_line("scoring m on test") as told:
+        told(0, 4)
+        told(1, 4)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "scoring m on test: 0/4"
+    assert said[1].startswith("scoring m on test: 1/4, about 0 s left")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_short_or_silent_work_says_nothing(capsys, monkeypatch, silent):
+    if silent:
+        monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with console.progress_line("scoring", silent=silent) as told:
+        told(1, 4)
+    assert capsys.readouterr() == ("", "")
