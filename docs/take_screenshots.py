@@ -143,7 +143,10 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
     client = store.client
     sweep = next(row for row in finding.search(store, "tags.kind = 'sweep'") if store.children(row.run_id))
     trials = store.children(sweep.run_id)
-    best = max(trials, key=lambda row: row.metrics.get("select/miou", 0.0))
+    ours = [
+        row for row in trials if row.tags["architecture"] == "d2ls"
+    ]  # a baseline has no dictionary to show
+    best = max(ours, key=lambda row: row.metrics.get("select/miou", 0.0))
     experiment = client.get_run(sweep.run_id).info.experiment_id
     runs = urllib.parse.quote(json.dumps([row.run_id for row in trials[:4]]))
     learning = "workflowType=machine_learning"
@@ -161,6 +164,11 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
         "curves": (f"{run}/model-metrics?{learning}", ["select", "train"], [_scroll_to(r"select \(\d+\)")]),
         "figures": (f"{run}/artifacts/figures/predictions.png?{learning}", ["predictions.png"], [HIDE_PATH]),
         "dictionary": (f"{run}/artifacts/figures/dictionary.png?{learning}", ["dictionary.png"], [HIDE_PATH]),
+        "sweep": (
+            f"experiments/{experiment}/runs/{sweep.run_id}/artifacts/sweep/trials.png?{learning}",
+            ["trials.png"],
+            [HIDE_PATH],
+        ),
         "model": (f"models/{model.name}?{learning}", [model.name, "champion"], []),
         "version": (f"models/{model.name}/versions/{version}?{learning}", ["champion", "Limits"], []),
     }

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
 
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
+    from pipeline.config.train import ClusterConfig
     from pipeline.evaluate import Evaluation
     from pipeline.tracking import ModelVersion, Store
     from pipeline.train import TrainResult
@@ -19,10 +20,13 @@ def crown(
     recipe: "Recipe",
     card: "DatasetCard",
     console: "Console",
+    *,
+    cluster: "ClusterConfig | None" = None,
 ) -> "ModelVersion":
     """Registers the selected checkpoint as challenger; makes it champion where the recipe says so and it is better.
 
-    The reigning champion is scored again on the same report data, so that both scores mean the same.
+    The reigning champion is scored again on the same report data, so that both scores mean the same; on the Ray workers
+    of `cluster`, or in this process.
 
     Returns:
         The registered version, with its aliases.
@@ -43,6 +47,6 @@ def crown(
             f"  not promoted (registry.promote: never); python -m pipeline.promote {recipe.model_name}"
         )
         return version
-    version, reason = decide(store, version, evaluation, recipe)
+    version, reason = decide(store, version, evaluation, recipe, cluster=cluster)
     console.print(f"  {'champion' if 'champion' in version.aliases else 'not champion'}: {reason}")
     return version

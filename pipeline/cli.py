@@ -11,6 +11,7 @@ from d2ls.errors import D2LSError
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
+    from pipeline.config.train import ClusterConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,6 +57,33 @@ def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None
         metavar="key.sub=value",
         help="change any key of the recipe, e.g. train.epochs=10 (values are YAML)",
     )
+
+
+def add_workers(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--workers` and `--address`: where a model is scored."""
+    arguments.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="score on so many Ray workers of the recipe's size (default: in this process)",
+    )
+    arguments.add_argument(
+        "--address", help="Ray cluster to score on, with the recipe's workers unless --workers says"
+    )
+
+
+def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) -> "ClusterConfig | None":
+    """Returns the recipe's Ray workers, changed as the command line says; None where it names neither.
+
+    Raises:
+        ConfigError: not a possible number of workers.
+    """
+    if workers is None and address is None:
+        return None
+    changes = {"workers": workers, "address": address}
+    values = recipe.cluster.model_dump(mode="json")
+    values |= {key: value for key, value in changes.items() if value is not None}
+    return type(recipe.cluster).parse(values, where="command line")
 
 
 def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:

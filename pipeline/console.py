@@ -29,12 +29,19 @@ def stage(console: "Console", words: str) -> None:
     console.print(f"[bold cyan]==>[/] [bold]{words}[/]")
 
 
+def in_words(seconds: float) -> str:
+    """A duration, as roughly as an estimate is."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 LINE_SECONDS = 15.0
 """Where the output is no terminal, work that takes longer is told of this often."""
 
 
 @contextmanager
-def progress_line(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int], None]]:
+def step_progress(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Shows on the error stream how far a piece of work is: yields a function of steps done and steps in all."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -58,7 +65,7 @@ def progress_line(title: str, *, silent: bool = False) -> Iterator[Callable[[int
             now = time.monotonic()
             if not silent and not console.is_terminal and now - told > LINE_SECONDS:
                 told = now
-                left = f", about {(now - started) * (total - done) / done:.0f} s left" if done else ""
+                left = f", about {in_words((now - started) * (total - done) / done)} left" if done else ""
                 console.print(f"{title}: {done}/{total}{left}", markup=False, soft_wrap=True)
 
         yield advance

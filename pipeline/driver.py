@@ -2,13 +2,23 @@
 
 import os
 import socket
+from pathlib import Path
 
 import psutil
 
 
 def this_process() -> str:
-    """Names this process: host, process id and start time."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    """Names this process: host, process id and start."""
+    return name_of(os.getpid())
+
+
+def name_of(pid: int) -> str:
+    """Names a living process of this host.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    return f"{socket.gethostname()}:{pid}:{_start(pid)}"
 
 
 def is_gone(name: str) -> bool:
@@ -33,11 +43,21 @@ def _on_this_host(name: str) -> bool:
 
 def _lives(name: str) -> bool:
     """Says whether the process lives, and its number was not given to a new one; True where one cannot tell."""
-    _, pid, started = name.rsplit(":", 2)
+    pid = int(process_id(name))
     try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(started)) <= 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return name == name_of(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    except (psutil.AccessDenied, ValueError):
+    except psutil.AccessDenied:
         return True
+
+
+def _start(pid: int) -> str:
+    """Start of a process: boot and clock ticks since then, which no setting of the clock moves (time if not Linux)."""
+    boot, stat = Path("/proc/sys/kernel/random/boot_id"), Path(f"/proc/{pid}/stat")
+    if not boot.exists():
+        return f"{psutil.Process(pid).create_time():.2f}"
+    try:
+        return f"{boot.read_text()[:8]}-{stat.read_text().rsplit(')', 1)[1].split()[19]}"
+    except (OSError, IndexError) as error:
+        raise psutil.NoSuchProcess(pid) from error

@@ -61,7 +61,7 @@ def evaluate(
         batch_size: samples the network sees together.
         augmentation: preset of test-time augmentation.
         bootstrap: resamplings over scenes for the intervals; 0 turns them off.
-        cluster: Ray workers to spread the work over; None, or one worker, stays in this process.
+        cluster: Ray workers to spread the work over; None stays in this process.
         decoders: decoding processes beside this one; without effect on Ray workers, who decode themselves.
         seed: of the bootstrap.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
@@ -73,7 +73,7 @@ def evaluate(
         ShardError: no such shards or split.
     """
     from d2ls.shards import ShardSet
-    from pipeline.console import progress_line
+    from pipeline.console import step_progress
     from pipeline.evaluation.result import Evaluation
     from pipeline.models import model_files, model_info
 
@@ -85,7 +85,7 @@ def evaluate(
     window = window_for(shards, split, info.window)
     share = _Share(shards_uri, split, batch_size, window, decoders)
     settings = {"augmentation": augmentation, "batch_size": batch_size}
-    with progress_line(f"scoring {model} on {split}", silent=not show) as told:
+    with step_progress(f"scoring {model} on {split}", silent=not show) as told:
         samples = _count(files, settings, share, cluster, told)
     return Evaluation(
         model=model,
@@ -104,13 +104,19 @@ def evaluate(
 
 
 def evaluate_report(
-    recipe: Recipe, model: str, *, bootstrap: int | None = None, tracking_uri: str | None = None
+    recipe: Recipe,
+    model: str,
+    *,
+    cluster: ClusterConfig | None = None,
+    bootstrap: int | None = None,
+    tracking_uri: str | None = None,
 ) -> "Evaluation":
-    """Evaluates a model on a recipe's report split with the recipe's settings, in this process; shows how far it is.
+    """Evaluates a model on a recipe's report split with the recipe's settings; shows how far it is.
 
     Args:
         recipe: names shards, split and evaluation settings.
         model: anything that `pipeline.load_model` takes.
+        cluster: Ray workers to spread the work over; None stays in this process.
         bootstrap: resamplings for the intervals; None: the recipe's.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
     """
@@ -122,6 +128,7 @@ def evaluate_report(
         batch_size=settings.batch_size,
         augmentation=settings.augmentation,
         bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
+        cluster=cluster,
         tracking_uri=tracking_uri,
         show=True,
     )
@@ -203,7 +210,7 @@ def _count(
     from d2ls.inference.scoring import merge
     from pipeline.mapping.workers import ModelWorker, spread
 
-    if cluster is None or cluster.worker_range[1] == 1:
+    if cluster is None:
         return count_share(ModelWorker(files, settings).segmenter, share, told)
     # Several shares a worker: one that is slow or lost holds up little, and one sees how far it is.
     parts = cluster.worker_range[1] * SHARES_PER_WORKER
@@ -288,10 +295,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.evaluation.report import attach, markdown, write_report
 
+    workers = cluster if cluster.worker_range[1] > 1 else None
     evaluations = [
         evaluate(
             model, shards, split, batch_size=config.batch_size, augmentation=config.augmentation,
-            bootstrap=config.bootstrap, cluster=cluster, seed=recipe.seed if recipe else 0, tracking_uri=tracking,
+            bootstrap=config.bootstrap, cluster=workers, seed=recipe.seed if recipe else 0, tracking_uri=tracking,
             show=True,
         )
         for model in values.model

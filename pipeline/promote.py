@@ -4,10 +4,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from d2ls.errors import ConfigError, TrackingError
-from pipeline.cli import parser, run_command
+from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
+    from pipeline.config.train import ClusterConfig
     from pipeline.evaluate import Evaluation
     from pipeline.tracking import ModelVersion, Store
 
@@ -18,6 +19,7 @@ DESCRIPTION = (
 EXAMPLES = """\
   python -m pipeline.promote d2ls-loveda                   the version called challenger
   python -m pipeline.promote d2ls-loveda --version 7       another one
+  python -m pipeline.promote d2ls-loveda --workers 4       both scored on four Ray workers
   python -m pipeline.promote d2ls-loveda --shards s3://bucket/loveda-2 --split test     on these data
   python -m pipeline.promote d2ls-loveda --version 3 --force "version 7 fails on snow"   whatever the scores
 """
@@ -38,13 +40,19 @@ def main() -> None:
             arguments.force,
         )
     else:
-        version, reason = decide(store, version, None, recipe)
+        cluster = scoring_cluster(recipe, arguments.workers, arguments.address)
+        version, reason = decide(store, version, None, recipe, cluster=cluster)
     champion = CHAMPION in version.aliases
     _say(f"{version.uri}: {'champion' if champion else 'not champion'}: {reason}")
 
 
 def decide(
-    store: "Store", version: "ModelVersion", evaluation: "Evaluation | None", recipe: "Recipe"
+    store: "Store",
+    version: "ModelVersion",
+    evaluation: "Evaluation | None",
+    recipe: "Recipe",
+    *,
+    cluster: "ClusterConfig | None" = None,
 ) -> "tuple[ModelVersion, str]":
     """Makes a version champion if it beats the reigning one on the same report data.
 
@@ -53,6 +61,7 @@ def decide(
         version: the challenger.
         evaluation: its evaluation on the current report split; None: it is made here.
         recipe: names shards, report split and evaluation settings; both are scored with these.
+        cluster: Ray workers to score on; None stays in this process.
 
     Returns:
         The version with its aliases afterwards, and the reason.
@@ -62,8 +71,8 @@ def decide(
     champion = store.champion(version.name)
     if champion is not None and champion.version == version.version:
         return champion, "it reigns already"
-    evaluation = evaluation or _score(store, version, recipe)
-    reigning = _score(store, champion, recipe) if champion else None
+    evaluation = evaluation or _score(store, version, recipe, cluster)
+    reigning = _score(store, champion, recipe, cluster) if champion else None
     better, reason = should_promote(evaluation.scores.miou, reigning.scores.miou if reigning else None)
     where = f" ({recipe.roles.report} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
     against = f", version {champion.version}" if champion else ""
@@ -74,11 +83,13 @@ def decide(
     return registry.by_version(store, version.name, version.version), reason
 
 
-def _score(store: "Store", version: "ModelVersion", recipe: "Recipe") -> "Evaluation":
+def _score(
+    store: "Store", version: "ModelVersion", recipe: "Recipe", cluster: "ClusterConfig | None"
+) -> "Evaluation":
     from pipeline.evaluate import evaluate_report
 
     _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.report}")
-    return evaluate_report(recipe, version.uri, bootstrap=0, tracking_uri=store.uri)
+    return evaluate_report(recipe, version.uri, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
 
 
 def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":
@@ -116,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--split", metavar="S", help="split to score on (default: the recipe's report split)"
     )
+    add_workers(arguments)
     arguments.add_argument("--force", metavar="REASON", help="do not score, make it champion for this reason")
     arguments.add_argument(
         "--store", metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"

@@ -4,11 +4,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from d2ls.errors import TrackingError
-from pipeline.cli import parser, run_command
+from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
+    from pipeline.config.train import ClusterConfig
     from pipeline.tracking import ModelVersion, Store
 
 DESCRIPTION = (
@@ -19,6 +20,7 @@ EXAMPLES = """\
   python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the report split
   python -m pipeline.register loveda-20260301-120000-ab12 --checkpoint last --name d2ls-trial
   python -m pipeline.register 3f2b8c... --no-evaluation              by MLflow id, without scores
+  python -m pipeline.register lo1-final --address ray://head:10001   scored on the recipe's workers there
   python -m pipeline.promote d2ls-loveda                             then: champion, if it scores better
 """
 
@@ -36,6 +38,8 @@ def main() -> None:
         name=arguments.name,
         checkpoint=arguments.checkpoint,
         evaluate=arguments.evaluation,
+        workers=arguments.workers,
+        address=arguments.address,
     )
     _say(f"{version.uri} is registered, alias challenger")
     _say(f"make it champion if it is better:  python -m pipeline.promote {version.name}")
@@ -48,6 +52,8 @@ def register_run(
     name: str | None = None,
     checkpoint: str = "best",
     evaluate: bool = True,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> "ModelVersion":
     """Registers the model of a run.
 
@@ -57,6 +63,8 @@ def register_run(
         name: registered model; None: as the run's recipe says.
         checkpoint: `best`, `last`, or the location of a folder with a model.
         evaluate: whether to score it on the report split first.
+        workers: Ray workers of the recipe's size to score it on; without number and address: this process.
+        address: Ray cluster to score it on.
 
     Raises:
         TrackingError: no such run, or it left no checkpoint.
@@ -64,7 +72,8 @@ def register_run(
     row = store.find(run)
     recipe = store.recipe(row.run_id)
     uri, step = _checkpoint(row.name, store.run_folder(row), checkpoint)
-    evaluation = _evaluate(uri, recipe, store) if evaluate else None
+    where = scoring_cluster(recipe, workers, address)
+    evaluation = _evaluate(uri, recipe, store, where) if evaluate else None
     card = _card(recipe)
     return store.register(
         row.run_id, uri, name or recipe.model_name, card=card, evaluation=evaluation, recipe=recipe, step=step
@@ -96,11 +105,11 @@ def _checkpoint(name: str, folder_uri: str | None, wanted: str) -> tuple[str, in
     return found[-1].uri, int(getattr(found[-1], "step", 0))
 
 
-def _evaluate(uri: str, recipe: "Recipe", store: "Store") -> dict[str, Any]:
+def _evaluate(uri: str, recipe: "Recipe", store: "Store", where: "ClusterConfig | None") -> dict[str, Any]:
     from pipeline.evaluate import evaluate_report
 
     _say(f"evaluating {uri} on {recipe.roles.report}")
-    return evaluate_report(recipe, uri, tracking_uri=store.uri).to_dict()
+    return evaluate_report(recipe, uri, cluster=where, tracking_uri=store.uri).to_dict()
 
 
 def _card(recipe: "Recipe") -> "DatasetCard":
@@ -119,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--no-evaluation", dest="evaluation", action="store_false", help="do not score it on the report split"
     )
+    add_workers(arguments)
     arguments.add_argument(
         "--store", metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
     )

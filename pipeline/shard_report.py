@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.shards import DatasetCard
+from pipeline.console import in_words
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
@@ -47,7 +48,7 @@ def rate_text(state: "Progress") -> str:
     left = (state.total_shards - state.shards) * seconds / max(state.shards, 1)
     return (
         f"{state.samples}/{state.total_samples} samples, {state.bytes / 1e6 / seconds:.1f} MB/s, "
-        f"about {left:.0f} s left"
+        f"about {in_words(left)} left"
     )
 
 

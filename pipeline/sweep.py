@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +12,11 @@ from d2ls import storage
 from d2ls.errors import ConfigError, TrainingError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe
+from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.searching.plan import Plan
 from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
 from pipeline.searching.space import Values, configurations, describe, final_recipe, trial_key, trial_recipe
-from pipeline.searching.state import SweepState
+from pipeline.searching.state import SweepState, names_storage, only_driver
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,12 +77,15 @@ def main() -> None:
     """Parses the command line and runs the sweep."""
     arguments = parser("pipeline.sweep", __doc__.split(": ", 1)[1], EXAMPLES)
     add_recipe(arguments, default="demo")
-    arguments.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
-    arguments.add_argument("--resume", metavar="NAME", help="go on with a sweep that was broken off")
+    names = arguments.add_mutually_exclusive_group()
+    names.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
+    names.add_argument("--resume", metavar="NAME", help="go on with a sweep that was broken off")
+    names.add_argument("--plan", action="store_true", help="print the plan of a new sweep and stop")
     arguments.add_argument("--repeat", type=int, metavar="N", help="train the best one with N seeds in all")
-    arguments.add_argument("--plan", action="store_true", help="print the plan and stop")
     options = arguments.parse_args()
-    recipe = load_recipe(options.recipe, options.overrides)
+    # A resumed sweep has its own recipe: what is named here says where it is, and `run` looks at the changes.
+    now = filter(names_storage, options.overrides) if options.resume else options.overrides
+    recipe = load_recipe(options.recipe, now)
     run(
         recipe,
         name=options.name,
@@ -117,16 +122,15 @@ def run(
         ResourceError: no trial fits the machine or cluster.
         TrainingError: every trial failed.
     """
-    from d2ls.shards import CARD_FILE, ShardSet
     from pipeline import cluster, demo
     from pipeline.console import make_console
-    from pipeline.searching.estimate import show_time
 
     console = console or make_console()
     recipe = recipe.anchored()
     if resume:
         before = SweepState.load(recipe.storage, resume)
-        recipe, repeat = before.resumed(overrides), repeat or before.repeat
+        recipe = before.resumed(overrides)
+        repeat = before.repeat if repeat is None else repeat
     repeat = 1 if repeat is None else repeat
     if repeat < 1:
         raise ConfigError(f"--repeat {repeat}: at least 1")
@@ -134,40 +138,41 @@ def run(
         raise ConfigError(
             f"--repeat {repeat}: sweep.space has `seed` already, so every configuration is repeated; take one out"
         )
-    configurations_left = configurations(recipe) if recipe.sweep.search != "tpe" else []
-    if demo.is_demo(recipe):
-        demo.introduce(recipe, console)
-    with cluster.connect(recipe.cluster, dashboard=True) as connected:
-        plan = Plan.make(recipe, configurations_left, connected.cpus, connected.gpus, repeat=repeat)
-        plan.show(console)
-        if plan_only:
-            if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
-                show_time(console, plan, ShardSet.open(recipe.shards.uri), connected)
-            else:
-                console.print(f"Time: known when there are shards in {recipe.shards.uri}", markup=False)
-            return None
-        if demo.is_demo(recipe):
-            demo.make_scenes(recipe, console)
-        sweep = _open(recipe, name, resume, repeat, connected, console)
-        if not resume:
-            show_time(console, plan, sweep.shards, connected)
-        return _run(sweep, configurations_left, plan.concurrent)
-
-
-def _open(
-    recipe: Recipe,
-    name: str | None,
-    resume: str | None,
-    repeat: int,
-    cluster: "Cluster",
-    console: "Console",
-) -> Sweep:
-    from pipeline.console import stage
-    from pipeline.tracking import Store
-
     name = resume or name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     if not resume and storage.exists(storage.join(recipe.storage, name)):
         raise ConfigError(f"--name {name}: taken in {recipe.storage}. Choose another, or --resume {name}")
+    chosen = configurations(recipe) if recipe.sweep.search != "tpe" else []
+    if demo.is_demo(recipe):
+        demo.introduce(recipe, console)
+    alone = nullcontext() if plan_only else only_driver(recipe.storage, name)
+    with alone, cluster.connect(recipe.cluster, dashboard=True) as connected:
+        plan = Plan.make(recipe, chosen, connected.cpus, connected.gpus, repeat=repeat)
+        plan.show(console)
+        if plan_only:
+            _show_time_of_plan(plan, connected, console)
+            return None
+        if demo.is_demo(recipe):
+            demo.make_scenes(recipe, console)
+        sweep = _open(recipe, name, repeat, connected, console)
+        return _run(sweep, plan, fresh=not resume)
+
+
+def _show_time_of_plan(plan: Plan, cluster: "Cluster", console: "Console") -> None:
+    """Says how long a plan may take, where there are shards to find it out with."""
+    from d2ls.shards import CARD_FILE, ShardSet
+    from pipeline.searching.estimate import show_time
+
+    uri = plan.trial.shards.uri
+    if storage.exists(storage.join(uri, CARD_FILE)):
+        show_time(console, plan, ShardSet.open(uri), cluster)
+    else:
+        console.print(f"Time: known when there are shards in {uri}", markup=False)
+
+
+def _open(recipe: Recipe, name: str, repeat: int, cluster: "Cluster", console: "Console") -> Sweep:
+    from pipeline.console import stage
+    from pipeline.tracking import Store
+
     shards = _shards(recipe, cluster, console)
     stage(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
@@ -198,10 +203,14 @@ def _shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "ShardSet
     return shards
 
 
-def _run(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepResult:
+def _run(sweep: Sweep, plan: Plan, *, fresh: bool) -> SweepResult:
+    from pipeline.searching.estimate import show_time
+
     status: Any = "FAILED"
     try:
-        summary = _search(sweep, chosen, concurrent)
+        if fresh:
+            show_time(sweep.console, plan, sweep.shards, sweep.cluster)
+        summary = _search(sweep, plan.chosen, plan.concurrent)
         result = _finish(sweep, summary) if sweep.recipe.sweep.final else SweepResult(sweep.name, summary)
         status = "FINISHED"
         return result
@@ -222,23 +231,24 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
 
     records = TrialRecords(storage.join(sweep.folder, "trials"))
     context = TrialContext(sweep.name, sweep.recipe.to_dict(), sweep.run_id, records)
-    known = {trial.key: trial for trial in records.all()}
+    known = {trial.key: trial for trial in records.searched(sweep.recipe)}
     if sweep.recipe.sweep.search == "tpe":
-        pending = [dict(trial.values) for trial in known.values() if trial.status in ("started", "failed")]
+        pending = [dict(trial.values) for trial in known.values() if not _ended(trial)]
         total = sweep.recipe.sweep.trials or 1
-        left = total - sum(trial.status in ("finished", "pruned") for trial in known.values())
+        left = max(total - sum(map(_ended, known.values())), 0)
     else:
         pending = [v for v in chosen if not _ended(known.get(trial_key(v)))]
         total, left = len(chosen), len(pending)
     stage(sweep.console, f"trials ({left} of {total} to run)")
     epochs = trial_recipe(sweep.recipe, {}).train.epochs
     if left:
-        _run_trials(sweep, sweep.recipe, pending, context, trials=left, concurrent=concurrent)
-        for trial in records.all():  # once more: a dying trial may have called its end a failure
+        _run_trials(sweep, pending, context, trials=left, concurrent=concurrent)
+        for trial in records.searched(
+            sweep.recipe
+        ):  # once more: a dying trial may have called its end a failure
             if trial.status == "pruned":
                 _end_pruned(sweep, trial)
-    searched = [t for t in records.all() if SEED not in t.values or SEED in sweep.recipe.sweep.space]
-    summary = SweepSummary(sweep.name, searched, epochs)
+    summary = SweepSummary(sweep.name, records.searched(sweep.recipe), epochs)
     if summary.best is None:
         raise TrainingError(_why_none(sweep, summary))
     if sweep.repeat > 1:
@@ -249,31 +259,34 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
 
 def _run_trials(
     sweep: Sweep,
-    recipe: Recipe,
     pending: Sequence[Values],
     context: "TrialContext",
     *,
     trials: int,
     concurrent: int,
+    listed: bool = False,
 ) -> None:
     """Runs trials and shows how they get on; also ends the MLflow runs of pruned ones, whose processes have no time."""
     from pipeline.searching.progress import SweepProgress
     from pipeline.searching.trials import run_trials
     from pipeline.training.run_folder import RunFolder
 
-    def running() -> list[tuple[Trial, dict[str, Any]]]:
-        under_way = [trial for trial in context.records.all() if trial.status == "started"]
-        return [(trial, RunFolder.of(recipe.storage, trial.name).latest()) for trial in under_way]
+    def started() -> list[Trial]:
+        return [trial for trial in context.records.all() if trial.status == "started"]
 
-    epochs = trial_recipe(recipe, {}).train.epochs
-    with SweepProgress(sweep.console, trials, epochs, running) as progress:
+    def running() -> list[tuple[Trial, dict[str, Any]]]:
+        return [(trial, RunFolder.of(sweep.recipe.storage, trial.name).latest()) for trial in started()]
+
+    epochs = trial_recipe(sweep.recipe, {}).train.epochs
+    before = {trial.key: trial.epoch for trial in started()}
+    with SweepProgress(sweep.console, trials, epochs, running, before) as progress:
 
         def tell(trial: Trial, event: str) -> None:
             progress(trial, event)
             if event == "pruned":
                 _end_pruned(sweep, trial)
 
-        run_trials(recipe, pending, context, concurrent=concurrent, on_progress=tell)
+        run_trials(sweep.recipe, pending, context, concurrent=concurrent, on_progress=tell, listed=listed)
 
 
 def _end_pruned(sweep: Sweep, trial: Trial) -> None:
@@ -310,12 +323,9 @@ def _repeat(sweep: Sweep, best: Mapping[str, Any], context: "TrialContext", conc
     seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.repeat)]
     again: list[Values] = [{**best, SEED: seed} for seed in seeds]
     stage(sweep.console, f"repeats of {describe(best)} with seeds {seeds}")
-    listed = sweep.recipe.with_values(
-        {"sweep.search": "grid", "sweep.trials": None, "sweep.scheduler": "none"}
-    )
     left = [values for values in again if not _ended(context.records.load(trial_key(values)))]
     if left:
-        _run_trials(sweep, listed, left, context, trials=len(left), concurrent=concurrent)
+        _run_trials(sweep, left, context, trials=len(left), concurrent=concurrent, listed=True)
     return [trial for values in again if (trial := context.records.load(trial_key(values)))]
 
 
@@ -349,17 +359,31 @@ def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
     best = summary.best
     assert best is not None
     recipe = final_recipe(sweep.recipe, best.values)
+    name = _final_name(sweep, recipe, best.values)
     stage(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
-    trained = train.run(recipe, name=f"{sweep.name}-final", resume="auto", parent_run_id=sweep.run_id)
+    trained = train.run(recipe, name=name, resume="auto", parent_run_id=sweep.run_id)
     split = recipe.roles.report
     stage(sweep.console, f"evaluation on {split!r}, which selected nothing")
-    evaluation = evaluate_report(recipe, trained.best_checkpoint)
+    workers = None if sweep.cluster.own else recipe.cluster
+    evaluation = evaluate_report(recipe, trained.best_checkpoint, cluster=workers)
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     show_evaluation(sweep.console, evaluation)
     stage(sweep.console, f"registry: {recipe.model_name}")
-    version = crown(sweep.store, trained, evaluation, recipe, sweep.shards.card, sweep.console)
+    version = crown(
+        sweep.store, trained, evaluation, recipe, sweep.shards.card, sweep.console, cluster=workers
+    )
     show_next(sweep.console, sweep.store, recipe, version, sweep.name)
     return SweepResult(sweep.name, summary, trained, evaluation, version)
+
+
+def _final_name(sweep: Sweep, recipe: Recipe, best: Mapping[str, Any]) -> str:
+    """`<sweep>-final`; where more trials made another configuration the best one, its key is added."""
+    from pipeline.training.run_folder import RunFolder
+
+    name = f"{sweep.name}-final"
+    folder = RunFolder.of(recipe.storage, name)
+    other = folder.exists() and recipe.changes_since(folder.recipe(), free=(*FREE_ON_RESUME, "sweep."))
+    return f"{name}-{trial_key(best)}" if other else name
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ class Plan:
         repeats: further trainings of the best one, with other seeds.
         workers: training processes a trial has, at most.
         concurrent: trials at once.
-        trial: recipe of the trial with the largest network.
-        final: recipe of the final training with that network; None without one.
+        largest: the configuration with the largest network; empty where none is known beforehand.
+        trial: recipe of a trial with it.
+        final: recipe of the final training with it; None without one.
         disk_gb: largest size of the kept checkpoints.
         resources: what the machine or cluster has and a trial takes, in words.
         in_vain: swept keys without effect, a sentence each.
@@ -37,6 +38,7 @@ class Plan:
     repeats: int
     workers: int
     concurrent: int
+    largest: Values
     trial: Recipe
     final: Recipe | None
     disk_gb: float
@@ -84,12 +86,27 @@ class Plan:
             repeats=repeat - 1,
             workers=most,
             concurrent=int(min(*fits, recipe.sweep.concurrent or count, count)),
+            largest=largest,
             trial=trial_recipe(recipe, largest),
             final=final,
             disk_gb=(count + repeat - 1 + (final is not None)) * 2 * checkpoint_gb,
             resources=resources,
             in_vain=swept_in_vain(recipe),
         )
+
+    @property
+    def differs_at_last(self) -> bool:
+        """Whether a step of the final training costs something else than a trial's, size of batch and crop apart."""
+
+        def costs(recipe: Recipe | None) -> object:
+            return recipe and (
+                recipe.model,
+                recipe.train.precision,
+                recipe.train.compile,
+                recipe.train.channels_last,
+            )
+
+        return self.final is not None and costs(self.final) != costs(self.trial)
 
     def show(self, console: "Console") -> None:
         """Prints the plan."""
@@ -129,6 +146,9 @@ def _largest(recipe: Recipe, chosen: Sequence[Values]) -> tuple[Values, float]:
                     backbone=model.backbone,
                     num_classes=8,
                     stages=model.stages,
+                    dictionary=model.dictionary,
+                    aggregator=model.aggregator,
+                    static_branch=model.static_branch,
                 )
             sizes[name] = sum(parameter.numel() for parameter in network.parameters())
         return sizes[name]

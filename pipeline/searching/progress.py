@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from d2ls.errors import D2LSError
+from pipeline.console import in_words
 from pipeline.searching.report import METRIC, Trial
 from pipeline.searching.space import describe
 
@@ -24,6 +24,7 @@ class SweepProgress:
         trials: trials to run.
         epochs: epochs a trial has.
         running: returns the trials under way, each with the latest of its steps (`progress.json` of its run folder).
+        before: epochs that trials had done when this session began, by key.
         quiet: seconds without a report after which trials are looked after.
     """
 
@@ -33,13 +34,15 @@ class SweepProgress:
         trials: int,
         epochs: int,
         running: Callable[[], Iterable[tuple[Trial, Mapping[str, Any]]]] = tuple,
+        before: Mapping[str, float] | None = None,
         quiet: float = QUIET_SECONDS,
     ) -> None:
         self._console = console
         self._trials, self._epochs = trials, epochs
         self._running, self._quiet = running, quiet
         self._ended: set[str] = set()
-        self._done: dict[str, float] = {}
+        self._before = sum((before or {}).values())
+        self._done: dict[str, float] = dict(before or {})
         self._started = self._printed = time.monotonic()
         self._begun = time.time()
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -51,7 +54,7 @@ class SweepProgress:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=10)  # a look may be waiting for an object store
 
     def __call__(self, trial: Trial, event: str) -> None:
         """Prints one line."""
@@ -76,7 +79,7 @@ class SweepProgress:
         """Prints where the trials under way stand."""
         try:
             under_way = [(trial, at) for trial, at in self._running() if at.get("time", 0.0) > self._begun]
-        except D2LSError:  # a look at files that others write
+        except Exception:  # whatever is wrong with a look, the trials go on, and so do later looks
             return
         with self._lock:
             standing = []
@@ -97,9 +100,12 @@ class SweepProgress:
         self._console.print(f"  {ended} | {words} | {self._left()}", markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """Time left, from the epochs of all trials done since the start (start-up of trials counted in)."""
-        done, total = sum(self._done.values()), self._trials * self._epochs
-        if not done or done >= total:
-            return "done" if done else "time left unknown"
-        seconds = (time.monotonic() - self._started) * (total - done) / done
-        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        """Time left, from the epochs of all trials done in this session (start-up of trials counted in)."""
+        if len(self._ended) >= self._trials:
+            return "done"
+        done = sum(self._done.values())
+        left = self._trials * self._epochs - done
+        if done <= self._before:
+            return "time left unknown"
+        seconds = (time.monotonic() - self._started) * left / (done - self._before)
+        return f"about {in_words(seconds)} left" if left > 0 else "nearly done"

@@ -1,13 +1,17 @@
-"""What going on with a sweep needs: `<storage>/<name>/sweep.json`."""
+"""What going on with a sweep needs: `<storage>/<name>/sweep.json`, and that no other process goes on with it."""
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from d2ls import storage
 from d2ls.errors import ConfigError
-from pipeline import driver
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import FREE_ON_RESUME, apply_overrides
 
@@ -23,20 +27,18 @@ class SweepState:
         name: of the sweep.
         recipe: complete, as plain values, local locations absolute.
         repeat: seeds of the best configuration, in all.
-        driver: process that runs it.
     """
 
     name: str
     recipe: dict[str, Any]
     repeat: int = 1
-    driver: str = ""
 
     @classmethod
     def load(cls, storage_uri: str, name: str) -> Self:
-        """Reads the state of a sweep.
+        """Reads the state of a sweep; its storage is the one it was found in, wherever it was begun.
 
         Raises:
-            ConfigError: no such sweep; names those that are there.
+            ConfigError: no such sweep (names those that are there), or a damaged file.
         """
         uri = _location(storage_uri, name)
         if not storage.exists(uri):
@@ -45,11 +47,17 @@ class SweepState:
             raise ConfigError(
                 f"--resume {name}: no such sweep in {storage_uri}. There are: {', '.join(sweeps) or 'none'}"
             )
-        return cls(**json.loads(storage.read_bytes(uri)))
+        try:
+            found = json.loads(storage.read_bytes(uri))
+            return cls(name, {**found["recipe"], "storage": storage_uri}, int(found.get("repeat", 1)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{uri}: not the state of a sweep ({type(error).__name__}: {error}); start a new sweep"
+            ) from error
 
     def save(self) -> None:
-        """Writes the state, whole; the sweep is this process's from now on."""
-        content = json.dumps({**asdict(self), "driver": driver.this_process()}, indent=2)
+        """Writes the state, whole."""
+        content = json.dumps(asdict(self), indent=2)
         storage.write_bytes(_location(self.recipe["storage"], self.name), content.encode())
 
     def resumed(self, overrides: Sequence[str] = ()) -> Recipe:
@@ -59,15 +67,10 @@ class SweepState:
             overrides: `key.sub=value` strings; keys that decide what a trial computes must be as they were.
 
         Raises:
-            ConfigError: the sweep is running, or a key is another one now.
+            ConfigError: a key is another one now.
         """
-        if driver.is_another(self.driver):
-            raise ConfigError(
-                f"sweep {self.name} is being run by process {driver.process_id(self.driver)}; wait for it, or stop it "
-                "first"
-            )
         before = parse_recipe(self.recipe, where=f"sweep {self.name}")
-        values = apply_overrides(self.recipe, [each for each in overrides if not each.startswith("storage=")])
+        values = apply_overrides(self.recipe, [each for each in overrides if not names_storage(each)])
         recipe = parse_recipe(values).anchored()
         changed = recipe.changes_since(before, free=FREE)
         if changed:
@@ -76,6 +79,34 @@ class SweepState:
                 "start a new sweep under another --name"
             )
         return recipe
+
+
+def names_storage(override: str) -> bool:
+    """Says whether a `key=value` string is about where runs lie."""
+    return override.partition("=")[0].strip() == "storage"
+
+
+@contextmanager
+def only_driver(storage_uri: str, name: str) -> Iterator[None]:
+    """Keeps a sweep to one process of this machine; a killed one's hold ends with it.
+
+    Raises:
+        ConfigError: another process runs the sweep.
+    """
+    folder = storage.join(storage_uri, name)
+    if storage.is_local(folder):
+        storage.make_folder(folder)
+        file = storage.local_path(folder) / ".lock"
+    else:  # object stores know no locks
+        file = Path(tempfile.gettempdir()) / f"d2ls-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"sweep {name} is being run by another process; wait for it, or stop it first"
+            ) from None
+        yield
 
 
 def _location(storage_uri: str, name: str) -> str:

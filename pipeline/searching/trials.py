@@ -15,7 +15,7 @@ from typing import Any
 from d2ls import storage
 from d2ls.errors import D2LSError
 from pipeline.config import Recipe, parse_recipe
-from pipeline.searching.report import METRIC, Trial
+from pipeline.searching.report import METRIC, SEED, Trial
 from pipeline.searching.space import Values, base_recipe, trial_key, trial_recipe
 
 DRIVER_RESOURCES = {"node:__internal_head__": 0.01}
@@ -42,6 +42,10 @@ class TrialRecords:
         names = [entry.base_name for entry in storage.list_files(self.folder)]
         keys = [name.removesuffix(".json") for name in names if name.endswith(".json") and name[0] != "."]
         return [trial for trial in map(self.load, keys) if trial]
+
+    def searched(self, recipe: Recipe) -> list[Trial]:
+        """Reads the trials of the search, by key: all but the repeats of the best one with further seeds."""
+        return [trial for trial in self.all() if SEED not in trial.values or SEED in recipe.sweep.space]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def run_trials(
     *,
     concurrent: int,
     on_progress: Callable[[Trial, str], None],
+    listed: bool = False,
 ) -> None:
     """Runs configurations to their end, pruned where the scheduler says so.
 
@@ -113,22 +118,24 @@ def run_trials(
         context: what the trials share.
         concurrent: trials at once.
         on_progress: called in this process with a trial and `epoch`, `finished`, `pruned` or `failed`.
+        listed: just these configurations, whatever the search is, and none of them pruned.
     """
     from ray import tune
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
     os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # half a second of bookkeeping is no bottleneck here
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one prints a banner whatever its verbosity
+    chooses = recipe.sweep.search == "tpe" and not listed
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, context=context), DRIVER_RESOURCES),
-        param_space={"values": tune.grid_search(list(pending))} if recipe.sweep.search != "tpe" else None,
+        param_space={"values": tune.grid_search(list(pending))} if not chooses else None,
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
             max_concurrent_trials=concurrent,
-            scheduler=_scheduler(recipe),
+            scheduler=None if listed else _scheduler(recipe),
             reuse_actors=False,
-            **_search(recipe, pending, context),
+            **(_search(recipe, pending, context) if chooses else {}),
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
@@ -139,10 +146,11 @@ def run_trials(
         ),
     )
     tuner.fit()
-    # Listed configurations all start; one without a record means that Tune was told to stop.
-    waiting = [values for values in pending if context.records.load(trial_key(values)) is None]
-    broken_off = [trial.name for trial in context.records.all() if trial.status == "started"]
-    if waiting or broken_off:
+    # Those that wait all start; one without a record, or one that has not ended, means that Tune was told to stop.
+    found = [context.records.load(trial_key(values)) for values in pending]
+    if chooses:
+        found += context.records.searched(recipe)
+    if any(trial is None or trial.status == "started" for trial in found):
         raise KeyboardInterrupt
 
 
@@ -169,11 +177,9 @@ def _scheduler(recipe: Recipe) -> Any:
 
 
 def _search(recipe: Recipe, pending: Sequence[Values], context: TrialContext) -> dict[str, Any]:
-    if recipe.sweep.search != "tpe":
-        return {}
     from pipeline.searching.tpe import TreeParzenSearch
 
-    done = [trial for trial in context.records.all() if trial.status in ("finished", "pruned")]
+    done = [trial for trial in context.records.searched(recipe) if trial.status in ("finished", "pruned")]
     search = TreeParzenSearch(
         recipe.sweep.space,
         base_recipe(recipe).flat(),

@@ -8,11 +8,13 @@ import json
 import zlib
 
 VIEW = "d2ls"
-TAGS = (
-    "dataset", "protocol", "architecture", "stages", "temperature", "contrastive", "dictionary", "backbone"
-)  # fmt: skip
-METRICS = ("select/miou", "best/miou", "epoch")
-ATTRIBUTES = ("Models",)
+NAME_WIDTH = 300
+METRICS = {"best/miou": 95, "epoch": 75}
+TAGS = {
+    "dataset": 95, "protocol": 90, "architecture": 105, "stages": 75, "temperature": 110, "contrastive": 105,
+    "dictionary": 100, "backbone": 130,
+}  # fmt: skip
+"""Columns in their order, with widths in pixels: all of them fit on a screen that is 1600 pixels wide."""
 
 
 def experiment_tags() -> dict[str, str]:
@@ -32,16 +34,18 @@ def run_list(root: str, experiment_id: str) -> str:
 
 
 def _state() -> dict[str, object]:
-    columns = [
-        *(f"attributes.`{name}`" for name in ATTRIBUTES),
-        *(f"metrics.`{name}`" for name in METRICS),
-        *(f"tags.`{name}`" for name in TAGS),
-    ]
+    shown = {
+        **{f"metrics.`{name}`": width for name, width in METRICS.items()},
+        **{f"tags.`{name}`": width for name, width in TAGS.items()},
+        "attributes.`Models`": 130,
+    }
+    widths = {"attributes.`Run Name`": NAME_WIDTH, **shown}
     return {
         "searchFilter": "", "orderByKey": "attributes.start_time", "orderByAsc": False, "startTime": "ALL",
         "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
-        "selectedColumns": columns, "columnOrder": [], "columnWidths": {}, "runsExpanded": {}, "runsPinned": [],
-        "runsHidden": [], "runsVisibilityMap": {}, "runsHiddenMode": "FIRST_10_RUNS", "viewMaximized": False,
+        "selectedColumns": list(shown), "columnOrder": list(widths), "columnWidths": widths,
+        "runsExpanded": {}, "runsPinned": [], "runsHidden": [], "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS", "viewMaximized": False,
         "runListHidden": False, "groupBy": None, "groupsExpanded": {}, "autoRefreshEnabled": True,
         "useGroupedValuesInCharts": True, "hideEmptyCharts": True,
     }  # fmt: skip

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from d2ls.training.reports import StepReport
 
-STEPS = 3
-"""Steps that are timed; the first ones also warm up, the fastest counts."""
+FEWEST, MOST = 2, 3
+"""Steps that are timed; the first also warms up (and compiles), the fastest counts."""
 
 PATIENCE_SECONDS = 20.0
-"""After a step that took as long none follows."""
+"""After a step that computed for as long no further one than the fewest follows."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,15 @@ class Pace:
     crop: int
 
     def training(self, recipe: Recipe, shards: "ShardSet") -> float:
-        """Seconds of a whole training by a recipe, its evaluations included, its start not."""
+        """Seconds of a whole training of this network by a recipe, its evaluations included, its start not."""
         from d2ls.loader.plan import steps_per_epoch
 
-        train, workers = recipe.train, recipe.cluster.worker_range[0]
+        train, crop = recipe.train, recipe.loader.augmentation.crop_size
         steps = steps_per_epoch(shards.card.splits[recipe.roles.train].samples, train.global_batch)
-        step = self.step * share_of(recipe) / self.share
+        step = self.step * share_of(recipe) * crop**2 / (self.share * self.crop**2)
         evaluations = -(-train.epochs // train.evaluate_every)
-        return (
-            train.epochs * steps * step + evaluations * self.evaluation(shards, recipe.roles.select) / workers
-        )
+        evaluation = self.evaluation(shards, recipe.roles.select) / recipe.cluster.worker_range[0]
+        return train.epochs * steps * step + evaluations * evaluation
 
     def evaluation(self, shards: "ShardSet", split: str) -> float:
         """Seconds of an evaluation of a split by one worker."""
@@ -56,16 +55,17 @@ class Pace:
 
 
 def share_of(recipe: Recipe) -> int:
-    """Samples of a step that one worker takes, at most."""
+    """Samples of a step that one worker takes, at most, where there are as few workers as the recipe allows."""
     return -(-recipe.train.global_batch // recipe.cluster.worker_range[0])
 
 
-def measure(recipe: Mapping[str, Any], shards: str) -> Pace:
-    """Trains some steps on real samples, in this process, and keeps nothing of them.
+def measure(recipe: Mapping[str, Any], shards: str, device: str) -> Pace:
+    """Trains some steps on real samples, in this process, and keeps nothing but what the loader caches.
 
     Args:
         recipe: the resolved recipe, as plain values. No weights are loaded.
         shards: location of the shards.
+        device: `cpu` or `cuda`.
     """
     import torch
 
@@ -88,14 +88,14 @@ def measure(recipe: Mapping[str, Any], shards: str) -> Pace:
         def on_step(self, report: "StepReport") -> None:
             """Notes the time of a step."""
             seconds = report.seconds
-            loading = seconds["data"] if asked.loader.workers else 0.0
-            found.append((seconds["step"] - loading, seconds["forward"]))
-            enough = min(STEPS, report.total_steps)
-            if report.step >= enough or seconds["step"] > PATIENCE_SECONDS:
+            computed = seconds["step"] - seconds["data"]
+            found.append((computed if asked.loader.workers else seconds["step"], seconds["forward"]))
+            enough = FEWEST if computed > PATIENCE_SECONDS else MOST
+            if report.step >= min(enough, report.total_steps):
                 raise _EnoughError
 
     opened = ShardSet.open(shards)
-    ranks = Ranks.current(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Ranks.current(torch.device(device))
     loaders = build.loaders(chosen, opened, ranks)
     try:
         with tempfile.TemporaryDirectory(prefix="d2ls-pace-") as scratch:

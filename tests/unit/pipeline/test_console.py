@@ -7,7 +7,7 @@ from pipeline import console
 
 def test_long_work_says_how_far_it_is_and_how_long_it_takes(capsys, monkeypatch):
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    with console.progress_line("scoring m on test") as told:
+    with console.step_progress("scoring m on test") as told:
         told(0, 4)
         told(1, 4)
     said = capsys.readouterr().err.splitlines()
@@ -15,10 +15,15 @@ def test_long_work_says_how_far_it_is_and_how_long_it_takes(capsys, monkeypatch)
     assert said[1].startswith("scoring m on test: 1/4, about 0 s left")
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(42.4, "42 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_time_is_said_as_roughly_as_it_is_known(seconds, words):
+    assert console.in_words(seconds) == words
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_short_or_silent_work_says_nothing(capsys, monkeypatch, silent):
     if silent:
         monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
-    with console.progress_line("scoring", silent=silent) as told:
+    with console.step_progress("scoring", silent=silent) as told:
         told(1, 4)
     assert capsys.readouterr() == ("", "")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from d2ls.errors import ResourceError
 from d2ls.shards import ShardSet
+from pipeline.console import in_words
 from pipeline.searching import estimate
 from pipeline.searching.plan import LISTED, Plan
 from pipeline.searching.space import configurations
@@ -66,7 +67,7 @@ def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(recipe):
 def test_the_pace_is_that_of_real_steps_and_nothing_is_kept(recipe, tmp_path):
     ShardSet.open(recipe.shards.uri)
     before = sorted(tmp_path.rglob("*"))
-    found = pace.measure(recipe.to_dict(), recipe.shards.uri)
+    found = pace.measure(recipe.to_dict(), recipe.shards.uri, "cpu")
     assert 0 < found.forward < found.step
     assert (found.share, found.crop) == (2, recipe.loader.augmentation.crop_size)
     assert sorted(tmp_path.rglob("*")) == before
@@ -87,13 +88,37 @@ def test_time_adds_up(recipe):
     assert of_four.training(plan.trial, shards) == pytest.approx(trial)
     # Two rounds of trials, one of repeats, the final training.
     total = 3 * (trial + estimate.START_SECONDS) + final + estimate.START_SECONDS
-    text = estimate.describe_time(plan, of_four, shards)
-    assert f"about {estimate._words(total)}: " in text
+    text = estimate.describe_time(plan, of_four, of_four, shards)
+    assert f"about {in_words(total)}: " in text
     assert "at most" not in text
     pruned = planned(recipe.with_values({"sweep.scheduler": "asha"}))
-    assert "at most about" in estimate.describe_time(pruned, of_four, shards)
+    assert "at most about" in estimate.describe_time(pruned, of_four, of_four, shards)
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(42.4, "42 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_time_is_said_as_roughly_as_it_is_known(seconds, words):
-    assert estimate._words(seconds) == words
+def test_a_larger_crop_costs_more_and_another_network_is_timed_too(recipe):
+    shards, crop = ShardSet.open(recipe.shards.uri), recipe.loader.augmentation.crop_size
+    pace_of_four = Pace(step=100.0, forward=0.0, share=4, crop=crop)
+    halved = recipe.with_values(
+        {"sweep.trial": {"loader.augmentation.crop_size": crop // 2, "cluster.workers": 2}}
+    )
+    plan = planned(halved)
+    assert pace_of_four.training(plan.final, shards) == pytest.approx(
+        4 * pace_of_four.training(plan.trial, shards)
+    )
+    assert not plan.differs_at_last
+    assert planned(recipe.with_values({"sweep.trial": {"model.backbone": "test_resnet"}})).differs_at_last
+
+
+class Nowhere:
+    """A cluster on which nothing can be timed."""
+
+    own = True
+
+    def per_worker(self, config):
+        raise MemoryError
+
+
+def test_what_cannot_be_timed_is_said_and_stops_nothing(recipe):
+    console = Console(file=io.StringIO(), width=200)
+    estimate.show_time(console, planned(recipe), ShardSet.open(recipe.shards.uri), Nowhere())
+    assert "time unknown: MemoryError: no message" in console.file.getvalue()

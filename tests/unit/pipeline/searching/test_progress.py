@@ -43,6 +43,25 @@ def test_reports_count_and_ended_trials_are_not_looked_after():
     assert "trials are starting" in out.getvalue()
 
 
+def test_the_end_is_when_all_have_ended():
+    progress, out = watched([(ONE, at(30)), (TWO, at(30))])
+    progress.look()
+    assert "nearly done" in out.getvalue()
+    for trial in (ONE, TWO):
+        progress(trial, "finished")
+    assert out.getvalue().rstrip().endswith("done")
+    assert "| done" in out.getvalue()
+
+
+def test_epochs_of_an_earlier_session_took_no_time_in_this_one(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress, out = watched([(ONE, at(25))], before={"aa": 2})
+    clock[0] += 60
+    progress.look()  # half an epoch in a minute, of six epochs two were done before
+    assert "about 7 min left" in out.getvalue()
+
+
 def test_silence_is_broken_and_ends_with_the_sweep():
     progress, out = watched([(ONE, at(14))], quiet=0.02)
     with progress:

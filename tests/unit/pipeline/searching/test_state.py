@@ -1,17 +1,14 @@
 """Going on with a sweep: by its own recipe, with what may change, never beside a process that still runs it."""
 
-import json
-import socket
 import subprocess
 import sys
+import tempfile
 
-import psutil
 import pytest
 
 from d2ls.errors import ConfigError
-from pipeline import driver
 from pipeline.config import parse_recipe
-from pipeline.searching.state import SweepState
+from pipeline.searching.state import SweepState, only_driver
 from tests.train_world import recipe_values
 
 
@@ -30,7 +27,6 @@ def state(recipe):
 def test_a_sweep_goes_on_with_its_own_recipe_and_seeds(state, recipe):
     assert state.resumed() == recipe
     assert state.repeat == 3
-    assert state.driver == driver.this_process()
 
 
 def test_what_decides_no_result_may_change(state, recipe):
@@ -45,8 +41,11 @@ def test_what_decides_no_result_may_change(state, recipe):
     assert state.resumed(changes) == recipe.with_values(changed)
 
 
-def test_the_storage_it_was_found_in_is_not_a_change(state, recipe):
-    assert state.resumed(["storage=elsewhere/runs"]) == recipe
+def test_a_sweep_goes_on_where_it_is_found(state, recipe, tmp_path):
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = str(tmp_path / "moved")
+    found = SweepState.load(moved, "one").resumed([f"storage={moved}"])
+    assert found == recipe.with_values({"storage": moved})
 
 
 @pytest.mark.parametrize(
@@ -62,15 +61,37 @@ def test_another_experiment_is_refused(state, override, words):
         state.resumed([override])
 
 
-def test_a_sweep_in_the_hands_of_a_live_process_is_left_alone(state, recipe, tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = f"{socket.gethostname()}:{other.pid}:{psutil.Process(other.pid).create_time():.2f}"
-    file = tmp_path / "runs" / "one" / "sweep.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "driver": name}))
-    with pytest.raises(ConfigError, match=f"run by process {other.pid}"):
-        SweepState.load(recipe.storage, "one").resumed()
-    other.communicate(b"\n")
-    assert SweepState.load(recipe.storage, "one").resumed() == recipe
+HOLD = """
+import sys
+from pipeline.searching.state import only_driver
+with only_driver(sys.argv[1], "one"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("uri", ["runs", "s3://bucket/runs"])
+def test_a_sweep_in_the_hands_of_a_live_process_is_left_alone(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    where = uri if "://" in uri else str(tmp_path / uri)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match="one is being run by another process"), only_driver(where, "one"):
+        pass
+    other.kill()
+    other.communicate()
+    with only_driver(where, "one"):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"recipe": 1}'])
+def test_a_damaged_state_names_the_file(state, recipe, tmp_path, content):
+    (tmp_path / "runs" / "one" / "sweep.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"runs/one/sweep\.json: not the state of a sweep"):
+        SweepState.load(recipe.storage, "one")
 
 
 def test_no_such_sweep_names_those_there_are(state, recipe):

@@ -1,10 +1,8 @@
 import json
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 
 from d2ls import storage
@@ -104,16 +102,11 @@ def test_what_the_sweep_pruned_stays_pruned(folder):
     assert folder.facts()["state"] == "pruned"
 
 
-def named(pid):
-    """Names a live process as `pipeline.driver` does."""
-    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
-
-
 def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
     folder.claim()
     folder.claim()  # this very process may
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    folder.note(driver=named(other.pid))
+    folder.note(driver=driver.name_of(other.pid))
     with pytest.raises(ConfigError, match=f"trained by process {other.pid}"):
         folder.claim()
     other.communicate(b"\n")
