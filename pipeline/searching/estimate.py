@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from pipeline.cluster import Cluster
     from pipeline.config import Recipe
 
-START_SECONDS = 10.0
-"""A trial beside its loop: processes, imports, figures, the last checkpoint; see benchmarks/results/sweep.md."""
+START_SECONDS = 30.0
+"""A trial beside its loop: processes, imports, figures, the last checkpoint. Measured on two slow cores
+(benchmarks/results/sweep.md), so elsewhere rather too much."""
 
 PATIENCE_SECONDS = 300.0
 """How long to wait for the steps; a cluster may be busy, or start a node first."""

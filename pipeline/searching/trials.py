@@ -134,7 +134,7 @@ def run_trials(
             mode="max",
             max_concurrent_trials=concurrent,
             scheduler=None if listed else _scheduler(recipe),
-            reuse_actors=False,
+            reuse_actors=True,  # the next trial finds its imports done
             **(_search(recipe, pending, context) if chooses else {}),
         ),
         run_config=tune.RunConfig(
