@@ -243,9 +243,8 @@ def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSum
     epochs = trial_recipe(sweep.recipe, {}).train.epochs
     if left:
         _run_trials(sweep, pending, context, trials=left, concurrent=concurrent)
-        for trial in records.searched(
-            sweep.recipe
-        ):  # once more: a dying trial may have called its end a failure
+        # Once more: a dying trial may have called its end a failure.
+        for trial in records.searched(sweep.recipe):
             if trial.status == "pruned":
                 _end_pruned(sweep, trial)
     summary = SweepSummary(sweep.name, records.searched(sweep.recipe), epochs)

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,12 +94,9 @@ def only_driver(storage_uri: str, name: str) -> Iterator[None]:
     Raises:
         ConfigError: another process runs the sweep.
     """
-    folder = storage.join(storage_uri, name)
-    if storage.is_local(folder):
-        storage.make_folder(folder)
-        file = storage.local_path(folder) / ".lock"
-    else:  # object stores know no locks
-        file = Path(tempfile.gettempdir()) / f"d2ls-{hashlib.sha256(folder.encode()).hexdigest()[:16]}.lock"
+    # Not in the storage: object stores know no locks, and a sweep that is refused should leave nothing there.
+    digest = hashlib.sha256(storage.join(storage_uri, name).encode()).hexdigest()[:16]
+    file = Path(tempfile.gettempdir()) / f"d2ls-sweep-{os.getuid()}-{digest}.lock"
     with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -112,7 +112,7 @@ def test_pruned_trials_end_and_free_their_workers(place: Path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tiny.yaml", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
+        (["tiny.yaml", "--name", "refused", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
         (["tiny.yaml", "--name", "first"], "taken"),
         (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
         (["--resume", "first", "train.epochs=9"], "train.epochs was 2, is 9"),
@@ -125,3 +125,4 @@ def test_wrong_input_is_refused_without_a_traceback(place: Path, words: list[str
     text = run(place, *words, status=1)
     assert message in text
     assert "Traceback" not in text
+    assert not (place / "runs" / "refused").exists(), "its name is free"
