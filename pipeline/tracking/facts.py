@@ -33,9 +33,7 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
         "dataset": card.name,
         "dataset_digest": card.digest,
         "protocol": card.protocol,
-        "architecture": recipe.model.architecture,
-        "backbone": recipe.model.backbone,
-        **network_tags(recipe),
+        **network_tags(recipe, swept=kind == "sweep"),
         "workers": str(recipe.cluster.workers),
         "hardware": hardware(),
         "recipe_digest": recipe.digest(),
@@ -47,16 +45,27 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
     }
 
 
-def network_tags(recipe: "Recipe") -> dict[str, str]:
-    """What tells networks apart beside architecture and backbone; `-` where a key has no effect."""
+def network_tags(recipe: "Recipe", *, swept: bool = False) -> dict[str, str]:
+    """What tells networks and their trainings apart; `-` where a key has no effect.
+
+    Args:
+        recipe: the resolved recipe.
+        swept: whether this is a sweep, whose swept keys have no value of their own.
+    """
     keys = {
+        "architecture": "model.architecture",
+        "backbone": "model.backbone",
         "dictionary": "model.dictionary",
         "stages": "model.stages",
         "contrastive": "loss.contrastive",
         "temperature": "loss.temperature",
+        "seed": "seed",
     }
     flat = recipe.flat()
-    return {name: "-" if unmet(key, flat.get) else str(flat[key]) for name, key in keys.items()}
+    tags = {name: "-" if unmet(key, flat.get) else str(flat[key]) for name, key in keys.items()}
+    return {
+        name: "swept" if swept and keys[name] in recipe.sweep.space else tag for name, tag in tags.items()
+    }
 
 
 def hardware() -> str:
@@ -103,14 +112,15 @@ def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
     )
     space = ", ".join(f"`{key}`" for key in recipe.sweep.space)
     what = f"Sweep over {space} ({recipe.sweep.search})" if kind == "sweep" else f"One {kind}"
-    network = ", ".join(f"{name} {value}" for name, value in network_tags(recipe).items() if value != "-")
+    tags = network_tags(recipe, swept=kind == "sweep")
+    network = ", ".join(f"{name} {value}" for name, value in tags.items() if value != "-")
     lines = [
         f"{what} on **{card.name}** ({card.protocol} protocol, {card.classes.num_classes} classes).",
         recipe.description,
         f"- data: {counts or 'see the card'}; digest `{card.digest[:12]}`; licence: {card.license}",
-        f"- network: {recipe.model.architecture}, `{recipe.model.backbone}`{f', {network}' if network else ''}",
+        f"- network: {network}",
         f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch}, "
-        f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}, seed {recipe.seed}",
+        f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}",
     ]
     return "\n".join(line for line in lines if line)
 
