@@ -89,7 +89,7 @@ def test_the_plan_says_what_would_be_tried_and_how_long_it_takes(place: Path):
     assert "with 2 further seed(s)" in text
     assert "temperature=0.5 stages=1" in text
     assert re.search(
-        r"about \d+ s: a trial \d+ s, final training and evaluation \d+ s, [\d.]+ s a step of 4", text
+        r"about \d+ (s|min): a trial \d+ s, final training and evaluation \d+ s, [\d.]+ s a step of 4", text
     ), text
     assert sorted(place.rglob("*")) == before, "a plan leaves nothing"
 
