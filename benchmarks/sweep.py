@@ -4,9 +4,9 @@
 
 The same tiny sweep, one trial at a time, runs with short and with long trials. What a trial takes is the time between
 the ends of two trials; what grows with the epochs is the loop, the rest is the cost of a trial: starting Tune's and
-Train's processes, imports, MLflow, checkpoints and figures. The yardstick is a plain Python process that trains the same
-network on the same data by the same loop, without Ray and MLflow. Then the finished sweep is resumed: nothing is left to
-do. The results belong into benchmarks/results/sweep.md with date, hardware and load.
+Train's processes, imports, MLflow, checkpoints and figures. The yardstick is a plain Python process that trains the
+same network on the same data by the same loop, without Ray and MLflow. Then the finished sweep is resumed: nothing is
+left to do. The results belong into benchmarks/results/sweep.md with date, hardware and load.
 """
 
 import argparse
