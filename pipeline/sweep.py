@@ -15,7 +15,15 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.searching.plan import Plan
 from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
-from pipeline.searching.space import Values, configurations, describe, final_recipe, trial_key, trial_recipe
+from pipeline.searching.space import (
+    Values,
+    configurations,
+    describe,
+    final_recipe,
+    refuse_fixed,
+    trial_key,
+    trial_recipe,
+)
 from pipeline.searching.state import SweepState, names_storage, only_driver
 
 if TYPE_CHECKING:
@@ -86,6 +94,8 @@ def main() -> None:
     # A resumed sweep has its own recipe: what is named here says where it is, and `run` looks at the changes.
     now = filter(names_storage, options.overrides) if options.resume else options.overrides
     recipe = load_recipe(options.recipe, now)
+    if not options.resume:
+        refuse_fixed(recipe, options.overrides)
     run(
         recipe,
         name=options.name,

@@ -121,6 +121,9 @@ class Plan:
             console.print(f"  {describe(values)}", markup=False)
         if len(self.chosen) > LISTED:
             console.print(f"  and {len(self.chosen) - LISTED} more")
+        held = {**self.trial.sweep.fixed, **self.trial.sweep.trial}
+        if held:
+            console.print(f"  in each of them: {describe(held)}", markup=False)
         for words in self.in_vain:
             console.print(f"[yellow]warning[/]: {words}")
 

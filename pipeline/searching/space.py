@@ -7,7 +7,7 @@ and where its own condition (`when`) holds, so configurations that differ in not
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,22 @@ def check_space(recipe: Recipe) -> None:
             check_key(other)
             if other == key:
                 raise ConfigError(f"sweep.space.{key}.when: a key cannot depend on itself")
+
+
+def refuse_fixed(recipe: Recipe, overrides: Iterable[str]) -> None:
+    """Refuses `key.sub=value` strings that `sweep.fixed` would silently take back.
+
+    Raises:
+        ConfigError: names the key, and how to have it.
+    """
+    flat = recipe.flat()
+    for key in (override.partition("=")[0].strip() for override in overrides):
+        fixed = recipe.sweep.fixed.get(key, flat.get(key))
+        if fixed != flat.get(key):
+            raise ConfigError(
+                f"{key}={flat[key]}: sweep.fixed sets {fixed} in all trials and the final training; "
+                f"say sweep.fixed.{key}={flat[key]}, or sweep.fixed={{}} for the recipe's own values"
+            )
 
 
 def swept_in_vain(recipe: Recipe) -> list[str]:

@@ -162,7 +162,7 @@ class Custom(Source):
     def _note_pattern(
         self, split: str, pattern: str, hits: list[str], taken: Mapping[str, str], known: set[str]
     ) -> None:
-        if not hits:
+        if not hits and split != UNUSED:  # what is left out need not be there
             self.missing.append(
                 f"data.custom.split: {pattern!r} of {split} fits nothing. {nearest(pattern, sorted(known)[:20])}"
             )

@@ -38,7 +38,7 @@ def test_wildcards_pair_and_scenes_keep_together(tmp_path):
 
 
 @pytest.mark.parametrize(("split", "counts"), [
-    ({"folders": {"train": ["a/*", "b/*"], "val": ["c/*"], "unused": ["d/*"]}}, {"train": 4, "val": 2}),
+    ({"folders": {"train": ["a/*", "b/*"], "val": ["c/*"], "unused": ["d/*", "nowhere/*"]}}, {"train": 4, "val": 2}),
     ({"fractions": {"train": 0.5, "val": 0.25, "test": 0.25}, "seed": 3}, {"train": 4, "val": 2, "test": 2}),
 ])  # fmt: skip
 def test_splits_by_folder_and_by_fraction(tmp_path, split, counts):

@@ -41,6 +41,7 @@ def test_the_plan_names_trials_repeats_final_training_and_each_configuration(rec
     assert "with 2 further seed(s); then the best one for 3 epoch(s)" in text
     assert "stages=0 drop_path=0.0" in text
     assert "stages=1 drop_path=0.1" in text
+    assert "in each of them: contrastive=infonce epochs=1 workers=1" in text
 
 
 def test_a_long_list_of_configurations_is_cut(recipe):

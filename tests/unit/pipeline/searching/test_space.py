@@ -8,6 +8,7 @@ from pipeline.searching.space import (
     configurations,
     describe,
     final_recipe,
+    refuse_fixed,
     swept_in_vain,
     trial_key,
     trial_recipe,
@@ -82,6 +83,17 @@ def test_random_is_seeded_bounded_and_within_range():
     assert first == again != other
     assert len(first) == 5
     assert all(1e-5 <= values["train.optimizer.lr"] <= 1e-2 for values in first)
+
+
+def test_what_the_sweep_fixes_cannot_be_asked_for_otherwise_in_silence():
+    asked = ["loss.contrastive=ratio"]
+    with pytest.raises(
+        ConfigError, match=r"sweep.fixed sets infonce .*sweep\.fixed\.loss\.contrastive=ratio"
+    ):
+        refuse_fixed(recipe(*asked), asked)
+    for way_out in ("sweep.fixed.loss.contrastive=ratio", "sweep.fixed={}"):
+        refuse_fixed(recipe(*asked, way_out), [*asked, way_out])
+    refuse_fixed(recipe("loss.contrastive=infonce"), ["loss.contrastive=infonce", "sweep.trials=null"])
 
 
 def test_trial_keys_hold_in_trials_alone():
