@@ -239,6 +239,11 @@ def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
     champion = world.store.champion(NAME)
     assert champion is not None
     assert champion.version == second.version
+    again = world.store.register(
+        run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
+    )
+    assert again.version == second.version, "the same weights of the same run"
+    assert again.aliases == ("champion",), "who reigns does not wait for promotion"
     former = registry.by_version(world.store, NAME, "1")
     assert former.aliases == ()
     assert f"Succeeded as champion by version {second.version}: mIoU 0.6 beats 0.5" in former.description
