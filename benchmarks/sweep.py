@@ -55,11 +55,6 @@ def between_ends(place: Path, name: str) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def inside(place: Path, name: str) -> float:
-    """Median seconds from the call of a trial to its return, without Tune's part."""
-    return statistics.median(record["seconds"] for record in sweep_world.trials(place, name).values())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -70,30 +65,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
         place = sweep_world.make_place(Path(scratch))
         common = ("tiny.yaml", "sweep.concurrent=1", "train.epochs=1")
-        whole, walls, insides, plain = {}, {}, {}, {}
+        whole, walls, plain = {}, {}, {}
         for name, count in zip(("short", "long"), epochs, strict=True):
             words = sweep_world.sweep(*common, "--name", name, f"sweep.trial.train.epochs={count}")
             whole[name] = timed(place, *words)
             walls[name] = statistics.median(between_ends(place, name))
-            insides[name] = inside(place, name)
             plain[name] = timed(place, sys.executable, "-c", PLAIN, str(count))
             print(
-                f"{name}: {walls[name]:.1f} s a trial, {insides[name]:.1f} of them in the trial, "
-                f"{plain[name]:.1f} a plain process",
+                f"{name}: {walls[name]:.1f} s a trial, {plain[name]:.1f} a plain process",
                 flush=True,
             )
         again = timed(place, *sweep_world.sweep("--resume", "short"))
     apart = epochs[1] - epochs[0]
     epoch, plain_epoch = ((times["long"] - times["short"]) / apart for times in (walls, plain))
     cost, plain_cost = walls["short"] - epochs[0] * epoch, plain["short"] - epochs[0] * plain_epoch
-    tune = statistics.mean(walls[name] - insides[name] for name in walls)
     print("\n| seconds | a trial | plain process | ratio |\n|---|---|---|---|")
     for name, count in zip(("short", "long"), epochs, strict=True):
         ratio = walls[name] / plain[name]
         print(f"| {count} epochs | {walls[name]:.1f} | {plain[name]:.1f} | {ratio:.2f} |")
     print(f"| of that, an epoch | {epoch:.2f} | {plain_epoch:.2f} | {epoch / plain_epoch:.2f} |")
     print(f"| **beside the loop** | {cost:.1f} | {plain_cost:.1f} | {cost / plain_cost:.2f} |")
-    print(f"| of that, before and after the trial's own function (Tune) | {tune:.1f} | | |")
     print("\n| | seconds |\n|---|---|")
     print(
         f"| whole sweep: {TRIALS} short trials, final training, evaluation, registry | {whole['short']:.1f} |"
