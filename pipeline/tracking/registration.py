@@ -54,8 +54,10 @@ def register(
         digest = bundle_digest(bundle)
         for version in versions(store, name):
             if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
-                if CHAMPION not in version.aliases:  # the reigning one challenges nobody
-                    store.client.set_registered_model_alias(name, CHALLENGER, version.version)
+                known = by_version(store, name, version.version)  # a search tells no aliases
+                if CHAMPION in known.aliases:
+                    return known  # who reigns challenges nobody
+                store.client.set_registered_model_alias(name, CHALLENGER, version.version)
                 return by_version(store, name, version.version)
         info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
         step = step or int(info.extra.get("step", 0))
