@@ -109,6 +109,16 @@ def test_pruned_trials_end_and_free_their_workers(place: Path):
         assert rows[trial["name"]] == ("FINISHED" if trial["status"] == "finished" else "KILLED")
 
 
+def test_the_best_one_of_a_search_over_ranges_is_repeated(place: Path):
+    text = run(
+        place, "tiny.yaml", "--name", "ranges", "--repeat", "2", "sweep.search=tpe", "sweep.trials=2",
+        "sweep.final=false", "train.epochs=1",
+        "sweep.space={train.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}",
+    )  # fmt: skip
+    assert len(trials(place, "ranges")) == 3
+    assert "2 seeds" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
