@@ -131,15 +131,19 @@ def _link_metrics(
     evaluation: Mapping[str, Any] | None,
     step: int,
 ) -> None:
-    """Logs the run's scores, and those of the report split, once more as metrics of the logged model."""
+    """Logs the run's scores at the checkpoint's step, and those of the report split, as metrics of the logged model."""
     import time
 
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    of_run = store.client.get_run(run_id).data.metrics
+    keys = store.client.get_run(run_id).data.metrics
     chosen = {
-        key: value for key, value in of_run.items() if key.startswith(("select/", "train/")) or key == "epoch"
+        key: metric.value
+        for key in keys
+        if key.startswith(("select/", "train/")) or key == "epoch"
+        for metric in store.client.get_metric_history(run_id, key)
+        if metric.step == step  # not the newest value: the best checkpoint is seldom the last one
     }
     chosen |= {f"report/{key}": value for key, value in scores(evaluation).items()}
     rows = [
