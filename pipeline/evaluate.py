@@ -208,7 +208,7 @@ def _count(
     told: Callable[[int, int], None],
 ) -> "list[SampleCounts]":
     from d2ls.inference.scoring import merge
-    from pipeline.mapping.workers import ModelWorker, spread
+    from pipeline.prediction.workers import ModelWorker, spread
 
     if cluster is None:
         return count_share(ModelWorker(files, settings).segmenter, share, told)

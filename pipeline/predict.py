@@ -13,8 +13,8 @@ from pipeline.config.train import ClusterConfig
 
 if TYPE_CHECKING:
     from d2ls.inference import Progress, Segmenter
-    from pipeline.mapping.inputs import Job
-    from pipeline.mapping.scene import MapOptions, MapReport
+    from pipeline.prediction.inputs import Job
+    from pipeline.prediction.map_scene import MapOptions, MapReport
 
 DESCRIPTION = (
     "Maps images with a trained model: one label per pixel, windows blended into each other, coordinates kept. A map "
@@ -33,7 +33,7 @@ EXAMPLES = """\
 
 def map_piece(segmenter: "Segmenter", piece: tuple["Job", "MapOptions", str]) -> "MapReport":
     """Maps one scene on a Ray worker."""
-    from pipeline.mapping.scene import map_scene
+    from pipeline.prediction.map_scene import map_scene
 
     (source, target), options, digest = piece
     return map_scene(segmenter, source, target, options, digest=digest)
@@ -60,9 +60,9 @@ def predict(
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         progress: told as windows are done, in this process alone.
     """
-    from pipeline.mapping.scene import files_digest, map_scene
-    from pipeline.mapping.workers import ModelWorker, spread
     from pipeline.models import model_files
+    from pipeline.prediction.map_scene import files_digest, map_scene
+    from pipeline.prediction.workers import ModelWorker, spread
 
     files = model_files(model, tracking_uri=tracking_uri)
     digest = files_digest(files)
@@ -139,7 +139,7 @@ def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...] | Non
 
 
 def _options(values: argparse.Namespace) -> "MapOptions":
-    from pipeline.mapping.scene import MapOptions
+    from pipeline.prediction.map_scene import MapOptions
 
     stretch = _numbers(values.stretch, "--stretch", float)
     if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
@@ -170,14 +170,14 @@ def _settings(values: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Parses, maps every scene, says what came of it; status 1 where one could not be mapped."""
     values = _parser().parse_args(argv)
-    from pipeline.mapping.inputs import list_jobs
+    from pipeline.prediction.inputs import list_jobs
 
     options, settings = _options(values), _settings(values)
     cluster = ClusterConfig.parse(
         {"workers": values.workers, "address": values.address, "max_failures": 3}, where="command line"
     )
     if values.submission:
-        from pipeline.mapping.submit import submit
+        from pipeline.prediction.submit import submit
 
         return submit(values, options, settings, cluster)
     jobs = list_jobs(values.input, values.output, values.format)

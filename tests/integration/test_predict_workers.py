@@ -10,11 +10,11 @@ import rasterio
 from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluate import evaluate
-from pipeline.mapping.inputs import list_jobs
-from pipeline.mapping.scene import MapOptions
-from pipeline.mapping.workers import spread
 from pipeline.models import model_files
 from pipeline.predict import predict
+from pipeline.prediction.inputs import list_jobs
+from pipeline.prediction.map_scene import MapOptions
+from pipeline.prediction.workers import spread
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
 

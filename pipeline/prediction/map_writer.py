@@ -27,8 +27,8 @@ from rasterio.windows import Window
 
 from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import IGNORE, ClassTable
+from pipeline.prediction.parts import Rows
 from sharding.raster import GDAL_CACHE_BYTES, MAX_WHOLE_PIXELS
-from sharding.raster_parts import Rows
 from sharding.raster_scene import Georeference
 
 PROBABILITY_STEPS = 250

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from d2ls.labels import IGNORE, ClassTable
-from sharding.raster_write import save_image
+from pipeline.prediction.map_writer import save_image
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from d2ls.inference import Grid
-    from sharding.raster_parts import Rows
+    from pipeline.prediction.parts import Rows
     from sharding.raster_scene import Scene
 
 LONGEST_SIDE = 2048

@@ -9,11 +9,11 @@ from rasterio.crs import CRS
 
 from d2ls.errors import ConfigError, D2LSError, DataError, StorageError
 from d2ls.inference import Progress, Segmenter
-from pipeline.mapping import scene as mapping
-from pipeline.mapping.inputs import list_jobs
-from pipeline.mapping.scene import MapOptions, map_scene
 from pipeline.models import load_model
 from pipeline.predict import Ticker, main, predict
+from pipeline.prediction import map_scene as mapping
+from pipeline.prediction.inputs import list_jobs
+from pipeline.prediction.map_scene import MapOptions, map_scene
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -328,7 +328,7 @@ def test_best_checkpoint_of_a_run_folder_is_found(tmp_path) -> None:
 def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
     from dataclasses import replace
 
-    from sharding import submission
+    from pipeline.prediction import submission
 
     rules = replace(submission.RULES[name], count=2, sizes=((64, 80),))
     monkeypatch.setattr(submission, "RULES", {name: rules})

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from d2ls.errors import ConfigError, DataError
-from pipeline.mapping.inputs import Job, list_jobs
-from sharding import submission
+from pipeline.prediction import submission
+from pipeline.prediction.inputs import Job, list_jobs
 from sharding.raster_scene import open_scene
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from d2ls.bundle import ModelInfo
     from pipeline.config.train import ClusterConfig
-    from pipeline.mapping.scene import MapOptions
+    from pipeline.prediction.map_scene import MapOptions
 
 
 def submit(

@@ -14,10 +14,8 @@ import numpy as np
 from d2ls import storage
 from d2ls.errors import DataError
 from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
-from pipeline.mapping.fit import choose_bands, plan_grid, plan_stretch
-from sharding.raster_parts import Parts, Rows
-from sharding.raster_scene import Scene, Span, open_scene
-from sharding.raster_write import (
+from pipeline.prediction.fit import choose_bands, plan_grid, plan_stretch
+from pipeline.prediction.map_writer import (
     Layout,
     aux_file,
     quantize,
@@ -25,6 +23,8 @@ from sharding.raster_write import (
     write_labels,
     write_probabilities,
 )
+from pipeline.prediction.parts import Parts, Rows
+from sharding.raster_scene import Scene, Span, open_scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -234,7 +234,7 @@ class _Job:
             rows = _to_scene(parts.rows("probabilities"), grid, layout)
             write_probabilities(probabilities, rows, layout, info.classes)
         if self.options.overlay:
-            from pipeline.mapping.overlay import write_overlay
+            from pipeline.prediction.overlay import write_overlay
 
             write_overlay(self._beside("overlay.jpg"), scene, bands, parts.rows("labels"), grid, info.classes)
         rows = _counted(_to_scene(parts.rows("labels"), grid, layout), counts)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from d2ls.errors import DataError, StorageError
-from sharding.submission import RULES, check, encode, problems, write
+from pipeline.prediction.submission import RULES, check, encode, problems, write
 
 LOVEDA = replace(RULES["loveda"], count=3, sizes=((32, 32),))
 UAVID = replace(RULES["uavid"], count=2, sizes=((20, 36), (20, 40)))
