@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from d2ls.inference import Segmenter
 from pipeline import load_model
 from pipeline.prediction.fit import choose_bands
-from sharding.raster_scene import open_scene
+from sharding.raster.scene import open_scene
 
 INSIDE = 64
 

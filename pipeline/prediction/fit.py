@@ -8,7 +8,7 @@ import numpy as np
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Segmenter
-from sharding.raster_scene import Scene
+from sharding.raster.scene import Scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -9,7 +9,7 @@ from pyarrow import fs
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from sharding.files import natural
-from sharding.raster_scene import IMAGE_SUFFIXES
+from sharding.raster.scene import IMAGE_SUFFIXES
 
 MAP_SUFFIXES = (".tif", ".tiff", ".png")
 Job = tuple[str, str]

@@ -24,7 +24,7 @@ from pipeline.prediction.map_writer import (
     write_probabilities,
 )
 from pipeline.prediction.parts import Parts, Rows
-from sharding.raster_scene import Scene, Span, open_scene
+from sharding.raster.scene import Scene, Span, open_scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt

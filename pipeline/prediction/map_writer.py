@@ -29,7 +29,7 @@ from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import IGNORE, ClassTable
 from pipeline.prediction.parts import Rows
 from sharding.raster import GDAL_CACHE_BYTES, MAX_WHOLE_PIXELS
-from sharding.raster_scene import Georeference
+from sharding.raster.scene import Georeference
 
 PROBABILITY_STEPS = 250
 """Probabilities are stored as 0..250 with scale 1/250; 255 is nodata."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from d2ls.inference import Grid
     from pipeline.prediction.parts import Rows
-    from sharding.raster_scene import Scene
+    from sharding.raster.scene import Scene
 
 LONGEST_SIDE = 2048
 OPACITY = 0.45

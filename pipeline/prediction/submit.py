@@ -11,7 +11,7 @@ from PIL import Image
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction import submission
 from pipeline.prediction.inputs import Job, list_jobs
-from sharding.raster_scene import open_scene
+from sharding.raster.scene import open_scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from d2ls.labels import ClassTable
 from pipeline.prediction import map_writer
 from pipeline.prediction.map_writer import Layout, quantize, read_tags, write_labels, write_probabilities
 from pipeline.prediction.parts import Parts
-from sharding.raster_scene import Georeference, open_scene
+from sharding.raster.scene import Georeference, open_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

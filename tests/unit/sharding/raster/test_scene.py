@@ -5,7 +5,7 @@ from PIL import Image
 from rasterio.crs import CRS
 
 from d2ls.errors import DataError
-from sharding.raster_scene import open_scene
+from sharding.raster.scene import open_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -18,8 +18,8 @@ from rasterio.enums import Resampling
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
-from sharding.raster import GDAL_CACHE_BYTES, TIFF_SUFFIXES, WHOLE_SUFFIXES, Raster, open_raster
-from sharding.raster import _color_table as color_table
+from sharding.raster.reader import GDAL_CACHE_BYTES, TIFF_SUFFIXES, WHOLE_SUFFIXES, Raster, open_raster
+from sharding.raster.reader import _color_table as color_table
 
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, *WHOLE_SUFFIXES)
 METRES_PER_DEGREE = 111_320.0
