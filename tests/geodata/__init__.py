@@ -1,0 +1,58 @@
+"""Inputs that people have, and what each command answers: the rows of one test and of the table in docs/data.md.
+
+`images.py`, `labels.py` and `maps.py` hold the rows. A row is a function that makes its files below `tmp_path` and
+asserts the answer. `python -m tests.geodata` writes the table into docs/data.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
+BEGIN, END = "<!-- table of tests/geodata: begin -->", "<!-- table of tests/geodata: end -->"
+
+Check = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: the command (`shard` or `predict`), the input and the answer in words, and the test."""
+
+    command: str
+    input: str
+    answer: str
+    check: Check
+
+
+CASES: list[Case] = []
+
+
+def case(
+    input: str, answer: str, *, command: str = "shard"
+) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    """Registers a function as a row; the texts are plain words without `|`."""
+
+    def register(check: Check) -> Check:
+        CASES.append(Case(command, input, answer, check))
+        return check
+
+    return register
+
+
+def all_cases() -> list[Case]:
+    """Imports the rows and returns them in the order of the files."""
+    from tests.geodata import images, labels, maps  # noqa: F401
+
+    return CASES
+
+
+def table() -> str:
+    """Returns the table as Markdown, between its two marks."""
+    rows = [f"| {row.command} | {row.input} | {row.answer} |" for row in all_cases()]
+    return "\n".join([BEGIN, "| command | input | answer |", "|---|---|---|", *rows, END])
+
+
+def with_table(text: str) -> str:
+    """Returns the text of the document with the present table in it."""
+    before, after = text.split(BEGIN)[0], text.split(END)[-1]
+    return before + table() + after

@@ -1,0 +1,1 @@
+"""Rows about scenes to be mapped."""

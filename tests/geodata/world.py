@@ -1,0 +1,104 @@
+"""What the rows share: a small GeoTIFF, and a recipe over a folder of images and label images."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import rasterio.errors
+from affine import Affine
+
+from d2ls.errors import D2LSError
+from pipeline.config.recipe import parse_recipe
+from pipeline.shard import check, run
+
+CRS = "EPSG:26914"
+PIXEL = 0.6
+HEIGHT, WIDTH = 128, 192
+PLACE = Affine(PIXEL, 0, 500_000, 0, -PIXEL, 4_000_000)
+"""Grid of `tif` where none is given: north up, UTM metres."""
+
+
+def pixels(number=0, height=HEIGHT, width=WIDTH, bands=3, dtype="uint8"):
+    """An image (bands H W) without zeros; differs from number to number and from pixel to pixel."""
+    values = np.random.default_rng(number).integers(1, 255, (bands, height, width))
+    return values.astype(dtype)
+
+
+def ids(number=0, height=HEIGHT, width=WIDTH):
+    """A label image (H W) in which the ids 0, 1 and 2 stand in blocks of 16 pixels."""
+    cells = np.random.default_rng(number).integers(0, 3, (-(-height // 16), -(-width // 16)))
+    cells[0, :3] = 0, 1, 2
+    return np.kron(cells, np.ones((16, 16))).astype(np.uint8)[:height, :width]
+
+
+def tif(path, array, *, crs=CRS, transform=PLACE, after=None, **profile):
+    """Writes a GeoTIFF (or another format by `driver`) of an array (H W or bands H W); returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = array[None] if array.ndim == 2 else array
+    count, height, width = array.shape
+    profile = {"driver": "GTiff", "crs": crs, "transform": transform, **profile}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", height=height, width=width, count=count, dtype=array.dtype, **profile
+        ) as file:
+            file.write(array)
+            if after:
+                after(file)
+    return path
+
+
+def pair(root, name="a", image=None, mask=None, **profile):
+    """Writes `images/<name>.tif` and `labels/<name>.tif`; `profile` goes to the image."""
+    tif(root / "images" / f"{name}.tif", pixels() if image is None else image, **profile)
+    tif(root / "labels" / f"{name}.tif", ids() if mask is None else mask)
+
+
+def recipe(root, *, data=None, **custom):
+    """A recipe over `images/*.tif` and `labels/*.tif` with the ids 0, 1, 2 and 255 ignored; every scene is in `train`."""
+    own = {
+        "images": "images/*.tif", "masks": "labels/*.tif",
+        "classes": [
+            {"name": name, "color": (60 * index, 90, 9), "codes": [index]} for index, name in enumerate("abc")
+        ],
+        "ignored": [255], "scene": "file", "split": {"scenes": {"train": ["*"]}}, **custom,
+    }  # fmt: skip
+    values = {"source": "custom", "root": str(root), "custom": own, **(data or {})}
+    return parse_recipe({"name": "geo", "data": values, "shards": {"uri": str(root / "shards")}})
+
+
+def shard(root, **custom):
+    """Makes the shards of `recipe`; returns its card."""
+    return run(recipe(root, **custom), inline=True)
+
+
+def problems(root, **custom):
+    """All that `pipeline.shard --check` lists, in one text; a refused recipe counts as well."""
+    try:
+        return "\n".join(check(recipe(root, **custom), inline=True))
+    except D2LSError as error:
+        return str(error)
+
+
+def samples(root):
+    """Decoded samples of the shards by key: image (H W C), class ids (H W), the JSON member."""
+    import io
+    import json
+    import tarfile
+
+    from sharding.codecs import decode_image, decode_mask
+
+    found = {}
+    for tar_file in sorted((root / "shards").rglob("*.tar")):
+        with tarfile.open(fileobj=io.BytesIO(tar_file.read_bytes())) as tar:
+            parts = {member.name: tar.extractfile(member).read() for member in tar}
+        for key in {name.split(".")[0] for name in parts}:
+            image = next(name for name in parts if name.startswith(f"{key}.image."))
+            found[key] = (
+                decode_image(parts[image], image.rsplit(".", 1)[1]),
+                decode_mask(parts[f"{key}.mask.png"]),
+                json.loads(parts[f"{key}.json"]),
+            )
+    return found
