@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -72,7 +73,7 @@ class FileRef:
 
 @dataclass(frozen=True)
 class FileTree:
-    """All files below a root by relative path with forward slashes, in sorted order."""
+    """The files below a root by relative path (forward slashes, Unicode NFC), in natural order; no hidden ones."""
 
     root: Path
     files: Mapping[str, FileRef]
@@ -97,7 +98,8 @@ class FileTree:
             follow_links: accept symbolic links that lead out of the folder.
 
         Raises:
-            DataError: no such folder, a link out of it, an archive that is refused.
+            DataError: no such folder; a link out of it, to itself or to nothing; an archive that is refused; two files
+                whose names differ only in their Unicode form.
         """
         top = Path(root).expanduser().absolute()
         if not top.exists():
@@ -105,7 +107,7 @@ class FileTree:
                 f"{top}: no such folder. Point data.root at the unpacked data set or its archives."
             )
         single = top.is_file()
-        files: dict[str, FileRef] = {} if single else dict(_walk(top, follow_links))
+        files: dict[str, FileRef] = {} if single else _composed(_walk(top, follow_links))
         archives = (
             {top.name: top} if single else {n: Path(r.path) for n, r in files.items() if r.suffix == ".zip"}
         )
@@ -114,9 +116,12 @@ class FileTree:
             if check_archives and expected:
                 check_md5(archive, expected)
             folder = PurePosixPath(name).parent
-            for member, entry in list_members(archive).items():
-                ref = FileRef(str(archive), member, f"{entry.file_size}-{entry.CRC:08x}")
-                files.setdefault(str(folder / member), ref)
+            members = (
+                (str(folder / member), FileRef(str(archive), member, f"{entry.file_size}-{entry.CRC:08x}"))
+                for member, entry in list_members(archive).items()
+                if not is_hidden(member)
+            )
+            files = _composed(members) | files
         if not files:
             raise DataError(
                 f"{top}: the folder is empty. Point data.root at the unpacked data set or its archives."
@@ -141,22 +146,56 @@ def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
 
 
+def is_hidden(path: str | PurePosixPath) -> bool:
+    """Returns whether a part of a relative path begins with a dot, or is the `__MACOSX` of zip archives."""
+    parts = PurePosixPath(path).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+
+
+def composed(text: str) -> str:
+    """Returns text in Unicode form NFC: macOS spells file names decomposed (NFD), most other systems composed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _composed(found: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+    files: dict[str, FileRef] = {}
+    for name, ref in found:
+        other = files.setdefault(composed(name), ref)
+        if other is not ref:
+            raise DataError(
+                f"{other} and {ref}: the two names look the same and differ only in their Unicode form "
+                "(NFC, NFD). Rename or delete one of them."
+            )
+    return files
+
+
 def _walk(top: Path, follow_links: bool) -> Iterator[tuple[str, FileRef]]:
     home = top.resolve()
     for folder, folders, names in os.walk(top, followlinks=True):
         here = Path(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        names = [name for name in names if not is_hidden(name)]
         for name in (*folders, *names):
-            target = here / name
-            if target.is_symlink() and not follow_links and not target.resolve().is_relative_to(home):
-                raise DataError(
-                    f"{target}: this link leads out of the data set, to {target.resolve()}. "
-                    "Set data.follow_links=true if that is meant."
-                )
+            if (here / name).is_symlink():
+                _check_link(here / name, top, home, follow_links)
         for name in names:
-            if not name.startswith("."):
-                file = here / name
-                yield file.relative_to(top).as_posix(), FileRef(str(file), "", _stamp(file))
+            file = here / name
+            yield file.relative_to(top).as_posix(), FileRef(str(file), "", _stamp(file))
+
+
+def _check_link(link: Path, top: Path, home: Path, follow_links: bool) -> None:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13
+        raise DataError(f"{link}: this link leads to itself or to nothing. Delete it or mend it.") from error
+    if not follow_links and not target.is_relative_to(home):
+        raise DataError(
+            f"{link}: this link leads out of the data set, to {target}. "
+            "Set data.follow_links=true if that is meant."
+        )
+    above = [folder for folder in link.parents if folder.is_relative_to(top)]
+    if target in [folder.resolve() for folder in above]:
+        raise DataError(f"{link}: this link leads back to {target}, a folder it is in. Delete it.")
 
 
 def _stamp(file: Path) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from d2ls.errors import DataError
 from sharding.archives import list_members
-from sharding.files import FileTree, natural
+from sharding.files import FileTree, is_hidden, natural
 
 
 def archive(path, *members):
@@ -99,3 +99,40 @@ def test_a_missing_or_empty_root_is_named(tmp_path):
 
 def test_numbers_in_names_are_ordered_as_numbers():
     assert sorted(["10.png", "9.png", "a2", "a10"], key=natural) == ["9.png", "10.png", "a2", "a10"]
+
+
+@pytest.mark.parametrize(("target", "message"), [
+    ("self.tif", r"images/self\.tif: this link leads to itself or to nothing"),
+    ("nowhere.tif", r"images/self\.tif: this link leads to itself or to nothing"),
+    (".", r"images/self\.tif: this link leads back to .*/images, a folder it is in"),
+    ("../other", r"link leads back to .*/images, a folder it is in"),
+])  # fmt: skip
+def test_links_in_a_circle_are_named(tmp_path, target, message):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.tif").write_bytes(b"x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "back").symlink_to("../images")
+    (tmp_path / "images" / "self.tif").symlink_to(target)
+    with pytest.raises(DataError, match=message):
+        FileTree.open(tmp_path)
+
+
+def test_hidden_files_are_left_out_on_disk_and_in_archives(tmp_path):
+    names = ("a.png", "._a.png", ".trash/b.png", "__MACOSX/c.png")
+    archive(tmp_path / "x.zip", *((f"in/{name}", b"x") for name in names))
+    for name in names:
+        (tmp_path / "on" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "on" / name).write_bytes(b"x")
+    assert list(FileTree.open(tmp_path).files) == ["in/a.png", "on/a.png", "x.zip"]
+    assert not is_hidden("../a/b.c.png")
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    (tmp_path / decomposed).write_bytes(b"x")
+    tree = FileTree.open(tmp_path)
+    assert list(tree.files) == [composed]
+    assert tree.files[composed].read() == b"x"
+    (tmp_path / composed).write_bytes(b"y")
+    with pytest.raises(DataError, match="differ only in their Unicode form"):
+        FileTree.open(tmp_path)
