@@ -224,10 +224,10 @@ def check_shared(recipe: Recipe, cluster: Cluster) -> None:
                 f"{key}: {uri} is a local path, the cluster has {cluster.nodes} nodes. Use s3://bucket/prefix or "
                 "another object store; where it is a disk that all nodes mount, set D2LS_SHARED_PATHS=1"
             )
-    from pipeline.tracking import location
+    from pipeline.tracking import connection
 
-    store = location.resolve_uri(recipe.tracking.uri, Path.cwd())
-    if location.sqlite_file(store) is not None:
+    store = connection.resolve_uri(recipe.tracking.uri, Path.cwd())
+    if connection.sqlite_file(store) is not None:
         raise TrackingError(
             f"tracking.uri: {store} is a local file, the cluster has {cluster.nodes} nodes. Start `mlflow server` and "
             "set tracking.uri or MLFLOW_TRACKING_URI to http://HOST:5000; where it is on a disk that all nodes mount, "

@@ -12,7 +12,7 @@ MLflow itself is imported on first use, so importing this package is quick.
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, should_promote
-from pipeline.tracking.rows import RunRow, table
+from pipeline.tracking.runs import RunRow, table
 from pipeline.tracking.store import Store
 from pipeline.tracking.writer import RunWriter
 

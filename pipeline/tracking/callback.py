@@ -15,7 +15,7 @@ import torch
 from d2ls.errors import D2LSError
 from d2ls.training.reports import Callback, EvaluationReport, StepReport
 from pipeline import figures
-from pipeline.tracking import location, samples
+from pipeline.tracking import connection, samples
 from pipeline.tracking.monitor import Monitor
 from pipeline.tracking.writer import SPOOL_TAG, RunWriter
 
@@ -48,9 +48,9 @@ class TrackingCallback(Callback):
     def __init__(
         self, store_uri: str, run_id: str, spool_folder: Path | str, recipe: "Recipe", shards: "ShardSet"
     ) -> None:
-        file = location.sqlite_file(store_uri)
+        file = connection.sqlite_file(store_uri)
         if file is not None and not file.is_file():
-            location.connect(store_uri)  # raises with the way out
+            connection.connect(store_uri)  # raises with the way out
         self.recipe, self.shards = recipe, shards
         folder = Path(spool_folder).absolute()
         self.writer = RunWriter(store_uri, run_id, folder)
@@ -203,7 +203,7 @@ def _loss(name: str) -> str:
 
 
 def _hardware() -> str:
-    from pipeline.tracking.facts import hardware
+    from pipeline.tracking.run_tags import hardware
 
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if torch.cuda.is_available():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.bundle import INFO_FILE, ModelInfo
-from pipeline.tracking import location
+from pipeline.tracking import connection
 from pipeline.tracking.model_card import model_card, scores
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, versions
 from pipeline.tracking.saved_model import bundle_digest, fetch_bundle, save_model
@@ -49,7 +49,7 @@ def register(
         TrackingError: the store refuses.
         WeightsError: no model there.
     """
-    with tempfile.TemporaryDirectory() as scratch, location.named(store.uri, model=name):
+    with tempfile.TemporaryDirectory() as scratch, connection.named(store.uri, model=name):
         bundle = fetch_bundle(checkpoint_folder, Path(scratch) / "bundle")
         digest = bundle_digest(bundle)
         for version in versions(store, name):
@@ -176,7 +176,7 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    with location.as_default(store.uri):
+    with connection.as_default(store.uri):
         made = client.create_model_version(
             name,
             source=f"models:/{model_id}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.bundle import INFO_FILE
 from d2ls.errors import TrackingError
-from pipeline.tracking import location
+from pipeline.tracking import connection
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Version
@@ -56,7 +56,7 @@ def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersio
         version: its number.
         reason: why; with the scores that were compared.
     """
-    with location.named(store.uri, model=name):
+    with connection.named(store.uri, model=name):
         old = by_alias(store, name, CHAMPION)
         challenger = by_alias(store, name, CHALLENGER)
         store.client.set_registered_model_alias(name, CHAMPION, version)
@@ -109,7 +109,7 @@ def by_version(store: "Store", name: str, version: str) -> ModelVersion:
     Raises:
         TrackingError: none with that number.
     """
-    with location.named(store.uri, model=f"{name} version {version}"):
+    with connection.named(store.uri, model=f"{name} version {version}"):
         return _version(store.client.get_model_version(name, version))
 
 
@@ -188,7 +188,7 @@ def _model_id(store: "Store", model_uri: str) -> str:
         return model_uri.removeprefix("models:/")
     if model_uri.startswith("runs:/"):
         run_id = model_uri.removeprefix("runs:/").split("/", 1)[0]
-        with location.named(store.uri, run=run_id):
+        with connection.named(store.uri, run=run_id):
             outputs = store.client.get_run(run_id).outputs
         models = list(outputs.model_outputs) if outputs else []
         if not models:

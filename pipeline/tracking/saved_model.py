@@ -9,7 +9,7 @@ from typing import Any
 from d2ls import storage
 from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo
 from d2ls.errors import WeightsError
-from pipeline.tracking import code, location
+from pipeline.tracking import code, connection
 
 SCRIPT = Path(__file__).with_name("served_model.py")
 
@@ -68,7 +68,7 @@ def save_model(
         package = code.write_package(Path(scratch) / "code")
         artifacts = {"bundle": bundle, "code": Path(scratch) / "code", **extra}
         example = np.random.default_rng(0).integers(0, 255, (1, 32, 32, len(info.bands))).astype(info.dtype)
-        with location.quiet():
+        with connection.quiet():
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(SCRIPT),

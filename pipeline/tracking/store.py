@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline import driver
-from pipeline.tracking import finding, location, opening, view, writer
-from pipeline.tracking.finding import DRIVER_TAG, PARENT_TAG
-from pipeline.tracking.rows import RunRow, row_of
+from pipeline import process_identity
+from pipeline.tracking import connection, runs, view, writer
+from pipeline.tracking.runs import DRIVER_TAG, PARENT_TAG, RunRow, row_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,26 +57,26 @@ class Store:
             TrackingError: the store cannot be reached or made; says what to do.
         """
         folder = folder or Path.cwd()
-        uri = location.resolve_uri(config.uri if config else None, folder)
+        uri = connection.resolve_uri(config.uri if config else None, folder)
         if not create:
-            location.require(uri)
-        location.prepare(uri)
-        return cls(uri, location.artifact_root(uri, folder))
+            connection.require(uri)
+        connection.prepare(uri)
+        return cls(uri, connection.artifact_root(uri, folder))
 
     @property
     def client(self) -> "MlflowClient":
         """MLflow's client of this store."""
-        return location.connect(self.uri)
+        return connection.connect(self.uri)
 
     def ui_command(self, port: int = 5000) -> str:
         """Returns the command line that opens the MLflow UI on this store, or its address where it is a server."""
-        if location.is_server(self.uri):
+        if connection.is_server(self.uri):
             return self.uri
         return f"{sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
 
     def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
         """Returns the address of an experiment's run list in the UI, with the columns that tell runs apart."""
-        root = self.uri if location.is_server(self.uri) else root
+        root = self.uri if connection.is_server(self.uri) else root
         return view.run_list(root, self.experiment_id(experiment))
 
     def experiment_id(self, name: str) -> str:
@@ -86,11 +85,11 @@ class Store:
         Raises:
             TrackingError: it was deleted, or the store refuses.
         """
-        return opening.experiment_id(self, name)
+        return runs.experiment_id(self, name)
 
     def start_sweep_run(self, recipe: "Recipe", card: "DatasetCard", name: str) -> str:
         """Opens (or finds again, by name) the parent run of a sweep; returns its id."""
-        return opening.start(self, recipe, card, name, "sweep", {})
+        return runs.start(self, recipe, card, name, "sweep", {})
 
     def start_training_run(
         self,
@@ -115,11 +114,11 @@ class Store:
         extra = dict(tags or {})
         if parent_run_id:
             extra[PARENT_TAG] = parent_run_id
-        return opening.start(self, recipe, card, name, "trial" if parent_run_id else "training", extra)
+        return runs.start(self, recipe, card, name, "trial" if parent_run_id else "training", extra)
 
     def end_run(self, run_id: str, status: Status = "FINISHED") -> None:
         """Closes a run, after sending what its writer left on this machine."""
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             row = self.run(run_id)
             try:
                 self._send_left(row)
@@ -131,21 +130,21 @@ class Store:
         """Logs numbers of one step at once."""
         from mlflow.entities import Metric
 
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             rows = [Metric(key, float(value), writer.now(), step) for key, value in values.items()]
             for start in range(0, len(rows), 1000):
                 self.client.log_batch(run_id, metrics=rows[start : start + 1000])
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Logs a text file."""
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             self.client.log_text(run_id, text, file)
 
     def log_picture(
         self, run_id: str, key: str, image: npt.NDArray[np.uint8], step: int | None = None
     ) -> None:
         """Logs a picture (H W 3, RGB): with a step it moves under its key, without one it is the file `key`.png."""
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             if step is None:
                 self.client.log_image(run_id, image, f"{key}.png")
             else:
@@ -153,14 +152,14 @@ class Store:
 
     def log_file(self, run_id: str, file: Path, folder: str | None = None) -> None:
         """Logs a local file."""
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             self.client.log_artifact(run_id, str(file), folder)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Sets tags."""
         from mlflow.entities import RunTag
 
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def describe(self, run_id: str, markdown: str) -> None:
@@ -173,7 +172,7 @@ class Store:
         Raises:
             TrackingError: no such run.
         """
-        with location.named(self.uri, run=run_id):
+        with connection.named(self.uri, run=run_id):
             return row_of(self.client.get_run(run_id))
 
     def recipe(self, run_id: str) -> "Recipe":
@@ -204,16 +203,16 @@ class Store:
         Raises:
             TrackingError: none; names the newest runs.
         """
-        return finding.find(self, run, experiment)
+        return runs.find(self, run, experiment)
 
     def children(self, parent_id: str) -> list[RunRow]:
         """Returns the trials of a sweep, oldest first."""
-        return finding.children(self, parent_id)
+        return runs.children(self, parent_id)
 
     def run_folder(self, row: RunRow) -> str | None:
         """Returns the location of a run's folder; None where none is noted (a sweep has none)."""
-        shown = row.tags.get(opening.FOLDER_TAG)
-        return opening.whole_folder(self.uri, shown) if shown else None
+        shown = row.tags.get(runs.FOLDER_TAG)
+        return runs.whole_folder(self.uri, shown) if shown else None
 
     def send_spooled(self, run_id: str, folder: Path) -> int:
         """Sends what a writer could not, from its folder on this machine; returns how many entries.
@@ -228,11 +227,11 @@ class Store:
 
     def close_orphans(self) -> list[RunRow]:
         """Closes runs of this machine whose driver is gone (as KILLED) and sends what they left; returns them."""
-        here = f"{finding.quoted(socket.gethostname())}:%"
-        for row in list(finding.search(self, f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
-            if driver.is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
+        here = f"{runs.quoted(socket.gethostname())}:%"
+        for row in list(runs.search(self, f"tags.`{writer.SPOOL_TAG}` LIKE '{here}'")):
+            if process_identity.is_gone(row.tags.get(DRIVER_TAG, "")) or row.status != "RUNNING":
                 self._send_left(row)
-        orphans = finding.orphans(self)
+        orphans = runs.orphans(self)
         for row in orphans:
             self.set_tags(row.run_id, {"d2ls.end": f"driver {row.tags[DRIVER_TAG]} is gone"})
             self.end_run(row.run_id, "KILLED")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import location
+from pipeline.tracking import connection
 from pipeline.tracking.spool import Entry, Spool
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RunWriter:
     def _send_some(self) -> None:
         if not len(self.spool):
             return
-        connect = self._connect or location.connect
+        connect = self._connect or connection.connect
         while time.monotonic() < self._deadline:
             with _alone(self.spool.folder):
                 entries = self.spool.oldest(BATCH)

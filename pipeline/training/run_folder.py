@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
-from pipeline import driver
+from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe
 
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
@@ -135,12 +135,12 @@ class RunFolder:
         with self._alone():
             facts = self.facts()
             owner = facts.get("driver", "")
-            if facts.get("state") == RUNNING and driver.is_another(owner):
+            if facts.get("state") == RUNNING and process_identity.is_another(owner):
                 raise ConfigError(
-                    f"run {self.name} is being trained by process {driver.process_id(owner)}; wait for it, or stop it "
-                    "first"
+                    f"run {self.name} is being trained by process {process_identity.process_id(owner)}; wait for it, "
+                    "or stop it first"
                 )
-            self._add({"state": RUNNING, "driver": driver.this_process()})
+            self._add({"state": RUNNING, "driver": process_identity.this_process()})
 
     def recipe(self) -> Recipe:
         """Reads the recipe that the run was started with.

@@ -16,7 +16,7 @@ from d2ls.shards import ShardSet
 from d2ls.training.reports import EvaluationReport, StepReport
 from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, TrackingCallback, database, table
+from pipeline.tracking import Store, TrackingCallback, connection, table
 from pipeline.tracking.spool import Entry, Spool
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
@@ -192,10 +192,10 @@ def test_an_older_schema_is_brought_up_to_date_and_kept(tmp_path: Path) -> None:
 
     file = tmp_path / "mlflow.db"
     Store.open(TrackingConfig(uri=f"sqlite:///{file}"))
-    newest = database.revision(file)
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'unknown-future'")
-        connection.commit()
+    newest = connection.revision(file)
+    with closing(sqlite3.connect(file)) as opened:
+        opened.execute("UPDATE alembic_version SET version_num = 'unknown-future'")
+        opened.commit()
     with pytest.raises(TrackingError, match="cannot be opened"):
         Store.open(TrackingConfig(uri=f"sqlite:///{file}"))
     assert newest

@@ -7,7 +7,7 @@ import pytest
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
-from pipeline import driver
+from pipeline import process_identity
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
@@ -106,13 +106,13 @@ def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
     folder.claim()
     folder.claim()  # this very process may
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    folder.note(driver=driver.name_of(other.pid))
+    folder.note(driver=process_identity.name_of(other.pid))
     with pytest.raises(ConfigError, match=f"trained by process {other.pid}"):
         folder.claim()
     other.communicate(b"\n")
     folder.claim()
     facts = folder.facts()
-    assert (facts["state"], facts["driver"]) == ("running", driver.this_process())
+    assert (facts["state"], facts["driver"]) == ("running", process_identity.this_process())
 
 
 def test_best_names_the_checkpoint(folder, tmp_path):

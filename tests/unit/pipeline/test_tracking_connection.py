@@ -9,7 +9,7 @@ import pytest
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, location, opening
+from pipeline.tracking import Store, connection, runs
 
 
 @pytest.fixture(autouse=True)
@@ -21,28 +21,29 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipe_wins_over_environment_over_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert location.resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert connection.resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000/")
-    assert location.resolve_uri(None, tmp_path) == "http://host:5000"
-    assert location.resolve_uri("sqlite:///sub/runs.db", tmp_path) == f"sqlite:///{tmp_path}/sub/runs.db"
-    assert location.resolve_uri("sqlite:////abs/runs.db", tmp_path) == "sqlite:////abs/runs.db"
+    assert connection.resolve_uri(None, tmp_path) == "http://host:5000"
+    assert connection.resolve_uri("sqlite:///sub/runs.db", tmp_path) == f"sqlite:///{tmp_path}/sub/runs.db"
+    assert connection.resolve_uri("sqlite:////abs/runs.db", tmp_path) == "sqlite:////abs/runs.db"
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "s3://bucket"])
 def test_a_store_that_mlflow_no_longer_writes_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="sqlite:///mlflow"):
-        location.resolve_uri(uri, tmp_path)
+        connection.resolve_uri(uri, tmp_path)
 
 
 def test_files_lie_beside_the_database_and_a_server_decides_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (
-        location.artifact_root(f"sqlite:///{tmp_path}/a/b.db", tmp_path) == f"file://{tmp_path}/a/mlartifacts"
+        connection.artifact_root(f"sqlite:///{tmp_path}/a/b.db", tmp_path)
+        == f"file://{tmp_path}/a/mlartifacts"
     )
-    assert location.artifact_root("http://host:5000", tmp_path) is None
+    assert connection.artifact_root("http://host:5000", tmp_path) is None
     monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", "s3://bucket/x")
-    assert location.artifact_root("postgresql://host/db", tmp_path) == "s3://bucket/x"
+    assert connection.artifact_root("postgresql://host/db", tmp_path) == "s3://bucket/x"
 
 
 def test_a_reader_makes_no_store(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_reader_makes_no_store(tmp_path: Path) -> None:
 
 def test_a_worker_that_does_not_see_the_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="mlflow server"):
-        location.connect(f"sqlite:///{tmp_path}/elsewhere.db")
+        connection.connect(f"sqlite:///{tmp_path}/elsewhere.db")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_worker_that_does_not_see_the_file_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_refusals_name_the_way_out(status: int, text: str, words: str) -> None:
-    assert words in location.explain_refusal("http://box:5000", status, text)
+    assert words in connection.explain_refusal("http://box:5000", status, text)
 
 
 def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +110,10 @@ def test_credentials_of_the_environment_are_used(
     try:
         uri = f"http://127.0.0.1:{server.server_port}"
         with pytest.raises(TrackingError, match=r"refuses the credentials.*MLFLOW_TRACKING_TOKEN"):
-            location.probe(uri)
+            connection.probe(uri)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        location.probe(uri)
+        connection.probe(uri)
     finally:
         server.shutdown()
         server.server_close()
@@ -129,5 +130,5 @@ def test_credentials_of_the_environment_are_used(
     ],
 )
 def test_a_run_folder_is_shown_short_and_found_whole(store: str, folder: str, shown: str) -> None:
-    assert opening.shown_folder(store, folder) == shown
-    assert opening.whole_folder(store, shown) == folder
+    assert runs.shown_folder(store, folder) == shown
+    assert runs.whole_folder(store, shown) == folder
