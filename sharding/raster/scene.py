@@ -18,8 +18,10 @@ from rasterio.enums import Resampling
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
-from sharding.raster.reader import GDAL_CACHE_BYTES, TIFF_SUFFIXES, WHOLE_SUFFIXES, Raster, open_raster
-from sharding.raster.reader import _color_table as color_table
+from sharding.raster.base import Raster
+from sharding.raster.gdal import GDAL_CACHE_BYTES, TIFF_SUFFIXES, color_table
+from sharding.raster.reader import open_raster
+from sharding.raster.whole import WHOLE_SUFFIXES
 
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, *WHOLE_SUFFIXES)
 METRES_PER_DEGREE = 111_320.0

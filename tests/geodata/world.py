@@ -57,7 +57,7 @@ def pair(root, name="a", image=None, mask=None, **profile):
 
 
 def recipe(root, *, data=None, **custom):
-    """A recipe over `images/*.tif` and `labels/*.tif` with the ids 0, 1, 2 and 255 ignored; every scene is in `train`."""
+    """A recipe over `images/*.tif`, `labels/*.tif`: ids 0, 1, 2, ignored 255, every scene in `train`."""
     own = {
         "images": "images/*.tif", "masks": "labels/*.tif",
         "classes": [
