@@ -4,12 +4,13 @@ Checkpoints hold one, the registry holds one, prediction and evaluation read one
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from d2ls.errors import WeightsError
+from d2ls.errors import ConfigError, WeightsError
 from d2ls.labels import ClassTable
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 BUNDLE_VERSION = 1
+PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
+_MEND = "Was the file edited? Take the model from its run or registry again"
 
 
 @dataclass(frozen=True)
@@ -72,21 +75,59 @@ class ModelInfo:
     def from_json(cls, text: str, *, where: str = INFO_FILE) -> Self:
         """Inverse of `to_json`.
 
+        Args:
+            text: JSON.
+            where: what to name in errors: the model that was asked for, or the file.
+
         Raises:
-            WeightsError: not a model description, or of a newer version.
+            WeightsError: not a model description, an impossible value, or of a newer version.
         """
         try:
             values = json.loads(text)
             version = values["version"]
             if version > BUNDLE_VERSION:
                 raise WeightsError(
-                    f"{where}: model version {version}, this release reads up to {BUNDLE_VERSION}"
+                    f"{where}: model version {version}, this release reads up to {BUNDLE_VERSION}; update it"
                 )
+            if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
+                raise WeightsError(f"{where}: {INFO_FILE} holds unknown key(s) {', '.join(unknown)}. {_MEND}")
             values["classes"] = ClassTable.from_json(values["classes"])
             values["bands"] = tuple(values["bands"])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(f"{where}: not the description of a model ({error!r})") from error
+            info = cls(**values)
+            problem = next(info.problems(), None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsError(
+                f"{where}: {INFO_FILE} is not the description of a model ({error!r})"
+            ) from error
+        if problem:
+            raise WeightsError(f"{where}: {INFO_FILE}: {problem}. {_MEND}")
+        return info
+
+    def problems(self) -> Iterator[str]:
+        """Yields what contradicts itself or cannot be, a clause each."""
+        config: object = self.config
+        normalization: object = self.normalization
+        if not isinstance(config, Mapping) or not isinstance(normalization, Mapping):
+            yield "config and normalization must be mappings"
+            return
+        network = {"num_classes": self.classes.num_classes, "bands": len(self.bands)}
+        for key, here in network.items():
+            if config.get(key, here) != here:
+                names = self.classes.names if key == "num_classes" else self.bands
+                yield f"config.{key} is {config[key]!r}, but {here} are listed: {', '.join(map(str, names))}"
+        for key in ("pretrained", "weights"):
+            if config.get(key):
+                yield f"config.{key} is {config[key]!r}; a saved model holds all its weights, remove the key"
+        for key in ("mean", "std"):
+            if len(normalization.get(key, self.bands)) != len(self.bands):
+                yield f"normalization.{key} has {len(normalization[key])} value(s) for {len(self.bands)} band(s)"
+        if not isinstance(self.window, int) or self.window < 1:
+            yield f"window is {self.window!r}; it is a side in pixels, at least 1"
+        if self.dtype not in PIXEL_TYPES:
+            yield f"dtype is {self.dtype!r}; allowed are {', '.join(PIXEL_TYPES)}"
+        distance = self.ground_sampling_distance
+        if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
+            yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
 
 
 def save_bundle(folder: Path, network: "nn.Module", info: ModelInfo) -> None:
@@ -103,8 +144,12 @@ def write_bundle(folder: Path, weights: "Mapping[str, Tensor]", info: ModelInfo)
     (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
 
 
-def load_bundle(folder: Path) -> tuple["nn.Module", ModelInfo]:
-    """Rebuilds a network, on CPU in evaluation mode, from a folder.
+def load_bundle(folder: Path, *, where: str = "") -> tuple["nn.Module", ModelInfo]:
+    """Rebuilds a network, on CPU in evaluation mode, from a folder. Nothing is downloaded.
+
+    Args:
+        folder: holds the two files.
+        where: what to name in errors, the model that was asked for; empty: the folder.
 
     Raises:
         WeightsError: a file is missing, damaged, or does not fit the network it describes.
@@ -114,18 +159,39 @@ def load_bundle(folder: Path) -> tuple["nn.Module", ModelInfo]:
 
     from d2ls.model import Normalization, build_model
 
-    for name in (INFO_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise WeightsError(
-                f"{folder}: no {name}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
-            )
-    info = ModelInfo.from_json(
-        (folder / INFO_FILE).read_text(encoding="utf-8"), where=str(folder / INFO_FILE)
-    )
-    network = build_model(**info.config)
-    network.normalization = Normalization.from_json(info.normalization)
+    where = where or str(folder)
+    info = read_info(folder, where=where)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise WeightsError(
+            f"{where}: no {WEIGHTS_FILE}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
+        )
+    try:
+        network = build_model(**info.config)
+        network.normalization = Normalization.from_json(info.normalization)
+    except (ConfigError, TypeError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{where}: {INFO_FILE} describes no network that can be built: {error}. {_MEND}"
+        ) from error
     try:
         network.load_state_dict(load_file(str(folder / WEIGHTS_FILE)))
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise WeightsError(f"{folder / WEIGHTS_FILE}: weights do not fit {INFO_FILE}: {error}") from error
+        raise WeightsError(f"{where}: {WEIGHTS_FILE} does not fit {INFO_FILE}: {error}. {_MEND}") from error
     return network.eval(), info
+
+
+def read_info(folder: Path, *, where: str = "") -> ModelInfo:
+    """Reads the description in a bundle's folder; the weights are not touched.
+
+    Raises:
+        WeightsError: missing, unreadable or impossible.
+    """
+    where = where or str(folder)
+    try:
+        text = (folder / INFO_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{where}: no {INFO_FILE}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{where}: {INFO_FILE} cannot be read: {error}") from error
+    return ModelInfo.from_json(text, where=where)

@@ -5,6 +5,7 @@ server of one's own is named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as the 
 """
 
 import contextlib
+import io
 import os
 import posixpath
 import shutil
@@ -137,6 +138,46 @@ def upload(source: Path, uri: str | os.PathLike[str]) -> None:
         fs.copy_files(
             str(source), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system
         )
+
+
+def download(uri: str | os.PathLike[str], target: Path) -> None:
+    """Copies a file to a local path in pieces, never whole in memory; the target's folder must exist.
+
+    Raises:
+        StorageError: missing, unreadable, or no space.
+    """
+    system, path = resolve(uri)
+    with _named(uri), system.open_input_stream(path) as source, target.open("wb") as stream:
+        shutil.copyfileobj(source, stream, 2**22)
+
+
+def open_input(uri: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file for reading anywhere in it; an object store is asked for the pieces that are read.
+
+    Raises:
+        StorageError: missing or unreadable.
+    """
+    system, path = resolve(uri)
+    with _named(uri):
+        return io.BufferedReader(system.open_input_file(path), 2**20)
+
+
+def fingerprint(uri: str | os.PathLike[str]) -> str:
+    """Returns what changes when a file's content does: size, time, and the store's own tag where there is one.
+
+    Raises:
+        StorageError: there is no such file.
+    """
+    system, path = resolve(uri)
+    with _named(uri):
+        entry = system.get_file_info(path)
+        if entry.type != fs.FileType.File:
+            raise StorageError(f"{os.fspath(uri)}: no such file")
+        tag = b""
+        if not is_local(uri):
+            with system.open_input_file(path) as stream:
+                tag = (stream.metadata() or {}).get(b"ETag", b"")
+    return f"{entry.size}-{entry.mtime_ns}" + (f"-{tag.decode().strip(chr(34))}" if tag else "")
 
 
 def make_folder(uri: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
@@ -72,21 +73,22 @@ def evaluate(
         DataError: the model takes other bands or pixel types.
         ShardError: no such shards or split.
     """
+    from d2ls.bundle import read_info
     from d2ls.shards import ShardSet
     from pipeline.console import step_progress
     from pipeline.evaluation.result import Evaluation
-    from pipeline.models import model_files, model_info
+    from pipeline.models import fetch_model
 
     started = time.monotonic()
-    files = model_files(model, tracking_uri=tracking_uri)
-    info = model_info(files, where=model)
-    shards = ShardSet.open(shards_uri)
-    check_fit(model, info, shards.card, shards_uri)
-    window = window_for(shards, split, info.window)
-    share = _Share(shards_uri, split, batch_size, window, decoders)
     settings = {"augmentation": augmentation, "batch_size": batch_size}
-    with step_progress(f"scoring {model} on {split}", silent=not show) as told:
-        samples = _count(files, settings, share, cluster, told)
+    with fetch_model(model, tracking_uri=tracking_uri) as folder:
+        info = read_info(folder, where=model)
+        shards = ShardSet.open(shards_uri)
+        check_fit(model, info, shards.card, shards_uri)
+        window = window_for(shards, split, info.window)
+        share = _Share(shards_uri, split, batch_size, window, decoders)
+        with step_progress(f"scoring {model} on {split}", silent=not show) as told:
+            samples = _count(folder, model, settings, share, cluster, told)
     return Evaluation(
         model=model,
         dataset={
@@ -201,22 +203,26 @@ def _counted(batches: "EvaluationLoader", told: Callable[[int, int], None]) -> "
 
 
 def _count(
-    files: dict[str, bytes],
+    folder: Path,
+    model: str,
     settings: dict[str, Any],
     share: _Share,
     cluster: ClusterConfig | None,
     told: Callable[[int, int], None],
 ) -> "list[SampleCounts]":
     from d2ls.inference.scoring import merge
-    from pipeline.prediction.workers import ModelWorker, spread
+    from pipeline.models import load_segmenter
+    from pipeline.prediction.workers import spread
 
     if cluster is None:
-        return count_share(ModelWorker(files, settings).segmenter, share, told)
+        return count_share(load_segmenter(folder, where=model, **settings), share, told)
     # Several shares a worker: one that is slow or lost holds up little, and one sees how far it is.
     parts = cluster.worker_range[1] * SHARES_PER_WORKER
     shares = [share.of(rank, parts) for rank in range(parts)]
     found = []
-    for done, (_, result) in enumerate(spread(count_share, shares, files, settings, cluster), start=1):
+    for done, (_, result) in enumerate(
+        spread(count_share, shares, folder, model, settings, cluster), start=1
+    ):
         told(done, parts)
         if isinstance(result, D2LSError):
             raise result

@@ -5,15 +5,16 @@ a server is needed.
 """
 
 import contextlib
+import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
-from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo, load_bundle
+from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, load_bundle
 from d2ls.errors import WeightsError
+from pipeline.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from d2ls.inference import Segmenter
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BEST_FILES = ("checkpoints/best.json", "best.json")
 """Below a run folder, or in its folder of checkpoints: names the best checkpoint, which lies beside it."""
 
+BUNDLE_FILES = (INFO_FILE, WEIGHTS_FILE)
 REGISTRY_SCHEMES = ("models:/", "runs:/")
 FORMS = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH, a run folder, a checkpoint folder, or a folder with "
@@ -54,56 +56,79 @@ def load_model(
         WeightsError: no model there, or a damaged one.
         TrackingError: the registry does not know it or cannot be reached.
     """
+    with fetch_model(uri, tracking_uri=tracking_uri) as folder:
+        return load_segmenter(
+            folder, where=uri, device=device, augmentation=augmentation, batch_size=batch_size, window=window,
+            overlap=overlap,
+        )  # fmt: skip
+
+
+def load_segmenter(folder: Path, *, where: str, overlap: float | None = None, **settings: Any) -> "Segmenter":
+    """Loads a model from a local folder with its two files.
+
+    Args:
+        folder: see `fetch_model`.
+        where: the model that was asked for, for messages.
+        overlap: overlap of windows as a share of their side; None takes the default.
+        **settings: further arguments of `d2ls.inference.Segmenter`.
+
+    Raises:
+        WeightsError: damaged.
+    """
     from d2ls.inference import Segmenter
     from d2ls.inference.segmenter import OVERLAP
 
-    with fetch_model(uri, tracking_uri=tracking_uri) as folder:
-        network, info = load_bundle(folder)
-    return Segmenter(
-        network, info, device=device, augmentation=augmentation, batch_size=batch_size, window=window,
-        overlap=OVERLAP if overlap is None else overlap,
-    )  # fmt: skip
+    network, info = load_bundle(folder, where=where)
+    return Segmenter(network, info, overlap=OVERLAP if overlap is None else overlap, **settings)
 
 
 @contextlib.contextmanager
 def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
-    """Yields a local folder with the model's two files; a download is deleted afterwards."""
+    """Yields a local folder with the model's two files; a download is deleted afterwards.
+
+    Raises:
+        WeightsError: no model there.
+        TrackingError: the registry does not know it or cannot be reached.
+    """
     if uri.startswith(REGISTRY_SCHEMES):
         from pipeline.config.tracking import TrackingConfig
         from pipeline.tracking import Store
 
         store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
-        with tempfile.TemporaryDirectory(prefix="d2ls-model-") as folder:
-            yield _bundle_below(Path(store.download(uri, Path(folder))), uri)
+        with scratch_folder() as folder:
+            yield _bundle_below(Path(store.download(uri, folder)), uri)
         return
     found = _find(uri)
     if storage.is_local(found):
         yield storage.local_path(found)
         return
-    with tempfile.TemporaryDirectory(prefix="d2ls-model-") as folder:
-        for name in (INFO_FILE, WEIGHTS_FILE):
-            Path(folder, name).write_bytes(storage.read_bytes(storage.join(found, name)))
-        yield Path(folder)
+    with scratch_folder() as folder:
+        for name in BUNDLE_FILES:
+            storage.download(storage.join(found, name), folder / name)
+        yield folder
 
 
-def model_files(uri: str, *, tracking_uri: str | None = None) -> dict[str, bytes]:
-    """Reads the model's files, for sending it to workers that may reach neither folder nor registry."""
-    with fetch_model(uri, tracking_uri=tracking_uri) as folder:
-        return {name: (folder / name).read_bytes() for name in (INFO_FILE, WEIGHTS_FILE)}
-
-
-def model_info(files: dict[str, bytes], *, where: str) -> ModelInfo:
-    """Returns the description among a model's files."""
-    return ModelInfo.from_json(files[INFO_FILE].decode(), where=where)
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Reads a model's files, for sending it to workers that may reach neither folder nor registry."""
+    return {name: (folder / name).read_bytes() for name in BUNDLE_FILES}
 
 
 @contextlib.contextmanager
-def unpacked(files: dict[str, bytes]) -> Iterator[str]:
+def unpacked(files: dict[str, bytes]) -> Iterator[Path]:
     """Yields a folder that holds a model's files for as long as it is open."""
-    with tempfile.TemporaryDirectory(prefix="d2ls-model-") as folder:
+    with scratch_folder() as folder:
         for name, content in files.items():
-            Path(folder, name).write_bytes(content)
+            (folder / name).write_bytes(content)
         yield folder
+
+
+def files_digest(folder: Path) -> str:
+    """Digest (SHA-256, hex) of a model's files."""
+    digest = hashlib.sha256()
+    for name in sorted(BUNDLE_FILES):
+        with (folder / name).open("rb") as stream:
+            digest.update(name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _find(uri: str) -> str:
@@ -115,7 +140,9 @@ def _find(uri: str) -> str:
             target = _best_checkpoint(best)
             if _is_bundle(target):
                 return target
-            raise WeightsError(f"{best} names {target}, which holds no {INFO_FILE} and {WEIGHTS_FILE}")
+            raise WeightsError(
+                f"{best} names {target}, which holds no {INFO_FILE} and {WEIGHTS_FILE}; name another checkpoint folder"
+            )
     if not storage.exists(uri):
         raise WeightsError(f"{uri}: no such folder. A model is named by {FORMS}")
     raise WeightsError(f"{uri}: no model in this folder. A model is named by {FORMS}")
@@ -125,7 +152,9 @@ def _best_checkpoint(best: str) -> str:
     try:
         return storage.join(best.rsplit("/", 1)[0], str(json.loads(storage.read_bytes(best))["checkpoint"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{best}: does not name a checkpoint ({error!r})") from error
+        raise WeightsError(
+            f"{best}: does not name a checkpoint ({error!r}); name a checkpoint folder yourself"
+        ) from error
 
 
 def _is_bundle(uri: str) -> bool:
@@ -137,6 +166,7 @@ def _bundle_below(folder: Path, uri: str) -> Path:
     found = sorted(file.parent for file in folder.rglob(INFO_FILE) if (file.parent / WEIGHTS_FILE).is_file())
     if not found:
         raise WeightsError(
-            f"{uri}: the registry gave {folder}, which holds no {INFO_FILE} and {WEIGHTS_FILE}"
+            f"{uri}: what the registry holds has no {INFO_FILE} and {WEIGHTS_FILE}; register it again with "
+            "`python -m pipeline.register RUN`"
         )
     return found[0]

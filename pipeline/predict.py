@@ -60,19 +60,19 @@ def predict(
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         progress: told as windows are done, in this process alone.
     """
-    from pipeline.models import model_files
-    from pipeline.prediction.map_scene import files_digest, map_scene
-    from pipeline.prediction.workers import ModelWorker, spread
+    from pipeline.models import fetch_model, files_digest, load_segmenter
+    from pipeline.prediction.map_scene import map_scene
+    from pipeline.prediction.workers import spread
 
-    files = model_files(model, tracking_uri=tracking_uri)
-    digest = files_digest(files)
     settings = settings or {}
-    if cluster is not None and cluster.worker_range[1] > 1 and len(jobs) > 1:
-        pieces = [(job, options, digest) for job in jobs]
-        for number, result in spread(map_piece, pieces, files, settings, cluster):
-            yield jobs[number], result
-        return
-    segmenter = ModelWorker(files, settings).segmenter
+    with fetch_model(model, tracking_uri=tracking_uri) as folder:
+        digest = files_digest(folder)
+        if cluster is not None and cluster.worker_range[1] > 1 and len(jobs) > 1:
+            pieces = [(job, options, digest) for job in jobs]
+            for number, result in spread(map_piece, pieces, folder, model, settings, cluster):
+                yield jobs[number], result
+            return
+        segmenter = load_segmenter(folder, where=model, **settings)
     for job in jobs:
         try:
             told = _teller(progress, job)

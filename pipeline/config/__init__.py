@@ -5,5 +5,15 @@ recipe = load_recipe("recipes/loveda.yaml", ["train.epochs=10", "model.stages=2"
 
 from pipeline.config.base import Section, nearest
 from pipeline.config.recipe import Recipe, apply_overrides, load_recipe, parse_recipe, recipe_names
+from pipeline.config.yaml_text import read_yaml
 
-__all__ = ["Recipe", "Section", "apply_overrides", "load_recipe", "nearest", "parse_recipe", "recipe_names"]
+__all__ = [
+    "Recipe",
+    "Section",
+    "apply_overrides",
+    "load_recipe",
+    "nearest",
+    "parse_recipe",
+    "read_yaml",
+    "recipe_names",
+]

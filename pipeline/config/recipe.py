@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,6 +20,7 @@ from pipeline.config.predict import EvaluateConfig
 from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
+from pipeline.config.yaml_text import read_yaml
 
 FREE_ON_RESUME = (
     "cluster.", "tracking.", "registry.", "storage", "loader.workers", "loader.cache", "evaluate.",
@@ -142,30 +142,6 @@ class Recipe(Section):
         return self.parse(set_keys(self.to_dict(), values), where=where)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise ConfigError(
-                f"key {key!r} is given twice, the second time in line {key_node.start_mark.line + 1}"
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the project."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -183,11 +159,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     file = _find(Path(path))
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not a readable YAML file: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+    values = read_yaml(text, where=str(file))
     if not isinstance(values, dict):
         raise ConfigError(
             f"{file}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}"
@@ -229,11 +204,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
         try:
             text = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+        value = read_yaml(text, where=f"override {override!r}")
         result = set_keys(result, {key.strip(): value})
     return result
 

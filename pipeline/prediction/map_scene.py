@@ -117,14 +117,6 @@ def map_scene(
         return report
 
 
-def files_digest(files: dict[str, bytes]) -> str:
-    """Digest of a model's files."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(name.encode() + b"\0" + files[name])
-    return digest.hexdigest()
-
-
 @dataclass
 class _Job:
     segmenter: Segmenter

@@ -35,7 +35,8 @@ def submit(
         DataError: the images are not the benchmark's test images, or the result fails the check.
         StorageError: the output cannot be written, or is a folder that exists already.
     """
-    from pipeline.models import model_files, model_info
+    from d2ls.bundle import read_info
+    from pipeline.models import fetch_model
     from pipeline.predict import map_all
 
     rules = submission.RULES[values.submission]
@@ -45,7 +46,8 @@ def submit(
     jobs = list_jobs(values.input, str(maps), "png")
     entries = {rules.entry(source): (source, mapped) for source, mapped in jobs}
     expected = check_images(rules, jobs)
-    info = model_info(model_files(values.model, tracking_uri=values.tracking_uri), where=values.model)
+    with fetch_model(values.model, tracking_uri=values.tracking_uri) as folder:
+        info = read_info(folder, where=values.model)
     check_classes(rules, info, values.model)
     status = map_all(values, jobs, options, settings, cluster)
     submission.write(rules, target, _read(entries))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.train import ClusterConfig
@@ -15,19 +16,20 @@ class ModelWorker:
 
     Args:
         files: the model's files by name.
-        settings: further arguments of `pipeline.models.load_model`.
+        where: the model that was asked for, for messages.
+        settings: further arguments of `pipeline.models.load_segmenter`.
     """
 
-    def __init__(self, files: dict[str, bytes], settings: dict[str, Any]) -> None:
-        self.files, self.settings = files, settings
+    def __init__(self, files: dict[str, bytes], where: str, settings: dict[str, Any]) -> None:
+        self.files, self.where, self.settings = files, where, settings
 
     @cached_property
     def segmenter(self) -> "Segmenter":
         """The model, loaded by the first piece of work, so that its errors come back as values too."""
-        from pipeline.models import load_model, unpacked
+        from pipeline.models import load_segmenter, unpacked
 
         with unpacked(self.files) as folder:
-            return load_model(folder, **self.settings)
+            return load_segmenter(folder, where=self.where, **self.settings)
 
     def work(self, function: Callable[..., Any], piece: Any) -> Any:
         """Calls a function with the model and a piece of work.
@@ -45,7 +47,8 @@ class ModelWorker:
 def spread(
     function: Callable[..., Any],
     pieces: Sequence[Any],
-    files: dict[str, bytes],
+    folder: Path,
+    where: str,
     settings: dict[str, Any],
     config: ClusterConfig,
 ) -> Iterator[tuple[int, Any]]:
@@ -56,8 +59,9 @@ def spread(
     Args:
         function: takes the model and a piece; importable by name.
         pieces: plain values.
-        files: the model's files.
-        settings: of the model.
+        folder: the model's two files; they travel to the workers, who may reach neither folder nor registry.
+        where: the model that was asked for, for messages.
+        settings: further arguments of `pipeline.models.load_segmenter`.
         config: where Ray is, and how many workers of which size.
 
     Raises:
@@ -67,6 +71,7 @@ def spread(
 
     from d2ls.errors import ResourceError
     from pipeline.cluster import connect
+    from pipeline.models import read_files
 
     with connect(config) as cluster:
         count = min(config.worker_range[1], len(pieces), cluster.capacity(config))
@@ -77,9 +82,9 @@ def spread(
             )
         need = cluster.per_worker(config)
         kind = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(ModelWorker)
-        shared = ray.put(files)
+        shared = ray.put(read_files(folder))
         yield from _work(
-            ray, lambda: kind.remote(shared, settings), function, pieces, count, config.max_failures
+            ray, lambda: kind.remote(shared, where, settings), function, pieces, count, config.max_failures
         )
 
 

@@ -181,11 +181,10 @@ class Store:
         Raises:
             TrackingError: the run has none.
         """
-        import yaml
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        from pipeline.config import parse_recipe
+        from pipeline.config import parse_recipe, read_yaml
 
         with tempfile.TemporaryDirectory() as scratch:
             try:
@@ -195,7 +194,8 @@ class Store:
                 text = Path(file).read_text(encoding="utf-8")
             except (MlflowException, OSError) as error:
                 raise TrackingError(f"run {run_id}: no recipe.yaml is logged with it ({error})") from error
-        return parse_recipe(yaml.safe_load(text), where=f"recipe.yaml of run {run_id}")
+        where = f"recipe.yaml of run {run_id}"
+        return parse_recipe(read_yaml(text, where=where), where=where)
 
     def find(self, run: str, experiment: str | None = None) -> RunRow:
         """Returns the newest run with a name or an id, in one experiment or in all.

@@ -24,7 +24,7 @@ from typing import Any, Self
 from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
 from pipeline import process_identity
-from pipeline.config import Recipe, load_recipe, parse_recipe
+from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
 
@@ -154,9 +154,8 @@ class RunFolder:
             raise ConfigError(f"{self.uri}: no run to resume here ({error})") from error
         if storage.is_local(self.uri):
             return load_recipe(Path(self.uri) / "recipe.yaml")
-        import yaml
-
-        return parse_recipe(yaml.safe_load(text), where=f"{self.uri}/recipe.yaml")
+        where = f"{self.uri}/recipe.yaml"
+        return parse_recipe(read_yaml(text, where=where), where=where)
 
     def epochs(self) -> list[dict[str, float]]:
         """Returns the metrics of all finished epochs, oldest first."""

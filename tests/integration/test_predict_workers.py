@@ -10,7 +10,6 @@ import rasterio
 from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluate import evaluate
-from pipeline.models import model_files
 from pipeline.predict import predict
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import MapOptions
@@ -80,8 +79,8 @@ def test_two_workers_map_what_one_process_maps(tmp_path, ray_session) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_piece_done_again(tmp_path, ray_session) -> None:
-    files = model_files(str(tiny_bundle(tmp_path / "model", CLASSES)))
+    folder = tiny_bundle(tmp_path / "model", CLASSES)
     pieces = [(number, str(tmp_path / "marker")) for number in range(4)]
-    found = dict(spread(die_once, pieces, files, {}, TWO))
+    found = dict(spread(die_once, pieces, folder, "model", {}, TWO))
     assert found == {number: (number, 4) for number in range(4)}
     assert (tmp_path / "marker").exists()

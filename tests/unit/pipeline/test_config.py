@@ -162,3 +162,38 @@ def test_a_recipe_with_a_default_may_be_left_out_before_overrides():
     assert (given.recipe, given.overrides) == ("demo", ["train.epochs=3", "seed=1"])
     given = arguments.parse_args(["loveda", "seed=1"])
     assert (given.recipe, given.overrides) == ("loveda", ["seed=1"])
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "aliases .* expand to"),
+        (MERGES, "aliases .* expand to"),
+        ("a: &a [*a]\n", "contains itself"),
+        ("a: " + "[" * 5000, "not a readable YAML|nested too deeply"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("name: " + "x" * 2_000_000, "characters of YAML"),
+        ("[1]: 2", "key must be a plain value|not a readable YAML"),
+    ],
+)
+def test_a_small_text_never_expands_without_end(tmp_path: Path, text: str, words: str):
+    file = tmp_path / "bomb.yaml"
+    file.write_text(text)
+    for read in (lambda: load_recipe(file), lambda: parse(f"data=@{file}")):
+        with pytest.raises(ConfigError, match=words) as caught:
+            read()
+        assert "bomb.yaml" in str(caught.value)
+
+
+def test_anchors_and_aliases_are_read(tmp_path: Path):
+    file = tmp_path / "search.yaml"
+    file.write_text("space: {model.stages: &v {values: [2, 4]}, model.heads: *v}\n")
+    assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 4)

@@ -1,0 +1,96 @@
+"""Models by name: what a damaged description says, and that nothing is downloaded or left behind."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import timm
+
+from d2ls.errors import WeightsError
+from pipeline import scratch
+from pipeline.models import fetch_model, load_model, load_segmenter, unpacked
+from tests.inference_stubs import model_info, tiny_bundle
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return tiny_bundle(tmp_path / "model", model_info().classes)
+
+
+def edit(model: Path, change) -> None:
+    values = json.loads((model / "model.json").read_text())
+    change(values)
+    (model / "model.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["config"].update(num_classes=9), r"config\.num_classes is 9, but 4 are listed: ground"),
+        (lambda v: v["classes"].pop(), r"config\.num_classes is 4, but 3 are listed"),
+        (lambda v: v["config"].update(bands=4), r"config\.bands is 4, but 3 are listed: red"),
+        (lambda v: v["config"].update(pretrained=True), r"config\.pretrained is True; .* remove the key"),
+        (lambda v: v["config"].update(weights="a.pth"), r"config\.weights is 'a\.pth'"),
+        (lambda v: v["config"].update(colour="red"), "describes no network.*'colour'"),
+        (lambda v: v["config"].update(stages="many"), "describes no network"),
+        (lambda v: v.update(colour="red"), r"unknown key\(s\) colour"),
+        (lambda v: v.update(window=0), "window is 0"),
+        (lambda v: v.update(dtype="int64"), "dtype is 'int64'; allowed are uint8"),
+        (lambda v: v.update(ground_sampling_distance=-1), "ground_sampling_distance is -1"),
+        (lambda v: v["normalization"]["mean"].pop(), r"normalization\.mean has 2 value\(s\) for 3 band"),
+        (lambda v: v.update(config=[]), "must be mappings"),
+        (lambda v: v.pop("version"), "not the description of a model"),
+        (lambda v: v.update(version=99), "model version 99"),
+    ],
+)
+def test_a_wrong_description_names_the_model_that_was_asked_for(model, monkeypatch, change, words) -> None:
+    monkeypatch.setattr(timm, "create_model", _no_hub(timm.create_model))
+    edit(model, change)
+    with pytest.raises(WeightsError, match=words) as caught:
+        load_model(str(model))
+    assert str(caught.value).startswith(str(model))
+    with fetch_model(str(model)) as folder:
+        files = {name: (folder / name).read_bytes() for name in ("model.json", "model.safetensors")}
+    with unpacked(files) as folder, pytest.raises(WeightsError, match=r"^models:/a@champion: "):
+        load_segmenter(folder, where="models:/a@champion")
+
+
+def _no_hub(create):
+    def checked(*words, **options):
+        assert not options.get("pretrained"), "asks the hub"
+        return create(*words, **options)
+
+    return checked
+
+
+def test_deeply_nested_json_is_no_model(model) -> None:
+    (model / "model.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="not the description of a model"):
+        load_model(str(model))
+
+
+def test_temporary_folders_end_with_their_process(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch.scratch_folder() as folder:
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
+    code = (
+        "import os, signal; from pipeline.scratch import scratch_folder\n"
+        "with scratch_folder() as f: (f / 'model').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
+    (left,) = tmp_path.iterdir()
+    with scratch.scratch_folder():
+        assert left.exists()  # too young
+    os.utime(left, (0, time.time() - 3600))
+    with scratch.scratch_folder() as folder:
+        os.utime(folder.parent, (0, time.time() - 3600))
+        assert not left.exists()
+        assert scratch.remove_abandoned() == 0  # in use
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
