@@ -151,15 +151,21 @@ def download(uri: str | os.PathLike[str], target: Path) -> None:
         shutil.copyfileobj(source, stream, 2**22)
 
 
-def open_input(uri: str | os.PathLike[str]) -> io.BufferedReader:
+def open_input(uri: str | os.PathLike[str], mode: str = "rb") -> io.BufferedReader:
     """Opens a file for reading anywhere in it; an object store is asked for the pieces that are read.
 
+    Args:
+        uri: the file.
+        mode: `rb`; there for libraries that open files through a function.
+
     Raises:
-        StorageError: missing or unreadable.
+        FileNotFoundError: missing.
+        OSError: unreadable. Not a StorageError: libraries try names that need not exist.
     """
+    if mode not in ("r", "rb"):
+        raise OSError(f"{os.fspath(uri)}: opened for reading only, not {mode!r}")
     system, path = resolve(uri)
-    with _named(uri):
-        return io.BufferedReader(system.open_input_file(path), 2**20)
+    return io.BufferedReader(system.open_input_file(path), 2**20)
 
 
 def fingerprint(uri: str | os.PathLike[str]) -> str:

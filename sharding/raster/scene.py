@@ -14,8 +14,10 @@ import numpy.typing as npt
 import rasterio
 import rasterio.errors
 import rasterio.windows
+from pyarrow import fs
 from rasterio.enums import Resampling
 
+from d2ls import storage
 from d2ls.errors import DataError
 from sharding.files import FileRef
 from sharding.raster.base import Raster
@@ -111,20 +113,24 @@ class Scene(ABC):
         return self.georeference.pixel_metres(self.height, self.width)
 
 
-def open_scene(path: Path) -> Scene:
+def open_scene(path: Path | str) -> Scene:
     """Opens a scene by its suffix.
+
+    Args:
+        path: local file, or URI of a TIFF in an object store, which is read by windows where it lies.
 
     Raises:
         DataError: missing, unreadable, without pixels, or of an unknown format or pixel type.
     """
-    if not path.is_file():
+    entry = storage.info(path)
+    if entry.type != fs.FileType.File:
         raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
+    if entry.size == 0:
         raise DataError(f"{path}: the file is empty")
-    suffix = path.suffix.lower()
+    suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise DataError(f"{path}: format {suffix!r} is not read here. Formats: {', '.join(IMAGE_SUFFIXES)}")
-    scene: Scene = TiffScene(path) if suffix in TIFF_SUFFIXES else WholeScene(path)
+    scene: Scene = TiffScene(path) if suffix in TIFF_SUFFIXES else WholeScene(storage.local_path(path))
     if scene.dtype not in ("uint8", "uint16"):
         scene.close()
         raise DataError(f"{path}: pixels are {scene.dtype}; 8 and 16 bit unsigned integers are read here")
@@ -134,14 +140,16 @@ def open_scene(path: Path) -> Scene:
 class TiffScene(Scene):
     """A TIFF or GeoTIFF, read by window through GDAL."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.name = str(path)
+        remote = {} if storage.is_local(path) else {"opener": storage.open_input}
+        file = storage.local_path(path) if not remote else path
         self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="TRUE")
         self._env.__enter__()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._file = rasterio.open(path)
+                self._file = rasterio.open(file, **remote)
         except rasterio.errors.RasterioError as error:
             self._env.__exit__(None, None, None)
             raise DataError(f"{path}: not a readable TIFF: {error}") from error

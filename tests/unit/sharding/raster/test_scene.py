@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from pyarrow import fs
 from rasterio.crs import CRS
 
+from d2ls import storage
 from d2ls.errors import DataError
 from sharding.raster.scene import open_scene
 
@@ -110,3 +112,22 @@ def test_a_truncated_tiff_fails_where_it_is_read(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:200_000])
     with open_scene(path) as scene, pytest.raises(DataError, match="rows 500 to 600"):
         scene.read((500, 600), (500, 600), (0,))
+
+
+def test_a_remote_tiff_is_read_by_windows_where_it_lies(tmp_path, monkeypatch) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 900, 700)).astype(np.uint8)
+    (tmp_path / "bucket").mkdir()
+    path = scene_file(tmp_path / "bucket" / "s.tif", pixels, crs=UTM, transform=NORTH_UP, tiled=True)
+    local = storage.resolve
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "resolve", lambda uri: (store, uri[5:]) if str(uri).startswith("s3:") else local(uri)
+    )
+    monkeypatch.setattr(storage, "read_bytes", None)
+    with open_scene("s3://bucket/s.tif") as scene, open_scene(path) as here:
+        assert scene.georeference == here.georeference
+        np.testing.assert_array_equal(
+            scene.read((300, 500), (20, 90), (0, 2))[0], here.read((300, 500), (20, 90), (0, 2))[0]
+        )
+    with pytest.raises(DataError, match=r"s3://bucket/none\.tif: no such file"):
+        open_scene("s3://bucket/none.tif")
