@@ -107,7 +107,9 @@ class GdalRaster(Raster):
         place = rasterio.windows.Window(
             area.column * across, area.row * down, area.width * across, area.height * down
         )
-        return {"window": place} if grid is None else {"window": place, "out_shape": (area.height, area.width)}
+        return (
+            {"window": place} if grid is None else {"window": place, "out_shape": (area.height, area.width)}
+        )
 
     def pixels(self, window: Window | None = None) -> Pixels:
         """See `Raster.pixels`."""
@@ -147,7 +149,9 @@ class _told:  # noqa: N801  (a context manager, called like a function)
                 else f"rows {area.row} to {area.row + area.height}, columns {area.column} to {area.column + area.width}"
             )
             cause = error.__cause__ or error
-            raise DataError(f"{self._ref}: damaged {_kind(self._ref)} at {where}: {cause}") from error
+            raise DataError(
+                f"{self._ref}: damaged {_kind(self._ref)}, cannot be read at {where}: {cause}"
+            ) from error
 
 
 def _opened(ref: FileRef, page: int | None) -> Any:

@@ -136,7 +136,9 @@ def _same_crs(first: Georeference, second: Georeference) -> bool:
     return not first.crs or not second.crs or first.crs == second.crs
 
 
-def _overlap(columns: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], height: int, width: int) -> float:
+def _overlap(
+    columns: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], height: int, width: int
+) -> float:
     """Share of the image inside the box around the label image."""
     across = min(float(columns.max()), width) - max(float(columns.min()), 0)
     down = min(float(rows.max()), height) - max(float(rows.min()), 0)
@@ -188,4 +190,6 @@ def _length(pixels: float, metres: float | None) -> str:
     if metres is None:
         return f"{pixels:.2f} pixels"
     length = pixels * metres
-    return f"{pixels:.2f} pixels = " + (f"{length / 1000:.1f} km" if abs(length) >= 1000 else f"{length:.2f} m")
+    return f"{pixels:.2f} pixels = " + (
+        f"{length / 1000:.1f} km" if abs(length) >= 1000 else f"{length:.2f} m"
+    )
