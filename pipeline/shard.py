@@ -220,14 +220,16 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
 
 def _own_data(data: DataConfig) -> dict[str, Any]:
     """Turns the section `data.custom` into the reader's plain values."""
-    from sharding.sources.custom import OwnClass, OwnData, OwnSplit
+    from sharding.sources.own import OwnClass, OwnData, OwnSplit
 
     custom: CustomConfig | None = data.custom
     if custom is None:
         return {}
     classes = tuple(OwnClass(item.name, item.color, item.codes or (), item.scored) for item in custom.classes)
     split = OwnSplit(**custom.split.model_dump())
-    rest = {name: getattr(custom, name) for name in ("images", "masks", "ignored", "scene", "bands")}
+    rest = {
+        name: getattr(custom, name) for name in ("images", "masks", "ignored", "unused", "scene", "bands")
+    }
     return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
 
 

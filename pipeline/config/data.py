@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Section
 
@@ -10,6 +10,14 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
 Code = Annotated[int, Field(ge=0, le=65535)] | Color
 """A raw label: an id, or a colour (red, green, blue)."""
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""One text, or a list of them."""
 
 
 class ClassConfig(Section):
@@ -24,22 +32,26 @@ class ClassConfig(Section):
 
 
 class SplitConfig(Section):
-    """How one's own scenes are divided; give one of folders, scenes or fractions."""
+    """How one's own scenes are divided; give one of folders, scenes, lists or fractions."""
 
-    folders: dict[str, tuple[str, ...]] | None = None
-    """Split to globs of image paths below the root, e.g. `train: ["train/*"]`."""
-    scenes: dict[str, tuple[str, ...]] | None = None
+    folders: dict[str, Texts] | None = None
+    """Split to globs of image paths below the root, e.g. `train: ["train/*"]`; those under `unused` are left out."""
+    scenes: dict[str, Texts] | None = None
     """Split to names (or globs) of scenes; those under `unused` are left out."""
-    fractions: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
+    lists: dict[str, Texts] | None = None
+    """Split to text files below the root that name an image a line, e.g. `train: train.txt`; images that stand in none
+    are left out."""
+    fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
     """Split to its share of the scenes; the shares add up to 1. Scenes are never divided."""
     seed: Annotated[int, Field(ge=0)] = 0
     """For `fractions`."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        given = [name for name in ("folders", "scenes", "fractions") if getattr(self, name)]
+        ways = ("folders", "scenes", "lists", "fractions")
+        given = [name for name in ways if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"give one of folders, scenes or fractions; given: {', '.join(given) or 'none'}")
+            raise ValueError(f"give one of {', '.join(ways)}; given: {', '.join(given) or 'none'}")
         if self.fractions and abs(sum(self.fractions.values()) - 1) > 1e-6:
             raise ValueError(f"fractions add up to {sum(self.fractions.values()):g}, they must add up to 1")
         return self
@@ -48,14 +60,17 @@ class SplitConfig(Section):
 class CustomConfig(Section):
     """One's own data: which files, which classes, which split."""
 
-    images: str
-    """Glob below `data.root`; `*` stays within a folder, `**` does not."""
-    masks: str
-    """Glob with as many wildcards: the texts they stand for pair an image with its label image."""
+    images: Texts
+    """Globs below `data.root`; `*` stays within a folder, `**` does not; `{tif,png}` is either."""
+    masks: Texts
+    """Globs with as many wildcards: the texts they stand for pair an image with its label image. A file that fits both
+    is a label image."""
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
     split: SplitConfig
     ignored: tuple[Code, ...] = ()
     """Raw labels that are neither trained on nor scored."""
+    unused: Texts = ()
+    """Globs of images and label images that are left out, e.g. images without labels."""
     scene: str | None = None
     """What makes a scene, which stays in one split: `file`, `folder`, or a regular expression on the image's path
     whose first group names it. Unset: not known."""

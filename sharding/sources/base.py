@@ -39,6 +39,15 @@ class Scene:
     region: Window | None = None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Files that are not taken: why, how many, and one of them."""
+
+    why: str
+    count: int
+    example: str
+
+
 class Source(ABC):
     """A raw data set. Subclasses fix the facts and list the scenes.
 
@@ -53,6 +62,7 @@ class Source(ABC):
         md5: published sums of the archives, by file name.
         advice: what to do where scenes stand in several splits.
         missing: files that lack their partner, in words; filled by `scenes`.
+        left_out: files that are rightly not taken; filled by `scenes`.
         facts: what goes into the card beside the rest; filled by `scenes`.
     """
 
@@ -71,6 +81,7 @@ class Source(ABC):
         self.protocol = protocol
         self.access = dict(access)
         self.missing: list[str] = []
+        self.left_out: list[LeftOut] = []
         self.facts: dict[str, Any] = {}
 
     @abstractmethod

@@ -1,89 +1,22 @@
-"""One's own data: images and label images named by globs, classes by colours or ids, splits as one says."""
+"""Reader of one's own data: images and label images named by globs, divided as the recipe says."""
 
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from d2ls.errors import ConfigError
-from d2ls.labels import IGNORE, ClassTable, Color, LabelCodes
-from sharding.files import FileRef, FileTree, natural
-from sharding.sources.base import Protocol, Scene, Source, nearest, refuse_unknown
-from sharding.sources.splitting import draw
+from d2ls.labels import ClassTable
+from sharding.files import FileRef, FileTree, composed, natural
+from sharding.raster.scene import IMAGE_SUFFIXES
+from sharding.sources.base import LeftOut, Protocol, Scene, Source, nearest, refuse_unknown
+from sharding.sources.globs import compile_glob, fits
+from sharding.sources.own import OwnData, label_codes, refuse_equal_colors
+from sharding.sources.splitting import SplitLists, draw
 
 UNUSED = "unused"
 """Name of a split whose scenes are left out."""
-
-Code = int | Color
-
-
-@dataclass(frozen=True)
-class OwnClass:
-    """A class: its name, display colour, raw codes (ids or colours; empty: the colour), and whether it is scored."""
-
-    name: str
-    color: Color
-    codes: tuple[Code, ...] = ()
-    scored: bool = True
-
-
-@dataclass(frozen=True)
-class OwnSplit:
-    """How scenes are divided; exactly one of the first three is given.
-
-    Attributes:
-        folders: split to globs of image paths below the root.
-        scenes: split to scene names or globs of them.
-        fractions: split to its share of the scenes; shares add up to 1.
-        seed: for `fractions`.
-    """
-
-    folders: Mapping[str, Sequence[str]] | None = None
-    scenes: Mapping[str, Sequence[str]] | None = None
-    fractions: Mapping[str, float] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("folders", "scenes", "fractions") if getattr(self, name)]
-        if len(given) != 1:
-            raise ConfigError(
-                f"data.custom.split: give one of folders, scenes or fractions, got {given or 'none of them'}"
-            )
-        if self.fractions and (
-            min(self.fractions.values()) <= 0 or abs(sum(self.fractions.values()) - 1) > 1e-6
-        ):
-            raise ConfigError(
-                f"data.custom.split.fractions: shares must be above 0 and add up to 1, got {dict(self.fractions)}"
-            )
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """Everything the reader needs to know.
-
-    Attributes:
-        images: glob below the root; `*` stays within a folder, `**` does not.
-        masks: glob with the same wildcards: the texts they stand for pair image and label image.
-        classes: the classes.
-        split: division into splits.
-        ignored: raw codes that are neither trained on nor scored.
-        scene: what makes a scene: `file` (each image is one), `folder` (the first folder below the root), or a
-            regular expression on the image's path whose first group names it. None: not known.
-        bands: channel names in file order.
-    """
-
-    images: str
-    masks: str
-    classes: tuple[OwnClass, ...]
-    split: OwnSplit
-    ignored: tuple[Code, ...] = ()
-    scene: str | None = None
-    bands: tuple[str, ...] = ("red", "green", "blue")
-    license: str = "unknown"
-    ground_sampling_distance: float | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Custom(Source):
@@ -102,6 +35,7 @@ class Custom(Source):
             )
         super().__init__(root, protocol, access)
         self.own = own
+        refuse_equal_colors(own.classes)
         self.classes = ClassTable.create(
             (item.name for item in own.classes),
             (item.color for item in own.classes),
@@ -113,24 +47,69 @@ class Custom(Source):
         self.ground_sampling_distance = own.ground_sampling_distance
 
     def scenes(self) -> Iterator[Scene]:
-        """Yields the scenes of all splits but `unused`."""
+        """Yields the scenes of all splits but `unused`; notes what is left out, and why."""
         tree = self.tree()
-        images = _matching(tree, self.own.images, "images")
-        masks = _matching(tree, self.own.masks, "masks")
+        images, masks = self._files(tree)
         paths = {ref: name for name, ref in tree.files.items()}
-        found = list(self.pairs(images, masks))
-        groups = {key: self._group(paths[image]) for key, image, _ in found}
-        splits = self._splits({key: paths[image] for key, image, _ in found}, groups)
-        for key, image, mask in found:
+        names = {key: paths[ref] for key, ref in images.items()}
+        if self.own.split.fractions:  # what lacks a label image takes no share
+            names = {key: name for key, name in names.items() if key in masks}
+        groups = {key: self._group(name) for key, name in names.items()}
+        splits = self._splits(tree, names, groups)
+        left_out: dict[str, list[FileRef]] = {}
+        for key, image in images.items():
             split = splits.get(key)
-            if split is None:
-                where = "folders" if self.own.split.folders else "scenes"
+            if split == UNUSED:
+                left_out.setdefault(f"data.custom.split puts them into {UNUSED!r}", []).append(image)
+            elif split is None and self.own.split.lists:
+                left_out.setdefault("in no file of data.custom.split.lists", []).append(image)
+            elif key not in masks:
                 self.missing.append(
-                    f"{image}: data.custom.split.{where} puts it into no split "
+                    f"{image}: no label image for it. Add one, correct data.custom.masks, "
+                    f'or name it in data.custom.unused (for instance ["{paths[image]}"])'
+                )
+            elif split is None:
+                self.missing.append(
+                    f"{image}: data.custom.split.{self.own.split.way} puts it into no split "
                     f"(scene {groups[key] or key!r}); name it there, under {UNUSED!r} if it is to be left out"
                 )
-            elif split != UNUSED:
-                yield Scene(key, split, image, mask, groups[key], dict(self.own.tags))
+            else:
+                yield Scene(key, split, image, masks[key], groups[key], dict(self.own.tags))
+        self.missing += [
+            f"{ref}: no image for this label image. Add one, correct data.custom.images, "
+            "or name it in data.custom.unused"
+            for key, ref in masks.items()
+            if key not in images
+        ]
+        self.left_out += [LeftOut(why, len(refs), str(refs[0])) for why, refs in left_out.items()]
+
+    def _files(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef]]:
+        """Returns images and label images by the texts of their wildcards, without the unused ones."""
+        masks = _matching(tree, self.own.masks, "masks", ())
+        images = _matching(tree, self.own.images, "images", set(masks.values()))
+        paths = {ref: name for name, ref in tree.files.items()}
+        pairs = {
+            key: [group[key] for group in (images, masks) if key in group] for key in {**images, **masks}
+        }
+        unused = {
+            key: refs for key, refs in pairs.items() if any(fits(paths[r], self.own.unused) for r in refs)
+        }
+        taken = {ref for refs in pairs.values() for ref in refs}
+        self._note_left_out("named in data.custom.unused", [ref for refs in unused.values() for ref in refs])
+        strangers = [ref for ref in tree.files.values() if ref.suffix in IMAGE_SUFFIXES and ref not in taken]
+        for suffix in dict.fromkeys(ref.suffix for ref in strangers):
+            self._note_left_out(
+                f"{suffix} files that fit neither data.custom.images nor data.custom.masks",
+                [ref for ref in strangers if ref.suffix == suffix],
+            )
+        return (
+            {key: ref for key, ref in images.items() if key not in unused},
+            {key: ref for key, ref in masks.items() if key not in unused},
+        )
+
+    def _note_left_out(self, why: str, refs: Sequence[FileRef]) -> None:
+        if refs:
+            self.left_out.append(LeftOut(why, len(refs), str(refs[0])))
 
     def _group(self, path: str) -> str | None:
         rule = self.own.scene
@@ -139,89 +118,80 @@ class Custom(Source):
         if rule == "folder":
             return path.split("/")[0]
         match = re.search(rule, path)
-        if match is None:
-            self.missing.append(f"{path}: data.custom.scene ({rule}) does not match this path")
+        if match is None or not match[1]:
+            self.missing.append(f"{path}: data.custom.scene ({rule}) finds no scene name in this path")
             return path
         return match[1]
 
-    def _splits(self, paths: Mapping[str, str], groups: Mapping[str, str | None]) -> dict[str, str]:
+    def _splits(
+        self, tree: FileTree, paths: Mapping[str, str], groups: Mapping[str, str | None]
+    ) -> dict[str, str]:
         split = self.own.split
         if split.fractions:
             units = sorted({groups[key] or key for key in paths}, key=natural)
             drawn = draw(units, split.fractions, split.seed)
             return {key: drawn[groups[key] or key] for key in paths}
-        texts = paths if split.folders else {key: groups[key] or key for key in paths}
         result: dict[str, str] = {}
+        if split.lists:
+            lists = SplitLists(tree, paths)
+            for name, files in split.lists.items():
+                for file in files:
+                    self._assign(name, lists.read(file, self.missing), result)
+            return result
+        texts = paths if split.folders else {key: groups[key] or key for key in paths}
         for name, patterns in (split.folders or split.scenes or {}).items():
             for pattern in patterns:
-                hits = [key for key, text in texts.items() if fnmatch.fnmatchcase(text, pattern)]
-                self._note_pattern(name, pattern, hits, result, set(texts.values()))
-                result.update(dict.fromkeys(hits, name))
+                hits = [key for key, text in texts.items() if _names(pattern, text, bool(split.folders))]
+                if not hits and name != UNUSED:  # what is left out need not be there
+                    self.missing.append(
+                        f"data.custom.split.{split.way}.{name}: {pattern!r} fits nothing. "
+                        f"{nearest(pattern, sorted(set(texts.values()))[:20])}"
+                    )
+                self._assign(name, hits, result)
         return result
 
-    def _note_pattern(
-        self, split: str, pattern: str, hits: list[str], taken: Mapping[str, str], known: set[str]
-    ) -> None:
-        if not hits and split != UNUSED:  # what is left out need not be there
-            self.missing.append(
-                f"data.custom.split: {pattern!r} of {split} fits nothing. {nearest(pattern, sorted(known)[:20])}"
-            )
-        for key in hits:
-            if taken.get(key, split) != split:
-                self.missing.append(f"{key}: is in the splits {taken[key]} and {split}")
+    def _assign(self, split: str, keys: list[str], taken: dict[str, str]) -> None:
+        for key in keys:
+            if taken.setdefault(key, split) != split:
+                self.missing.append(
+                    f"{key}: data.custom.split.{self.own.split.way} puts it into both {taken[key]} and {split}; "
+                    "take it out of one"
+                )
 
 
-def label_codes(own: OwnData) -> LabelCodes:
-    """Makes the label codes of one's own classes.
-
-    Raises:
-        ConfigError: ids and colours mixed, or a code with two meanings.
-    """
-    codes: dict[Code, int] = {}
-    meaning = [
-        (code, index) for index, item in enumerate(own.classes) for code in item.codes or (item.color,)
-    ]
-    for code, value in [*meaning, *((code, IGNORE) for code in own.ignored)]:
-        if codes.setdefault(code, value) != value:
-            raise ConfigError(
-                f"data.custom: code {code} has two meanings; give it to one class, or to ignored"
-            )
-    ids = {code: value for code, value in codes.items() if isinstance(code, int)}
-    colors = {code: value for code, value in codes.items() if not isinstance(code, int)}
-    if ids and colors:
-        raise ConfigError(
-            f"data.custom: ids {list(ids)[:3]} and colours {list(colors)[:3]} are mixed; "
-            "give every class (and ignored) codes of one kind"
-        )
-    return LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
+def _names(pattern: str, text: str, folders: bool) -> bool:
+    return fits(text, (pattern,)) if folders else fnmatch.fnmatchcase(text, composed(pattern))
 
 
-def _matching(tree: FileTree, glob: str, what: str) -> dict[str, FileRef]:
-    rule = re.compile(_glob_rule(glob))
+def _matching(
+    tree: FileTree, globs: Sequence[str], what: str, excluded: "set[FileRef] | tuple[()]"
+) -> dict[str, FileRef]:
+    """Returns the files that fit the globs by the texts of their wildcards."""
     files: dict[str, FileRef] = {}
-    for name, ref in tree.files.items():
-        match = rule.fullmatch(name)
-        if match is None:
-            continue
-        key = "/".join(part.strip("/") for part in match.groups() if part) or Path(name).stem
-        if key in files:
+    for glob in globs:
+        rules = compile_glob(glob)
+        hits = [
+            (match, ref)
+            for name, ref in tree.files.items()
+            if (match := next((m for rule in rules if (m := rule.fullmatch(name))), None))
+        ]
+        if not hits:
+            some = ", ".join(list(tree.files)[:3])
             raise ConfigError(
-                f"data.custom.{what}: {glob!r} gives {files[key]} and {ref} the same wildcards ({key}); "
-                "use a narrower glob, for instance with the suffix in it"
+                f"data.custom.{what}: {glob!r} fits no file below {tree.root}; files there: {some} ..."
             )
-        files[key] = ref
+        for match, ref in hits:
+            if ref in excluded:
+                continue
+            key = "/".join(part.strip("/") for part in match.groups() if part) or Path(match.string).stem
+            if files.setdefault(key, ref) != ref:
+                raise ConfigError(
+                    f"data.custom.{what}: {glob!r} gives {files[key]} and {ref} the same wildcards ({key}); use a "
+                    "narrower glob, with the suffix in it, or with a wildcard for the folder that tells them apart"
+                )
     if not files:
-        some = ", ".join(list(tree.files)[:3])
         raise ConfigError(
-            f"data.custom.{what}: {glob!r} fits no file below {tree.root}; files there: {some} ..."
+            f"data.custom.{what}: every file that fits {', '.join(globs)} fits data.custom.masks too; make one of "
+            "the globs narrower"
         )
     return files
-
-
-def _glob_rule(glob: str) -> str:
-    """Regular expression of a glob, with a group for each wildcard."""
-    pieces = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return "".join(
-        pieces.get(part) or (f"({part})" if part.startswith("[") else re.escape(part)) for part in parts
-    )

@@ -1,12 +1,14 @@
-"""Dividing scenes over splits by shares; a scene is never divided."""
+"""Dividing scenes over splits, by shares (a scene is never divided) or by the lists that data sets ship."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, Self
 
-from d2ls.errors import ConfigError
-from sharding.sources.base import Scene
+from d2ls.errors import ConfigError, DataError
+from sharding.files import FileTree, composed
+from sharding.sources.base import Scene, nearest
 
 
 def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -26,7 +28,8 @@ def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dic
     if len(units) < len(fractions):
         raise ConfigError(
             f"{len(units)} scene(s) cannot fill {len(fractions)} splits ({', '.join(fractions)}): "
-            "scenes are never divided. Name fewer splits, or let data.custom.scene make smaller scenes."
+            "scenes are never divided. Name fewer splits in data.custom.split.fractions, or let data.custom.scene "
+            "make smaller scenes."
         )
     order = list(units)
     random.Random(seed).shuffle(order)
@@ -79,3 +82,68 @@ class HeldOut:
         splits = draw(units, shares, self.seed) if units else {}
         for scene in scenes:
             yield replace(scene, split=splits[unit(scene)]) if scene.split == "train" else scene
+
+
+class SplitLists:
+    """Text files that name the images of a split, one a line: a path, the end of a path, with or without suffix.
+
+    Of a line that fits nothing as a whole the first column counts (`images/1.png labels/1.png`). Empty lines and lines
+    that begin with `#` do not count.
+
+    Args:
+        tree: the files of the data set, the lists among them.
+        paths: key to relative path of each image.
+    """
+
+    def __init__(self, tree: FileTree, paths: Mapping[str, str]) -> None:
+        self._tree = tree
+        self._keys: dict[str, set[str]] = {}
+        self._example = next(iter(paths.values()), "")
+        for key, path in paths.items():
+            whole = PurePosixPath(path)
+            for start in range(len(whole.parts)):
+                end = PurePosixPath(*whole.parts[start:])
+                for name in (str(end), str(end.with_suffix("")), key):
+                    self._keys.setdefault(name, set()).add(key)
+
+    def read(self, file: str, problems: list[str]) -> list[str]:
+        """Returns the keys of the images that a list names; appends to `problems` what fits none or several.
+
+        Raises:
+            ConfigError: no such list below the root.
+            DataError: the list is not text.
+        """
+        key = "data.custom.split.lists"
+        ref = self._tree.files.get(composed(file))
+        if ref is None:
+            lists = [name for name in self._tree.files if name.endswith((".txt", ".lst", ".csv"))]
+            raise ConfigError(f"{key}: no file {file!r} below {self._tree.root}. {nearest(file, lists)}")
+        try:
+            lines = composed(ref.read().decode("utf-8-sig")).splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{ref}: not a text file in UTF-8, as {key} needs it: {error}") from error
+        found: list[str] = []
+        strange: list[str] = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            keys = self._look_up(line)
+            found += keys if len(keys) == 1 else []
+            if len(keys) != 1:
+                strange.append(f"line {number} ({line.strip()!r}) fits {len(keys) or 'no'} image(s)")
+        if strange:
+            problems.append(
+                f"{ref}: {len(strange)} of {len(lines)} lines name no image, or several: {strange[0]}. Images are "
+                f"called {self._example!r}; correct {key} or data.custom.images, or take the lines out"
+            )
+        elif not found:
+            problems.append(f"{ref}: names no image; correct {key}")
+        return found
+
+    def _look_up(self, line: str) -> list[str]:
+        first = line.replace(",", " ").replace(";", " ").split()[:1]
+        for text in (line.strip(), *first):
+            keys = self._keys.get(text.removeprefix("./").removeprefix("/"))
+            if keys:
+                return sorted(keys)
+        return []

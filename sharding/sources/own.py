@@ -1,0 +1,147 @@
+"""What a recipe says of one's own data: files, classes, label codes, splits."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from d2ls.errors import ConfigError
+from d2ls.labels import IGNORE, Color, LabelCodes
+
+Code = int | Color
+
+
+@dataclass(frozen=True)
+class OwnClass:
+    """A class: its name, display colour, raw codes (ids or colours; empty: the colour), and whether it is scored."""
+
+    name: str
+    color: Color
+    codes: tuple[Code, ...] = ()
+    scored: bool = True
+
+
+@dataclass(frozen=True)
+class OwnSplit:
+    """How scenes are divided; exactly one of the first four is given.
+
+    Attributes:
+        folders: split to globs of image paths below the root.
+        scenes: split to scene names or globs of them.
+        lists: split to text files below the root that name an image a line.
+        fractions: split to its share of the scenes; shares add up to 1.
+        seed: for `fractions`.
+    """
+
+    folders: Mapping[str, Sequence[str]] | None = None
+    scenes: Mapping[str, Sequence[str]] | None = None
+    lists: Mapping[str, Sequence[str]] | None = None
+    fractions: Mapping[str, float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ways = ("folders", "scenes", "lists", "fractions")
+        given = [name for name in ways if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"data.custom.split: give one of {', '.join(ways)}; given: {', '.join(given) or 'none of them'}"
+            )
+        if self.fractions and (
+            min(self.fractions.values()) <= 0 or abs(sum(self.fractions.values()) - 1) > 1e-6
+        ):
+            raise ConfigError(
+                f"data.custom.split.fractions: shares must be above 0 and add up to 1, got {dict(self.fractions)}"
+            )
+
+    @property
+    def way(self) -> str:
+        """Which of the four is given."""
+        return next(name for name in ("folders", "scenes", "lists", "fractions") if getattr(self, name))
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Everything the reader needs to know.
+
+    Attributes:
+        images: globs below the root; `*` stays within a folder, `**` does not.
+        masks: globs with the same wildcards: the texts they stand for pair image and label image. A file that fits
+            both is a label image.
+        classes: the classes.
+        split: division into splits.
+        ignored: raw codes that are neither trained on nor scored.
+        unused: globs of images and label images that are left out.
+        scene: what makes a scene: `file` (each image is one), `folder` (the first folder below the root), or a
+            regular expression on the image's path whose first group names it. None: not known.
+        bands: channel names in file order.
+    """
+
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    classes: tuple[OwnClass, ...]
+    split: OwnSplit
+    ignored: tuple[Code, ...] = ()
+    unused: tuple[str, ...] = ()
+    scene: str | None = None
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    license: str = "unknown"
+    ground_sampling_distance: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scene in (None, "file", "folder"):
+            return
+        example = r"write file, folder, or an expression such as '^(area\d+)/'"
+        try:
+            groups = re.compile(self.scene).groups
+        except re.error as error:
+            raise ConfigError(
+                f"data.custom.scene: {self.scene!r} is not a regular expression: {error}; {example}"
+            ) from error
+        if not groups:
+            raise ConfigError(
+                f"data.custom.scene: {self.scene!r} has no group in parentheses, which would name the scene; {example}"
+            )
+
+
+def label_codes(own: OwnData) -> LabelCodes:
+    """Makes the label codes of one's own classes.
+
+    Raises:
+        ConfigError: ids and colours mixed, or a code with two meanings.
+    """
+    codes: dict[Code, int] = {}
+    meaning = [
+        (code, index) for index, item in enumerate(own.classes) for code in item.codes or (item.color,)
+    ]
+    for code, value in [*meaning, *((code, IGNORE) for code in own.ignored)]:
+        other = codes.setdefault(code, value)
+        if other != value:
+            names = [f"class {own.classes[k].name!r}" if k != IGNORE else "ignored" for k in (other, value)]
+            raise ConfigError(
+                f"data.custom: code {code} has two meanings, {' and '.join(names)}; "
+                "take it out of one (codes of a class, or data.custom.ignored)"
+            )
+    ids = {code: value for code, value in codes.items() if isinstance(code, int)}
+    colors = {code: value for code, value in codes.items() if not isinstance(code, int)}
+    if ids and colors:
+        raise ConfigError(
+            f"data.custom: ids {list(ids)[:3]} and colours {list(colors)[:3]} are mixed; give every class "
+            "`codes` of one kind, and data.custom.ignored too (a class without `codes` is coded by its `color`)"
+        )
+    return LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
+
+
+def refuse_equal_colors(classes: Sequence[OwnClass]) -> None:
+    """Refuses two classes of one display colour.
+
+    Raises:
+        ConfigError: names both.
+    """
+    owners: dict[Color, str] = {}
+    for item in classes:
+        other = owners.setdefault(item.color, item.name)
+        if other != item.name:
+            raise ConfigError(
+                f"data.custom.classes: {other!r} and {item.name!r} have one color {item.color}; no picture and no "
+                "map could tell them apart. Give one of them another color (and the color in the files as `codes`)"
+            )

@@ -1,0 +1,45 @@
+"""A small data set of one's own, its shard specification, and all stages of sharding in this process."""
+
+from sharding.finish import finish
+from sharding.plan import plan_shards
+from sharding.sources.own import OwnClass, OwnData, OwnSplit
+from sharding.spec import ShardSpec
+from sharding.survey import survey
+from sharding.write import write_shard
+from tests.trees import blocks, save, texture
+
+RED, BLUE, GREY = (255, 0, 0), (0, 0, 255), (9, 9, 9)
+CLASSES = (OwnClass("roof", RED), OwnClass("water", BLUE))
+
+
+def build(root, scenes=("a", "b", "c", "d"), codes=(RED, BLUE, GREY), size=(40, 50)):
+    """Writes `<scene>/img/part<n>.png` and `<scene>/lab/part<n>_label.png`, two a scene."""
+    for number, scene in enumerate(scenes):
+        for part in (1, 2):
+            save(root / scene / "img" / f"part{part}.png", texture(10 * number + part, *size))
+            save(root / scene / "lab" / f"part{part}_label.png", blocks(10 * number + part, *size, codes))
+
+
+def own(split=None, **changes):
+    """Describes what `build` writes."""
+    split = split or {"scenes": {"train": ["a", "b"], "val": ["c"], "test": ["d"]}}
+    values = {
+        "images": ("*/img/*.png",), "masks": ("*/lab/*_label.png",), "classes": CLASSES, "ignored": (GREY,),
+        "scene": "folder", **changes,
+    }  # fmt: skip
+    return OwnData(split=OwnSplit(**split), **values)
+
+
+def spec(root, uri, data=None, **values):
+    """Shards of `own` data below a root."""
+    return ShardSpec("own", str(uri), "custom", str(root), options={"own": data or own()}, **values)
+
+
+def make(spec):
+    """Makes the shards; returns the card."""
+    found = survey(spec)
+    found.require_sound()
+    plan = plan_shards(spec, found)
+    for task in plan.tasks:
+        write_shard(task, spec.uri)
+    return finish(plan, spec)
