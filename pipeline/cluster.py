@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +14,20 @@ import psutil
 
 from d2ls import storage
 from d2ls.errors import ResourceError, StorageError, TrackingError
+from d2ls.scratch import scratch_folder
 from pipeline.capacity import grows_to
 from pipeline.config import Recipe
 from pipeline.config.train import ClusterConfig
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[1]
+
+ADDRESS, GCS_PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
+SECRETS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "MLFLOW_")
+"""Begin the names of variables that may hold a key or a password."""
+
+LONGEST_ROOT = 16
+"""Characters; below it Ray makes sockets, whose paths may have 107, with names of its own of up to 90."""
 
 STARTS = 2
 """How often a local Ray is started before giving up: its own limit of 30 s is short where the machine is busy."""
@@ -91,8 +101,8 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
     Raises:
         ResourceError: nobody answers at the address.
     """
-    before = os.environ.get("RAY_ADDRESS")
-    address = config.address or before
+    before = {name: os.environ.get(name) for name in (ADDRESS, GCS_PORT)}
+    address = config.address or before[ADDRESS]
     own = address in (None, "", "local")
     if own:
         # Read when ray is imported: without it Ray turns 127.0.0.1 into the machine's outer address and listens there.
@@ -104,28 +114,53 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    try:
-        if own:
-            _start_local(dashboard)
-        else:
-            _join(str(address))
-        # Children (Tune's cleaner among them) must not look for a cluster on their own and find two.
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        yield _inventory(own=own)
-    finally:
-        _restore("RAY_ADDRESS", before)
-        ray.shutdown()
+    _keep_secrets()
+    with scratch_folder("ray", root=_scratch_root()) if own else contextlib.nullcontext() as scratch:
+        try:
+            if scratch:
+                _start_local(
+                    dashboard, scratch / "r"
+                )  # Ray opens its folder to everybody; the one above is private
+            else:
+                _join(str(address))
+                os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+            yield _inventory(own=own)
+        finally:
+            for name, value in before.items():
+                _restore(name, value)
+            ray.shutdown()
 
 
-def _start_local(dashboard: bool) -> None:
+def _scratch_root() -> Path:
+    """Returns where Ray keeps its files: the system's temporary folder, or /tmp where its path is too long."""
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= LONGEST_ROOT else Path("/tmp")  # noqa: S108
+
+
+def _keep_secrets() -> None:
+    """Stops Tune from copying AWS keys into the `runtime_env` of trials, which Ray logs in clear for all to read.
+
+    Workers have them from their node: a local Ray from this process, others from their own environment.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith(SECRETS)
+    }
+
+
+def _start_local(dashboard: bool, scratch: Path) -> None:
+    """Starts a Ray on this machine that listens on 127.0.0.1 and keeps all its files in one folder."""
     import ray
 
     logging.getLogger("ray._private.authentication").setLevel(
         logging.ERROR
     )  # a local Ray needs no remark on tokens
-    os.environ.pop("RAY_ADDRESS", None)
     for attempt in range(STARTS):
         before = {child.pid for child in psutil.Process().children()}
+        # Ray's processes inherit the address. Without it some look for a cluster, and fail where there are two.
+        port = _free_port()
+        os.environ.update({GCS_PORT: str(port), ADDRESS: f"{LOOPBACK}:{port}"})
         try:
             with _quiet():
                 ray.init(
@@ -133,6 +168,7 @@ def _start_local(dashboard: bool) -> None:
                     include_dashboard=dashboard,
                     dashboard_host=LOOPBACK,
                     _node_ip_address=LOOPBACK,
+                    _temp_dir=str(scratch),
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                 )
@@ -146,6 +182,12 @@ def _start_local(dashboard: bool) -> None:
                     f"a local Ray did not start: {error} The machine may be overloaded or out of memory (see `uptime` "
                     "and `python -m pipeline.doctor`); try again, or join a running cluster by cluster.address"
                 ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
 
 
 def _join(address: str) -> None:
@@ -168,12 +210,17 @@ def _join(address: str) -> None:
 
 
 def _forwarded() -> dict[str, str]:
-    """Environment that workers on other nodes need: storage and tracking access, and our defaults."""
-    prefixes = ("AWS_", "GOOGLE_", "MLFLOW_", "OMP_", "NCCL_", "GLOO_", "TORCH_", "HF_", "D2LS_")
+    """Returns the settings that workers on other nodes take over from this process.
+
+    Access to storage, tracking and hub is not among them: Ray writes these values into a log that everybody on a node
+    may read. It comes from the environment of the node, or from its instance profile.
+    """
+    prefixes = ("OMP_", "NCCL_", "GLOO_", "TORCH_", "D2LS_")
     # Interfaces are called otherwise on other machines: each node brings its own name.
     own = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     chosen = {key: value for key, value in os.environ.items() if key.startswith(prefixes) and key not in own}
-    return {**{name: os.environ.get(name, value) for name, value in DEFAULTS.items()}, **chosen}
+    defaults = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+    return {name: value for name, value in {**defaults, **chosen}.items() if not name.startswith(SECRETS)}
 
 
 def _inventory(*, own: bool) -> Cluster:

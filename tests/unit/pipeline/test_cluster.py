@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 
 from d2ls.errors import ResourceError, StorageError, TrackingError
-from pipeline.cluster import Cluster, _start_local, check_resources
+from pipeline.cluster import Cluster, _forwarded, _keep_secrets, _start_local, check_resources
 from tests.train_world import tiny_recipe
 
 
@@ -66,17 +67,47 @@ def test_a_local_path_on_more_than_one_node_is_refused(recipe, monkeypatch):
     check_resources(recipe, cluster(nodes=2))
 
 
-def test_a_local_ray_that_comes_too_late_is_started_once_more(monkeypatch):
+def forget_addresses(monkeypatch):
+    """Lets the test change them, and puts them back."""
+    for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT"):
+        monkeypatch.setenv(name, "")
+
+
+def test_workers_elsewhere_get_settings_and_no_secret(monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("D2LS_STORAGE", "s3://bucket/d2ls")
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "GOOGLE_API_KEY"):
+        monkeypatch.setenv(name, "secret")
+    sent = _forwarded()
+    assert (sent["NCCL_DEBUG"], sent["D2LS_STORAGE"]) == ("INFO", "s3://bucket/d2ls")
+    assert "secret" not in sent.values()
+
+
+def test_tune_copies_no_key_into_the_environment_of_trials(monkeypatch):
+    from ray.tune.execution import class_cache
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    _keep_secrets()
+    actor = class_cache._ActorClassCache().get(type("Trainable", (), {}))
+    assert "secret" not in str(vars(actor))
+    assert "PL_DISABLE_FORK" in str(
+        vars(actor)
+    )  # else Ray keeps these options elsewhere and nothing was tested
+
+
+def test_a_local_ray_that_comes_too_late_is_started_once_more(monkeypatch, tmp_path):
     started = []
 
-    def slow_start(**_):
+    def slow_start(**options):
+        assert options["_temp_dir"] == str(tmp_path)
+        assert os.environ["RAY_ADDRESS"] == f"127.0.0.1:{os.environ['RAY_GCS_SERVER_PORT']}"
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         if len(started) == 1:
             raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", slow_start)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    _start_local(dashboard=False)
+    forget_addresses(monkeypatch)
+    _start_local(False, tmp_path)
     first, second = started
     assert first.wait(10) == -signal.SIGKILL  # what had started of it is gone
     assert second.poll() is None
@@ -84,11 +115,11 @@ def test_a_local_ray_that_comes_too_late_is_started_once_more(monkeypatch):
     second.wait()
 
 
-def test_a_local_ray_that_never_starts_is_said_so(monkeypatch):
+def test_a_local_ray_that_never_starts_is_said_so(monkeypatch, tmp_path):
     def never(**_):
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", never)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    forget_addresses(monkeypatch)
     with pytest.raises(ResourceError, match=r"did not start: .* timed out .* overloaded"):
-        _start_local(dashboard=False)
+        _start_local(False, tmp_path)

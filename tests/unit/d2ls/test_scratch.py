@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from d2ls.scratch import PREFIX, remove_abandoned, scratch_folder
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from d2ls.scratch import scratch_folder
+with scratch_folder("model", root=Path(sys.argv[1])) as folder:
+    (folder / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_folder_is_there_and_then_gone(tmp_path):
+    with scratch_folder("model", root=tmp_path) as folder:
+        (folder / "a").write_text("a")
+        assert folder.name.startswith(f"{PREFIX}model-")
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_goes_with_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), scratch_folder("model", root=tmp_path):
+        raise ZeroDivisionError
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    own, link = tmp_path / "d2ls-shards", tmp_path / f"{PREFIX}link"
+    own.mkdir()
+    (own / "shard.tar").write_text("cached")
+    link.symlink_to(own)
+    with scratch_folder("map", root=tmp_path) as held:
+        (held / "b").write_text("b")
+        assert not left.exists()
+        assert remove_abandoned(tmp_path) == []
+        assert (held / "b").exists()
+    assert (own / "shard.tar").exists()
+
+
+def test_another_users_folder_stays(tmp_path, monkeypatch):
+    folder = tmp_path / f"{PREFIX}ray-x"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    uid = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: uid + 1)
+    assert remove_abandoned(tmp_path) == []
+    monkeypatch.undo()
+    assert remove_abandoned(tmp_path) == [folder]
