@@ -105,7 +105,7 @@ def plan_stretch(
     top = float(getattr(segmenter.network.normalization, "max_value", np.iinfo(wanted).max))
 
     def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
-        scaled = (pixels.astype(np.float32) - low) * (top / (high - low))
+        scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - low) * (top / (high - low))
         return np.rint(scaled.clip(0, top)).astype(wanted)
 
     return stretch

@@ -1,6 +1,10 @@
-"""Reading images, label images and scenes: one reader for sharding and prediction."""
+"""Reading images, label images and scenes: one reader, one rule for sharding and prediction.
 
-from sharding.raster.base import Pixels, Raster, RasterInfo
+What a file says and how it is read: `base`; the formats: `gdal`, `whole`; which bands: `bands`; whether image and label
+image lie on one grid: `grids`; scenes to be mapped: `scene`.
+"""
+
+from sharding.raster.base import Pixels, Raster, RasterInfo, Reading
 from sharding.raster.gdal import GDAL_CACHE_BYTES
 from sharding.raster.reader import open_raster
 from sharding.raster.whole import MAX_WHOLE_PIXELS, WholeRaster
@@ -11,6 +15,7 @@ __all__ = [
     "Pixels",
     "Raster",
     "RasterInfo",
+    "Reading",
     "WholeRaster",
     "open_raster",
 ]

@@ -1,31 +1,115 @@
 """An open image: what its header says, and how its pixels and labels are read."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
 from sharding.tiling import Window
 
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Pixels = npt.NDArray[Any]
+"""uint8, uint16 or float32 as an image; any integers or floats as stored labels."""
+
+Mask = npt.NDArray[np.bool_]
+
+INTEGER_TYPES = ("uint8", "uint16")
+"""Types that are kept as they are."""
+
+FLOAT_TYPES = ("int8", "int16", "float16", "float32", "float64")
+"""Types that become float32, with NaN where a band holds no data."""
+
+METRES_PER_DEGREE = 111_320.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a recipe or a model says about image files beyond what they say themselves.
+
+    Attributes:
+        nodata: value of pixels without data, beside what files are tagged with; None: none.
+        page: page of TIFF files of several pages, from 1; None refuses such files.
+    """
+
+    nodata: float | None = None
+    page: int | None = None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where a raster lies.
+
+    Attributes:
+        crs: as rasterio gives it; None where the file names none.
+        transform: rasterio's Affine from column and row to x and y; the identity where there is none.
+        gcps: rasterio's ground control points, in place of a transform.
+        gcps_crs: CRS of these; None where there are none.
+        rpc: the file has rational polynomial coefficients only, which are not applied.
+    """
+
+    crs: Any
+    transform: Any
+    gcps: tuple[Any, ...] = ()
+    gcps_crs: Any = None
+    rpc: bool = False
+
+    @classmethod
+    def of(cls, file: Any) -> "Georeference":
+        """Takes the georeference of an open rasterio file."""
+        gcps, crs = file.gcps
+        placed = bool(file.crs) or not file.transform.is_identity
+        return cls(
+            file.crs,
+            file.transform,
+            tuple(gcps),
+            crs if gcps else None,
+            rpc=not placed and not gcps and file.rpcs is not None,
+        )
+
+    @property
+    def placed(self) -> bool:
+        """Whether column and row give x and y."""
+        return not self.transform.is_identity
+
+    def pixel_metres(self, height: int, width: int) -> float | None:
+        """Side of a pixel in metres, from the area that the middle pixel covers; None where it cannot be known."""
+        if not self.crs or not self.placed:
+            return None
+        side = math.sqrt(abs(self.transform.determinant))
+        if self.crs.is_geographic:
+            latitude = self.transform.d * width / 2 + self.transform.e * height / 2 + self.transform.f
+            return side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(latitude)), 1e-6))
+        return side * float(self.crs.linear_units_factor[1])
+
+
+NOWHERE = Georeference(None, rasterio.Affine.identity())
+"""Georeference of an image without one."""
 
 
 @dataclass(frozen=True)
 class RasterInfo:
-    """What the header of an image says.
+    """What the header of an image says, as plain values.
 
     Attributes:
-        height: rows.
-        width: columns.
-        bands: channels after a palette is resolved (a palette image has 3).
+        height: rows, as displayed (an EXIF orientation is applied).
+        width: columns, likewise.
+        bands: channels after a palette is resolved (a palette image has 3), an alpha channel among them.
         dtype: `uint8`, `uint16` or another name numpy knows.
         palette: pixels are stored as indices into a colour table.
         crs: EPSG code (`EPSG:26914`) or WKT; None where the image is not georeferenced.
         transform: six affine numbers, column and row to x and y; None likewise.
+        names: for each band its description and its colour interpretation in lower case, empty where unknown.
+        alpha: position of the alpha channel, from 0; None where there is none.
+        gcps: row, column, x, y, z of each ground control point.
+        gcps_crs: CRS of these, as `crs`.
+        orientation: EXIF orientation that was applied; 1 for none.
+        sidecars: size and time of the files beside this one that say more about it, or that a VRT is made of.
     """
 
     height: int
@@ -35,18 +119,66 @@ class RasterInfo:
     palette: bool = False
     crs: str | None = None
     transform: tuple[float, ...] | None = None
+    names: tuple[tuple[str, str], ...] = ()
+    alpha: int | None = None
+    gcps: tuple[tuple[float, ...], ...] = ()
+    gcps_crs: str | None = None
+    orientation: int = 1
+    sidecars: tuple[str, ...] = ()
+
+    @property
+    def read_as(self) -> str:
+        """Type of the pixels that `Raster.read` gives; empty for a type that is not read."""
+        if self.dtype in INTEGER_TYPES:
+            return self.dtype
+        return "float32" if self.dtype in FLOAT_TYPES else ""
 
 
 class Raster(ABC):
-    """An open image file."""
+    """An open image file.
 
-    def __init__(self, ref: FileRef, info: RasterInfo) -> None:
+    Args:
+        ref: the file.
+        info: what its header says.
+        georeference: where it lies.
+        reading: what else is known about it.
+    """
+
+    def __init__(self, ref: FileRef, info: RasterInfo, georeference: Georeference, reading: Reading) -> None:
         self.ref = ref
         self.info = info
+        self.georeference = georeference
+        self.reading = reading
+
+    @abstractmethod
+    def read(
+        self,
+        window: Window | None = None,
+        bands: Sequence[int] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Pixels, Mask | None]:
+        """Reads pixels and where they hold data: the one rule of training and prediction.
+
+        A pixel holds data where any of the bands does and the alpha channel, unless it is one of the bands, is not 0.
+        A band holds no data where the file's nodata value, its mask or `Reading.nodata` says so, or where it is not
+        finite.
+
+        Args:
+            window: part of the result; None: all of it.
+            bands: positions of the wanted bands, from 0; None: all.
+            grid: rows and columns of a raster over the same ground, to resample to; None: the file's own.
+
+        Returns:
+            Pixels (h w bands): uint8, uint16, or float32 with NaN where a band holds no data; and where pixels hold
+            data (h w; None: everywhere).
+
+        Raises:
+            DataError: the file is damaged.
+        """
 
     @abstractmethod
     def pixels(self, window: Window | None = None) -> Pixels:
-        """Reads H W C values, channels in file order (RGB where the file is RGB); palettes are resolved.
+        """Reads H W C values as they are stored, channels in file order; palettes are resolved to red, green, blue.
 
         Raises:
             DataError: the file is damaged.
@@ -87,3 +219,50 @@ class Raster(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def with_data(
+    raw: npt.NDArray[Any], masks: Mask | None, opaque: Mask | None, nodata: float | None
+) -> tuple[Pixels, Mask | None]:
+    """Applies the rule of `Raster.read`.
+
+    Args:
+        raw: h w bands, as stored.
+        masks: h w bands (or h w 1), where bands hold data by the file; None: everywhere.
+        opaque: h w, where the alpha channel is not 0; None where there is none or it is wanted itself.
+        nodata: see `Reading.nodata`.
+    """
+    if nodata is not None:
+        told = np.asarray(raw != nodata)
+        masks = told if masks is None else masks & told
+    if raw.dtype.name in INTEGER_TYPES:
+        valid = None if masks is None else np.asarray(masks.any(axis=2))
+        if opaque is not None:
+            valid = opaque if valid is None else valid & opaque
+        return raw, valid
+    pixels = raw.astype(np.float32)
+    pixels[~np.isfinite(pixels)] = np.nan
+    if masks is not None:
+        pixels[~np.broadcast_to(masks, pixels.shape)] = np.nan
+    if opaque is not None:
+        pixels[~opaque] = np.nan
+    return pixels, np.asarray(~np.isnan(pixels).all(axis=2))
+
+
+def described(georeference: Georeference) -> dict[str, Any]:
+    """Turns a georeference into the plain values of `RasterInfo`."""
+    shown = bool(georeference.crs) or georeference.placed
+    return {
+        "crs": crs_text(georeference.crs),
+        "transform": tuple(float(value) for value in tuple(georeference.transform)[:6]) if shown else None,
+        "gcps": tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in georeference.gcps),
+        "gcps_crs": crs_text(georeference.gcps_crs),
+    }
+
+
+def crs_text(crs: Any) -> str | None:
+    """EPSG code, or WKT where there is none; None for no CRS."""
+    if not crs:
+        return None
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs.to_wkt())

@@ -1,6 +1,9 @@
-"""TIFF through GDAL, by window: a scene of any size needs little memory."""
+"""TIFF, VRT, Imagine and JPEG 2000 through GDAL, by window: a scene of any size needs little memory."""
 
+import struct
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,69 +11,198 @@ import numpy.typing as npt
 import rasterio
 import rasterio.errors
 import rasterio.windows
+from rasterio.enums import Resampling
 
+from d2ls import storage
 from d2ls.errors import DataError
 from sharding.files import FileRef
-from sharding.raster.base import Pixels, Raster, RasterInfo
+from sharding.raster.base import (
+    Georeference,
+    Mask,
+    Pixels,
+    Raster,
+    RasterInfo,
+    Reading,
+    described,
+    with_data,
+)
 from sharding.tiling import Window
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+GDAL_SUFFIXES = (*TIFF_SUFFIXES, ".vrt", ".img", ".jp2")
 GDAL_CACHE_BYTES = 256 * 2**20
 
 
 class GdalRaster(Raster):
-    """TIFF through GDAL, by window."""
+    """A file that GDAL reads by window."""
 
-    def __init__(self, ref: FileRef) -> None:
-        self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
+    def __init__(self, ref: FileRef, reading: Reading) -> None:
+        self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="TRUE")
         self._env.__enter__()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._file = rasterio.open(ref.gdal)
+            self._file = _opened(ref, reading.page)
+            self._table = color_table(self._file)
+            flags = [{flag.name for flag in flags} for flags in self._file.mask_flag_enums]
+            self._masked = any("all_valid" not in names for names in flags)
+            georeference = Georeference.of(self._file)
+            super().__init__(ref, self._info(georeference), georeference, reading)
         except rasterio.errors.RasterioError as error:
             self._env.__exit__(None, None, None)
-            raise DataError(f"{ref}: not a readable TIFF: {error}") from error
-        self._table = color_table(self._file)
-        super().__init__(ref, self._info())
+            raise DataError(f"{ref}: not a readable {_kind(ref)}: {error}") from error
+        except DataError:
+            self._env.__exit__(None, None, None)
+            raise
 
-    def _info(self) -> RasterInfo:
+    def _info(self, georeference: Georeference) -> RasterInfo:
         file = self._file
-        crs = None
-        if file.crs:
-            code = file.crs.to_epsg()
-            crs = f"EPSG:{code}" if code else str(file.crs.to_wkt())
-        georeferenced = bool(crs) or not file.transform.is_identity
-        transform = tuple(float(value) for value in tuple(file.transform)[:6]) if georeferenced else None
-        bands = 3 if self._table is not None else file.count
+        meanings = [meaning.name.lower() for meaning in file.colorinterp]
+        names = tuple(
+            ((description or "").lower(), "" if meaning in ("undefined", "gray") else meaning)
+            for description, meaning in zip(file.descriptions, meanings, strict=True)
+        )
+        palette = self._table is not None
         return RasterInfo(
-            file.height, file.width, bands, str(file.dtypes[0]), self._table is not None, crs, transform
+            height=file.height,
+            width=file.width,
+            bands=3 if palette else file.count,
+            dtype=np.result_type(*file.dtypes).name,
+            palette=palette,
+            names=(("", "red"), ("", "green"), ("", "blue")) if palette else names,
+            alpha=meanings.index("alpha") if "alpha" in meanings else None,
+            sidecars=tuple(_stamp(Path(name)) for name in file.files[1:] if not name.startswith("/vsi")),
+            **described(georeference),
+        )
+
+    def read(
+        self,
+        window: Window | None = None,
+        bands: Sequence[int] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Pixels, Mask | None]:
+        """See `Raster.read`."""
+        positions = list(range(self.info.bands) if bands is None else bands)
+        numbers = [1] if self._table is not None else [band + 1 for band in positions]
+        options = self._area(window, grid)
+        smooth = {"resampling": Resampling.bilinear} if grid and self._table is None else {}
+        with _told(self.ref, window):
+            raw = self._file.read(numbers, **options, **smooth)
+            masks = self._file.read_masks(numbers, **options) > 0 if self._masked else None
+            opaque = None
+            if self.info.alpha is not None and self.info.alpha not in positions:
+                opaque = self._file.read(self.info.alpha + 1, **options) > 0
+        pixels = np.ascontiguousarray(raw.transpose(1, 2, 0))
+        if self._table is not None:
+            pixels = self._table[raw[0]][..., positions]
+        return with_data(
+            pixels, None if masks is None else masks.transpose(1, 2, 0), opaque, self.reading.nodata
+        )
+
+    def _area(self, window: Window | None, grid: tuple[int, int] | None) -> dict[str, Any]:
+        """Arguments of rasterio's `read` for a window of a grid."""
+        if window is None and grid is None:
+            return {}
+        rows, columns = grid or (self.info.height, self.info.width)
+        area = window or Window(0, 0, rows, columns)
+        down, across = self.info.height / rows, self.info.width / columns
+        place = rasterio.windows.Window(
+            area.column * across, area.row * down, area.width * across, area.height * down
+        )
+        return (
+            {"window": place} if grid is None else {"window": place, "out_shape": (area.height, area.width)}
         )
 
     def pixels(self, window: Window | None = None) -> Pixels:
+        """See `Raster.pixels`."""
         if self._table is not None:
             return np.asarray(self._table[self.indices(window)], np.uint8)
-        return np.ascontiguousarray(self._read(None, window).transpose(1, 2, 0))
+        with _told(self.ref, window):
+            return np.ascontiguousarray(self._file.read(**self._area(window, None)).transpose(1, 2, 0))
 
     def indices(self, window: Window | None = None) -> Pixels:
+        """See `Raster.indices`."""
         if self._file.count != 1:
             raise DataError(f"{self.ref}: label ids need one band, this file has {self._file.count}")
-        return self._read(1, window)
-
-    def _read(self, band: int | None, window: Window | None) -> Any:
-        area = (
-            rasterio.windows.Window(window.column, window.row, window.width, window.height)
-            if window
-            else None
-        )
-        try:
-            return self._file.read(band, window=area)
-        except rasterio.errors.RasterioError as error:
-            raise DataError(f"{self.ref}: damaged TIFF at {window or 'the whole image'}: {error}") from error
+        with _told(self.ref, window):
+            return np.asarray(self._file.read(1, **self._area(window, None)))
 
     def close(self) -> None:
+        """See `Raster.close`."""
         self._file.close()
         self._env.__exit__(None, None, None)
+
+
+class _told:  # noqa: N801  (a context manager, called like a function)
+    """Names file and place of a fault in reading."""
+
+    def __init__(self, ref: FileRef, window: Window | None) -> None:
+        self._ref, self._window = ref, window
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, rasterio.errors.RasterioError):
+            area = self._window
+            where = (
+                "the file"
+                if area is None
+                else f"rows {area.row} to {area.row + area.height}, columns {area.column} to {area.column + area.width}"
+            )
+            cause = error.__cause__ or error
+            raise DataError(
+                f"{self._ref}: damaged {_kind(self._ref)}, cannot be read at {where}: {cause}"
+            ) from error
+
+
+def _opened(ref: FileRef, page: int | None) -> Any:
+    """Opens the file, or one page of it.
+
+    Raises:
+        DataError: several pages and none chosen, no such page, or a TIFF stored in another orientation.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        remote = {} if storage.is_local(ref.path) else {"opener": storage.open_input}
+        file = rasterio.open(ref.gdal, **remote)
+        pages = file.subdatasets if file.driver == "GTiff" else []
+        if len(pages) > 1:
+            file.close()
+            if page is None:
+                raise DataError(
+                    f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image, for instance "
+                    "data.custom.page: 1 in the recipe, or save it as a file of its own"
+                )
+            if page > len(pages):
+                raise DataError(f"{ref}: data.custom.page is {page}, the file has {len(pages)} pages")
+            file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
+    if ref.suffix in TIFF_SUFFIXES and (orientation := tiff_orientation(ref)) != 1:
+        file.close()
+        raise DataError(
+            f"{ref}: the TIFF is stored turned or mirrored (orientation {orientation}), which viewers undo and GDAL "
+            "does not. Save it upright"
+        )
+    return file
+
+
+def tiff_orientation(ref: FileRef) -> int:
+    """Returns the orientation tag of the first image of a TIFF, 1 (upright) where there is none or it is unreadable."""
+    try:
+        with ref.stream() if storage.is_local(ref.path) else storage.open_input(ref.path) as stream:
+            head = stream.read(16)
+            order = {b"II": "<", b"MM": ">"}[head[:2]]
+            big = struct.unpack_from(f"{order}H", head, 2)[0] == 43
+            start = struct.unpack_from(f"{order}Q" if big else f"{order}I", head, 8 if big else 4)[0]
+            stream.seek(start)
+            size, step = (8, 20) if big else (2, 12)
+            (count,) = struct.unpack(f"{order}Q" if big else f"{order}H", stream.read(size))
+            entries = stream.read(min(count, 4096) * step)
+        for at in range(0, len(entries) - step + 1, step):
+            if struct.unpack_from(f"{order}H", entries, at)[0] == 274:
+                value = struct.unpack_from(f"{order}H", entries, at + step - (8 if big else 4))[0]
+                return int(value) if 1 <= value <= 8 else 1
+    except (KeyError, OSError, struct.error):
+        pass
+    return 1
 
 
 def color_table(file: Any) -> npt.NDArray[np.uint8] | None:
@@ -81,3 +213,15 @@ def color_table(file: Any) -> npt.NDArray[np.uint8] | None:
     for index, color in file.colormap(1).items():
         table[index] = color[:3]
     return table
+
+
+def _kind(ref: FileRef) -> str:
+    return {".vrt": "VRT", ".img": "Imagine file", ".jp2": "JPEG 2000"}.get(ref.suffix, "TIFF")
+
+
+def _stamp(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -2,16 +2,30 @@
 
 import io
 import warnings
-from typing import Any, cast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import rasterio
+import rasterio.errors
 from PIL import Image, UnidentifiedImageError
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
-from sharding.raster.base import Pixels, Raster, RasterInfo
+from sharding.raster.base import (
+    NOWHERE,
+    Georeference,
+    Mask,
+    Pixels,
+    Raster,
+    RasterInfo,
+    Reading,
+    described,
+    with_data,
+)
 from sharding.tiling import Window
 
 MAX_WHOLE_PIXELS = 2**28
@@ -19,14 +33,20 @@ MAX_WHOLE_PIXELS = 2**28
 
 WHOLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ORIENTATION = 0x0112
-"""EXIF tag that tells viewers to turn a photograph; pixels and labels are taken as stored."""
+"""EXIF tag that tells viewers to turn a photograph; pixels and labels are taken as displayed."""
 
 
 class WholeRaster(Raster):
     """Formats that are decoded whole; the pixels are kept until the file is closed."""
 
-    def __init__(self, ref: FileRef) -> None:
-        super().__init__(ref, _header(ref))
+    def __init__(self, ref: FileRef, reading: Reading) -> None:
+        georeference, sidecars = _beside(ref)
+        super().__init__(ref, _header(ref, georeference, sidecars), georeference, reading)
+        if self.info.orientation != 1 and self.info.transform:
+            raise DataError(
+                f"{ref}: EXIF turns this image (orientation {self.info.orientation}) and a world file places it as it "
+                "is stored. Save it upright"
+            )
         self._bytes = b""
         if self.info.height * self.info.width > MAX_WHOLE_PIXELS:
             raise DataError(
@@ -34,6 +54,7 @@ class WholeRaster(Raster):
                 "Convert it to a tiled TIFF, which is read by windows."
             )
         self._pixels: Pixels | None = None
+        self._opaque: Mask | None = None
         self._indices: Pixels | None = None
 
     @property
@@ -42,6 +63,26 @@ class WholeRaster(Raster):
         if not self._bytes:
             self._bytes = self.ref.read()
         return self._bytes
+
+    def read(
+        self,
+        window: Window | None = None,
+        bands: Sequence[int] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Pixels, Mask | None]:
+        """See `Raster.read`."""
+        whole, opaque = self.pixels(), self._opaque
+        hidden = self.info.alpha is not None and bands is not None and self.info.alpha not in bands
+        if hidden:
+            opaque = whole[..., self.info.alpha] > 0
+        if grid is not None:
+            whole = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+            if opaque is not None:
+                opaque = cv2.resize(opaque.astype(np.uint8), grid[::-1], interpolation=cv2.INTER_AREA) > 0
+        pixels = _cut(whole, window)
+        if bands is not None and tuple(bands) != tuple(range(whole.shape[2])):
+            pixels = _typed(pixels[..., list(bands)])
+        return with_data(pixels, None, None if opaque is None else _cut(opaque, window), self.reading.nodata)
 
     def pixels(self, window: Window | None = None) -> Pixels:
         """See `Raster.pixels`."""
@@ -59,13 +100,12 @@ class WholeRaster(Raster):
 
     def plain_as(self, codec: str) -> bool:
         """Says whether the file's own bytes can stand in a shard as `png` or `jpg`: any reader gets these pixels."""
+        if self.info.orientation != 1:  # readers differ in turning such images
+            return False
         content = self.encoded
         if codec == "png" and self.ref.suffix == ".png":
             return not self.info.palette and content.find(b"tRNS", 0, content.find(b"IDAT")) < 0
-        if codec == "jpg" and self.ref.suffix in (".jpg", ".jpeg"):
-            with Image.open(io.BytesIO(content)) as image:
-                return image.getexif().get(ORIENTATION, 1) == 1  # readers differ in turning such images
-        return False
+        return codec == "jpg" and self.ref.suffix in (".jpg", ".jpeg")
 
     def _decode(self) -> Pixels:
         decoded = cv2.imdecode(np.frombuffer(self.encoded, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -77,7 +117,9 @@ class WholeRaster(Raster):
             decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         else:
             decoded = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGBA)
-        return _typed(decoded[..., : self.info.bands])
+        if decoded.shape[2] > self.info.bands:  # a colour, or entries of a palette, marked as transparent
+            self._opaque = turned(decoded[..., 3] > 0, self.info.orientation)
+        return _typed(turned(decoded[..., : self.info.bands], self.info.orientation))
 
     def _decode_indices(self) -> Pixels:
         depth = _png_depth(self.encoded)
@@ -85,7 +127,7 @@ class WholeRaster(Raster):
             return _typed(self.pixels()[..., 0])
         try:
             with Image.open(io.BytesIO(self.encoded)) as image:
-                values = np.asarray(image).astype(np.uint8)
+                values = turned(np.asarray(image).astype(np.uint8), self.info.orientation)
                 scaled = image.mode == "L"  # grey of 2 or 4 bits is spread over 0..255 by the decoder
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{self.ref}: damaged image, it cannot be decoded: {error}") from error
@@ -93,10 +135,10 @@ class WholeRaster(Raster):
 
     def close(self) -> None:
         """Lets go of bytes and pixels."""
-        self._bytes, self._pixels, self._indices = b"", None, None
+        self._bytes, self._pixels, self._indices, self._opaque = b"", None, None, None
 
 
-def _header(ref: FileRef) -> RasterInfo:
+def _header(ref: FileRef, georeference: Georeference, sidecars: tuple[str, ...]) -> RasterInfo:
     try:
         with warnings.catch_warnings(), ref.stream() as stream:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -105,6 +147,7 @@ def _header(ref: FileRef) -> RasterInfo:
             with Image.open(stream) as image:
                 width, height = image.size
                 mode = image.mode
+                orientation = _orientation(image.info.get("exif"))
     except Image.DecompressionBombError as error:
         raise DataError(f"{ref}: too large to decode whole ({error}). Convert it to a tiled TIFF.") from error
     except UnidentifiedImageError as error:
@@ -126,7 +169,66 @@ def _header(ref: FileRef) -> RasterInfo:
     if bands is None:
         raise DataError(f"{ref}: colour mode {mode} is not read here; save it as grey, RGB or RGBA")
     dtype = "uint16" if _png_depth(start) == 16 or mode.startswith("I") else "uint8"
-    return RasterInfo(height, width, bands, dtype, palette=mode == "P")
+    colors = ("red", "green", "blue", "alpha")[:bands] if bands >= 3 else ("",)
+    if orientation >= 5:
+        height, width = width, height
+    return RasterInfo(
+        height=height,
+        width=width,
+        bands=bands,
+        dtype=dtype,
+        palette=mode == "P",
+        names=tuple(("", name) for name in colors),
+        alpha=3 if bands == 4 else None,
+        orientation=orientation,
+        sidecars=sidecars,
+        **described(georeference),
+    )
+
+
+def _orientation(exif: bytes | None) -> int:
+    """EXIF orientation of an image, 1 (upright) where there is none."""
+    if not exif:
+        return 1
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        value = tags.get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, KeyError):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def turned(stored: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turns stored pixels (H W ...) the way viewers display them by the EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        stored = stored.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        stored = stored[::-1]
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    return stored
+
+
+def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
+    """Georeference from a world file or GDAL's .aux.xml beside the image, and the state of these files."""
+    if ref.member:
+        return NOWHERE, ()
+    path, kind = Path(ref.path), ref.suffix[1:]
+    endings = (f".{kind[0]}{kind[-1]}w", f".{kind}w", ".wld")
+    names = {path.with_suffix(case) for ending in endings for case in (ending, ending.upper())}
+    found = sorted(file for file in (*names, Path(f"{path}.aux.xml")) if file.is_file())
+    if not found:
+        return NOWHERE, ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                georeference = Georeference.of(file)
+    except rasterio.errors.RasterioError as error:
+        raise DataError(f"{ref}: not readable with {', '.join(map(str, found))}: {error}") from error
+    states = [file.stat() for file in found]
+    return georeference, tuple(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
 
 
 def _png_depth(content: bytes) -> int:
@@ -134,11 +236,11 @@ def _png_depth(content: bytes) -> int:
     return content[24] if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25 else 0
 
 
-def _cut(pixels: Pixels, window: Window | None) -> Pixels:
+def _cut(pixels: Any, window: Window | None) -> Any:
     if window is None:
         return pixels
     return pixels[window.row : window.row + window.height, window.column : window.column + window.width]
 
 
 def _typed(pixels: npt.NDArray[Any]) -> Pixels:
-    return cast(Pixels, np.ascontiguousarray(pixels))
+    return np.ascontiguousarray(pixels)

@@ -98,9 +98,21 @@ def test_what_is_no_image_is_named(tmp_path, name, content, words) -> None:
         open_scene(tmp_path / name)
 
 
-def test_floating_point_pixels_are_refused(tmp_path) -> None:
-    path = scene_file(tmp_path / "s.tif", np.ones((1, 4, 4), np.float32))
-    with pytest.raises(DataError, match="float32"):
+def test_floating_point_pixels_are_nan_where_a_band_holds_no_data(tmp_path) -> None:
+    pixels = np.arange(12, dtype=np.int16).reshape(2, 2, 3) - 6
+    with open_scene(scene_file(tmp_path / "s.tif", pixels, nodata=-6)) as scene:
+        read, valid = scene.read((0, 2), (0, 3), (0, 1))
+        assert (scene.dtype, read.dtype) == ("float32", np.float32)
+        expected = pixels.transpose(1, 2, 0).astype(np.float32)
+        expected[0, 0, 0] = np.nan
+        np.testing.assert_array_equal(read, expected)
+        assert valid.all()
+        assert not scene.read((0, 1), (0, 1), (0,))[1].any()
+
+
+def test_other_pixel_types_are_refused(tmp_path) -> None:
+    path = scene_file(tmp_path / "s.tif", np.ones((1, 4, 4), np.complex64))
+    with pytest.raises(DataError, match="complex64, which is not read"):
         open_scene(path)
 
 

@@ -1,0 +1,195 @@
+"""Do an image and its label image cover the same ground, pixel by pixel? If not, labels on the grid of the image."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.errors
+import rasterio.warp
+
+from sharding.raster.base import Georeference, Mask, Raster, crs_text
+from sharding.tiling import Window
+
+Align = Literal["refuse", "resample", "ignore"]
+"""Where image and label image lie on different grids: refuse them, resample the labels, or pair pixels as stored."""
+
+TOLERANCE = 0.1
+"""Pixels by which corners may differ on one grid."""
+
+LEAST_OVERLAP = 0.5
+"""Share of the image that a label image must cover to be of the same ground."""
+
+_BLOCK = 2**18  # pixels whose places are computed at once
+
+Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class GridDifference:
+    """How the grid of a label image differs from that of its image.
+
+    Attributes:
+        text: in numbers.
+        same_ground: the label image can be resampled to the image.
+    """
+
+    text: str
+    same_ground: bool
+
+
+def compare_grids(image: Raster, labels: Raster) -> GridDifference | None:
+    """Compares two georeferenced grids; None where they are one, or where one of them is not georeferenced."""
+    here, there = image.georeference, labels.georeference
+    if not here.placed or not there.placed:
+        return None
+    size, label_size = (image.info.height, image.info.width), (labels.info.height, labels.info.width)
+    columns, rows = _moved(_corners(*label_size), there, here)
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        text = f"{_crs_text(here, there)}; the label image cannot be projected to the image"
+        return GridDifference(text, same_ground=False)
+    across, down = _corners(*size)
+    shift = float(np.hypot(columns - across, rows - down).max())
+    if _same_crs(here, there) and size == label_size and shift <= TOLERANCE:
+        return None
+    overlap = _overlap(columns, rows, *size)
+    metres = image.georeference.pixel_metres(*size)
+    if overlap < LEAST_OVERLAP:
+        away = math.hypot(columns.mean() - across.mean(), rows.mean() - down.mean())
+        away_text = f"{_length(away, metres)} away, and covers {overlap:.0%} of the image"
+        text = f"the label image is of other ground, {away_text}"
+        return GridDifference(text, same_ground=False)
+    top_left = (float(columns.min()), float(rows.min()))
+    return GridDifference(_differences(image, labels, top_left, shift, metres), same_ground=True)
+
+
+class AlignedLabels:
+    """A label image on the grid of its image: each pixel takes the label at its centre (nearest neighbour).
+
+    Args:
+        labels: the label image.
+        image: its image.
+    """
+
+    def __init__(self, labels: Raster, image: Raster) -> None:
+        self._labels, self._image = labels, image
+
+    def read(self, area: Window, *, colors: bool) -> tuple[npt.NDArray[Any], Mask]:
+        """Reads raw labels of a window of the image.
+
+        Returns:
+            Ids (h w) or colours (h w 3), and where the label image reaches (h w); elsewhere the values mean nothing.
+        """
+        step = max(1, _BLOCK // area.width)
+        blocks = [
+            self._block(Window(row, area.column, min(step, area.row + area.height - row), area.width), colors)
+            for row in range(area.row, area.row + area.height, step)
+        ]
+        return np.concatenate([raw for raw, _ in blocks]), np.concatenate([covered for _, covered in blocks])
+
+    def _block(self, area: Window, colors: bool) -> tuple[npt.NDArray[Any], Mask]:
+        across, down = np.meshgrid(
+            np.arange(area.column, area.column + area.width) + 0.5,
+            np.arange(area.row, area.row + area.height) + 0.5,
+        )
+        columns, rows = _moved((across, down), self._image.georeference, self._labels.georeference)
+        height, width = self._labels.info.height, self._labels.info.width
+        covered = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        column = np.where(covered, columns, np.nan)
+        row = np.where(covered, rows, np.nan)
+        if not covered.any():
+            raw = self._labels.labels(Window(0, 0, 1, 1), colors=colors)
+            return np.repeat(np.repeat(raw, area.height, 0), area.width, 1), covered
+        left, top = int(np.nanmin(column)), int(np.nanmin(row))
+        box = Window(top, left, int(np.nanmax(row)) - top + 1, int(np.nanmax(column)) - left + 1)
+        raw = self._labels.labels(box, colors=colors)
+        y = np.where(covered, row - top, 0).astype(np.intp)
+        x = np.where(covered, column - left, 0).astype(np.intp)
+        return raw[y, x], covered
+
+
+def _corners(height: int, width: int) -> Points:
+    """Columns and rows of the corners and of the middle."""
+    return (
+        np.array([0, width, 0, width, width / 2], np.float64),
+        np.array([0, 0, height, height, height / 2], np.float64),
+    )
+
+
+def _moved(points: Points, source: Georeference, target: Georeference) -> Points:
+    """Turns columns and rows of one raster into those of another."""
+    x, y = source.transform * points
+    if not _same_crs(source, target):
+        shape = x.shape
+        try:
+            x, y = rasterio.warp.transform(source.crs, target.crs, x.ravel(), y.ravel())
+        except rasterio.errors.RasterioError:
+            return np.full(shape, np.nan), np.full(shape, np.nan)
+        x, y = np.asarray(x).reshape(shape), np.asarray(y).reshape(shape)
+    columns, rows = ~target.transform * (x, y)
+    return columns, rows
+
+
+def _same_crs(first: Georeference, second: Georeference) -> bool:
+    """Whether two CRS are one; a raster without a CRS is taken to have that of the other."""
+    return not first.crs or not second.crs or first.crs == second.crs
+
+
+def _overlap(
+    columns: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], height: int, width: int
+) -> float:
+    """Share of the image inside the box around the label image."""
+    across = min(float(columns.max()), width) - max(float(columns.min()), 0)
+    down = min(float(rows.max()), height) - max(float(rows.min()), 0)
+    return max(across, 0) * max(down, 0) / (height * width)
+
+
+def _differences(
+    image: Raster, labels: Raster, top_left: tuple[float, float], shift: float, metres: float | None
+) -> str:
+    here, there = image.georeference, labels.georeference
+    found = []
+    if not _same_crs(here, there):
+        found.append(_crs_text(here, there))
+    own = there.pixel_metres(labels.info.height, labels.info.width)
+    if metres and own and abs(own / metres - 1) > 0.001:
+        found.append(f"pixels of {metres:.4g} m and {own:.4g} m")
+    elif (size := _side(there) / _side(here)) and _same_crs(here, there) and abs(size - 1) > 0.001:
+        found.append(f"label pixels are {size:.4g} times as large")
+    if here.transform.e * there.transform.e < 0:
+        names = ("north-up", "south-up")
+        found.append(f"{names[here.transform.e > 0]} and {names[there.transform.e > 0]}")
+    if math.hypot(*top_left) > TOLERANCE:
+        across, down = top_left
+        found.append(f"labels start {_length(across, metres)} across and {_length(down, metres)} down")
+    if (image.info.height, image.info.width) != (labels.info.height, labels.info.width):
+        sizes = f"{image.info.height}x{image.info.width} and {labels.info.height}x{labels.info.width}"
+        found.append(f"{sizes} pixels (height x width)")
+    if not found or (len(found) == 1 and not _same_crs(here, there)):
+        found.append(f"corners differ by up to {_length(shift, metres)}")
+    return ", ".join(found)
+
+
+def _crs_text(here: Georeference, there: Georeference) -> str:
+    text = f"CRS {crs_text(here.crs)} and {crs_text(there.crs)}"
+    first, second = (_without_datum(place.crs) for place in (here, there))
+    return f"{text}, which differ in the datum only" if first == second else text
+
+
+def _without_datum(crs: Any) -> dict[str, Any]:
+    datum = ("datum", "ellps", "a", "b", "rf", "towgs84", "nadgrids")
+    return {key: value for key, value in crs.to_dict().items() if key not in datum}
+
+
+def _side(place: Georeference) -> float:
+    return math.sqrt(abs(place.transform.determinant))
+
+
+def _length(pixels: float, metres: float | None) -> str:
+    if metres is None:
+        return f"{pixels:.2f} pixels"
+    length = pixels * metres
+    return f"{pixels:.2f} pixels = " + (
+        f"{length / 1000:.1f} km" if abs(length) >= 1000 else f"{length:.2f} m"
+    )
