@@ -6,7 +6,8 @@
 #     D2LS_STORAGE=s3://bucket/d2ls bash ~/d2ls/clusters/set_up_node.sh
 #
 # Reads: D2LS_STORAGE (needed), RAY_HEAD_IP (set by Ray on workers), D2LS_VENV (where the environment goes), and passes
-# on what is set of AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (stores other than AWS's own).
+# on what is set of AWS_REGION and AWS_ENDPOINT_URL (stores other than AWS's own). Keys are not given here, as `ray up` prints
+# the lines it runs: they are read from ~/.aws/credentials, or come from the instance profile.
 set -euo pipefail
 trap 'echo "set_up_node.sh: line $LINENO failed on $(hostname)" >&2' ERR
 
@@ -48,7 +49,7 @@ umask 077
         # Workers read pretrained weights that the head put into the storage, and ask nobody outside.
         echo "export HF_HUB_OFFLINE=1"
     fi
-    for name in AWS_REGION AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
+    for name in AWS_REGION AWS_ENDPOINT_URL; do
         [[ -z ${!name:-} ]] || printf 'export %s=%q\n' "$name" "${!name}"
     done
     [[ -z ${AWS_REGION:-} ]] || echo "export AWS_DEFAULT_REGION=$AWS_REGION" # Arrow's S3 client knows it by this name
@@ -58,7 +59,9 @@ umask 077
         echo "export TMPDIR=/opt/dlami/nvme/tmp"
     fi
 } >"$HOME/.d2ls-env"
-[[ ! -f $HOME/.ray/auth_token ]] || chmod 600 "$HOME/.ray/auth_token"
+for secret in "$HOME/.ray/auth_token" "$HOME/.aws/credentials"; do
+    [[ ! -f $secret ]] || chmod 600 "$secret"
+done
 for file in "$HOME/.profile" "$HOME/.bashrc"; do
     touch "$file"
     # In front: a .bashrc often ends early for shells that nobody types in.

@@ -11,12 +11,17 @@ from tests.cluster.machines import BINARIES, HOME, ROOT, Machine, Machines, mach
 CLUSTER_FILE = ROOT / "clusters" / "own_machines.yaml"
 BUCKET = "d2ls-test"
 STORE_PORT = 9000
-KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tell-nobody"}
 
 
 def store_environment(estate: Machines) -> dict[str, str]:
     """Variables by which S3 clients find the object store."""
-    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{estate.head.address}:{STORE_PORT}"}
+    return {**KEYS, **store_place(estate)}
+
+
+def store_place(estate: Machines) -> dict[str, str]:
+    """Variables that say where the object store is, and tell no secret."""
+    return {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{estate.head.address}:{STORE_PORT}"}
 
 
 @contextlib.contextmanager
@@ -56,6 +61,9 @@ def own_machines(folder: Path) -> Iterator[tuple[Machines, str]]:
     ):
         for host in estate.hosts.values():
             prepare(host)
+        lines = "".join(f"{name.lower()} = {value}\n" for name, value in KEYS.items())
+        (folder / "credentials").write_text(f"[default]\n{lines}")
+        estate.laptop.shell("install -D -m 600 /run/machines/credentials ~/.aws/credentials")
         (folder / CLUSTER_FILE.name).write_text(own_machines_file(estate, storage))
         estate.laptop.shell(f"mount --bind /run/machines/{CLUSTER_FILE.name} {CLUSTER_FILE}")
         yield estate, storage
@@ -74,8 +82,9 @@ def own_machines_file(estate: Machines, storage: str) -> str:
     """Makes the edits that the page asks for in clusters/own_machines.yaml; returns the file's text."""
     text = CLUSTER_FILE.read_text()
     workers = ", ".join(host.address for host in list(estate.hosts.values())[1:])
-    variables = " ".join(f"{key}={value}" for key, value in store_environment(estate).items())
+    variables = " ".join(f"{key}={value}" for key, value in store_place(estate).items())
     edits = {
+        "# ~/.aws/credentials:": "~/.aws/credentials:",
         "head_ip: 192.168.1.10": f"head_ip: {estate.head.address}",
         "worker_ips: [192.168.1.11, 192.168.1.12]": f"worker_ips: [{workers}]",
         "ssh_user: ubuntu": "ssh_user: root",

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.estate import own_machines, own_machines_file, store_environment
+from tests.cluster.estate import KEYS, own_machines, own_machines_file, store_environment
 from tests.cluster.machines import BINARIES, ROOT, Machine, Machines, why_not
 from tests.trees import TREES
 
@@ -147,7 +147,9 @@ def world(tmp_path_factory) -> Iterator[World]:
 
 
 def test_ray_up_brings_up_head_and_workers(world):
-    world.type(block("ray up"))
+    said = world.type(block("ray up"))
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in said
+    assert world.estate.head.shell("stat -c %a ~/.aws/credentials").strip() == "600"
 
     def all_there() -> bool:
         return "0.0/3.0 CPU" in world.type(block("ray status"))

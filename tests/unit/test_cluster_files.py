@@ -67,6 +67,12 @@ def test_all_that_is_mounted_exists_and_nothing_else_of_the_checkout_is(path):
     assert "~/.ray/auth_token" in mounts
 
 
+def test_keys_go_into_a_mounted_file_and_never_into_a_line_that_ray_prints():
+    text = OWN.read_text()
+    assert "# ~/.aws/credentials: ~/.aws/credentials" in text
+    assert "ACCESS_KEY" not in text + SCRIPT.read_text()
+
+
 @pytest.mark.parametrize("path", [AWS, OWN, KUBERNETES, ACCOUNT, SCRIPT], ids=lambda path: path.name)
 def test_holds_no_keys(path):
     text = path.read_text()
