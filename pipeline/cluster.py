@@ -126,8 +126,8 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
                 os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
             yield _inventory(own=own)
         finally:
-            for name, value in before.items():
-                _restore(name, value)
+            for variable, old in before.items():
+                _restore(variable, old)
             ray.shutdown()
 
 
