@@ -220,6 +220,7 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
 
 def _own_data(data: DataConfig) -> dict[str, Any]:
     """Turns the section `data.custom` into the reader's plain values."""
+    from sharding.raster import Reading
     from sharding.sources.own import OwnClass, OwnData, OwnSplit
 
     custom: CustomConfig | None = data.custom
@@ -227,9 +228,9 @@ def _own_data(data: DataConfig) -> dict[str, Any]:
         return {}
     classes = tuple(OwnClass(item.name, item.color, item.codes or (), item.scored) for item in custom.classes)
     split = OwnSplit(**custom.split.model_dump())
-    rest = {
-        name: getattr(custom, name) for name in ("images", "masks", "ignored", "unused", "scene", "bands")
-    }
+    names = ("images", "masks", "ignored", "unused", "scene", "bands", "band_order", "align")
+    rest: dict[str, Any] = {name: getattr(custom, name) for name in names}
+    rest["reading"] = Reading(custom.nodata, custom.page)
     return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
 
 

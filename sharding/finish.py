@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from d2ls import storage
-from d2ls.errors import ShardError
+from d2ls.errors import DataError, ShardError
 from d2ls.labels import ClassTable
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet, SplitCard
 from sharding.part import ShardPart, finished_part
@@ -111,14 +111,16 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
 def statistics(parts: Iterable[ShardPart], max_value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation of each channel, of pixel / max_value, from integer sums."""
     sums = [part.sums for part in parts if part.sums.count]
-    count = sum(item.count for item in sums)
     bands = range(len(sums[0].total))
+    count = [sum(item.count[band] for item in sums) for band in bands]
     total = [sum(item.total[band] for item in sums) for band in bands]
     squares = [sum(item.squares[band] for item in sums) for band in bands]
-    mean = tuple(total[band] / count / max_value for band in bands)
+    if not all(count):
+        raise DataError("no pixel of the training split holds data in every band: no mean, no deviation")
+    mean = tuple(total[band] / count[band] / max_value for band in bands)
     # count*squares - total**2 is exact in integers: no cancellation
-    std = tuple(math.sqrt(count * squares[band] - total[band] ** 2) / count / max_value for band in bands)
-    return mean, std
+    spread = [math.sqrt(count[band] * squares[band] - total[band] ** 2) for band in bands]
+    return mean, tuple(spread[band] / count[band] / max_value for band in bands)
 
 
 def split_digest(

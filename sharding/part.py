@@ -13,24 +13,26 @@ from d2ls import storage
 from d2ls.shards import ShardFile
 from sharding.plan import ShardTask
 from sharding.raster import Pixels
+from sharding.raster.base import Mask
 
 
 @dataclass
 class PixelSums:
-    """Sums over the unpadded pixels of each channel; integers, so the order of adding does not matter."""
+    """Sums over the unpadded pixels with data of each channel; integers, so the order of adding does not matter."""
 
-    count: int = 0
+    count: list[int] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
 
-    def add(self, image: Pixels) -> None:
-        """Adds the pixels of an image (H W C)."""
+    def add(self, image: Pixels, valid: Mask | None) -> None:
+        """Adds the pixels of an image (H W C) that hold data (H W; None: all)."""
         bands = image.shape[2]
+        self.count = self.count or [0] * bands
         self.total = self.total or [0] * bands
         self.squares = self.squares or [0] * bands
-        self.count += image.shape[0] * image.shape[1]
         for band in range(bands):
-            counts = histogram(image, band)
+            counts = histogram(image, band, valid)
+            self.count[band] += int(counts.sum())
             values = np.arange(len(counts), dtype=np.uint64)
             self.total[band] += int((counts * values).sum())
             self.squares[band] += int((counts * values * values).sum())
@@ -80,14 +82,23 @@ def finished_part(task: ShardTask, uri: str) -> ShardPart | None:
     return part if part.fingerprint == task.fingerprint and size == part.shard.bytes else None
 
 
-def histogram(values: npt.NDArray[Any], band: int = 0) -> npt.NDArray[np.uint64]:
-    """Counts of each value of unsigned integers, H W or one band of H W C: 256 for uint8, 65536 for uint16."""
+def histogram(values: npt.NDArray[Any], band: int = 0, valid: Mask | None = None) -> npt.NDArray[np.uint64]:
+    """Counts of each value of unsigned integers, H W or one band of H W C: 256 for uint8, 65536 for uint16.
+
+    Args:
+        values: uint8 or uint16.
+        band: which.
+        valid: pixels to count (H W); None: all.
+    """
     size = 256 if values.dtype == np.uint8 else 65536
     bands = values.shape[2] if values.ndim == 3 else 1
     if values.shape[0] * values.shape[1] < 2**24 and bands <= 4:  # float32 counts are exact up to here
-        counts = cv2.calcHist([np.ascontiguousarray(values)], [band], None, [size], [0, size])
+        mask = None if valid is None else valid.view(np.uint8)
+        counts = cv2.calcHist([np.ascontiguousarray(values)], [band], mask, [size], [0, size])
         return np.asarray(counts.reshape(-1), np.uint64)
     flat = values.reshape(-1, bands)[:, band]
+    if valid is not None:
+        flat = flat[valid.reshape(-1)]
     return np.bincount(flat, minlength=size).astype(np.uint64)
 
 

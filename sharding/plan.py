@@ -5,7 +5,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ import numpy as np
 from d2ls.errors import DataError
 from d2ls.labels import Color, LabelCodes
 from sharding.codecs import Codec
-from sharding.raster import RasterInfo
+from sharding.raster import RasterInfo, Reading
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
 from sharding.survey import Survey, SurveyedScene
 from sharding.tiling import Tile, Tiling, Window, tiles
 
-FORMAT = 1
+FORMAT = 2
 """Changes when the same plan would be written as other bytes; part of every fingerprint."""
 
 FEW_SHARDS, FEW_SAMPLES = 4, 8
@@ -28,10 +28,12 @@ FEW_SHARDS, FEW_SAMPLES = 4, 8
 
 @dataclass(frozen=True)
 class Cut:
-    """The tiles of one scene that go into one shard, each with its sample key."""
+    """The tiles of one scene that go into one shard, each with its sample key; the rest as in `SurveyedScene`."""
 
     scene: Scene
     info: RasterInfo
+    bands: tuple[int, ...]
+    resampled: bool
     tiles: tuple[tuple[str, Tile], ...]
 
 
@@ -43,8 +45,7 @@ class Recording:
         codes: raw label codes to class ids.
         num_classes: K.
         strays: raw codes to count.
-        band_indices: channels to take.
-        all_bands: they are all there are, in order.
+        reading: what is known about the images beyond what they say.
         codec: image codec.
         padding: see `Tiling.padding`.
         statistics: whether pixel sums are wanted.
@@ -53,8 +54,7 @@ class Recording:
     codes: LabelCodes
     num_classes: int
     strays: tuple[int | Color, ...]
-    band_indices: tuple[int, ...]
-    all_bands: bool
+    reading: Reading
     codec: Codec
     padding: str
     statistics: bool
@@ -144,8 +144,7 @@ def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[Survey
         codes=survey.codes,
         num_classes=survey.classes.num_classes,
         strays=spec.strays,
-        band_indices=survey.band_indices,
-        all_bands=survey.all_bands,
+        reading=survey.reading,
         codec=spec.codec,
         padding=tiling.padding,
         statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in survey.scenes),
@@ -169,13 +168,12 @@ def _shard_count(spec: ShardSpec, survey: Survey, flat: list[tuple[Cut, tuple[st
 def _cut(split: str, item: SurveyedScene, tiling: Tiling) -> Cut:
     region = item.scene.region or Window(0, 0, item.info.height, item.info.width)
     stem = _key(f"{split}_{item.scene.id}")
+    cut = _shifted(region, tiling)
     if tiling.size is None:
-        return Cut(item.scene, item.info, tuple((stem, tile) for tile in _shifted(region, tiling)))
-    named = [
-        (f"{stem}_r{tile.window.row:05d}_c{tile.window.column:05d}", tile)
-        for tile in _shifted(region, tiling)
-    ]
-    return Cut(item.scene, item.info, tuple(named))
+        named = [(stem, tile) for tile in cut]
+    else:
+        named = [(f"{stem}_r{tile.window.row:05d}_c{tile.window.column:05d}", tile) for tile in cut]
+    return Cut(item.scene, item.info, item.bands, item.resampled, tuple(named))
 
 
 def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
@@ -201,7 +199,7 @@ def _regroup(flat: list[tuple[Cut, tuple[str, Tile]]]) -> tuple[Cut, ...]:
     for cut, pair in flat:
         groups.setdefault(cut.scene.id, []).append(pair)
         origin[cut.scene.id] = cut
-    return tuple(Cut(origin[name].scene, origin[name].info, tuple(pairs)) for name, pairs in groups.items())
+    return tuple(replace(origin[name], tiles=tuple(pairs)) for name, pairs in groups.items())
 
 
 def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) -> ShardTask:
@@ -210,7 +208,9 @@ def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) 
     for cut in cuts:
         scene = cut.scene
         state = (scene.image.stamp, scene.mask.stamp if scene.mask else "")
-        facts.append([scene.id, scene.group, dict(scene.tags), state, asdict(cut.info)])
+        facts.append(
+            [scene.id, scene.group, dict(scene.tags), state, asdict(cut.info), cut.bands, cut.resampled]
+        )
         facts.append([[key, asdict(tile)] for key, tile in cut.tiles])
     text = json.dumps(facts, sort_keys=True)
     return ShardTask(split, path, cuts, recording, hashlib.sha256(text.encode()).hexdigest())

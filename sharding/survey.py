@@ -7,7 +7,9 @@ from typing import Any
 
 from d2ls.errors import DataError
 from d2ls.labels import ClassTable, LabelCodes
-from sharding.raster import RasterInfo, open_raster
+from sharding.raster import Raster, RasterInfo, Reading, open_raster
+from sharding.raster.bands import band_text, bands_by_name, bands_in_order, contradiction
+from sharding.raster.grids import compare_grids
 from sharding.sources.base import Scene, Source, nearest
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
@@ -18,10 +20,19 @@ SHOWN = 30
 
 @dataclass(frozen=True)
 class SurveyedScene:
-    """A labelled scene and what its image's header says."""
+    """A labelled scene and what its image's header says.
+
+    Attributes:
+        scene: its files.
+        info: what the header of the image says.
+        bands: positions in the file of the channels that are taken.
+        resampled: the label image is brought to the grid of the image.
+    """
 
     scene: Scene
     info: RasterInfo
+    bands: tuple[int, ...] = ()
+    resampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,8 @@ class Survey:
         classes: the K classes.
         codes: label codes, strays among the ignored ones.
         bands: names of the channels that are taken.
-        band_indices: their positions in the files.
-        all_bands: the file has these channels only, in this order.
-        dtype: of the pixels.
+        reading: what is known about the images beyond what they say.
+        dtype: of the pixels as they are stored in shards.
         tilings: split to tiling.
         scenes: labelled scenes in order of split and name.
         unlabelled: split to number of images whose labels the publisher keeps.
@@ -42,14 +52,14 @@ class Survey:
         license: licence of the data.
         ground_sampling_distance: metres a pixel, or None.
         facts: what the source adds to the card.
+        notes: what was converted or chosen, in words.
         problems: everything that stands against making shards, in words.
     """
 
     classes: ClassTable
     codes: LabelCodes
     bands: tuple[str, ...]
-    band_indices: tuple[int, ...]
-    all_bands: bool
+    reading: Reading
     dtype: str
     tilings: dict[str, Tiling]
     scenes: tuple[SurveyedScene, ...]
@@ -58,6 +68,7 @@ class Survey:
     license: str
     ground_sampling_distance: float | None
     facts: dict[str, Any]
+    notes: tuple[str, ...]
     problems: tuple[str, ...]
 
     def require_sound(self) -> None:
@@ -93,7 +104,10 @@ def survey(spec: ShardSpec) -> Survey:
     wanted = [scene for scene in listed if not spec.splits or scene.split in spec.splits]
     problems += _split_problems(spec, {scene.split for scene in listed})
     hidden = Counter(scene.split for scene in wanted if scene.mask is None)
-    surveyed = [found for scene in wanted if (found := _look(scene, source, problems)) is not None]
+    notes: list[str] = []
+    look = _Look(source, indices, problems, notes)
+    surveyed = [found for scene in wanted if (found := look.at(scene)) is not None]
+    problems += _different_names(surveyed, source)
     dtype = _common_type(surveyed, problems)
     check = _scene_check(surveyed, source, problems)
     if not surveyed and not problems:
@@ -104,8 +118,7 @@ def survey(spec: ShardSpec) -> Survey:
         classes=source.classes,
         codes=codes,
         bands=tuple(source.bands[index] for index in indices),
-        band_indices=indices,
-        all_bands=indices == tuple(range(len(source.bands))),
+        reading=source.reading,
         dtype=dtype,
         tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in surveyed},
         scenes=tuple(surveyed),
@@ -114,6 +127,7 @@ def survey(spec: ShardSpec) -> Survey:
         license=spec.license or source.license,
         ground_sampling_distance=spec.ground_sampling_distance or source.ground_sampling_distance,
         facts=source.facts,
+        notes=tuple(notes),
         problems=tuple(problems),
     )
 
@@ -126,30 +140,114 @@ def _split_problems(spec: ShardSpec, found: set[str]) -> list[str]:
     ]
 
 
-def _look(scene: Scene, source: Source, problems: list[str]) -> SurveyedScene | None:
-    """Opens both files of a labelled scene; a problem is noted, not raised."""
-    if scene.mask is None:
-        return None
-    try:
-        with open_raster(scene.image) as image:
-            info = image.info
-        with open_raster(scene.mask) as mask:
-            label_info = mask.info
-    except DataError as error:
-        problems.append(str(error))
-        return None
-    if (info.height, info.width) != (label_info.height, label_info.width):
-        problems.append(
-            f"{scene.image} is {info.height}x{info.width} (height x width), "
-            f"its label image {scene.mask} is {label_info.height}x{label_info.width}"
-        )
-    if info.bands != len(source.bands):
-        names = ", ".join(source.bands)
-        problems.append(f"{scene.image}: {info.bands} band(s), expected {len(source.bands)} ({names})")
-    if info.dtype not in ("uint8", "uint16"):
-        problems.append(f"{scene.image}: pixels are {info.dtype}; only uint8 and uint16 are stored")
-    problems += _label_problems(scene, label_info, bool(source.codes.ids))
-    return SurveyedScene(scene, info)
+@dataclass
+class _Look:
+    """Opens both files of labelled scenes; problems are noted, not raised."""
+
+    source: Source
+    taken: tuple[int, ...]
+    problems: list[str]
+    notes: list[str]
+
+    def at(self, scene: Scene) -> SurveyedScene | None:
+        """Returns what the headers of a scene say, None where it has no labels or a file cannot be read."""
+        if scene.mask is None:
+            return None
+        try:
+            with open_raster(scene.image, self.source.reading) as image, open_raster(scene.mask) as labels:
+                return self._compare(scene, image, labels)
+        except DataError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _compare(self, scene: Scene, image: Raster, labels: Raster) -> SurveyedScene:
+        info = image.info
+        positions = self._bands(image)
+        resampled = self._place(image, labels)
+        if info.read_as not in ("uint8", "uint16"):
+            self.problems.append(f"{image.ref}: pixels are {info.dtype}; only uint8 and uint16 are stored")
+        if image.georeference.rpc:
+            self.notes.append(
+                f"{image.ref}: placed by RPC only, which are not applied: no georeference is kept"
+            )
+        self.problems += _label_problems(scene, labels.info, bool(self.source.codes.ids))
+        return SurveyedScene(scene, info, tuple(positions[band] for band in self.taken), resampled)
+
+    def _bands(self, image: Raster) -> tuple[int, ...]:
+        """Returns the positions of all bands that the source names."""
+        info, wanted, order = image.info, self.source.bands, self.source.band_order
+        plain = bands_in_order(info, wanted)
+        named = bands_by_name(info, wanted)
+        positions = named if order == "names" else plain
+        names = ", ".join(wanted)
+        if order == "refuse" and plain is not None and (text := contradiction(info, wanted)):
+            self.problems.append(
+                f"{image.ref}: {text}. Correct data.custom.bands, or say with data.custom.band_order what holds: "
+                "names (those in each file) or positions (the order of data.custom.bands)"
+            )
+        elif positions is None and order == "names":
+            self.problems.append(
+                f"{image.ref}: {band_text(info)}, not named {names}, and data.custom.band_order is names"
+            )
+        elif positions is None:
+            self.problems.append(
+                f"{image.ref}: {info.bands} band(s), expected {len(wanted)} ({names}); the file has {band_text(info)}. "
+                "Name all channels of the files in data.custom.bands, then choose with data.bands"
+                + (", or take them by their names with data.custom.band_order: names" if named else "")
+            )
+        return positions or tuple(range(len(wanted)))
+
+    def _place(self, image: Raster, labels: Raster) -> bool:
+        """Compares the grids; returns whether labels are to be resampled."""
+        align = self.source.align
+        difference = compare_grids(image, labels) if align != "ignore" else None
+        if difference is None:
+            if (image.info.height, image.info.width) != (labels.info.height, labels.info.width):
+                self.problems.append(_sizes(image, labels))
+            return False
+        if not difference.same_ground:
+            self.problems.append(f"{labels.ref}: {difference.text}; image {image.ref}")
+        elif align == "refuse":
+            self.problems.append(
+                f"{labels.ref}: on another grid than its image {image.ref}: {difference.text}. data.custom.align: "
+                "resample takes the label at the centre of each pixel, ignore pairs pixels as they are stored"
+            )
+        else:
+            self.notes.append(f"{labels.ref}: resampled to the grid of {image.ref}: {difference.text}")
+            return True
+        return False
+
+
+def _sizes(image: Raster, labels: Raster) -> str:
+    text = (
+        f"{image.ref} is {image.info.height}x{image.info.width} (height x width), "
+        f"its label image {labels.ref} is {labels.info.height}x{labels.info.width}"
+    )
+    for raster in (image, labels):
+        if raster.info.orientation >= 5:
+            text += (
+                f". EXIF turns {raster.ref} (orientation {raster.info.orientation}); images are taken as displayed, "
+                "so the other one must be upright as well"
+            )
+    return text
+
+
+def _different_names(surveyed: list[SurveyedScene], source: Source) -> list[str]:
+    """Compares the colour interpretation of files whose names say nothing about the recipe's."""
+    if source.band_order != "refuse":
+        return []
+    first: dict[int, SurveyedScene] = {}
+    for item in surveyed:
+        if contradiction(item.info, source.bands):
+            continue
+        other = first.setdefault(item.info.bands, item)
+        pairs = zip(item.info.names, other.info.names, strict=True)
+        if any(here and there and here != there for (_, here), (_, there) in pairs):
+            return [
+                f"{item.scene.image} has {band_text(item.info)}, {other.scene.image} has {band_text(other.info)}. "
+                "Say with data.custom.band_order what holds: names (those in each file) or positions"
+            ]
+    return []
 
 
 def _label_problems(scene: Scene, info: RasterInfo, ids: bool) -> list[str]:

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls import storage
+from d2ls.labels import IGNORE
 from d2ls.shards import ShardFile
 from sharding.codecs import crc32, decode_image, encode_mask
 from sharding.part import PixelSums, ShardPart, histogram, sample_digest
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Pixels, Raster, WholeRaster, open_raster
+from sharding.raster.grids import AlignedLabels
 from sharding.target import HashingStream, tar_writer, target_file
 from sharding.tiling import Tile, Window, pad_image, place_labels
 
@@ -60,8 +62,11 @@ class _Sample:
 def _samples(task: ShardTask, sums: PixelSums, strays: dict[str, int]) -> Iterator[_Sample]:
     for cut in task.cuts:
         assert cut.scene.mask is not None
-        with open_raster(cut.scene.image) as image, open_raster(cut.scene.mask) as mask:
-            labels = _Labels(mask, task.recording, strays)
+        reading = task.recording.reading
+        with open_raster(cut.scene.image, reading) as image, open_raster(cut.scene.mask) as mask:
+            labels = _Labels(
+                mask, task.recording, strays, AlignedLabels(mask, image) if cut.resampled else None
+            )
             for key, tile in cut.tiles:
                 yield _sample(key, tile, cut, image, labels, task.recording, sums)
 
@@ -75,15 +80,17 @@ def _sample(
     recording: Recording,
     sums: PixelSums,
 ) -> _Sample:
-    pixels: npt.NDArray[Any] = image.pixels(tile.inside)
-    if not recording.all_bands:
-        pixels = np.ascontiguousarray(pixels[..., list(recording.band_indices)])
+    pixels, valid = image.read(tile.inside, cut.bands)
     if recording.statistics:
-        sums.add(pixels)
+        sums.add(pixels, valid)
     whole = tile.window == tile.inside == Window(0, 0, cut.info.height, cut.info.width)
     padded = pad_image(pixels, tile, "mirror" if recording.padding == "mirror" else "zero")
+    whole &= cut.bands == tuple(range(cut.info.bands))
     content, stored = _encode(padded, image, recording, whole)
-    ids = place_labels(labels.read(tile), tile)
+    ids = labels.read(tile)
+    if valid is not None:
+        ids = np.where(valid, ids, np.uint8(IGNORE))
+    ids = place_labels(ids, tile)
     digest = sample_digest(stored, ids)
     counts = histogram(ids)[: recording.num_classes].tolist()
     meta = _meta(key, tile, cut, digest)
@@ -96,7 +103,7 @@ def _encode(
 ) -> tuple[bytes, npt.NDArray[Any]]:
     """Returns the encoded image and the pixels that a reader of the shard gets."""
     codec = recording.codec
-    if whole and recording.all_bands and isinstance(image, WholeRaster) and image.plain_as(codec.name):
+    if whole and isinstance(image, WholeRaster) and image.plain_as(codec.name):
         return image.encoded, pixels
     content = codec.encode(pixels)
     return content, pixels if codec.lossless else decode_image(content, codec.name)
@@ -105,8 +112,11 @@ def _encode(
 class _Labels:
     """Class ids of a label image, whole or by window as its format asks for."""
 
-    def __init__(self, mask: Raster, recording: Recording, strays: dict[str, int]) -> None:
+    def __init__(
+        self, mask: Raster, recording: Recording, strays: dict[str, int], aligned: AlignedLabels | None
+    ) -> None:
         self._mask = mask
+        self._aligned = aligned
         self._recording = recording
         self._strays = strays
         self._whole: npt.NDArray[np.uint8] | None = None
@@ -115,6 +125,8 @@ class _Labels:
         """Reads the class ids inside a tile (h w)."""
         area = tile.inside
         colors = not self._recording.codes.ids
+        if self._aligned is not None:
+            return self._resampled(tile, self._aligned, colors)
         if self._recording.strays:
             self._count_strays(self._mask.labels(tile.labelled, colors=colors))
         if not isinstance(self._mask, WholeRaster):
@@ -127,9 +139,18 @@ class _Labels:
             self._whole = self._recording.codes.encode(raw, where=str(self._mask.ref))
         return self._whole[area.row : area.row + area.height, area.column : area.column + area.width]
 
+    def _resampled(self, tile: Tile, aligned: AlignedLabels, colors: bool) -> npt.NDArray[np.uint8]:
+        if self._recording.strays:
+            raw, covered = aligned.read(tile.labelled, colors=colors)
+            self._count_strays(raw[covered])
+        raw, covered = aligned.read(tile.inside, colors=colors)
+        where = f"{self._mask.ref} (on the grid of the image)"
+        ids = self._recording.codes.encode(raw, where=where, origin=(tile.inside.row, tile.inside.column))
+        return np.where(covered, ids, np.uint8(IGNORE))
+
     def _count_strays(self, raw: Pixels) -> None:
         for stray in self._recording.strays:
-            hits = (raw == np.array(stray)).all(axis=-1) if raw.ndim == 3 else raw == stray
+            hits = raw == stray if isinstance(stray, int) else (raw == np.array(stray)).all(axis=-1)
             if count := int(hits.sum()):
                 self._strays[str(stray)] = self._strays.get(str(stray), 0) + count
 
@@ -156,6 +177,9 @@ def _meta(key: str, tile: Tile, cut: Cut, digest: str) -> bytes:
         x = c + a * window.column + b * window.row
         y = f + d * window.column + e * window.row
         values["transform"] = [a, b, x, d, e, y]
+    if info.gcps:
+        values["gcps"] = [[r - window.row, c - window.column, *place] for r, c, *place in info.gcps]
+        values["gcps_crs"] = info.gcps_crs
     return json.dumps(values, sort_keys=True, ensure_ascii=False).encode()
 
 

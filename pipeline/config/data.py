@@ -75,7 +75,17 @@ class CustomConfig(Section):
     """What makes a scene, which stays in one split: `file`, `folder`, or a regular expression on the image's path
     whose first group names it. Unset: not known."""
     bands: tuple[str, ...] = ("red", "green", "blue")
-    """Names of the channels in the image files."""
+    """Names of the channels in the image files, in their order."""
+    band_order: Literal["refuse", "names", "positions"] = "refuse"
+    """Where `bands` and the names in a file (descriptions, colour interpretation) differ: refuse the file, take bands
+    by the names in each file, or by position."""
+    nodata: float | None = None
+    """Value of pixels without data (in all bands), beside what files are tagged with; they are ignored."""
+    align: Literal["refuse", "resample", "ignore"] = "refuse"
+    """Where image and label image are georeferenced to different grids of the same ground: refuse them, take the label
+    at each pixel's centre, or pair pixels as they are stored."""
+    page: Annotated[int, Field(ge=1)] | None = None
+    """Page of TIFF files of several pages that holds the image, from 1."""
 
 
 class TilingConfig(Section):

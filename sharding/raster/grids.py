@@ -119,7 +119,7 @@ def _corners(height: int, width: int) -> Points:
 
 def _moved(points: Points, source: Georeference, target: Georeference) -> Points:
     """Turns columns and rows of one raster into those of another."""
-    x, y = source.transform * points
+    x, y = _applied(source.transform, points)
     if not _same_crs(source, target):
         shape = x.shape
         try:
@@ -127,8 +127,15 @@ def _moved(points: Points, source: Georeference, target: Georeference) -> Points
         except rasterio.errors.RasterioError:
             return np.full(shape, np.nan), np.full(shape, np.nan)
         x, y = np.asarray(x).reshape(shape), np.asarray(y).reshape(shape)
-    columns, rows = ~target.transform * (x, y)
-    return columns, rows
+    return _applied(~target.transform, (x, y))
+
+
+def _applied(transform: Any, points: Points) -> Points:
+    first, second = points
+    return (
+        transform.a * first + transform.b * second + transform.c,
+        transform.d * first + transform.e * second + transform.f,
+    )
 
 
 def _same_crs(first: Georeference, second: Georeference) -> bool:

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Literal
 from d2ls.errors import ConfigError, DataError
 from d2ls.labels import ClassTable, LabelCodes
 from sharding.files import FileRef, FileTree
+from sharding.raster.bands import BandOrder
+from sharding.raster.base import Reading
+from sharding.raster.grids import Align
 from sharding.tiling import Tiling, Window
 
 Protocol = Literal["clean", "paper"]
@@ -56,6 +59,9 @@ class Source(ABC):
         classes: the K classes.
         codes: raw label codes to class ids.
         bands: channel names in file order.
+        reading: what is known about the images beyond what they say.
+        band_order: what holds where `bands` and the names in a file differ.
+        align: what is done where image and label image lie on different grids.
         ground_sampling_distance: metres a pixel; None where it varies or is unknown.
         license: licence of the data.
         tiling: split (or `default`) to tiling where the protocol has one of its own.
@@ -70,6 +76,9 @@ class Source(ABC):
     classes: ClassTable
     codes: LabelCodes
     bands: tuple[str, ...] = ("red", "green", "blue")
+    reading: Reading = Reading()
+    band_order: BandOrder = "positions"
+    align: Align = "ignore"
     ground_sampling_distance: float | None = None
     license: str = "unknown"
     tiling: Mapping[str, Tiling] = {}

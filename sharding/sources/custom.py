@@ -42,7 +42,8 @@ class Custom(Source):
             (item.scored for item in own.classes),
         )
         self.codes = label_codes(own)
-        self.bands = own.bands
+        self.bands, self.band_order = own.bands, own.band_order
+        self.reading, self.align = own.reading, own.align
         self.license = own.license
         self.ground_sampling_distance = own.ground_sampling_distance
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, Color, LabelCodes
+from sharding.raster.bands import BandOrder
+from sharding.raster.base import Reading
+from sharding.raster.grids import Align
+from sharding.raster.reader import PLAIN
 
 Code = int | Color
 
@@ -73,6 +77,7 @@ class OwnData:
         scene: what makes a scene: `file` (each image is one), `folder` (the first folder below the root), or a
             regular expression on the image's path whose first group names it. None: not known.
         bands: channel names in file order.
+        reading: see `Source`; also `band_order`, `align`.
     """
 
     images: tuple[str, ...]
@@ -83,6 +88,9 @@ class OwnData:
     unused: tuple[str, ...] = ()
     scene: str | None = None
     bands: tuple[str, ...] = ("red", "green", "blue")
+    reading: Reading = PLAIN
+    band_order: BandOrder = "refuse"
+    align: Align = "refuse"
     license: str = "unknown"
     ground_sampling_distance: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)

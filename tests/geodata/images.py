@@ -1,16 +1,359 @@
 """Rows about images: grids, orientation, bands, pixels without data, pixel types."""
 
 import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp
+from rasterio.warp import transform as project
 
+from d2ls.errors import DataError
+from d2ls.labels import IGNORE
+from sharding.raster.scene import open_scene
 from tests.geodata import case
-from tests.geodata.world import ids, pair, pixels, samples, shard
+from tests.geodata.world import (
+    CRS,
+    HEIGHT,
+    PIXEL,
+    PLACE,
+    WIDTH,
+    ids,
+    pair,
+    pixels,
+    problems,
+    samples,
+    shard,
+    tif,
+)
+
+SOUTH_UP = PLACE * Affine(1, 0, 0, 0, -1, HEIGHT)
+"""Rows from the south to the north over the same ground."""
+
+
+def picture(path, **options):
+    """Writes the image of the rows through Pillow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(path, **options)
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
 
 
 @case("image and label image on one grid", "taken as they are")
 def _(tmp_path):
     pair(tmp_path)
+    assert problems(tmp_path) == ""
     shard(tmp_path)
     image, labels, meta = samples(tmp_path)["train_a"]
     np.testing.assert_array_equal(image, pixels().transpose(1, 2, 0))
     np.testing.assert_array_equal(labels, ids())
-    assert meta["crs"] == "EPSG:26914"
+    assert meta["crs"] == CRS
+
+
+@case(
+    "label image south-up over the ground of a north-up image",
+    "refused with the numbers; `align: resample` turns it",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids()[::-1], transform=SOUTH_UP)
+    assert "north-up and south-up. data.custom.align: resample" in problems(tmp_path)
+    shard(tmp_path, align="resample")
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][1], ids())
+
+
+@case(
+    "label image shifted by 0.5 pixel",
+    "refused with pixels and metres; `align: resample` takes the nearest label",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(0.5, 0))
+    assert "labels start 0.50 pixels = 0.30 m across" in problems(tmp_path)
+
+
+@case("label image shifted by less than 0.1 pixel", "taken as they are")
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(0.05, -0.05))
+    assert problems(tmp_path) == ""
+
+
+@case("label image 141 km away", "refused with the distance, whatever `align` says of resampling")
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=Affine.translation(1e5, 1e5) * PLACE)
+    for align in ("refuse", "resample"):
+        assert "other ground, 235702.26 pixels = 141.4 km away" in problems(tmp_path, align=align)
+
+
+@case(
+    "label image at twice the pixel size over the same ground",
+    "refused with both; `align: resample` resamples it",
+)
+def _(tmp_path):
+    coarse = ids(height=HEIGHT // 2, width=WIDTH // 2)
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", coarse, transform=PLACE * Affine.scale(2))
+    assert "pixels of 0.6 m and 1.2 m" in problems(tmp_path)
+    shard(tmp_path, align="resample", data={"tiling": {"default": {"size": 64}}})
+    expected = np.kron(coarse, np.ones((2, 2))).astype(np.uint8)
+    for _, labels, meta in samples(tmp_path).values():
+        row, column, height, width = meta["window"]
+        np.testing.assert_array_equal(labels, expected[row : row + height, column : column + width])
+
+
+@case("label image in another CRS", "refused with both; `align: resample` projects it")
+def _(tmp_path):
+    corners = [PLACE * corner for corner in ((0, 0), (WIDTH, HEIGHT))]
+    (west, east), (north, south) = project(CRS, "EPSG:4326", *zip(*corners, strict=True))
+    pair(tmp_path)
+    place = Affine((east - west) / WIDTH, 0, west, 0, (south - north) / HEIGHT, north)
+    tif(tmp_path / "labels" / "a.tif", ids(), crs="EPSG:4326", transform=place)
+    assert f"CRS {CRS} and EPSG:4326" in problems(tmp_path)
+    shard(tmp_path, align="resample")
+    assert (samples(tmp_path)["train_a"][1] == ids()).mean() > 0.9
+
+
+@case(
+    "label image on another datum (NAD83, WGS 84)",
+    "refused, said that only the datum differs; `align: resample`",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids(), crs="EPSG:32614")
+    assert "EPSG:32614, which differ in the datum only" in problems(tmp_path)
+    shard(tmp_path, align="resample")
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][1], ids())
+
+
+@case(
+    "label image that covers a part of the image", "with `align: resample` the rest of the image is ignored"
+)
+def _(tmp_path):
+    pair(tmp_path)
+    tif(tmp_path / "labels" / "a.tif", ids()[:, 32:], transform=PLACE * Affine.translation(32, 0))
+    assert "labels start 32.00 pixels = 19.20 m across" in problems(tmp_path)
+    shard(tmp_path, align="resample")
+    labels = samples(tmp_path)["train_a"][1]
+    assert (labels[:, :32] == IGNORE).all()
+    np.testing.assert_array_equal(labels[:, 32:], ids()[:, 32:])
+
+
+@case("photograph that EXIF turns, mask drawn as displayed", "taken as displayed")
+def _(tmp_path):
+    for name, orientation in (("a", 6), ("b", 3)):
+        picture(tmp_path / "images" / f"{name}.png", exif=exif(orientation))
+    turned = np.rot90(pixels().transpose(1, 2, 0), -1)
+    tif(tmp_path / "labels" / "a.tif", ids(height=WIDTH, width=HEIGHT))
+    tif(tmp_path / "labels" / "b.tif", ids())
+    assert problems(tmp_path, images="images/*.png") == ""
+    shard(tmp_path, images="images/*.png")
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], turned)
+    np.testing.assert_array_equal(samples(tmp_path)["train_b"][0], pixels().transpose(1, 2, 0)[::-1, ::-1])
+
+
+@case("photograph that EXIF turns, mask drawn as stored", "refused by the sizes, which names EXIF")
+def _(tmp_path):
+    picture(tmp_path / "images" / "a.jpg", exif=exif(6))
+    tif(tmp_path / "labels" / "a.tif", ids())
+    assert "EXIF turns" in problems(tmp_path, images="images/*.jpg")
+
+
+@case("TIFF with an orientation tag other than 1", "refused: GDAL does not turn it")
+def _(tmp_path):
+    pair(tmp_path)
+    Image.fromarray(pixels().transpose(1, 2, 0)).save(tmp_path / "images" / "a.tif", tiffinfo={274: 6})
+    assert "stored turned or mirrored (orientation 6)" in problems(tmp_path)
+    with pytest.raises(DataError, match="Save it upright"):
+        open_scene(tmp_path / "images" / "a.tif")
+
+
+def _tag(*names):
+    def tag(file):
+        file.colorinterp = [ColorInterp[name] for name in names]
+
+    return tag
+
+
+@case("image tagged blue, green, red", "refused; `band_order` says what holds: names or positions")
+def _(tmp_path):
+    pair(tmp_path, after=_tag("blue", "green", "red"))
+    text = "band 1 is 'blue' in the file and 'red' in the recipe, band 3 is 'red' in the file and 'blue' in the recipe"
+    assert text in problems(tmp_path)
+    assert "data.custom.band_order" in problems(tmp_path)
+    image = pixels().transpose(1, 2, 0)
+    shard(tmp_path, band_order="names")
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], image[..., ::-1])
+    shard(tmp_path, band_order="positions")
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], image)
+
+
+@case("two images that name their bands in another order", "refused, both named")
+def _(tmp_path):
+    pair(tmp_path, "a", after=_tag("red", "green", "blue"))
+    pair(tmp_path, "b", after=_tag("blue", "green", "red"))
+    text = problems(tmp_path, bands=["b1", "b2", "b3"])
+    assert "a.tif has 3 band(s) (red, green, blue)" in text
+    assert "b.tif has 3 band(s) (blue, green, red)" in text
+
+
+@case(
+    "near infrared, red, green in a TIFF that its writer tagged red, green, blue",
+    "taken in the recipe's order",
+)
+def _(tmp_path):
+    pair(tmp_path, photometric="RGB")
+    assert problems(tmp_path, bands=["nir", "red", "green"]) == ""
+
+
+@case("12 bands, a recipe of 3", "refused; names `data.custom.bands` and `data.bands`")
+def _(tmp_path):
+    pair(tmp_path, image=pixels(bands=12))
+    text = problems(tmp_path)
+    assert "12 band(s), expected 3 (red, green, blue)" in text
+    assert "data.custom.bands" in text
+    assert "data.bands" in text
+
+
+@case("40 rows of nodata (tag, or `data.custom.nodata`)", "ignored in labels, left out of mean and deviation")
+def _(tmp_path):
+    image = pixels()
+    image[:, :40] = 0
+    for root, tagged, told in ((tmp_path / "1", {"nodata": 0}, {}), (tmp_path / "2", {}, {"nodata": 0})):
+        pair(root, image=image, **tagged)
+        card = shard(root, **told)
+        labels = samples(root)["train_a"][1]
+        assert (labels[:40] == IGNORE).all()
+        np.testing.assert_array_equal(labels[40:], ids()[40:])
+        np.testing.assert_allclose(card.mean, image[:, 40:].mean((1, 2)) / 255)
+        np.testing.assert_allclose(card.std, image[:, 40:].std((1, 2)) / 255)
+
+
+@case("a pixel that is 0 in one band of a file with nodata 0", "holds data")
+def _(tmp_path):
+    image = pixels()
+    image[1, 5, 7] = 0
+    pair(tmp_path, image=image, nodata=0)
+    shard(tmp_path)
+    assert (samples(tmp_path)["train_a"][1] != IGNORE).all()
+
+
+@case("internal mask of a TIFF", "pixels outside of it are ignored")
+def _(tmp_path):
+    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    mask[:, :50] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        pair(tmp_path, after=lambda file: file.write_mask(mask))
+    shard(tmp_path)
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][1] == IGNORE, mask == 0)
+
+
+@case(
+    "RGBA with a transparent part, recipe of red, green, blue",
+    "three bands taken, transparent pixels ignored",
+)
+def _(tmp_path):
+    alpha = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    alpha[30:60] = 0
+    image = np.concatenate([pixels(), alpha[None]])
+    pair(tmp_path, "a", image=image, photometric="RGB", alpha="yes")
+    Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "images" / "b.png")
+    tif(tmp_path / "labels" / "b.tif", ids())
+    assert problems(tmp_path, images="images/*.{tif,png}") == ""
+    shard(tmp_path, images="images/*.{tif,png}")
+    for image, labels, _ in samples(tmp_path).values():
+        np.testing.assert_array_equal(image, pixels().transpose(1, 2, 0))
+        np.testing.assert_array_equal(labels == IGNORE, alpha == 0)
+
+
+@case(
+    "four bands of which the writer marked the last as alpha, recipe of four bands",
+    "all four taken, none as a mask",
+)
+def _(tmp_path):
+    pair(tmp_path, image=pixels(bands=4), photometric="RGB", alpha="yes")
+    shard(tmp_path, bands=["red", "green", "blue", "nir"])
+    image, labels, _ = samples(tmp_path)["train_a"]
+    np.testing.assert_array_equal(image, pixels(bands=4).transpose(1, 2, 0))
+    np.testing.assert_array_equal(labels, ids())
+
+
+@case("image with ground control points only", "they stand in each sample, moved with its window")
+def _(tmp_path):
+    points = [
+        GroundControlPoint(0, 0, 10, 50, 0),
+        GroundControlPoint(0, 100, 11, 50, 0),
+        GroundControlPoint(100, 0, 10, 49, 0),
+    ]
+
+    def place(file):
+        file.gcps = points, rasterio.CRS.from_epsg(4326)
+
+    pair(tmp_path, crs=None, transform=None, after=place)
+    assert problems(tmp_path) == ""
+    shard(tmp_path, data={"tiling": {"default": {"size": 64}}})
+    meta = samples(tmp_path)["train_a_r00064_c00128"][2]
+    assert meta["gcps_crs"] == "EPSG:4326"
+    assert meta["gcps"][1] == [-64, 100 - 128, 11, 50, 0]
+    with open_scene(tmp_path / "images" / "a.tif") as scene:
+        assert [point.x for point in scene.georeference.gcps] == [10, 11, 10]
+
+
+@case("PNG or JPEG beside a world file", "georeference taken from it")
+def _(tmp_path):
+    for name, suffix, world in (("a", "png", "pgw"), ("b", "jpg", "jgw")):
+        path = tmp_path / "images" / f"{name}.{suffix}"
+        picture(path)
+        numbers = (PIXEL, 0, 0, -PIXEL, PLACE.c + PIXEL / 2, PLACE.f - PIXEL / 2)
+        path.with_suffix(f".{world}").write_text("\n".join(map(str, numbers)))
+        tif(tmp_path / "labels" / f"{name}.tif", ids())
+        with open_scene(path) as scene:
+            assert scene.georeference.transform.almost_equals(PLACE)
+    images = "images/*.{png,jpg}"
+    assert problems(tmp_path, images=images) == ""
+    shard(tmp_path, images=images)
+    np.testing.assert_allclose(samples(tmp_path)["train_a"][2]["transform"], tuple(PLACE)[:6])
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(3, 0))
+    assert "labels start 3.00 pixels across" in problems(tmp_path, images=images)
+
+
+@case("TIFF of three pages", "refused; `data.custom.page: 2` takes one")
+def _(tmp_path):
+    pages = [Image.fromarray(pixels(number).transpose(1, 2, 0)) for number in range(3)]
+    pair(tmp_path)
+    path = tmp_path / "images" / "a.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert "3 pages in one TIFF" in problems(tmp_path)
+    assert "data.custom.page" in problems(tmp_path)
+    assert "data.custom.page is 4, the file has 3 pages" in problems(tmp_path, page=4)
+    shard(tmp_path, page=2)
+    np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], pixels(1).transpose(1, 2, 0))
+    with pytest.raises(DataError, match="3 pages"):
+        open_scene(path)
+
+
+@case("VRT over TIFFs, Imagine file, lossless JPEG 2000", "read by windows through GDAL")
+def _(tmp_path):
+    part = tif(tmp_path / "parts" / "a.tif", pixels())
+    tif(tmp_path / "images" / "b.img", pixels(), driver="HFA")
+    tif(tmp_path / "images" / "c.jp2", pixels(), driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    import rasterio.shutil
+
+    rasterio.shutil.copy(part, tmp_path / "images" / "a.vrt", driver="VRT")
+    for name in "abc":
+        tif(tmp_path / "labels" / f"{name}.tif", ids())
+    images = "images/*.{vrt,img,jp2}"
+    assert problems(tmp_path, images=images) == ""
+    first = shard(tmp_path, images=images, data={"tiling": {"default": {"size": 64}}})
+    for image, _, meta in samples(tmp_path).values():
+        row, column, height, width = meta["window"]
+        expected = pixels()[:, row : row + height, column : column + width]
+        np.testing.assert_array_equal(image, expected.transpose(1, 2, 0))
+    tif(part, pixels(1))
+    assert shard(tmp_path, images=images, data={"tiling": {"default": {"size": 64}}}).digest != first.digest
