@@ -4,7 +4,7 @@ A class id is the position of the class in the table, 0..K-1. `IGNORE` (255) mar
 on nor scored, in every data set.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,9 @@ IGNORE = 255
 
 IGNORE_COLOR = (0, 0, 0)
 """Display colour of `IGNORE`; use `ClassTable.colorize(..., ignore_color=...)` where a class is black itself."""
+
+MAX_WHOLE = 2**53
+"""Floats below this hold every whole number exactly."""
 
 Color = tuple[int, int, int]
 
@@ -92,12 +95,16 @@ class LabelCodes:
     """How a data set writes labels: raw code (id or colour) to class id, `IGNORE` for what is not a class.
 
     Attributes:
-        ids: raw id (0..65535) to class id; empty where colours are used.
+        ids: raw id to class id; empty where colours are used.
         colors: raw colour to class id; empty where ids are used.
+        nan_ignored: NaN in label images of a float type is `IGNORE`.
+        transparent_ignored: pixels with an alpha of 0 are `IGNORE`.
     """
 
     ids: Mapping[int, int]
     colors: Mapping[Color, int]
+    nan_ignored: bool = False
+    transparent_ignored: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.ids) == bool(self.colors):
@@ -114,12 +121,13 @@ class LabelCodes:
         return cls(ids={}, colors={_color(color): value for color, value in colors.items()})
 
     def encode(
-        self, raw: npt.NDArray[np.integer], *, where: str, origin: tuple[int, int] = (0, 0)
+        self, raw: npt.NDArray[Any], *, where: str, origin: tuple[int, int] = (0, 0)
     ) -> npt.NDArray[np.uint8]:
         """Turns a raw label image into class ids.
 
         Args:
-            raw: H W (ids) or H W 3 (colours, RGB), unsigned integers.
+            raw: H W (ids, integers or floats that are whole numbers) or H W 3 (colours, RGB, uint8); with a last
+                channel more it is an alpha channel.
             where: what to name in the error, usually the file.
             origin: row and column of the first pixel in that file, where `raw` is a window of it.
 
@@ -127,8 +135,12 @@ class LabelCodes:
             H W, uint8, values 0..K-1 or 255.
 
         Raises:
-            LabelError: a pixel holds a code that is not defined; names value, count and first position (row, column).
+            LabelError: a pixel holds a code that is not defined, no whole number, or is transparent; names value, count
+                and first position (row, column).
         """
+        channels = 3 if self.colors else 1
+        if raw.ndim != 2 and raw.shape[2] == channels + 1:
+            return self._encode_transparent(raw, where, origin)
         if self.ids:
             if raw.ndim != 2:
                 raise LabelError(
@@ -140,7 +152,7 @@ class LabelCodes:
         codes = {_pack_color(color): value for color, value in self.colors.items()}
         return self._lookup(_pack(raw), codes, where, origin, as_color=True)
 
-    def decode(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+    def decode(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Turns class ids back into raw codes: H W (ids) or H W 3 (colours); the first code of a class is used.
 
         Raises:
@@ -151,7 +163,8 @@ class LabelCodes:
             codes.setdefault(value, raw_id)
         for color, value in self.colors.items():
             codes.setdefault(value, color)
-        lookup = np.zeros((256, 3) if self.colors else (256,), dtype=np.uint8)
+        wide = any(not 0 <= raw_id <= 255 for raw_id in self.ids)
+        lookup = np.zeros((256, 3) if self.colors else (256,), dtype=np.int64 if wide else np.uint8)
         for value in np.unique(ids).tolist():
             if value not in codes:
                 raise LabelError(f"class id {value} has no raw code; codes exist for {sorted(codes)}")
@@ -159,17 +172,61 @@ class LabelCodes:
         return lookup[np.asarray(ids, dtype=np.uint8)]
 
     def _encode_ids(
-        self, raw: npt.NDArray[np.integer], where: str, origin: tuple[int, int]
+        self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
     ) -> npt.NDArray[np.uint8]:
+        if raw.dtype.kind not in "iu":
+            return self._encode_floats(raw, where, origin)
         if raw.dtype != np.uint8:
             return self._lookup(raw.astype(np.int64), dict(self.ids), where, origin, as_color=False)
-        codes = {code: value for code, value in self.ids.items() if code < 256}
+        codes = {code: value for code, value in self.ids.items() if 0 <= code < 256}
         content = raw.tobytes()  # bytes.translate is several times faster than indexing
         if content.translate(None, bytes(codes)):
             strange = ~np.isin(raw, list(codes))
             _raise_unknown(raw, strange, where, origin, list(self.ids), as_color=False)
         table = bytes(codes.get(code, IGNORE) for code in range(256))
         return np.frombuffer(content.translate(table), np.uint8).reshape(raw.shape)
+
+    def _encode_floats(
+        self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
+        if raw.dtype.kind != "f":
+            raise LabelError(f"{where}: label ids are whole numbers, this image holds {raw.dtype}")
+        nan = np.isnan(raw)
+        whole = (np.abs(raw) < MAX_WHOLE) & (np.floor(raw) == raw)
+        strange = ~whole & ~nan if self.nan_ignored else ~whole
+        if strange.any():
+            declare = (
+                " or declare NaN as ignored: data.custom.ignored: [nan, ...]" if nan[strange].any() else ""
+            )
+            raise LabelError(
+                f"{where}: label ids are whole numbers, this image of {raw.dtype} holds "
+                f"{_listed(raw, strange, origin, str)}. Save the class ids as an integer type{declare}."
+            )
+        known = next(iter(self.ids))
+        ids = self._lookup(
+            np.where(nan, known, raw).astype(np.int64), dict(self.ids), where, origin, as_color=False
+        )
+        ids[nan] = IGNORE
+        return ids
+
+    def _encode_transparent(
+        self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
+        """Encodes labels with an alpha channel: a transparent pixel is no label, and is ignored where that is said."""
+        values, alpha = raw[..., :-1], raw[..., -1]
+        opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+        refused = (alpha != opaque) & ((alpha != 0) | (not self.transparent_ignored))
+        if refused.any():
+            raise LabelError(
+                f"{where}: labels are transparent, alpha is {_listed(alpha, refused, origin, str)} (opaque: {opaque}). "
+                "Save the label image without an alpha channel, or, where an alpha of 0 means no label, declare it: "
+                "data.custom.ignored: [transparent, ...]"
+            )
+        known = np.array(next(iter(self.colors or self.ids)), values.dtype)
+        shown = np.where((alpha == 0)[..., None], known, values)
+        ids = self.encode(shown if self.colors else shown[..., 0], where=where, origin=origin).copy()
+        ids[alpha == 0] = IGNORE
+        return ids
 
     @staticmethod
     def _lookup(
@@ -223,6 +280,27 @@ def _unpack(code: int) -> Color:
     return (code >> 16) & 255, (code >> 8) & 255, code & 255
 
 
+def count_code(raw: npt.NDArray[Any], code: int | Color) -> int:
+    """Counts the pixels of a raw label image (as `LabelCodes.encode` takes it) that hold an id or a colour."""
+    channels = 1 if isinstance(code, int) else 3
+    if raw.ndim == 3:
+        return int((raw[..., :channels] == np.array(code)).all(axis=-1).sum())
+    return int((raw == code).sum())
+
+
+def _listed(
+    raw: npt.NDArray[Any], strange: npt.NDArray[np.bool_], origin: tuple[int, int], text: Callable[[Any], str]
+) -> str:
+    """Lists the values of some pixels (H W) with their counts and first positions in the file."""
+    codes, first, counts = np.unique(raw[strange], return_index=True, return_counts=True)
+    positions = np.argwhere(strange)
+    found = []
+    for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
+        row, column = (positions[index] + origin).tolist()
+        found.append(f"{text(code)} in {count} pixels, first at row {row} column {column}")
+    return "; ".join(found) + (f" and {len(codes) - 5} more" if len(codes) > 5 else "")
+
+
 def _raise_unknown(
     raw: npt.NDArray[np.integer],
     unknown: npt.NDArray[np.bool_],
@@ -232,18 +310,11 @@ def _raise_unknown(
     *,
     as_color: bool,
 ) -> None:
-    codes, first, counts = np.unique(raw[unknown], return_index=True, return_counts=True)
-    positions = np.argwhere(unknown)
-    found = []
-    for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
-        row, column = (positions[index] + origin).tolist()
-        found.append(
-            f"{_unpack(code) if as_color else code} in {count} pixels, first at row {row} column {column}"
-        )
-    more = f" and {len(codes) - 5} more" if len(codes) > 5 else ""
     allowed = [_unpack(code) for code in known] if as_color else known
     kind = "colour" if as_color else "id"
+    found = _listed(raw, unknown, origin, lambda code: str(_unpack(code) if as_color else code))
     raise LabelError(
-        f"{where}: unknown label {kind} {'; '.join(found)}{more}. Known: {allowed}. "
-        f"Mend the label image, or add the {kind} to the classes or to the ignored ones of the recipe."
+        f"{where}: unknown label {kind} {found}. Known: {allowed}. "
+        f"Correct the label image, or name the {kind}: as `codes` of a class in data.custom.classes, as ignored in "
+        "data.custom.ignored or, of a published data set, in data.strays."
     )

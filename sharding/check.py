@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from d2ls.errors import DataError
 from d2ls.labels import LabelCodes
-from sharding.raster import Raster, WholeRaster, open_raster
+from sharding.raster import Raster, WholeRaster, open_raster, read_labels
 from sharding.sources.base import Scene
 from sharding.survey import Survey, SurveyedScene
 from sharding.tiling import Tiling, tiles
@@ -55,9 +53,9 @@ def _encode_all(raster: Raster, codes: LabelCodes) -> None:
     """Looks every label up; of a large TIFF the first block with an unknown one is named."""
     colors = not codes.ids
     if isinstance(raster, WholeRaster):
-        codes.encode(np.asarray(raster.labels(None, colors=colors)), where=str(raster.ref))
+        codes.encode(read_labels(raster, None, colors=colors), where=str(raster.ref))
         return
     for tile in tiles(raster.info.height, raster.info.width, Tiling(BLOCK)):
         area = tile.inside
-        raw = raster.labels(area, colors=colors)
+        raw = read_labels(raster, area, colors=colors)
         codes.encode(raw, where=str(raster.ref), origin=(area.row, area.column))

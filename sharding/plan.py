@@ -218,7 +218,10 @@ def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) 
 
 def _codes_json(codes: LabelCodes) -> list[Any]:
     known: Mapping[Any, int] = codes.ids or codes.colors
-    return sorted([code if isinstance(code, int) else list(code), value] for code, value in known.items())
+    words = ["nan"] * codes.nan_ignored + ["transparent"] * codes.transparent_ignored
+    return words + sorted(
+        [code if isinstance(code, int) else list(code), value] for code, value in known.items()
+    )
 
 
 def _require_unique(keys: Iterable[str]) -> None:

@@ -112,4 +112,5 @@ class ShardSpec:
                     f"data.strays: {stray} is class {source.classes.names[known[stray]]!r}, no stray"
                 )
         merged = {**known, **dict.fromkeys(self.strays, IGNORE)}
-        return LabelCodes.from_ids(merged) if source.codes.ids else LabelCodes.from_colors(merged)
+        codes = source.codes
+        return replace(codes, ids=merged) if codes.ids else replace(codes, colors=merged)

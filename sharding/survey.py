@@ -10,6 +10,7 @@ from d2ls.labels import ClassTable, LabelCodes
 from sharding.raster import Raster, RasterInfo, Reading, open_raster
 from sharding.raster.bands import band_text, bands_by_name, bands_in_order, contradiction
 from sharding.raster.grids import compare_grids
+from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
 from sharding.sources.base import Scene, Source, nearest
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
@@ -251,12 +252,10 @@ def _different_names(surveyed: list[SurveyedScene], source: Source) -> list[str]
 
 
 def _label_problems(scene: Scene, info: RasterInfo, ids: bool) -> list[str]:
-    if ids and info.bands != 1 and not info.palette:
-        return [f"{scene.mask}: label ids need one band, this file has {info.bands}"]
+    if ids and (info.bands > MAX_BANDS or info.dtype.startswith("complex")):
+        return [f"{scene.mask}: {needs_ids(info.bands, info.dtype)}"]
     if not ids and (info.bands not in (3, 4) or info.dtype != "uint8"):
-        return [
-            f"{scene.mask}: label colours need 8-bit RGB or a palette, this file has {info.bands} x {info.dtype}"
-        ]
+        return [f"{scene.mask}: {needs_colors(info.bands, info.dtype)}"]
     return []
 
 

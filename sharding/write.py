@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls import storage
-from d2ls.labels import IGNORE
+from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from sharding.codecs import crc32, decode_image, encode_mask
 from sharding.part import PixelSums, ShardPart, histogram, sample_digest
 from sharding.plan import Cut, Recording, ShardTask
-from sharding.raster import Pixels, Raster, WholeRaster, open_raster
+from sharding.raster import Raster, WholeRaster, open_raster, read_labels
 from sharding.raster.grids import AlignedLabels
 from sharding.target import HashingStream, tar_writer, target_file
 from sharding.tiling import Tile, Window, pad_image, place_labels
@@ -128,30 +128,29 @@ class _Labels:
         if self._aligned is not None:
             return self._resampled(tile, self._aligned, colors)
         if self._recording.strays:
-            self._count_strays(self._mask.labels(tile.labelled, colors=colors))
+            self._count_strays(read_labels(self._mask, tile.labelled, colors=colors))
         if not isinstance(self._mask, WholeRaster):
-            raw = self._mask.labels(area, colors=colors)
+            raw = read_labels(self._mask, area, colors=colors)
             return self._recording.codes.encode(
                 raw, where=str(self._mask.ref), origin=(area.row, area.column)
             )
         if self._whole is None:
-            raw = self._mask.labels(None, colors=colors)
+            raw = read_labels(self._mask, None, colors=colors)
             self._whole = self._recording.codes.encode(raw, where=str(self._mask.ref))
         return self._whole[area.row : area.row + area.height, area.column : area.column + area.width]
 
     def _resampled(self, tile: Tile, aligned: AlignedLabels, colors: bool) -> npt.NDArray[np.uint8]:
         if self._recording.strays:
             raw, covered = aligned.read(tile.labelled, colors=colors)
-            self._count_strays(raw[covered])
+            self._count_strays(raw[covered][None])
         raw, covered = aligned.read(tile.inside, colors=colors)
         where = f"{self._mask.ref} (on the grid of the image)"
         ids = self._recording.codes.encode(raw, where=where, origin=(tile.inside.row, tile.inside.column))
         return np.where(covered, ids, np.uint8(IGNORE))
 
-    def _count_strays(self, raw: Pixels) -> None:
+    def _count_strays(self, raw: npt.NDArray[Any]) -> None:
         for stray in self._recording.strays:
-            hits = raw == stray if isinstance(stray, int) else (raw == np.array(stray)).all(axis=-1)
-            if count := int(hits.sum()):
+            if count := count_code(raw, stray):
                 self._strays[str(stray)] = self._strays.get(str(stray), 0) + count
 
 

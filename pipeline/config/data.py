@@ -8,8 +8,16 @@ from pipeline.config.base import Section
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]
-Code = Annotated[int, Field(ge=0, le=65535)] | Color
+Code = Annotated[int, Field(ge=-(2**31), le=2**32 - 1)] | Color
 """A raw label: an id, or a colour (red, green, blue)."""
+
+
+def _word(value: Any) -> Any:
+    return "nan" if value != value or str(value).lower() == "nan" else value
+
+
+Ignored = Annotated[Code | Literal["nan", "transparent"], BeforeValidator(_word)]
+"""A raw label, NaN (of float label images), or pixels with an alpha of 0."""
 
 
 def _listed(value: Any) -> Any:
@@ -67,8 +75,8 @@ class CustomConfig(Section):
     is a label image."""
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
     split: SplitConfig
-    ignored: tuple[Code, ...] = ()
-    """Raw labels that are neither trained on nor scored."""
+    ignored: tuple[Ignored, ...] = ()
+    """Raw labels that are neither trained on nor scored; `nan` for NaN, `transparent` for pixels with an alpha of 0."""
     unused: Texts = ()
     """Globs of images and label images that are left out, e.g. images without labels."""
     scene: str | None = None

@@ -1,4 +1,4 @@
-"""An open image: what its header says, and how its pixels and labels are read."""
+"""An open image: what its header says, and how its pixels are read."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 
-from d2ls.errors import DataError
 from sharding.files import FileRef
 from sharding.tiling import Window
 
@@ -100,7 +99,7 @@ class RasterInfo:
         height: rows, as displayed (an EXIF orientation is applied).
         width: columns, likewise.
         bands: channels after a palette is resolved (a palette image has 3), an alpha channel among them.
-        dtype: `uint8`, `uint16` or another name numpy knows.
+        dtype: `uint8`, `uint16` or another name numpy knows; of a palette image that of its colours.
         palette: pixels are stored as indices into a colour table.
         crs: EPSG code (`EPSG:26914`) or WKT; None where the image is not georeferenced.
         transform: six affine numbers, column and row to x and y; None likewise.
@@ -191,24 +190,6 @@ class Raster(ABC):
         Raises:
             DataError: the file is damaged or has several bands.
         """
-
-    def labels(self, window: Window | None, *, colors: bool) -> Pixels:
-        """Reads a label image: H W 3 colours, or H W ids.
-
-        Raises:
-            DataError: the file has other bands than its kind of label needs.
-        """
-        if not colors:
-            return self.indices(window)
-        raw = self.pixels(window)
-        if raw.shape[2] == 4 and (raw[..., 3] == 255).all():
-            raw = raw[..., :3]
-        if raw.shape[2] != 3 or raw.dtype != np.uint8:
-            raise DataError(
-                f"{self.ref}: label colours need an 8-bit RGB or palette image, "
-                f"this one has {raw.shape[2]} band(s) of {raw.dtype}"
-            )
-        return raw
 
     @abstractmethod
     def close(self) -> None:

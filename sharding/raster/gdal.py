@@ -65,7 +65,7 @@ class GdalRaster(Raster):
             height=file.height,
             width=file.width,
             bands=3 if palette else file.count,
-            dtype=np.result_type(*file.dtypes).name,
+            dtype="uint8" if palette else np.result_type(*file.dtypes).name,
             palette=palette,
             names=(("", "red"), ("", "green"), ("", "blue")) if palette else names,
             alpha=meanings.index("alpha") if "alpha" in meanings else None,
@@ -206,11 +206,12 @@ def tiff_orientation(ref: FileRef) -> int:
 
 
 def color_table(file: Any) -> npt.NDArray[np.uint8] | None:
-    """Colours (256 3) of a palette TIFF, None for another."""
+    """Colours (256 or 65536, 3) of a palette TIFF, None for another."""
     if file.count != 1 or file.colorinterp[0].name != "palette":
         return None
-    table = np.zeros((256, 3), np.uint8)
-    for index, color in file.colormap(1).items():
+    colors = file.colormap(1)
+    table = np.zeros((max(256, *colors, np.iinfo(file.dtypes[0]).max + 1), 3), np.uint8)
+    for index, color in colors.items():
         table[index] = color[:3]
     return table
 

@@ -10,6 +10,7 @@ import rasterio.errors
 import rasterio.warp
 
 from sharding.raster.base import Georeference, Mask, Raster, crs_text
+from sharding.raster.labels import read_labels
 from sharding.tiling import Window
 
 Align = Literal["refuse", "resample", "ignore"]
@@ -99,11 +100,11 @@ class AlignedLabels:
         column = np.where(covered, columns, np.nan)
         row = np.where(covered, rows, np.nan)
         if not covered.any():
-            raw = self._labels.labels(Window(0, 0, 1, 1), colors=colors)
+            raw = read_labels(self._labels, Window(0, 0, 1, 1), colors=colors)
             return np.repeat(np.repeat(raw, area.height, 0), area.width, 1), covered
         left, top = int(np.nanmin(column)), int(np.nanmin(row))
         box = Window(top, left, int(np.nanmax(row)) - top + 1, int(np.nanmax(column)) - left + 1)
-        raw = self._labels.labels(box, colors=colors)
+        raw = read_labels(self._labels, box, colors=colors)
         y = np.where(covered, row - top, 0).astype(np.intp)
         x = np.where(covered, column - left, 0).astype(np.intp)
         return raw[y, x], covered

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, Color, LabelCodes
@@ -12,6 +12,9 @@ from sharding.raster.grids import Align
 from sharding.raster.reader import PLAIN
 
 Code = int | Color
+
+NAN, TRANSPARENT = "nan", "transparent"
+"""Words that `ignored` may hold beside codes: NaN in float label images, pixels with an alpha of 0."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class OwnData:
             both is a label image.
         classes: the classes.
         split: division into splits.
-        ignored: raw codes that are neither trained on nor scored.
+        ignored: raw codes that are neither trained on nor scored; the words `nan` and `transparent` likewise.
         unused: globs of images and label images that are left out.
         scene: what makes a scene: `file` (each image is one), `folder` (the first folder below the root), or a
             regular expression on the image's path whose first group names it. None: not known.
@@ -84,7 +87,7 @@ class OwnData:
     masks: tuple[str, ...]
     classes: tuple[OwnClass, ...]
     split: OwnSplit
-    ignored: tuple[Code, ...] = ()
+    ignored: tuple[Code | str, ...] = ()
     unused: tuple[str, ...] = ()
     scene: str | None = None
     bands: tuple[str, ...] = ("red", "green", "blue")
@@ -121,7 +124,8 @@ def label_codes(own: OwnData) -> LabelCodes:
     meaning = [
         (code, index) for index, item in enumerate(own.classes) for code in item.codes or (item.color,)
     ]
-    for code, value in [*meaning, *((code, IGNORE) for code in own.ignored)]:
+    ignored = [(code, IGNORE) for code in own.ignored if not isinstance(code, str)]
+    for code, value in [*meaning, *ignored]:
         other = codes.setdefault(code, value)
         if other != value:
             names = [f"class {own.classes[k].name!r}" if k != IGNORE else "ignored" for k in (other, value)]
@@ -136,7 +140,8 @@ def label_codes(own: OwnData) -> LabelCodes:
             f"data.custom: ids {list(ids)[:3]} and colours {list(colors)[:3]} are mixed; give every class "
             "`codes` of one kind, and data.custom.ignored too (a class without `codes` is coded by its `color`)"
         )
-    return LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
+    plain = LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
+    return replace(plain, nan_ignored=NAN in own.ignored, transparent_ignored=TRANSPARENT in own.ignored)
 
 
 def refuse_equal_colors(classes: Sequence[OwnClass]) -> None:

@@ -3,8 +3,13 @@
 import shutil
 import unicodedata
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2ls.errors import LabelError
 from tests.geodata import case
-from tests.geodata.world import ids, pair, problems, shard, tif
+from tests.geodata.world import ids, pair, pixels, problems, samples, shard, tif
 
 
 def refused(root, *words, **custom):
@@ -13,6 +18,145 @@ def refused(root, *words, **custom):
     for word in words:
         assert word in text, text
     assert not (root / "shards").exists()
+
+
+def stored(root, **custom):
+    """Class ids of the scene `a` after sharding."""
+    shard(root, **custom)
+    return samples(root)["train_a"][1]
+
+
+def placed(mask, value, *places):
+    """A copy of a mask with a value at some places (row, column)."""
+    mask = mask.copy()
+    for place in places:
+        mask[..., place[0], place[1]] = value
+    return mask
+
+
+def png(root, mask, mode=None):
+    """Writes an image and a label PNG of it."""
+    tif(root / "images" / "a.tif", pixels())
+    (root / "labels").mkdir()
+    Image.fromarray(mask, mode).save(root / "labels" / "a.png")
+
+
+@case(
+    "float label image with 0.4, 1.4, 2.4",
+    "refused; names value, count, row and column",
+)
+def _(tmp_path):
+    pair(tmp_path, mask=ids().astype(np.float32) + np.float32(0.4))
+    refused(
+        tmp_path,
+        "labels/a.tif: label ids are whole numbers, this image of float32 holds 0.4",
+        "first at row 0",
+    )
+    with pytest.raises(LabelError, match="whole numbers"):
+        shard(tmp_path)
+
+
+@case("float label image of whole numbers", "taken")
+def _(tmp_path):
+    pair(tmp_path, mask=ids().astype(np.float64))
+    np.testing.assert_array_equal(stored(tmp_path), ids())
+
+
+@case("float label image with NaN", "refused, NaN named; `ignored: [nan]` takes NaN as ignored")
+def _(tmp_path):
+    mask = placed(ids().astype(np.float32), np.nan, (3, 4), (5, 6))
+    pair(tmp_path, mask=mask)
+    refused(tmp_path, "nan in 2 pixels, first at row 3 column 4", "data.custom.ignored: [nan, ...]")
+    wanted = placed(ids(), 255, (3, 4), (5, 6))
+    np.testing.assert_array_equal(stored(tmp_path, ignored=["nan"]), wanted)
+
+
+@case(
+    "int16 label image with -1 or -9999", "refused, value named; `ignored: [-1, -9999]` takes them as ignored"
+)
+def _(tmp_path):
+    mask = placed(placed(ids().astype(np.int16), -1, (3, 4)), -9999, (5, 6))
+    pair(tmp_path, mask=mask)
+    refused(
+        tmp_path,
+        "unknown label id -9999 in 1 pixels, first at row 5 column 6; -1 in 1",
+        "data.custom.ignored",
+    )
+    np.testing.assert_array_equal(stored(tmp_path, ignored=[-1, -9999]), placed(ids(), 255, (3, 4), (5, 6)))
+
+
+@case("palette TIFF of 8 or 16 bit", "read: the indices as ids, or the colours as colours")
+def _(tmp_path):
+    colors = {0: (255, 0, 0), 1: (0, 255, 0), 2: (0, 0, 255)}
+    for dtype in ("uint8", "uint16"):
+        pair(tmp_path)
+        tif(tmp_path / "labels" / "a.tif", ids().astype(dtype), photometric="palette",
+            after=lambda file: file.write_colormap(1, colors))  # fmt: skip
+        np.testing.assert_array_equal(stored(tmp_path), ids())
+        classes = [{"name": str(color), "color": color} for color in colors.values()]
+        np.testing.assert_array_equal(stored(tmp_path, classes=classes, ignored=[]), ids())
+
+
+@case(
+    "label image with an alpha channel that is opaque (LA, RGBA, or a second or fourth band)",
+    "read without it",
+)
+def _(tmp_path):
+    opaque = np.full_like(ids(), 255)
+    png(tmp_path, np.stack([ids(), opaque], axis=-1), "LA")
+    np.testing.assert_array_equal(stored(tmp_path, masks="labels/*.png"), ids())
+    tif(tmp_path / "labels" / "a.tif", np.stack([ids(), opaque]))
+    np.testing.assert_array_equal(stored(tmp_path), ids())
+    tif(tmp_path / "labels" / "a.tif", np.stack([ids(), ids(), ids(), opaque]))
+    np.testing.assert_array_equal(stored(tmp_path), ids())
+
+
+@case(
+    "label image with transparent pixels",
+    "refused, count and place named; `ignored: [transparent]` takes an alpha of 0 as ignored, one between is refused",
+)
+def _(tmp_path):
+    alpha = placed(np.full_like(ids(), 255), 0, (3, 4), (5, 6))
+    red = [{"name": "red", "color": (200, 0, 0)}, {"name": "green", "color": (0, 200, 0)}]
+    rgba = np.zeros((*ids().shape, 4), np.uint8)
+    rgba[..., 0], rgba[..., 1], rgba[..., 3] = 200 * (ids() > 0), 200 * (ids() == 0), alpha
+    png(tmp_path, rgba, "RGBA")
+    own = {"masks": "labels/*.png", "classes": red}
+    refused(
+        tmp_path, "alpha is 0 in 2 pixels, first at row 3 column 4", "[transparent, ...]", ignored=[], **own
+    )
+    wanted = placed((ids() == 0).astype(np.uint8), 255, (3, 4), (5, 6))
+    np.testing.assert_array_equal(stored(tmp_path, ignored=["transparent"], **own), wanted)
+    tif(tmp_path / "labels" / "a.tif", np.stack([ids(), placed(alpha, 128, (7, 8))]))
+    refused_text = "alpha is 128 in 1 pixels, first at row 7 column 8 (opaque: 255)"
+    assert refused_text in problems(tmp_path, ignored=["transparent"])
+
+
+@case(
+    "ids written as three equal bands (R=G=B)",
+    "read as ids; bands that differ are refused, value and place named",
+)
+def _(tmp_path):
+    three = np.stack([ids()] * 3)
+    pair(tmp_path, mask=three)
+    np.testing.assert_array_equal(stored(tmp_path), ids())
+    three[2, 5, 6] = 99
+    tif(tmp_path / "labels" / "a.tif", three)
+    value = tuple(three[:, 5, 6].tolist())
+    text = problems(tmp_path)
+    assert f"The bands differ: {value} at row 5 column 6" in text
+    assert "`codes: [[red, green, blue]]` in data.custom.classes" in text
+
+
+@case(
+    "colours declared, but the label image has one band of ids",
+    "refused; names `codes` in `data.custom.classes`",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    classes = [{"name": "red", "color": (255, 0, 0)}]
+    refused(tmp_path, "label colours need 8-bit RGB or a palette, this file has 1 x uint8", "`codes` in data.custom",
+            classes=classes, ignored=[])  # fmt: skip
 
 
 @case(

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2ls.errors import ConfigError, LabelError
-from d2ls.labels import IGNORE, ClassTable, LabelCodes
+from d2ls.labels import IGNORE, ClassTable, LabelCodes, count_code
 
 TABLE = ClassTable.create(("a", "b", "c"), ((1, 2, 3), (255, 0, 0), (0, 0, 0)), (True, True, False))
 COLORS = LabelCodes.from_colors({(1, 2, 3): 0, (255, 0, 0): 1, (0, 0, 0): 2, (9, 9, 9): IGNORE})
@@ -74,3 +76,56 @@ def test_class_tables_are_checked_and_travel_as_json():
     ):
         with pytest.raises(ConfigError, match=message):
             ClassTable.create(names, colors, scored)
+
+
+NEGATIVE = LabelCodes({0: 0, 1: 1, -1: IGNORE, -9999: IGNORE}, {}, nan_ignored=True)
+
+
+def test_negative_ids_and_floats_that_are_whole_numbers():
+    raw = np.array([[0, 1], [-1, -9999]])
+    wanted = [[0, 1], [IGNORE, IGNORE]]
+    for dtype in (np.int16, np.int64, np.float32, np.float64):
+        np.testing.assert_array_equal(NEGATIVE.encode(raw.astype(dtype), where="x"), wanted)
+    np.testing.assert_array_equal(NEGATIVE.encode(np.array([[1, 0]], np.uint8), where="x"), [[1, 0]])
+    np.testing.assert_array_equal(NEGATIVE.decode(np.array([[1, IGNORE]], np.uint8)), [[1, -1]])
+
+
+def test_floats_that_are_no_whole_numbers_are_counted_and_placed():
+    raw = np.array([[0, 0.5, 1], [np.nan, 1.5, 0.5]], np.float32)
+    expected = r"m: label ids are whole numbers, this image of float32 holds 0\.5 in 2 pixels, first at row 10 column 6"
+    with pytest.raises(LabelError, match=expected + r"; 1\.5 in 1 pixels, first at row 11 column 6\."):
+        NEGATIVE.encode(raw, where="m", origin=(10, 5))
+    with pytest.raises(
+        LabelError, match=r"nan in 1 pixels, first at row 1 column 0\..*ignored: \[nan, \.\.\.\]"
+    ):
+        IDS.encode(raw, where="m")
+    raw = np.where(raw == np.floor(raw), raw, np.nan)
+    np.testing.assert_array_equal(NEGATIVE.encode(raw, where="m"), [[0, IGNORE, 1], [IGNORE, IGNORE, IGNORE]])
+    for value in (np.inf, -np.inf, 1e300):
+        with pytest.raises(LabelError, match="whole numbers"):
+            NEGATIVE.encode(np.array([[value, 1.0]]), where="m")
+    with pytest.raises(LabelError, match="holds complex64"):
+        NEGATIVE.encode(np.ones((1, 1), np.complex64), where="m")
+
+
+def test_transparent_labels_are_refused_or_ignored():
+    raw = np.array([[(1, 2, 3, 255), (7, 7, 7, 0), (255, 0, 0, 0)]], np.uint8)
+    with pytest.raises(LabelError, match=r"alpha is 0 in 2 pixels, first at row 0 column 1 \(opaque: 255\)"):
+        COLORS.encode(raw, where="m")
+    told = replace(COLORS, transparent_ignored=True)
+    np.testing.assert_array_equal(told.encode(raw, where="m"), [[0, IGNORE, IGNORE]])
+    raw[0, 0, 3] = 254
+    with pytest.raises(LabelError, match="alpha is 254 in 1 pixels"):
+        told.encode(raw, where="m")
+    ids = np.array([[(1, 65535), (9, 0)]], np.uint16)
+    np.testing.assert_array_equal(
+        replace(IDS, transparent_ignored=True).encode(ids, where="m"), [[0, IGNORE]]
+    )
+
+
+def test_codes_are_counted():
+    raw = np.array([[(1, 2, 3), (1, 2, 4), (1, 2, 3)]], np.uint8)
+    assert count_code(raw, (1, 2, 3)) == 2
+    assert count_code(np.dstack([raw, raw[..., :1]]), (1, 2, 4)) == 1
+    assert count_code(raw[..., 2], 3) == 2
+    assert count_code(raw[..., 1:], 2) == 3

@@ -1,0 +1,77 @@
+"""Label images as raw ids or colours: one band, a palette, ids as equal red, green and blue, with or without alpha."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.errors import DataError
+from sharding.raster.base import Raster
+from sharding.tiling import Window
+
+MAX_BANDS = 4
+"""Bands of a label image: grey, grey and alpha, red green blue, red green blue alpha."""
+
+
+def read_labels(raster: Raster, window: Window | None, *, colors: bool) -> npt.NDArray[Any]:
+    """Reads raw labels.
+
+    Args:
+        raster: the label image.
+        window: part of it; None: all.
+        colors: labels are colours, not ids.
+
+    Returns:
+        Ids (h w, any real type) or colours (h w 3, uint8). Where an alpha channel is not opaque everywhere it comes as
+        a last channel more: h w 2 (id, alpha) or h w 4.
+
+    Raises:
+        DataError: bands that are no label, or a damaged file.
+    """
+    info = raster.info
+    if not colors and (info.palette or info.bands == 1):
+        return raster.indices(window)
+    raw: npt.NDArray[Any] = raster.pixels(window)
+    if raw.shape[2] in (2, 4) and (raw[..., -1] == _opaque(raw.dtype)).all():
+        raw = raw[..., :-1]
+    if colors:
+        if raw.shape[2] not in (3, 4) or raw.dtype != np.uint8:
+            raise DataError(f"{raster.ref}: {needs_colors(info.bands, info.dtype)}")
+        return raw
+    return _grey(raster, raw, window or Window(0, 0, *raw.shape[:2]))
+
+
+def needs_colors(bands: int, dtype: str) -> str:
+    """Says that a label image holds no colours, and what to do."""
+    return (
+        f"label colours need 8-bit RGB or a palette, this file has {bands} x {dtype}. If it holds ids, give them as "
+        "`codes` in data.custom.classes and data.custom.ignored; otherwise save it as 8-bit RGB"
+    )
+
+
+def needs_ids(bands: int, dtype: str) -> str:
+    """Says that a label image holds no ids, and what to do."""
+    return (
+        f"label ids need one band, this file has {bands} x {dtype}. If it holds colours, give them as "
+        "`codes: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids as one "
+        "band"
+    )
+
+
+def _grey(raster: Raster, raw: npt.NDArray[Any], window: Window) -> npt.NDArray[Any]:
+    """Takes ids out of equal bands (h w bands, the last one alpha where their number is even)."""
+    bands = raw[..., :-1] if raw.shape[2] in (2, 4) else raw
+    if bands.shape[2] > 1:
+        differ = (bands != bands[..., :1]).any(axis=2)
+        if raw.shape[2] > MAX_BANDS or differ.any():
+            row, column = np.argwhere(differ)[0].tolist() if differ.any() else (0, 0)
+            values = tuple(bands[row, column].tolist())
+            raise DataError(
+                f"{raster.ref}: {needs_ids(raster.info.bands, raster.info.dtype)}. The bands differ: {values} "
+                f"at row {row + window.row} column {column + window.column}"
+            )
+    return bands[..., 0] if bands is raw else np.stack([bands[..., 0], raw[..., -1]], axis=-1)
+
+
+def _opaque(dtype: np.dtype[Any]) -> int:
+    return int(np.iinfo(dtype).max) if dtype.kind in "iu" else 1
