@@ -1,4 +1,4 @@
 # The same words as dev.py, for those who type make.
-.PHONY: demo test faults cluster served bench
-demo test faults cluster served bench:
+.PHONY: demo test faults cluster gpu served bench
+demo test faults cluster gpu served bench:
 	python3 dev.py $@

@@ -2,10 +2,14 @@
 """One environment, made on first use, and the few things one does with it. Needs Python 3.11 to 3.13 and pip, no more.
 
     python3 dev.py demo               set up, then run the demo (`python -m pipeline.sweep`)
-    python3 dev.py test               set up, then run every check that the CI runs
-    python3 dev.py test unit          one tier: lint, types, imports, unit, numerics, distributed, integration
+    python3 dev.py test               set up, then check all that a commit needs: some minutes
+    python3 dev.py test all           also real kills, servers, a browser, S3 and serving: half an hour
+    python3 dev.py test slow          only what `all` adds
+    python3 dev.py test unit          a part of it: lint, types, imports, unit, numerics, distributed, integration
+    python3 dev.py test --cov         words for pytest: with the coverage of branches
     python3 dev.py faults             long fault injections
     python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
+    python3 dev.py gpu                what only a CUDA device shows
     python3 dev.py served             a registered model in a fresh environment with its own requirements alone
     python3 dev.py bench [NAME]       benchmarks
     python3 dev.py setup              only the environment
@@ -25,18 +29,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = Path(os.environ.get("D2LS_VENV", ROOT / ".venv")).absolute()
 STAMP = ENVIRONMENT / "d2ls-setup"
-FAST = "not faults and not cluster and not gpu"
-TIERS = {
+QUICK = ["pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
+         "-m", "not slow and not faults and not cluster and not gpu"]  # fmt: skip
+SLOW = ["pytest", "-m", "slow and not faults and not cluster and not gpu"]
+STATIC = {
     "lint": [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     "types": [["mypy"]],
     "imports": [["lint-imports"]],
-    "unit": [["pytest", "-m", FAST, "tests/unit"]],
-    "numerics": [["pytest", "-m", FAST, "tests/numerics"]],
-    "distributed": [["pytest", "-m", FAST, "tests/distributed"]],
-    "integration": [["pytest", "-m", FAST, "tests/integration"]],
 }
+FOLDERS = {name: [[*QUICK, f"tests/{name}"]] for name in ("unit", "numerics", "distributed", "integration")}
+COMMIT = [*(line for lines in STATIC.values() for line in lines), QUICK]
+TIERS = {**STATIC, **FOLDERS, "commit": COMMIT, "slow": [SLOW], "all": [*COMMIT, SLOW]}
 FAULTS = ("tests/faults", "tests/integration/test_train.py")
-STATIC = ("lint", "types", "imports")
 
 
 def main() -> int:
@@ -45,7 +49,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", choices=["demo", "test", "faults", "cluster", "served", "bench", "setup", "run"]
+        "what", choices=["demo", "test", "faults", "cluster", "gpu", "served", "bench", "setup", "run"]
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="handed on")
     arguments = parser.parse_args()
@@ -69,6 +73,8 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
         return [["pytest", *page, "-m", "faults or survives", *FAULTS, *rest]]
     if what == "cluster":
         return [["pytest", "-m", what, f"tests/{what}", *rest]]
+    if what == "gpu":
+        return [["pytest", "-m", what, *rest]]
     if what == "served":
         return [["python", "-m", "tests.served", *rest]]
     if what == "bench":
@@ -76,12 +82,10 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
             path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem[0] != "_"
         )
         return [["python", "-m", f"benchmarks.{name}"] for name in names]
-    chosen = [word for word in rest if word in TIERS]
+    chosen = [word for word in rest if word in TIERS] or ["commit"]
     extra = [word for word in rest if word not in TIERS]
-    if chosen:
-        return [[*line, *(extra if line[0] == "pytest" else [])] for tier in chosen for line in TIERS[tier]]
-    static = [line for tier in STATIC for line in TIERS[tier]]
-    return [*static, ["pytest", "-m", FAST, "--cov", "--cov-report=term:skip-covered", *extra]]
+    lines = [line for tier in chosen for line in TIERS[tier]]
+    return [[*line, *(extra if line[0] == "pytest" else [])] for line in lines]
 
 
 def run_all(lines: list[list[str]]) -> int:

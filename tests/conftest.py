@@ -1,8 +1,110 @@
-"""For all tests: property tests are not timed; a failure prints how to draw the same examples again."""
+"""For all tests: one thread, one Ray a process, and nothing that stays behind.
 
+`dev.py` runs pytest in two processes, all tests of a file in one of them, so that they share its fixtures; and the slow
+ones, which start servers or a Ray of their own, one after the other in one process.
+"""
+
+import multiprocessing.util
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported
+
+import psutil
+import pytest
 from hypothesis import HealthCheck, settings
+
+from d2ls.scratch import remove_abandoned
 
 settings.register_profile(
     "d2ls", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )  # a busy machine is no failure
 settings.load_profile("d2ls")
+
+SERVICES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--budget", type=float, metavar="MINUTES", help="skip the tests that would start after this time"
+    )
+
+
+def pytest_configure(config):
+    config.stash[DEADLINE] = time.monotonic() + 60 * (config.getoption("budget") or float("inf"))
+
+
+DEADLINE = pytest.StashKey[float]()
+
+
+def pytest_collection_modifyitems(items):
+    """The files that use Ray come first, because they take longest."""
+    with_ray = {item.path for item in items if "ray_cluster" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.stash[DEADLINE]:
+        pytest.skip("the time budget is spent")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left(tmp_path_factory):
+    """Gives the tests a temporary folder of their own, and fails where a process or a file stays behind.
+
+    All processes that tests start inherit TMPDIR, so it tells them from those of others. The path is short, because
+    Ray's sockets lie deep below it and the path of a Unix socket has at most 107 characters.
+    """
+    multiprocessing.util.get_temp_dir()  # stays until this process ends; so it is made elsewhere
+    folder = Path(tempfile.mkdtemp(prefix="d2-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+    psutil.wait_procs(started_with(folder), timeout=10)
+    processes = started_with(folder)
+    commands = [" ".join(process.cmdline()) for process in processes]
+    for process in processes:
+        process.kill()
+    remove_abandoned(folder)  # a Ray that ends late writes once more into its folder
+    files = sorted(path.name for path in folder.iterdir())
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not commands, "processes are left"
+    assert not files, "temporary files are left"
+
+
+def started_with(folder):
+    """Processes of the tests, at any depth, but for the helpers of `multiprocessing` that end with this process."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("TMPDIR") == str(folder)
+            if ours and not any(word in " ".join(process.cmdline()) for word in SERVICES):
+                found.append(process)
+        except psutil.Error:
+            continue  # it has ended, or it belongs to somebody else
+    return found
+
+
+@pytest.fixture(scope="session")
+def session_ray(nothing_is_left):
+    """A local Ray with a dashboard, which sweeps need; started once."""
+    from pipeline.cluster import connect
+    from pipeline.config.train import ClusterConfig
+
+    with connect(ClusterConfig(address="local"), dashboard=True) as cluster:
+        names = ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")
+        yield cluster, {name: os.environ.pop(name) for name in names}  # for the tests that ask for it
+
+
+@pytest.fixture
+def ray_cluster(session_ray, monkeypatch):
+    """The Ray of this process. What the test calls in this process uses it; so do its child processes."""
+    cluster, variables = session_ray
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return cluster

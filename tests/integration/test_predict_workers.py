@@ -31,15 +31,7 @@ def die_once(segmenter, piece):
     return number, segmenter.num_classes
 
 
-@pytest.fixture(scope="module")
-def ray_session():
-    from pipeline.cluster import connect
-
-    with connect(TWO) as cluster:
-        yield cluster
-
-
-def test_two_workers_count_what_one_process_counts(tmp_path, ray_session) -> None:
+def test_two_workers_count_what_one_process_counts(tmp_path, ray_cluster) -> None:
     make_shards(tmp_path / "shards", [3, 4, 2], split="test")
     model = str(tiny_bundle(tmp_path / "model", CLASSES))
     alone = evaluate(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50)
@@ -52,7 +44,7 @@ def test_two_workers_count_what_one_process_counts(tmp_path, ray_session) -> Non
         evaluate(model, str(tmp_path / "shards"), "none", cluster=TWO)
 
 
-def test_two_workers_map_what_one_process_maps(tmp_path, ray_session) -> None:
+def test_two_workers_map_what_one_process_maps(tmp_path, ray_cluster) -> None:
     model = str(tiny_bundle(tmp_path / "model", CLASSES))
     (tmp_path / "in").mkdir()
     for number in range(3):
@@ -78,7 +70,7 @@ def test_two_workers_map_what_one_process_maps(tmp_path, ray_session) -> None:
         assert one == two
 
 
-def test_a_killed_worker_is_replaced_and_its_piece_done_again(tmp_path, ray_session) -> None:
+def test_a_killed_worker_is_replaced_and_its_piece_done_again(tmp_path, ray_cluster) -> None:
     folder = tiny_bundle(tmp_path / "model", CLASSES)
     pieces = [(number, str(tmp_path / "marker")) for number in range(4)]
     found = dict(spread(die_once, pieces, folder, "model", {}, TWO))

@@ -66,6 +66,7 @@ def test_a_registered_model_is_pulled_evaluated_and_maps(tmp_path, monkeypatch) 
         assert file.crs.to_epsg() == 32632
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on_and_ends_the_same(tmp_path) -> None:
     model = tiny_bundle(tmp_path / "model", model_info().classes, window=32)
     source = scene_file(tmp_path / "scene.tif", 900, 90)

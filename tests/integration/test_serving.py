@@ -18,6 +18,8 @@ from d2ls.inference import Segmenter
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import register_blobs
 
+pytestmark = pytest.mark.slow
+
 IMAGE = np.random.default_rng(4).integers(0, 255, (40, 56, 3)).astype(np.uint8)
 
 

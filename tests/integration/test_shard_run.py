@@ -127,7 +127,7 @@ def test_another_plan_leaves_no_shard_of_the_former(raw, tmp_path):
     verify(str(tmp_path / "out"))
 
 
-def test_ray_workers_give_the_same_bytes_and_the_same_errors(raw, tmp_path):
+def test_ray_workers_give_the_same_bytes_and_the_same_errors(raw, tmp_path, ray_cluster):
     run(recipe(raw, tmp_path / "one"), inline=True)
     run(recipe(raw, tmp_path / "two"))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -14,7 +14,10 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
 from tests.sweep_world import make_place, run, sweep, trials
 
-pytestmark = pytest.mark.timeout(2000)  # several sweeps one after the other; a busy machine is no failure
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2000),  # several sweeps one after the other; a busy machine is no failure
+]
 
 
 @pytest.fixture(scope="module")

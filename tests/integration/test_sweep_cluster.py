@@ -19,7 +19,10 @@ from pipeline.tracking import Store
 from tests.mlflow_processes import free_port
 from tests.sweep_world import make_place, run, sweep, trials
 
-pytestmark = pytest.mark.timeout(2000)  # several sweeps one after the other; a busy machine is no failure
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2000),  # several sweeps one after the other; a busy machine is no failure
+]
 
 CPUS = 2
 SETTINGS = {

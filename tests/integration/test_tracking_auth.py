@@ -12,6 +12,8 @@ from pipeline.tracking import Store
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = f"correct-horse-{os.getpid()}"
 
 

@@ -18,6 +18,8 @@ from pipeline.tracking.writer import SPOOL_TAG
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
+pytestmark = pytest.mark.slow
+
 PICTURE = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
 
 

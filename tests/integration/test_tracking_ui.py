@@ -12,6 +12,7 @@ from tests.tracking_world import fill_store
 SCRIPT = Path(__file__).parents[2] / "docs" / "take_screenshots.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs chromium and chromedriver (apt-get install chromium chromium-driver)",

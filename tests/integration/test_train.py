@@ -10,7 +10,7 @@ import pytest
 from d2ls.bundle import load_bundle
 from d2ls.errors import ConfigError, NonFiniteLossError, ResourceError
 from d2ls.storage import local_path
-from pipeline import cluster, train
+from pipeline import train
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import assert_undisturbed, tiny_recipe, train_workers, undisturbed
@@ -19,12 +19,6 @@ from tests.train_world import assert_undisturbed, tiny_recipe, train_workers, un
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("train")
-
-
-@pytest.fixture(scope="module")
-def ray(folder):
-    with cluster.connect(tiny_recipe(folder).cluster) as connected:
-        yield connected
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +32,9 @@ def state_of(recipe, run_id):
 
 @pytest.mark.timeout(300)
 @pytest.mark.survives("a worker is killed (SIGKILL)")
-def test_a_worker_killed_in_mid_run_does_not_change_the_result(ray, folder, expected, record_property):
+def test_a_worker_killed_in_mid_run_does_not_change_the_result(
+    ray_cluster, folder, expected, record_property
+):
     recipe = tiny_recipe(folder)
     told = []
 
@@ -66,7 +62,7 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(ray, folder, expe
 
 
 @pytest.mark.survives("the name of a finished run, or of a foreign folder, is used again")
-def test_a_name_in_use_is_refused(ray, folder, expected, record_property):
+def test_a_name_in_use_is_refused(ray_cluster, folder, expected, record_property):
     recipe = tiny_recipe(folder)
     with pytest.raises(ConfigError, match="killed is there already"):
         train.run(recipe, name="killed", quiet=True)
@@ -84,7 +80,7 @@ def test_a_name_in_use_is_refused(ray, folder, expected, record_property):
 
 @pytest.mark.timeout(300)
 @pytest.mark.survives("a loss is not finite")
-def test_an_error_of_ours_ends_all_workers_at_once(ray, folder, record_property):
+def test_an_error_of_ours_ends_all_workers_at_once(ray_cluster, folder, record_property):
     recipe = tiny_recipe(folder, train__optimizer__lr=1.0, train__clip_norm=None, train__epochs=40)
     recipe = recipe.with_values({"loss.contrastive": "infonce", "loss.contrastive_weight": 1e38})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: loss or gradient is not finite"):
@@ -97,7 +93,7 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray, folder, record_property)
     )
 
 
-def test_an_impossible_plan_is_refused_with_the_arithmetic(ray, folder):
+def test_an_impossible_plan_is_refused_with_the_arithmetic(ray_cluster, folder):
     recipe = tiny_recipe(folder, cluster__workers=4, cluster__cpus_per_worker=50)
     with pytest.raises(ResourceError, match=r"workers=4 x 50 CPU = 200 CPU.* has \d+"):
         train.run(recipe, name="greedy", quiet=True)
