@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from d2ls.bundle import ModelInfo
 from d2ls.inference import Segmenter
 from d2ls.labels import ClassTable
-from pipeline.prediction.map_scene import MapOptions, map_scene
+from pipeline.prediction.map_scene import map_scene
+from pipeline.prediction.request import MapOptions
 
 CLASSES = ClassTable.create([f"class {i}" for i in range(7)], [(30 * i, 255 - 30 * i, 99) for i in range(7)])
 

@@ -7,7 +7,7 @@ labels = segmenter.predict(image)            # H W bands uint8 -> H W uint8
 from d2ls.inference.augment import PRESETS, View, average_views, cost, views
 from d2ls.inference.segmenter import Segmenter
 from d2ls.inference.stitch import Band, Progress, Source, stitch
-from d2ls.inference.windows import Grid, blend, overlap_pixels
+from d2ls.inference.windows import Grid, blend, overlap_pixels, span_count
 
 __all__ = [
     "PRESETS",
@@ -21,6 +21,7 @@ __all__ = [
     "blend",
     "cost",
     "overlap_pixels",
+    "span_count",
     "stitch",
     "views",
 ]

@@ -42,9 +42,17 @@ def spans(length: int, window: int, overlap: int) -> list[Span]:
     """
     if length <= window:
         return [(0, length)]
-    stride = (window - overlap) // ALIGNMENT * ALIGNMENT or window - overlap
-    starts = [*range(0, length - window, stride), length - window]
+    starts = [*range(0, length - window, _stride(window, overlap)), length - window]
     return [(start, start + window) for start in starts]
+
+
+def span_count(length: int, window: int, overlap: int) -> int:
+    """Number of spans that `spans` gives, without making them."""
+    return 1 if length <= window else -(-(length - window) // _stride(window, overlap)) + 1
+
+
+def _stride(window: int, overlap: int) -> int:
+    return (window - overlap) // ALIGNMENT * ALIGNMENT or window - overlap
 
 
 def blend(along: list[Span], margin: float = MARGIN) -> list[Floats]:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 GSD_TOLERANCE = 1.25
 """How far the pixel size may be from the training's, as a factor, before it is warned about."""
 
+MAX_ENLARGEMENT = 8
+"""How many times `--resample` enlarges a scene at most, on each side: one pixel becomes 64."""
+
+SMALLEST_SIDE = 32
+"""Fewest pixels a side that `--resample` leaves: the deepest stride of the encoders."""
+
 
 def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
     """Chooses which bands of a scene the model sees.
@@ -61,43 +67,77 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
     )
 
 
-def plan_grid(scene: Scene, segmenter: Segmenter, resample: bool) -> tuple[tuple[int, int] | None, str]:
-    """Compares ground distances; returns the grid to resample to (None: the scene's own) and a warning."""
-    here, trained = scene.pixel_metres, segmenter.info.ground_sampling_distance
+def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int, int] | None, str]:
+    """Compares ground distances; returns the grid to resample to (None: the scene's own) and a warning.
+
+    Raises:
+        ConfigError: `resample` without a known pixel size, or over a distance that leaves nothing to see.
+    """
+    here, trained = scene.pixel_metres, info.ground_sampling_distance
     if here is None or trained is None:
         if resample:
-            missing = "the scene's pixel size" if here is None else "the model's ground sampling distance"
-            raise ConfigError(f"{scene.name}: --resample needs to know {missing}, and it is not stated")
+            missing = (
+                "the scene's pixel size; give the file a georeference, or leave out --resample"
+                if here is None
+                else "the model's ground sampling distance (data.ground_sampling_distance of its recipe); leave out "
+                "--resample"
+            )
+            raise ConfigError(f"{scene.name}: --resample needs to know {missing}")
         return None, ""
     factor = here / trained
     if resample:
         if abs(factor - 1) < 0.01:
             return None, ""
         size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
+        _check_resampling(scene, here, trained, size)
         return size, f"resampled from {here:.3g} m a pixel to {trained:.3g} m, as in training"
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
+        side = "small" if factor > 1 else "large"
+        times = factor if factor > 1 else 1 / factor
         return None, (
-            f"{here:.3g} m a pixel, the model was trained at {trained:.3g} m: things look {1 / factor:.2g} times "
-            "as large as it knows them; consider --resample"
+            f"pixels of {here:.3g} m, the model was trained with {trained:.3g} m: things look {times:.2g} times too "
+            f"{side} to it, expect a poor map; consider --resample"
         )
     return None, ""
 
 
-def plan_stretch(
-    scene: Scene, segmenter: Segmenter, limits: tuple[float, float] | None
-) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
-    """Returns what turns the file's values into those the model knows.
+def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int, int]) -> None:
+    factor = here / trained
+    numbers = (
+        f"{scene.name}: --resample from {here:.3g} m a pixel to the model's {trained:.3g} m turns {scene.height:,} x "
+        f"{scene.width:,} pixels into {size[0]:,} x {size[1]:,}"
+    )
+    if factor > MAX_ENLARGEMENT:
+        raise ConfigError(
+            f"{numbers}: {factor:,.0f} times enlarged, and more than {MAX_ENLARGEMENT} times shows nothing new. "
+            "Take an image of finer pixels, or a model that was trained on such coarse ones"
+        )
+    if min(size) < min(SMALLEST_SIDE, scene.height, scene.width):
+        raise ConfigError(
+            f"{numbers}: less than {SMALLEST_SIDE} pixels a side show nothing. Leave out --resample, or take a model "
+            "that was trained on finer pixels"
+        )
+
+
+def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None) -> None:
+    """Refuses pixels of another type than the model knows.
 
     Raises:
         DataError: the types differ and nobody said how they relate.
     """
+    if limits is None and scene.dtype != info.dtype:
+        raise DataError(
+            f"{scene.name}: pixels are {scene.dtype}, the model was trained on {info.dtype}. Say which file "
+            "values stand for its darkest and brightest with --stretch, for instance --stretch 0,10000"
+        )
+
+
+def plan_stretch(
+    segmenter: Segmenter, limits: tuple[float, float] | None
+) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
+    """Returns what turns the file's values into those the model knows."""
     wanted = segmenter.info.dtype
     if limits is None:
-        if scene.dtype != wanted:
-            raise DataError(
-                f"{scene.name}: pixels are {scene.dtype}, the model was trained on {wanted}. Say which file "
-                "values stand for its darkest and brightest with --stretch, for instance --stretch 0,10000"
-            )
         return lambda pixels: pixels
     low, high = limits
     if not low < high:

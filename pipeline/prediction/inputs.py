@@ -1,23 +1,30 @@
 """Which scenes a person means, and where the map of each goes."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyarrow import fs
 
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError
-from sharding.files import natural
+from pipeline.prediction.provenance import read_provenance
+from sharding.files import is_hidden, natural
 from sharding.raster.scene import IMAGE_SUFFIXES
 
 MAP_SUFFIXES = (".tif", ".tiff", ".png")
+READERS = 16
+"""Files whose headers are read at once."""
+
 Job = tuple[str, str]
 """A scene, and its map to be."""
 
 
 def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
     """Lists scenes and their maps.
+
+    Hidden files and folders are left out, as in `pipeline.shard`; so are maps that were made here, wherever they lie.
 
     Args:
         source: an image, a folder (with all folders below it), a glob pattern; local, or (but for patterns) a URI.
@@ -34,27 +41,58 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
     suffix = Path(target).suffix.lower()
     if suffix in IMAGE_SUFFIXES and suffix not in MAP_SUFFIXES:
         raise ConfigError(f"{target}: maps are written as {', '.join(MAP_SUFFIXES)}, not {suffix}")
-    if is_pattern(source):
-        top = _fixed_part(source)
-        found = Path(top).glob(source if top == "." else source[len(top) :].lstrip("/"))
-        jobs = _into(target, top, map(str, found), kind)
-    elif storage.info(source).type == fs.FileType.Directory:
-        jobs = _into(target, source, _below(source), kind)
-    elif suffix in MAP_SUFFIXES:
-        jobs = [(source, target)]
+    _check_kind(target, file=suffix in MAP_SUFFIXES)
+    single = not is_pattern(source) and storage.info(source).type != fs.FileType.Directory
+    if single:
+        if read_provenance(source) is not None:
+            raise ConfigError(f"{source}: is a map that was made here, not an image; name the image as INPUT")
+        top = source.rpartition("/")[0]
+        jobs = [(source, target)] if suffix in MAP_SUFFIXES else _into(target, top, [source], kind)
     else:
-        jobs = _into(target, source.rpartition("/")[0], [source], kind)
+        top, found = _matches(source)
+        jobs = _into(target, top, _without_maps(found), kind)
     if not jobs:
         raise DataError(f"{source}: no image here. Formats: {', '.join(IMAGE_SUFFIXES)}")
     if len(jobs) > 1 and suffix in MAP_SUFFIXES:
-        raise ConfigError(f"{target}: {len(jobs)} scenes need a folder, not one file")
+        raise ConfigError(
+            f"{target}: {len(jobs)} scenes need a folder, not one file; name a folder, e.g. maps/"
+        )
+    if suffix in MAP_SUFFIXES:
+        jobs = [(jobs[0][0], target)]
     _refuse_clashes(jobs)
     return jobs
 
 
 def is_pattern(source: str) -> bool:
-    """Says whether a local source is a glob pattern (a file of that very name wins)."""
+    """Returns whether a local source is a glob pattern (a file of that very name wins)."""
     return storage.is_local(source) and any(sign in source for sign in "*?[") and not Path(source).exists()
+
+
+def _check_kind(target: str, *, file: bool) -> None:
+    """Refuses a folder where a file is wanted, and the other way round, before any work.
+
+    Raises:
+        ConfigError: says what is there.
+    """
+    kind = storage.info(target).type
+    if file and kind == fs.FileType.Directory:
+        raise ConfigError(
+            f"{target}: is a folder, its name says a map. Name a file in it ({storage.join(target, 'map.tif')}), or a "
+            "folder without such a suffix"
+        )
+    if not file and kind == fs.FileType.File:
+        raise ConfigError(f"{target}: is a file; name a map (.tif, .png) or a folder as OUTPUT")
+
+
+def _matches(source: str) -> tuple[str, Iterable[str]]:
+    """Returns the folder below which a source's files lie, and the files."""
+    if not is_pattern(source):
+        return source, _below(source)
+    top = _fixed_part(source)
+    pattern = source if top == "." else source[len(top) :].lstrip("/")
+    return top, (
+        str(file) for file in Path(top).glob(pattern) if not is_hidden(file.relative_to(top).as_posix())
+    )
 
 
 def _fixed_part(pattern: str) -> str:
@@ -67,19 +105,41 @@ def _fixed_part(pattern: str) -> str:
     return "/".join(parts) or ("/" if pattern.startswith("/") else ".")
 
 
-def _below(folder: str) -> list[str]:
-    entries = storage.list_files(folder, recursive=True)
-    files = [entry.path for entry in entries if entry.type == fs.FileType.File]
+def _below(folder: str) -> Iterator[str]:
     if storage.is_local(folder):
-        return files
+        yield from _below_local(storage.local_path(folder))
+        return
     _, inside = storage.resolve(folder)
-    return [storage.join(folder, path[len(inside.rstrip("/")) + 1 :]) for path in files]
+    for entry in storage.list_files(folder, recursive=True):
+        relative = entry.path[len(inside.rstrip("/")) + 1 :]
+        if entry.type == fs.FileType.File and not is_hidden(relative):
+            yield storage.join(folder, relative)
+
+
+def _below_local(folder: Path) -> Iterator[str]:
+    visited = {folder.resolve()}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            real = Path(here, name).resolve()
+            if not is_hidden(name) and real not in visited:  # a link can lead back to where it lies
+                visited.add(real)
+                kept.append(name)
+        folders[:] = kept
+        yield from (str(Path(here, name)) for name in names if not is_hidden(name))
+
+
+def _without_maps(files: Iterable[str]) -> list[str]:
+    images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    with ThreadPoolExecutor(READERS) as pool:
+        ours = pool.map(read_provenance, images)
+        return [file for file, found in zip(images, ours, strict=True) if found is None]
 
 
 def _into(target: str, top: str, sources: Iterable[str], kind: str) -> list[Job]:
     jobs = []
     for source in sorted(sources, key=natural):
-        if Path(source).suffix.lower() in IMAGE_SUFFIXES and not Path(source).name.startswith("."):
+        if Path(source).suffix.lower() in IMAGE_SUFFIXES:
             relative = _relative(source, top)
             jobs.append((source, storage.join(target, str(Path(relative).with_suffix(f".{kind}")))))
     return jobs
@@ -95,8 +155,10 @@ def _refuse_clashes(jobs: list[Job]) -> None:
     sources = {_identity(source) for source, _ in jobs}
     seen: dict[str, str] = {}
     for source, target in jobs:
-        if _identity(target) in sources:
-            raise ConfigError(f"{target}: the map would replace a scene; name another output")
+        stem = target.rpartition(".")[0]
+        for file in (target, f"{stem}.probabilities.tif", f"{stem}.overlay.jpg"):
+            if _identity(file) in sources:
+                raise ConfigError(f"{file}: the map would replace a scene; name another OUTPUT")
         if target in seen:
             raise ConfigError(
                 f"{target}: would be the map of both {seen[target]} and {source}; map them one by one"
@@ -104,5 +166,13 @@ def _refuse_clashes(jobs: list[Job]) -> None:
         seen[target] = source
 
 
-def _identity(uri: str) -> str:
-    return os.path.realpath(storage.local_path(uri)) if storage.is_local(uri) else uri
+def _identity(uri: str) -> str | tuple[int, int]:
+    """What tells a file from others under any of its names; the resolved path where there is no file yet."""
+    if not storage.is_local(uri):
+        return uri
+    path = os.path.realpath(storage.local_path(uri))  # also through folders that are not there yet
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino

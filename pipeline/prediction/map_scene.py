@@ -1,56 +1,37 @@
 """One scene to one label map, window by window, and on after a kill."""
 
-import hashlib
+import contextlib
 import json
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from d2ls import storage
-from d2ls.errors import DataError
+from d2ls.errors import DataError, StorageError
 from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
-from pipeline.prediction.fit import choose_bands, plan_grid, plan_stretch
+from pipeline.prediction.fit import plan_stretch
 from pipeline.prediction.map_writer import (
+    MAP_TAG,
     Layout,
     aux_file,
     quantize,
-    read_tags,
     write_labels,
     write_probabilities,
 )
+from pipeline.prediction.outputs import Outputs, hold
 from pipeline.prediction.parts import Parts, Rows
+from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
+from pipeline.prediction.request import MapOptions, WindowPlan
+from pipeline.scratch import scratch_folder
+from sharding.raster.gdal import TIFF_SUFFIXES
 from sharding.raster.scene import Scene, Span, open_scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-PLAN_TAG = "d2ls_plan"
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """How scenes are mapped.
-
-    Attributes:
-        bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
-        stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
-        resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
-        probabilities: also write the class probabilities.
-        overlay: also write a picture of the map over the image.
-        overwrite: map again what is finished.
-    """
-
-    bands: tuple[int, ...] | None = None
-    stretch: tuple[float, float] | None = None
-    resample: bool = False
-    probabilities: bool = False
-    overlay: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +66,7 @@ def map_scene(
     options: MapOptions,
     *,
     digest: str,
+    owner: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> MapReport:
     """Maps a scene.
@@ -95,100 +77,111 @@ def map_scene(
         target: where the map goes, `.tif` or `.png`, local or by URI.
         options: see there.
         digest: of the model's files; another model never goes on with old parts.
+        owner: names the run, see `outputs.hold`.
         progress: told as windows are done.
 
     Raises:
+        ConfigError: something else stands where the map shall go, or it takes too much, see `plan_scene`.
         DataError: the scene is missing, damaged, of other bands or another type, or changed meanwhile.
-        StorageError: the map cannot be written.
+        StorageError: the map cannot be written, or another process writes it now.
     """
-    if storage.is_local(source) and storage.is_local(target):
-        job = _Job(segmenter, storage.local_path(source), storage.local_path(target), target, source, options)
-        return job.run(digest, progress)
-    with tempfile.TemporaryDirectory(prefix="d2ls-map-") as folder:
-        local_source, local_target = (
-            Path(folder, "source", Path(source).name),
-            Path(folder, Path(target).name),
-        )
-        local_source.parent.mkdir()
-        local_source.write_bytes(storage.read_bytes(source))
-        report = _Job(segmenter, local_source, local_target, target, source, options).run(digest, progress)
-        for file in sorted(Path(folder).glob("*.*")):
-            storage.upload(file, storage.join(target.rsplit("/", 1)[0], file.name))
-        return report
+    started = time.monotonic()
+    with read_scene(source) as scene:
+        look = WindowPlan.of(segmenter)
+        plan = plan_scene(scene, source, target, segmenter.info, look, options, digest)
+        report = MapReport(source, target, scene.height, scene.width, 0.0, plan.notes)
+        if plan.finished:
+            return replace(report, skipped=True)
+        with hold(plan.outputs, owner=owner) as renew:
+
+            def told(state: Progress) -> None:
+                renew()
+                progress(state)
+
+            pixels = _Job(segmenter, scene, plan, options).run(told)
+    return replace(report, seconds=time.monotonic() - started, pixels=pixels)
 
 
-@dataclass
-class _Job:
-    segmenter: Segmenter
-    source: Path
-    target: Path
-    target_uri: str
-    source_uri: str
-    options: MapOptions
+@contextlib.contextmanager
+def read_scene(source: str) -> Iterator[Scene]:
+    """Opens a scene: a TIFF where it lies, by windows; other formats of an object store from a copy, whole.
 
-    def run(self, digest: str, progress: Callable[[Progress], None]) -> MapReport:
-        started = time.monotonic()
-        with open_scene(self.source) as scene:
-            before = self._stamp()
-            bands, note = choose_bands(scene, self.segmenter.info, self.options.bands)
-            size, warning = plan_grid(scene, self.segmenter, self.options.resample)
-            notes = tuple(text for text in (note, warning) if text)
-            report = MapReport(self.source_uri, self.target_uri, scene.height, scene.width, 0.0, notes)
-            plan = self._plan(scene, bands, size, digest, before)
-            tag = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-            if not self.options.overwrite and self._is_finished(tag):
-                return replace(report, skipped=True)
-            grid = self._grid(size or (scene.height, scene.width))
-            read, parts = self._reader(scene, bands, size), self._parts(plan, grid)
-            stitch(
-                read, self.segmenter.window_probabilities, self._writer(parts),
-                grid, self.segmenter.num_classes, batch_size=self.segmenter.batch_size,
-                first_band=parts.finished(), keep_probabilities=self.options.probabilities, progress=progress,
-            )  # fmt: skip
-            if self._stamp() != before:
-                raise DataError(f"{self.source_uri}: the file changed or vanished while it was being mapped")
-            pixels = self._assemble(scene, bands, parts, grid, tag)
-            parts.remove()
-        return replace(report, seconds=time.monotonic() - started, pixels=pixels)
-
-    def _grid(self, size: tuple[int, int]) -> Grid:
-        window = self.segmenter.window
-        return Grid(*size, window, overlap_pixels(window, self.segmenter.overlap))
-
-    def _stamp(self) -> str:
+    Raises:
+        DataError: missing or unreadable.
+    """
+    if storage.is_local(source) or Path(source).suffix.lower() in TIFF_SUFFIXES:
+        with open_scene(storage.local_path(source) if storage.is_local(source) else source) as scene:
+            yield scene
+        return
+    with scratch_folder() as folder:
+        entry = storage.info(source)
+        check_disk(entry.size or 0, str(folder))
         try:
-            status = self.source.stat()
-        except OSError as error:
-            raise DataError(f"{self.source_uri}: vanished while it was being mapped") from error
-        return f"{status.st_size}-{status.st_mtime_ns}"
+            storage.download(source, folder / Path(source).name)
+        except StorageError as error:
+            raise DataError(f"{source}: cannot be read: {error}") from error
+        with open_scene(folder / Path(source).name) as scene:
+            scene.name = source
+            yield scene
 
-    def _plan(
-        self, scene: Scene, bands: tuple[int, ...], size: tuple[int, int] | None, digest: str, stamp: str
-    ) -> dict[str, Any]:
-        """Everything that decides about the values of the map."""
-        segmenter = self.segmenter
-        return {
-            "source": self.source_uri, "stamp": stamp if storage.is_local(self.source_uri) else "",
-            "height": scene.height, "width": scene.width, "bands": bands, "size": size, "model": digest,
-            "window": segmenter.window, "overlap": segmenter.overlap,
-            "views": [asdict(view) for view in segmenter.views], "stretch": self.options.stretch,
-        }  # fmt: skip
 
-    def _parts(self, plan: dict[str, Any], grid: Grid) -> Parts:
+class _Job:
+    """The work on one scene, which this process alone does."""
+
+    def __init__(self, segmenter: Segmenter, scene: Scene, plan: ScenePlan, options: MapOptions) -> None:
+        self.segmenter, self.scene, self.plan, self.options = segmenter, scene, plan, options
+        self.grid = Grid(
+            *plan.grid_size, segmenter.window, overlap_pixels(segmenter.window, segmenter.overlap)
+        )
+
+    def run(self, progress: Callable[[Progress], Any]) -> tuple[int, ...]:
+        """Predicts what is missing, writes the files; returns pixels by class."""
+        parts = self._parts()
+        finished = parts.finished()
+        if finished < len(self.grid.rows):
+            stitch(
+                self._reader(), self.segmenter.window_probabilities, self._writer(parts),
+                self.grid, self.segmenter.num_classes, batch_size=self.segmenter.batch_size, first_band=finished,
+                keep_probabilities=self.options.probabilities, progress=progress,
+            )  # fmt: skip
+        self._check_unchanged()
+        pixels = self._write(parts)
+        parts.remove()
+        return pixels
+
+    def _check_unchanged(self) -> None:
+        """Refuses a map of two states of a scene.
+
+        Raises:
+            DataError: the scene changed or vanished.
+        """
+        source = self.plan.source
+        try:
+            same = storage.fingerprint(source) == self.plan.provenance.stamp
+        except StorageError as error:
+            raise DataError(
+                f"{source}: vanished while it was being mapped; put it back and start again"
+            ) from error
+        if not same:
+            raise DataError(f"{source}: changed while it was being mapped; start again")
+
+    def _parts(self) -> Parts:
         kinds = {"labels": 1} | (
             {"probabilities": self.segmenter.num_classes} if self.options.probabilities else {}
         )
-        bands = [grid.band(index) for index in range(len(grid.rows))]
-        uri = storage.join(self.target_uri + ".parts")
+        bands = [self.grid.band(index) for index in range(len(self.grid.rows))]
+        how = json.loads(replace(self.plan.provenance, place="").to_json())
+        parts = Parts(self.plan.outputs.parts, how, kinds, self.grid.width, bands)
         if self.options.overwrite:
-            storage.delete(uri)
-        return Parts(uri, plan, kinds, grid.width, bands)
+            parts.remove()
+        return parts
 
-    def _reader(self, scene: Scene, bands: tuple[int, ...], size: tuple[int, int] | None) -> Any:
-        stretch = plan_stretch(scene, self.segmenter, self.options.stretch)
+    def _reader(self) -> Any:
+        scene, plan = self.scene, self.plan
+        stretch = plan_stretch(self.segmenter, self.options.stretch)
 
         def read(rows: Span, columns: Span) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
-            pixels, valid = scene.read(rows, columns, bands, size)
+            pixels, valid = scene.read(rows, columns, plan.bands, plan.size)
             return stretch(pixels), valid
 
         return read
@@ -202,37 +195,41 @@ class _Job:
 
         return write
 
-    def _is_finished(self, tag: str) -> bool:
-        wanted = [self.target]
-        wanted += [self._beside("probabilities.tif")] if self.options.probabilities else []
-        wanted += [self._beside("overlay.jpg")] if self.options.overlay else []
-        return all(file.is_file() for file in wanted) and read_tags(self.target).get(PLAN_TAG) == tag
+    def _write(self, parts: Parts) -> tuple[int, ...]:
+        """Writes the files in place, or on this machine's disk and then into the object store."""
+        outputs = self.plan.outputs
+        # Somebody may have put a file there in the hours since.
+        outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
+        if storage.is_local(outputs.target):
+            return self._write_local(parts, replace(outputs, target=str(storage.local_path(outputs.target))))
+        with scratch_folder() as folder:
+            check_disk(self.plan.disk, str(folder))
+            local = replace(outputs, target=str(folder / Path(outputs.target).name))
+            pixels = self._write_local(parts, local)
+            aux = aux_file(Path(local.target))
+            if aux.exists():
+                storage.upload(aux, f"{outputs.target}.aux.xml")
+            for source, target in zip(local.files, outputs.files, strict=True):
+                storage.upload(Path(source), target)
+            return pixels
 
-    def _beside(self, name: str) -> Path:
-        return self.target.with_name(f"{self.target.stem}.{name}")
-
-    def _assemble(
-        self, scene: Scene, bands: tuple[int, ...], parts: Parts, grid: Grid, tag: str
-    ) -> tuple[int, ...]:
-        info = self.segmenter.info
-        tags = {
-            PLAN_TAG: tag,
-            "model": json.dumps({**info.dataset, **{k: str(v) for k, v in info.extra.items()}}),
-        }
-        layout = Layout(scene.height, scene.width, scene.georeference, tags)
-        counts = np.zeros(256, np.int64)
-        probabilities = self._beside("probabilities.tif")
+    def _write_local(self, parts: Parts, outputs: Outputs) -> tuple[int, ...]:
+        info, scene, how = self.segmenter.info, self.scene, self.plan.provenance.to_json()
+        about = json.dumps({**info.dataset, **{key: str(value) for key, value in info.extra.items()}})
+        layout = Layout(scene.height, scene.width, scene.georeference, {MAP_TAG: how, "model": about})
         if self.options.probabilities:
-            rows = _to_scene(parts.rows("probabilities"), grid, layout)
-            write_probabilities(probabilities, rows, layout, info.classes)
+            rows = _to_scene(parts.rows("probabilities"), self.grid, layout)
+            write_probabilities(Path(outputs.beside("probabilities.tif")), rows, layout, info.classes)
         if self.options.overlay:
             from pipeline.prediction.overlay import write_overlay
 
-            write_overlay(self._beside("overlay.jpg"), scene, bands, parts.rows("labels"), grid, info.classes)
-        rows = _counted(_to_scene(parts.rows("labels"), grid, layout), counts)
-        write_labels(self.target, rows, layout, info.classes)  # last: it says that all is finished
-        if self.target.suffix.lower() == ".png":
-            aux_file(self.target).unlink(missing_ok=True)
+            write_overlay(
+                Path(outputs.beside("overlay.jpg")), scene, self.plan.bands, parts.rows("labels"), self.grid,
+                info.classes, how,
+            )  # fmt: skip
+        counts = np.zeros(256, np.int64)
+        rows = _counted(_to_scene(parts.rows("labels"), self.grid, layout), counts)
+        write_labels(Path(outputs.target), rows, layout, info.classes)  # last: it says that all is finished
         return (*counts[: info.classes.num_classes].tolist(), int(counts[255]))
 
 
@@ -241,16 +238,17 @@ def _to_scene(rows: Rows, grid: Grid, layout: Layout) -> Rows:
     if (grid.height, grid.width) == (layout.height, layout.width):
         yield from rows
         return
-    down = np.minimum((np.arange(layout.height) + 0.5) * grid.height / layout.height, grid.height - 1).astype(
-        int
-    )
-    across = np.minimum((np.arange(layout.width) + 0.5) * grid.width / layout.width, grid.width - 1).astype(
-        int
-    )
+    down = _nearest(layout.height, grid.height)
+    across = _nearest(layout.width, grid.width)
     for top, block in rows:
         first, last = np.searchsorted(down, [top, top + block.shape[-2]])
         if last > first:
             yield int(first), block[..., down[first:last] - top, :][..., across]
+
+
+def _nearest(length: int, there: int) -> "npt.NDArray[np.intp]":
+    """For each of `length` pixels along an axis, the nearest of `there` pixels that cover the same ground."""
+    return np.minimum((np.arange(length) + 0.5) * there / length, there - 1).astype(np.intp)
 
 
 def _counted(rows: Rows, counts: "npt.NDArray[np.int64]") -> Rows:

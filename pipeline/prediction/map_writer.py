@@ -22,9 +22,9 @@ import rasterio.errors
 import rasterio.shutil
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rasterio._err import CPLE_BaseError  # what its copying raises; it is not a RasterioError
 from rasterio.windows import Window
 
+from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import IGNORE, ClassTable
 from pipeline.prediction.parts import Rows
@@ -34,6 +34,10 @@ from sharding.raster.scene import Georeference
 PROBABILITY_STEPS = 250
 """Probabilities are stored as 0..250 with scale 1/250; 255 is nodata."""
 
+MAP_TAG = "d2ls_map"
+"""Tag of all files that belong to a map: how it was made, see `provenance`. In a JPEG it is the comment."""
+
+_AUX_MARK = "d2ls_class_names"
 _TILE = 512
 _LITTLE = 64 * 2**20  # bytes on a disk that count as nearly full
 _COG = {"COMPRESS": "DEFLATE", "BLOCKSIZE": str(_TILE), "BIGTIFF": "IF_SAFER"}
@@ -75,9 +79,9 @@ def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) 
         file.set_band_description(1, "class")
         file.update_tags(**tags)
 
+    storage.write_bytes(aux_file(target), _categories(classes).encode())
     with _named(target):
         _write_cog(target, rows, layout, 1, describe)
-        aux_file(target).write_text(_categories(classes), encoding="utf-8")
 
 
 def write_probabilities(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
@@ -118,15 +122,25 @@ def aux_file(target: Path) -> Path:
     return target.with_name(target.name + ".aux.xml")
 
 
-def read_tags(target: Path) -> dict[str, str]:
-    """Reads the tags of a finished map; empty where there is none that can be read."""
+def is_our_aux_file(content: bytes) -> bool:
+    """Returns whether a sidecar of class names was written here; GDAL keeps the mark when it adds to the file."""
+    return f'<MDI key="{_AUX_MARK}">'.encode() in content
+
+
+def read_tags(uri: Path | str) -> dict[str, str]:
+    """Reads the tags of a finished map, PNG, TIFF or JPEG; empty where there is none that can be read."""
     try:
-        if target.suffix.lower() == ".png":
-            with Image.open(target) as image:
-                return {str(key): str(value) for key, value in image.info.items()}
-        with _gdal(), rasterio.open(target) as file:
-            return dict(file.tags())
-    except (OSError, SyntaxError, rasterio.errors.RasterioError):
+        if Path(uri).suffix.lower() in (".tif", ".tiff"):
+            remote = {} if storage.is_local(uri) else {"opener": storage.open_input}
+            with _gdal(), rasterio.open(uri if remote else storage.local_path(uri), **remote) as file:
+                return dict(file.tags())
+        with storage.open_input(uri) as stream, Image.open(stream) as image:
+            tags = {str(key): str(value) for key, value in image.info.items()}
+            comment = image.info.get("comment", b"")
+            return {**tags, MAP_TAG: comment.decode("utf-8", "replace")} if comment else tags
+    except (OSError, SyntaxError, ValueError, StorageError, rasterio.errors.RasterioError):
+        return {}
+    except Image.DecompressionBombError:
         return {}
 
 
@@ -146,7 +160,7 @@ def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: A
             with rasterio.open(plain, "w", **profile) as file:
                 expected = _write_rows(file, rows, layout, bands)
                 describe(file)
-            rasterio.shutil.copy(plain, final, driver="COG", OVERVIEW_RESAMPLING="NEAREST", **_COG)
+            _copy(plain, final)
             if expected != _checksum(final):
                 raise StorageError(f"{target}: what was written does not read back; is the disk full?")
         final.replace(target)
@@ -154,6 +168,13 @@ def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: A
         for leftover in (plain, final):
             for file_name in (leftover, aux_file(leftover)):
                 file_name.unlink(missing_ok=True)
+
+
+def _copy(plain: Path, final: Path) -> None:
+    try:
+        rasterio.shutil.copy(plain, final, driver="COG", OVERVIEW_RESAMPLING="NEAREST", **_COG)
+    except Exception as error:  # GDAL's own errors, which rasterio names in a private module alone
+        raise OSError(str(error)) from error
 
 
 def _write_rows(file: Any, rows: Rows, layout: Layout, bands: int) -> int:
@@ -227,7 +248,8 @@ def _categories(classes: ClassTable) -> str:
     names = "".join(f"      <Category>{escape(name)}</Category>\n" for name in classes.names)
     return (
         '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+        f"{names}    </CategoryNames>\n  </PAMRasterBand>\n"
+        f'  <Metadata domain="D2LS">\n    <MDI key="{_AUX_MARK}">1</MDI>\n  </Metadata>\n</PAMDataset>\n'
     )
 
 
@@ -242,7 +264,7 @@ def _gdal() -> Iterator[None]:
 def _named(target: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, rasterio.errors.RasterioError, CPLE_BaseError) as error:
+    except (OSError, rasterio.errors.RasterioError) as error:
         raise StorageError(
             f"{target}: cannot be written: {error.__cause__ or error}{_space(target)}"
         ) from error

@@ -22,7 +22,13 @@ OPACITY = 0.45
 
 
 def write_overlay(
-    target: Path, scene: "Scene", bands: Sequence[int], rows: "Rows", grid: "Grid", classes: ClassTable
+    target: Path,
+    scene: "Scene",
+    bands: Sequence[int],
+    rows: "Rows",
+    grid: "Grid",
+    classes: ClassTable,
+    comment: str,
 ) -> None:
     """Writes a JPEG of at most 2048 pixels a side: the image, half covered by the colours of the classes."""
     factor = min(1.0, LONGEST_SIDE / max(scene.height, scene.width))
@@ -33,7 +39,7 @@ def write_overlay(
     colors = classes.colorize(labels).astype(np.float32)
     opacity = np.where(labels == IGNORE, 0.0, OPACITY)[..., None]
     picture = to_bytes(pixels) * (1 - opacity) + colors * opacity
-    save_image(target, Image.fromarray(picture.round().astype(np.uint8)), quality=90)
+    save_image(target, Image.fromarray(picture.round().astype(np.uint8)), quality=90, comment=comment)
 
 
 def to_bytes(pixels: "npt.NDArray[Any]") -> "npt.NDArray[np.uint8]":

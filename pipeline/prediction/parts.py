@@ -1,25 +1,33 @@
 """Finished rows of a map in the making, kept so that an interrupted map goes on where it stopped.
 
 A folder `<map>.parts` beside the map (also in an object store): `plan.json` says what is being made and how; each band
-of rows is a compressed file. Another plan starts afresh; the finished map takes the folder away.
+of rows is a compressed file. Another plan starts afresh; the finished map takes the folder away. Only files that were
+written here are ever deleted.
 """
 
+import contextlib
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pyarrow import fs
 
 from d2ls import storage
-from d2ls.errors import StorageError
+from d2ls.errors import ConfigError, StorageError
 
 Span = tuple[int, int]
 Rows = Iterator[tuple[int, npt.NDArray[np.uint8]]]
 """Pieces of a raster from the top down: first row, and pixels h W or planes h W."""
 
 PLAN_FILE = "plan.json"
+IN_USE = "in-use.lock"
+IN_USE_RECORD = "in-use.json"
+PRODUCT = "d2ls parts of a map"
+_OURS = re.compile(rf"\d{{6}}\.(labels|probabilities)|{PLAN_FILE}|{IN_USE}|{IN_USE_RECORD}|\..*\.tmp")
 
 
 class Parts:
@@ -31,18 +39,22 @@ class Parts:
         kinds: name and number of planes of each raster that is made together, `{"labels": 1}` for instance.
         width: columns of the rasters.
         bands: rows of each band, top down.
+
+    Raises:
+        ConfigError: the folder is there and holds files of the user.
     """
 
     def __init__(
         self, uri: str, plan: dict[str, Any], kinds: dict[str, int], width: int, bands: list[Span]
     ) -> None:
         self.uri, self.kinds, self.width, self.bands = uri, kinds, width, bands
-        text = json.dumps({**plan, "kinds": kinds, "width": width, "bands": bands}, sort_keys=True)
-        self._plan = text.encode()
+        content = {"product": PRODUCT, **plan, "kinds": kinds, "width": width, "bands": bands}
+        self._plan = json.dumps(content, sort_keys=True).encode()
+        check_ours(uri)
         plan_file = storage.join(uri, PLAN_FILE)
         self._begun = storage.exists(plan_file) and storage.read_bytes(plan_file) == self._plan
         if not self._begun:
-            storage.delete(uri)
+            self.remove()
 
     def finished(self) -> int:
         """Number of bands, from the top, that are complete."""
@@ -81,9 +93,52 @@ class Parts:
             yield top, pixels
 
     def remove(self) -> None:
-        """Takes the folder away."""
-        storage.delete(self.uri)
+        """Deletes the parts, the plan as the last of them, and the folder where nothing else is in it."""
+        for entry in storage.list_files(self.uri):
+            if _OURS.fullmatch(entry.base_name) and entry.base_name not in (IN_USE, IN_USE_RECORD):
+                storage.delete(storage.join(self.uri, entry.base_name))
+        remove_empty(self.uri)
+        self._begun = False
 
     @staticmethod
     def _name(kind: str, index: int) -> str:
         return f"{index:06d}.{kind}"
+
+
+def check_ours(uri: str) -> None:
+    """Refuses a folder of parts that holds anything else.
+
+    Raises:
+        ConfigError: names what is in it.
+    """
+    kind = storage.info(uri).type
+    if kind == fs.FileType.NotFound:
+        return
+    entries = storage.list_files(uri) if kind == fs.FileType.Directory else []
+    strange = [entry.base_name for entry in entries if not _OURS.fullmatch(entry.base_name)]
+    if kind != fs.FileType.Directory or strange or not _has_our_plan(uri, len(entries)):
+        what = f"holds {strange[0]}" if strange else "is there"
+        raise ConfigError(
+            f"{uri}: {what} and is not of this program; finished rows would lie there. Move it, or name another OUTPUT"
+        )
+
+
+def _has_our_plan(uri: str, files: int) -> bool:
+    """Returns whether the plan in a folder is ours; a folder with no plan holds no part either."""
+    plan = storage.join(uri, PLAN_FILE)
+    if not storage.exists(plan):
+        return files <= 2  # a lock, and what a full disk left of the plan
+    try:
+        return json.loads(storage.read_bytes(plan)).get("product") == PRODUCT
+    except (ValueError, AttributeError):
+        return False
+
+
+def remove_empty(uri: str) -> None:
+    """Removes a folder where nothing is in it."""
+    if not storage.is_local(uri):
+        if not storage.list_files(uri):
+            storage.delete(uri)  # object stores keep a marker
+        return
+    with contextlib.suppress(OSError):  # not empty, or not there
+        storage.local_path(uri).rmdir()

@@ -5,7 +5,6 @@ Written and checked by the same rules; a check names everything that is wrong, n
 
 import io
 import re
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from d2ls.errors import DataError, StorageError
+from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.labels import IGNORE, ClassTable
 from sharding.files import natural
 from sharding.sources.loveda import LoveDA
@@ -91,38 +90,52 @@ def encode(rules: Rules, labels: npt.NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def write(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
+def write(
+    rules: Rules,
+    target: Path,
+    entries: Iterable[tuple[str, npt.NDArray[np.uint8]]],
+    *,
+    expected: Mapping[str, Size] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Writes a submission: a zip where the target ends in `.zip`, else a folder.
 
     Args:
         rules: of the benchmark.
         target: appears when it is complete.
         entries: path in the submission, and class ids H W.
+        expected: path and size of every test image; the submission is checked by them before it gets its name.
+        overwrite: replace a zip that exists.
 
     Raises:
-        DataError: a pixel has no class.
-        StorageError: it cannot be written, or the folder exists already.
+        ConfigError: it exists already.
+        DataError: a pixel has no class, or the check finds something.
+        StorageError: it cannot be written.
     """
-    refuse_existing(target)
+    refuse_existing(target, overwrite=overwrite)
     zipped = target.suffix.lower() == ".zip"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
             partial = Path(scratch, "submission.zip" if zipped else "submission")
             (_write_zip if zipped else _write_folder)(rules, partial, entries)
+            if expected is not None:
+                check(rules, partial, expected, name=str(target))
             partial.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error}") from error
 
 
-def refuse_existing(target: Path) -> None:
-    """A zip is replaced, a folder is not.
+def refuse_existing(target: Path, *, overwrite: bool = False) -> None:
+    """Refuses to replace a submission, or whatever else has its name; folders are never replaced.
 
     Raises:
-        StorageError: the folder exists already.
+        ConfigError: it exists already.
     """
-    if target.suffix.lower() != ".zip" and target.exists():
-        raise StorageError(f"{target}: exists already; delete it or name another folder")
+    is_file = target.suffix.lower() == ".zip" and target.is_file()
+    if target.exists() and not (is_file and overwrite):
+        way = ", or replace it with --overwrite" if is_file else " or delete it"
+        raise ConfigError(f"{target}: exists already; name another OUTPUT{way}")
 
 
 def _write_zip(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.NDArray[np.uint8]]]) -> None:
@@ -139,13 +152,14 @@ def _write_folder(rules: Rules, target: Path, entries: Iterable[tuple[str, npt.N
         file.write_bytes(encode(rules, labels))
 
 
-def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> None:
+def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None, *, name: str = "") -> None:
     """Checks a submission.
 
     Args:
         rules: of the benchmark.
         target: zip or folder.
         expected: path and size of every file, from the test images; None: by the rules alone.
+        name: what to call it in the message; empty: `target`.
 
     Raises:
         DataError: lists what is wrong.
@@ -155,7 +169,7 @@ def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None
         shown = "\n".join(f"  {problem}" for problem in found[:SHOWN])
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise DataError(
-            f"{target}: {rules.name} would not take this, {len(found)} problem(s):\n{shown}{more}"
+            f"{name or target}: {rules.name} would not take this, {len(found)} problem(s):\n{shown}{more}"
         )
 
 
@@ -231,8 +245,3 @@ def _value_problems(rules: Rules, name: str, pixels: npt.NDArray[np.uint8]) -> I
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         yield f"{name}: holds {', '.join(words)}{more}, which is no class of {rules.name}"
-
-
-def remove_folder(folder: Path) -> None:
-    """Takes a working folder away."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,17 +1,19 @@
 """Submissions to the servers of LoveDA and UAVid: the test images mapped, written and checked by the server's rules."""
 
-import argparse
-import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction import submission
 from pipeline.prediction.inputs import Job, list_jobs
-from sharding.raster.scene import open_scene
+from pipeline.prediction.map_scene import read_scene
+from pipeline.prediction.parts import remove_empty
+from pipeline.prediction.request import PredictRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,42 +21,54 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from d2ls.bundle import ModelInfo
-    from pipeline.config.train import ClusterConfig
-    from pipeline.prediction.map_scene import MapOptions
 
 
-def submit(
-    values: argparse.Namespace, options: "MapOptions", settings: dict[str, Any], cluster: "ClusterConfig"
-) -> int:
+def submit(request: PredictRequest) -> int:
     """Makes a submission. What is wrong with the test images is said before anything is predicted.
 
     Maps are kept in `OUTPUT.maps` until the submission stands, so an interrupted one goes on.
 
     Raises:
-        ConfigError: the model knows other classes.
+        ConfigError: the model knows other classes, or the output exists already.
         DataError: the images are not the benchmark's test images, or the result fails the check.
-        StorageError: the output cannot be written, or is a folder that exists already.
+        StorageError: the output cannot be written.
     """
     from d2ls.bundle import read_info
     from pipeline.models import fetch_model
-    from pipeline.predict import map_all
+    from pipeline.prediction.run import map_jobs, say
 
-    rules = submission.RULES[values.submission]
-    target = Path(values.output)
-    submission.refuse_existing(target)
+    assert request.submission
+    rules = submission.RULES[request.submission]
+    target = _local_target(request.target)
+    overwrite = request.options.overwrite
+    submission.refuse_existing(target, overwrite=overwrite)
     maps = target.with_name(f"{target.name}.maps")
-    jobs = list_jobs(values.input, str(maps), "png")
+    jobs = list_jobs(request.source, str(maps), "png")
     entries = {rules.entry(source): (source, mapped) for source, mapped in jobs}
     expected = check_images(rules, jobs)
-    with fetch_model(values.model, tracking_uri=values.tracking_uri) as folder:
-        info = read_info(folder, where=values.model)
-    check_classes(rules, info, values.model)
-    status = map_all(values, jobs, options, settings, cluster)
-    submission.write(rules, target, _read(entries))
-    submission.check(rules, target, expected)
-    submission.remove_folder(maps)
-    sys.stderr.write(f"{target}: {len(entries)} files, checked by the rules of {rules.name}\n")
+    with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
+        check_classes(rules, read_info(folder, where=request.model), request.model)
+    status = map_jobs(replace(request, target=str(maps)), jobs)
+    submission.write(rules, target, _read(entries), expected=expected, overwrite=overwrite)
+    _remove_maps(maps, jobs)
+    say(f"{target}: {len(entries)} files, checked by the rules of {rules.name}")
     return status
+
+
+def _local_target(target: str) -> Path:
+    if not storage.is_local(target):
+        raise ConfigError(f"{target}: submissions are written to a local disk; name a local file or folder")
+    return storage.local_path(target)
+
+
+def _remove_maps(folder: Path, jobs: list[Job]) -> None:
+    """Deletes the maps that the submission was made of, and the folders where nothing else is in them."""
+    for _, mapped in jobs:
+        Path(mapped).unlink(missing_ok=True)
+    for below in sorted(folder.rglob("*"), reverse=True):
+        if below.is_dir():
+            remove_empty(str(below))
+    remove_empty(str(folder))
 
 
 def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submission.Size]:
@@ -66,7 +80,7 @@ def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submissi
     found, wrong = {}, []
     for source, _ in jobs:
         entry = rules.entry(source)
-        with open_scene(Path(source)) as scene:
+        with read_scene(source) as scene:
             size = scene.height, scene.width
         if size not in rules.sizes:
             wrong.append(f"{source}: {size[0]} x {size[1]} pixels")
@@ -89,7 +103,8 @@ def check_classes(rules: submission.Rules, info: "ModelInfo", model: str) -> Non
     """
     if info.classes.names != rules.classes.names:
         raise ConfigError(
-            f"{model} knows the classes {list(info.classes.names)}, {rules.name} wants {list(rules.classes.names)}"
+            f"{model} knows the classes {list(info.classes.names)}, {rules.name} wants {list(rules.classes.names)}; "
+            "take a model that was trained on that data set"
         )
 
 

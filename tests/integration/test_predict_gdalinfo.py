@@ -10,7 +10,8 @@ import pytest
 import rasterio
 
 from d2ls.inference import Segmenter
-from pipeline.prediction.map_scene import MapOptions, map_scene
+from pipeline.prediction.map_scene import map_scene
+from pipeline.prediction.request import MapOptions
 from tests.inference_stubs import LocalStub, model_info
 
 pytestmark = pytest.mark.skipif(

@@ -10,9 +10,9 @@ import rasterio
 from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluate import evaluate
-from pipeline.predict import predict
 from pipeline.prediction.inputs import list_jobs
-from pipeline.prediction.map_scene import MapOptions
+from pipeline.prediction.request import PredictRequest
+from pipeline.prediction.run import map_scenes
 from pipeline.prediction.workers import spread
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
@@ -60,9 +60,9 @@ def test_two_workers_map_what_one_process_maps(tmp_path, ray_cluster) -> None:
         ) as file:
             file.write(array)
     (tmp_path / "in" / "bad.tif").write_bytes(b"II*\0")
-    for name, cluster in (("one", None), ("two", TWO)):
-        jobs = list_jobs(str(tmp_path / "in"), str(tmp_path / name))
-        results = dict(predict(model, jobs, MapOptions(), cluster=cluster))
+    for name, cluster in (("one", ClusterConfig()), ("two", TWO)):
+        request = PredictRequest(model, str(tmp_path / "in"), str(tmp_path / name), cluster=cluster)
+        results = dict(map_scenes(request, list_jobs(request.source, request.target)))
         assert len(results) == 4
         assert sum(isinstance(result, D2LSError) for result in results.values()) == 1
     for number in range(3):

@@ -16,7 +16,8 @@ from d2ls import storage
 from d2ls.errors import StorageError
 from d2ls.inference import Segmenter
 from pipeline import evaluate, load_model, predict
-from pipeline.prediction.map_scene import MapOptions, map_scene
+from pipeline.prediction.map_scene import map_scene
+from pipeline.prediction.request import MapOptions
 from pipeline.tracking import registry
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 from tests.tracking_world import register_blobs

@@ -8,12 +8,14 @@ from PIL import Image
 from rasterio.crs import CRS
 
 from d2ls.errors import ConfigError, D2LSError, DataError, StorageError
-from d2ls.inference import Progress, Segmenter
+from d2ls.inference import Segmenter
 from pipeline.models import load_model
-from pipeline.predict import Ticker, main, predict
+from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping
 from pipeline.prediction.inputs import list_jobs
-from pipeline.prediction.map_scene import MapOptions, map_scene
+from pipeline.prediction.map_scene import map_scene
+from pipeline.prediction.request import MapOptions, PredictRequest
+from pipeline.prediction.run import map_scenes
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -191,10 +193,19 @@ def test_a_finished_map_is_left_alone_until_something_changes(tmp_path) -> None:
     assert not run(source, target).skipped
     assert run(source, target).skipped
     assert not run(source, target, overwrite=True).skipped
-    assert not run(source, target, digest="another model").skipped
-    assert not run(source, target, segmenter(window=48), digest="another model").skipped
     scene_file(source, pixels(seed=3))
-    assert not run(source, target, segmenter(window=48), digest="another model").skipped
+    assert not run(source, target).skipped
+    assert (read(target) == expected(pixels(seed=3))).mean() > 0.999
+    made = target.read_bytes()
+    for words, change in (
+        ("made with another model", {"digest": "another model"}),
+        ("made with other options", {"model": segmenter(window=48)}),
+        ("made with other options", {"bands": (3, 2, 1)}),
+    ):
+        with pytest.raises(ConfigError, match=rf"map\.tif: is a map {words}.*--overwrite"):
+            run(source, target, **change)
+    assert target.read_bytes() == made
+    assert not run(source, target, digest="another model", overwrite=True).skipped
 
 
 def test_a_scene_that_vanishes_or_changes_meanwhile_leaves_no_map(tmp_path) -> None:
@@ -256,7 +267,9 @@ def test_one_bad_scene_does_not_stop_the_others(tmp_path) -> None:
     scene_file(tmp_path / "in" / "a.tif", pixels())
     (tmp_path / "in" / "b.tif").write_bytes(b"II*\0 no")
     scene_file(tmp_path / "in" / "c.tif", pixels(seed=1))
-    results = dict(predict(model, list_jobs(str(tmp_path / "in"), str(tmp_path / "out")), MapOptions()))
+    request = PredictRequest(model, str(tmp_path / "in"), str(tmp_path / "out"))
+    results = dict(map_scenes(request, list_jobs(request.source, request.target)))
+    results = {source: results[source, target] for source, target in sorted(results)}
     kinds = [isinstance(result, D2LSError) for result in results.values()]
     assert kinds == [False, True, False]
     with pytest.raises(DataError, match="1 of 3 scenes"):
@@ -299,15 +312,6 @@ def test_impossible_options_are_refused_before_anything_is_read(words, message) 
         main(["nowhere", "nothing.tif", "map.tif", *words])
 
 
-def test_the_rate_is_counted_from_the_first_batch_on(monkeypatch, capsys) -> None:
-    now = iter([0.0, 100.0, 110.0])  # loading took 100 s, then 8 windows 10 s
-    monkeypatch.setattr("pipeline.predict.time.monotonic", lambda: next(now))
-    ticker = Ticker(1)
-    for done in (4, 12):
-        ticker.windows(("scene.tif", "map.tif"), Progress(done, 20))
-    assert capsys.readouterr().err == "window 12/20, 0.8 a second, 10.0 s left\n"
-
-
 def test_best_checkpoint_of_a_run_folder_is_found(tmp_path) -> None:
     tiny_bundle(tmp_path / "run" / "checkpoints" / "step-00000004", model_info().classes)
     best = tmp_path / "run" / "checkpoints" / "best.json"
@@ -345,10 +349,15 @@ def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
     assert main(words) == 0
     assert submission.problems(rules, target) == []
     assert not (tmp_path / f"{target.name}.maps").exists()
-    if name == "uavid":
-        with pytest.raises(StorageError, match="exists already"):
-            main(words)
-        words[2] = str(tmp_path / "another")
+    with pytest.raises(ConfigError, match="exists already; name another OUTPUT"):
+        main(words)
+    words[2] = str(tmp_path / "another")
+    notes = tmp_path / "another.maps" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert main(words) == 0
+    assert [file.name for file in notes.parent.iterdir()] == ["notes.txt"]
+    words[2] = str(tmp_path / "third.zip")
     other = str(tiny_bundle(tmp_path / "other", model_info().classes))
     with pytest.raises(ConfigError, match="wants"):
         main([other, *words[1:]])

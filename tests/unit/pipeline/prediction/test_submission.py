@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ls.errors import DataError, StorageError
+from d2ls.errors import ConfigError, DataError
 from pipeline.prediction.submission import RULES, check, encode, problems, write
 
 LOVEDA = replace(RULES["loveda"], count=3, sizes=((32, 32),))
@@ -74,7 +74,7 @@ def test_a_uavid_submission_is_coloured_in_folders_and_passes(uavid, tmp_path) -
     np.testing.assert_array_equal(np.asarray(image), UAVID.classes.colorize(ids(8, (20, 40))))
     write(UAVID, tmp_path / "s.zip", ((name, ids(8, (20, 40))) for name in FRAMES))
     check(UAVID, tmp_path / "s.zip", dict.fromkeys(FRAMES, (20, 40)))
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         write(UAVID, uavid, [])
 
 
@@ -155,5 +155,5 @@ def test_pixels_without_class_are_refused_and_leave_nothing(tmp_path) -> None:
 
 def test_a_submission_is_the_same_bytes_again(loveda) -> None:
     before = loveda.read_bytes()
-    write(LOVEDA, loveda, ((name, ids(7, seed=i)) for i, name in enumerate(NAMES)))
+    write(LOVEDA, loveda, ((name, ids(7, seed=i)) for i, name in enumerate(NAMES)), overwrite=True)
     assert loveda.read_bytes() == before

@@ -1,0 +1,128 @@
+"""The command line of `pipeline.predict`: words to a `PredictRequest`, everything impossible refused at once."""
+
+import argparse
+import math
+from typing import Any
+
+from d2ls.errors import ConfigError
+from pipeline.cli import parser
+from pipeline.config.train import ClusterConfig
+from pipeline.prediction.request import MapOptions, ModelSettings, PredictRequest
+
+
+def parse_request(command: str, description: str, examples: str, argv: list[str] | None) -> PredictRequest:
+    """Parses and checks the command line.
+
+    Raises:
+        ConfigError: an impossible value; names the option and what is allowed.
+    """
+    arguments = parser(command, description, examples)
+    _add_scenes(arguments)
+    _add_windows(arguments)
+    _add_machines(arguments)
+    values = arguments.parse_args(argv)
+    if values.more:
+        words = [values.input, values.output, *values.more]
+        raise ConfigError(
+            f"{len(words)} words after MODEL ({words[0]} ... {words[-1]}); INPUT and OUTPUT are wanted. Where the "
+            "shell expanded a pattern, put quotes around it: 'scenes/*.tif' maps/"
+        )
+    return PredictRequest(
+        model=values.model,
+        source=values.input,
+        target=values.output,
+        kind=values.format,
+        options=_options(values),
+        settings=_settings(values),
+        cluster=ClusterConfig.parse(
+            {"workers": values.workers, "address": values.address, "max_failures": 3}, where="command line"
+        ),
+        tracking_uri=values.tracking_uri,
+        submission=values.submission,
+    )
+
+
+def _add_scenes(arguments: argparse.ArgumentParser) -> None:
+    add = arguments.add_argument
+    add("model", metavar="MODEL", help="models:/name@alias, models:/name/version, runs:/id/path, or a folder")
+    add("input", metavar="INPUT", help="image, folder, 'pattern' or URI: PNG, JPEG, WebP, TIFF, GeoTIFF")
+    add("output", metavar="OUTPUT", help="map.tif or map.png for one scene, else a folder (or a submission)")
+    add("more", nargs="*", help=argparse.SUPPRESS)
+    add("--format", choices=("tif", "png"), default="tif", help="of maps in a folder (default: tif)")
+    add("--bands", metavar="1,2,3", help="bands of the file to look at, from 1, in the model's order")
+    add("--stretch", metavar="LOW,HIGH", help="file values that stand for the model's darkest and brightest")
+    add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
+    add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")
+    add("--overlay", action="store_true", help="also write OUTPUT.overlay.jpg, the map over the image")
+    add("--overwrite", action="store_true", help="map again what is finished; replace files of OUTPUT's name")
+    add("--submission", choices=("loveda", "uavid"), help="make and check what the benchmark's server takes")
+
+
+def _add_windows(arguments: argparse.ArgumentParser) -> None:
+    add = arguments.add_argument
+    add(
+        "--window", type=int, metavar="N",
+        help="side of the windows in pixels (default: that of the training)",
+    )  # fmt: skip
+    add("--overlap", type=float, metavar="F", help="overlap of windows, share of their side (default: 0.25)")
+    add(
+        "--augmentation", default="none", metavar="PRESET",
+        help="test-time augmentation: none, flips (4 x the time), flips_turns (8 x), flips_scales (12.5 x)",
+    )  # fmt: skip
+    add("--batch-size", type=int, default=4, metavar="N", help="windows at once (default: 4)")
+
+
+def _add_machines(arguments: argparse.ArgumentParser) -> None:
+    add = arguments.add_argument
+    add(
+        "--workers", type=int, default=1, metavar="N",
+        help="Ray workers for many scenes (default: 1: this process)",
+    )  # fmt: skip
+    add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add(
+        "--store", "--tracking-uri", dest="tracking_uri", metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )  # fmt: skip
+
+
+def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...] | None:
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text is not None else None
+    except ValueError:
+        raise ConfigError(f"{option} {text}: give numbers with commas between them") from None
+
+
+def _options(values: argparse.Namespace) -> MapOptions:
+    stretch = _numbers(values.stretch, "--stretch", float)
+    if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
+        raise ConfigError(
+            f"--stretch {values.stretch}: give the low and the high value, for instance 0,10000"
+        )
+    if stretch is not None and not stretch[0] < stretch[1]:
+        raise ConfigError(f"--stretch {values.stretch}: give the low value first, for instance 0,10000")
+    return MapOptions(
+        bands=_numbers(values.bands, "--bands", int),
+        stretch=stretch,
+        resample=values.resample,
+        probabilities=values.probabilities,
+        overlay=values.overlay,
+        overwrite=values.overwrite,
+    )
+
+
+def _settings(values: argparse.Namespace) -> ModelSettings:
+    from d2ls.inference import overlap_pixels, views
+    from d2ls.inference.windows import ALIGNMENT
+
+    views(values.augmentation)
+    if values.window is not None and values.window < ALIGNMENT:
+        raise ConfigError(
+            f"--window {values.window}: at least {ALIGNMENT} pixels, the network's deepest stride. Leave it out to "
+            "take the window of the training"
+        )
+    overlap_pixels(values.window or 1, values.overlap or 0.0)
+    if values.batch_size < 1:
+        raise ConfigError(f"--batch-size {values.batch_size}: at least 1")
+    names = ("augmentation", "batch_size", "window", "overlap", "device")
+    return ModelSettings(**{name: getattr(values, name) for name in names})

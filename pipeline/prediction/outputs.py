@@ -1,0 +1,216 @@
+"""The files that a mapping writes: which may be replaced, and that one process alone works on them."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import filelock
+from pyarrow import fs
+
+from d2ls import storage
+from d2ls.errors import ConfigError, StorageError
+from pipeline import process_identity
+from pipeline.prediction.map_writer import is_our_aux_file
+from pipeline.prediction.parts import IN_USE, IN_USE_RECORD, remove_empty
+from pipeline.prediction.provenance import Provenance, read_provenance
+
+SILENT_SECONDS = 300.0
+"""A record of use in an object store that is older than this was left by a killed process of another machine."""
+
+_BEAT_SECONDS = 30.0
+
+
+class BusyError(StorageError):
+    """Another process works on the same output now."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files of one map.
+
+    Attributes:
+        target: the map, `.tif` or `.png`, local or by URI.
+        probabilities: the class probabilities are wanted too.
+        overlay: the picture of the map over the image is wanted too.
+    """
+
+    target: str
+    probabilities: bool = False
+    overlay: bool = False
+
+    def beside(self, ending: str) -> str:
+        """Location of a file that accompanies the map."""
+        return f"{self.target.rpartition('.')[0]}.{ending}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them; the map comes last, as it says that all are finished."""
+        extra = [self.beside("probabilities.tif")] if self.probabilities else []
+        extra += [self.beside("overlay.jpg")] if self.overlay else []
+        return (*extra, self.target)
+
+    @property
+    def parts(self) -> str:
+        """Folder of the finished rows while the map is being made."""
+        return f"{self.target}.parts"
+
+    def check(self, wanted: Provenance, *, overwrite: bool) -> bool:
+        """Refuses to replace what is not ours to replace.
+
+        A map of ours may be completed, or made again where its scene has changed since. All else needs `overwrite`.
+
+        Returns:
+            Whether all files are there, made as wanted.
+
+        Raises:
+            ConfigError: a file of the user, or another map, is in the way.
+        """
+        finished = not overwrite
+        for file in self.files:
+            kind = storage.info(file).type
+            if kind == fs.FileType.NotFound:
+                finished = False
+                continue
+            if kind != fs.FileType.File:
+                raise ConfigError(f"{file}: is a folder; name a file as OUTPUT, for instance {file}/map.tif")
+            if not overwrite:
+                finished &= self._is_as_wanted(file, wanted)
+        self._check_aux_file(overwrite)
+        return finished
+
+    def _is_as_wanted(self, file: str, wanted: Provenance) -> bool:
+        found = read_provenance(file)
+        if found is None:
+            raise ConfigError(
+                f"{file}: exists and is not a map of this program, it is left as it is. Name another OUTPUT, or "
+                "replace it with --overwrite (INPUT and OUTPUT come in this order; quote a pattern: 'scenes/*.tif')"
+            )
+        if not found.is_same_map(wanted) and not found.is_earlier_state(wanted):
+            raise ConfigError(
+                f"{file}: is a map {wanted.difference(found)}, it is left as it is. Name another OUTPUT, or replace "
+                "it with --overwrite"
+            )
+        return found.is_same_map(wanted)
+
+    def _check_aux_file(self, overwrite: bool) -> None:
+        """Class names lie in `<map>.aux.xml`, which belongs to the map where there is one."""
+        aux = f"{self.target}.aux.xml"
+        if overwrite or not self.target.lower().endswith((".tif", ".tiff")) or storage.exists(self.target):
+            return
+        if storage.exists(aux) and not is_our_aux_file(storage.read_bytes(aux)):
+            raise ConfigError(
+                f"{aux}: exists and is not of this program; move it, or replace it with --overwrite"
+            )
+
+
+@contextlib.contextmanager
+def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
+    """Makes this process the only one that works on a map; yields a function to call now and then meanwhile.
+
+    On a local disk the operating system gives the hold up when the process ends in any way. In an object store it is
+    a record that is renewed: one of a dead process of this machine is taken over at once, one of another machine when
+    it was silent for `SILENT_SECONDS`.
+
+    Args:
+        outputs: the files.
+        owner: names the run; processes of one run take over from each other.
+
+    Raises:
+        BusyError: another process works on it.
+        StorageError: the folder of the parts cannot be made.
+    """
+    if not storage.is_local(outputs.target):
+        with _hold_record(outputs, owner) as renew:
+            yield renew
+        return
+    folder = storage.local_path(outputs.parts)
+    storage.make_folder(outputs.parts)
+    lock = filelock.FileLock(folder / IN_USE, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise _busy(outputs) from None
+    except NotImplementedError:  # a file system without locks
+        with _hold_record(outputs, owner) as renew:
+            yield renew
+        return
+    except OSError as error:
+        raise StorageError(f"{outputs.parts}: cannot be written: {error}") from error
+    try:
+        if not (folder / IN_USE).exists():  # the one before has just ended, and removed it
+            raise _busy(outputs)
+        yield lambda: None
+    finally:
+        (folder / IN_USE).unlink(missing_ok=True)
+        lock.release()
+        remove_empty(outputs.parts)
+
+
+def is_held(outputs: Outputs) -> bool:
+    """Returns whether another process of this machine, or of one that shares the disk, works on a map now."""
+    if not storage.is_local(outputs.target):
+        return False  # told when the work on it begins
+    file = storage.local_path(outputs.parts) / IN_USE
+    if not file.exists():
+        return False
+    lock = filelock.FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except (filelock.Timeout, NotImplementedError, OSError):
+        return True
+    lock.release()
+    return False
+
+
+@contextlib.contextmanager
+def _hold_record(outputs: Outputs, owner: str) -> Iterator[Callable[[], None]]:
+    record = storage.join(outputs.parts, IN_USE_RECORD)
+    process = process_identity.this_process()
+    owner = owner or process
+    before = _read_record(record)
+    if before and not process_identity.is_gone(before["process"]) and before["owner"] != owner:
+        silent = time.time() - before["time"]
+        if process_identity.is_another(before["process"]) or silent < SILENT_SECONDS:
+            raise _busy(outputs, before["process"], SILENT_SECONDS - silent)
+    written = 0.0
+
+    def renew() -> None:
+        nonlocal written
+        if time.time() - written > _BEAT_SECONDS:
+            written = time.time()
+            content = {"process": process, "owner": owner, "time": written}
+            storage.write_bytes(record, json.dumps(content).encode())
+
+    renew()
+    if (_read_record(record) or {}).get("process") != process:
+        raise _busy(outputs)
+    try:
+        yield renew
+    finally:
+        storage.delete(record)
+        remove_empty(outputs.parts)
+
+
+def _read_record(record: str) -> dict[str, Any] | None:
+    if not storage.exists(record):
+        return None
+    try:
+        values = json.loads(storage.read_bytes(record))
+        return {
+            "process": str(values["process"]),
+            "owner": str(values["owner"]),
+            "time": float(values["time"]),
+        }
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _busy(outputs: Outputs, process: str = "", seconds: float = 0.0) -> BusyError:
+    by = f" ({process})" if process else ""
+    wait = f"; if that was killed, its hold ends in {seconds:.0f} s" if seconds > 0 else ""
+    return BusyError(
+        f"{outputs.target}: is being mapped by another process now{by}. Wait for it, or name another OUTPUT{wait}"
+    )

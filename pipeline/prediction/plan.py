@@ -1,0 +1,161 @@
+"""What mapping a scene takes, and whether it can be: known before any window is predicted."""
+
+import shutil
+from dataclasses import asdict, dataclass
+
+import psutil
+
+from d2ls import storage
+from d2ls.bundle import ModelInfo
+from d2ls.errors import ConfigError, StorageError
+from d2ls.inference import overlap_pixels, span_count
+from pipeline.prediction.fit import check_type, choose_bands, plan_grid
+from pipeline.prediction.outputs import Outputs
+from pipeline.prediction.parts import check_ours
+from pipeline.prediction.provenance import Provenance
+from pipeline.prediction.request import MapOptions, WindowPlan
+from sharding.raster.scene import Scene
+
+MAX_WINDOWS = 2_000_000
+"""Windows of a scene; at ten a second, more than two days."""
+
+LABEL_BYTES, PROBABILITY_BYTES = 0.5, 1.5
+"""Disk that a pixel takes while a map is made (rows, plain and final file), for labels and for each probability."""
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """What is to be made of a scene.
+
+    Attributes:
+        source: the scene.
+        outputs: the files.
+        height: rows of scene and map.
+        width: columns.
+        bands: positions of the bands that the model sees.
+        size: rows and columns that the scene is resampled to first; None: it is looked at as it is.
+        windows: how many windows that takes.
+        disk: bytes that the work takes at most beside the map, roughly.
+        provenance: goes into the map.
+        notes: choices and warnings that a person should see before the work.
+        finished: all files are there already.
+    """
+
+    source: str
+    outputs: Outputs
+    height: int
+    width: int
+    bands: tuple[int, ...]
+    size: tuple[int, int] | None
+    windows: int
+    disk: int
+    provenance: Provenance
+    notes: tuple[str, ...]
+    finished: bool
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns that windows are laid over."""
+        return self.size or (self.height, self.width)
+
+
+def plan_scene(
+    scene: Scene, source: str, target: str, info: ModelInfo, look: WindowPlan, options: MapOptions, model: str
+) -> ScenePlan:
+    """Plans the mapping of an open scene.
+
+    Args:
+        scene: the scene.
+        source: its location.
+        target: location of the map.
+        info: the model.
+        look: windows and views.
+        options: how to map.
+        model: digest of the model's files.
+
+    Raises:
+        ConfigError: something else stands where the map shall go, or it takes more windows or memory than there can be.
+        DataError: the scene has other bands or another type than the model takes.
+    """
+    outputs = Outputs(target, options.probabilities, options.overlay)
+    bands, band_note = choose_bands(scene, info, options.bands)
+    check_type(scene, info, options.stretch)
+    size, size_note = plan_grid(scene, info, options.resample)
+    rows, columns = size or (scene.height, scene.width)
+    windows = _count_windows(scene.name, (rows, columns), look)
+    _check_memory(scene.name, (rows, columns), look, info, windows)
+    place_note = ""
+    if target.lower().endswith(".png") and scene.georeference.crs:
+        place_note = "a PNG keeps no coordinates; name a .tif to keep the scene's"
+    settings = {
+        "height": scene.height, "width": scene.width, "bands": bands, "size": size, "window": look.window,
+        "overlap": look.overlap, "views": [asdict(view) for view in look.views], "stretch": options.stretch,
+    }  # fmt: skip
+    provenance = Provenance.of(source, model, settings)
+    finished = outputs.check(provenance, overwrite=options.overwrite)
+    if not finished:
+        check_ours(outputs.parts)
+    probabilities = PROBABILITY_BYTES * info.classes.num_classes if options.probabilities else 0.0
+    return ScenePlan(
+        source, outputs, scene.height, scene.width, bands, size, windows,
+        round(rows * columns * (LABEL_BYTES + probabilities)), provenance,
+        tuple(note for note in (band_note, size_note, place_note) if note), finished,
+    )  # fmt: skip
+
+
+def check_disk(needed: int, target: str) -> int | None:
+    """Refuses work that a local disk has no room for.
+
+    Args:
+        needed: bytes.
+        target: a file or folder on the disk, there or not.
+
+    Returns:
+        Free bytes; None in an object store.
+
+    Raises:
+        StorageError: too little is free.
+    """
+    if not storage.is_local(target):
+        return None
+    folder = storage.local_path(target)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{target}: mapping takes about {megabytes(needed)} there, {megabytes(free)} are free. Free some, name an "
+            "OUTPUT on another disk, map fewer scenes at once, or leave out --probabilities"
+        )
+    return free
+
+
+def megabytes(count: float) -> str:
+    """Writes a number of bytes as people read it."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _count_windows(name: str, size: tuple[int, int], look: WindowPlan) -> int:
+    overlap = overlap_pixels(look.window, look.overlap)
+    rows, columns = (span_count(side, look.window, overlap) for side in size)
+    if rows * columns > MAX_WINDOWS:
+        raise ConfigError(
+            f"{name}: {size[0]:,} x {size[1]:,} pixels in windows of {look.window} with an overlap of {overlap} are "
+            f"{rows * columns:,} windows, at most {MAX_WINDOWS:,} are mapped at once (ten a second would take "
+            f"{rows * columns / 36_000:,.0f} h). Give a larger --window, less --overlap, or cut the scene"
+        )
+    return rows * columns
+
+
+def _check_memory(name: str, size: tuple[int, int], look: WindowPlan, info: ModelInfo, windows: int) -> None:
+    """Refuses windows whose pixels and probabilities alone are larger than the machine's memory."""
+    height, width = (min(side, look.window) for side in size)
+    batch = min(look.batch_size, windows)
+    planes = len(info.bands) + 2 * info.classes.num_classes
+    needed, there = 4 * batch * planes * height * width, psutil.virtual_memory().total
+    if needed > there:
+        raise ConfigError(
+            f"{name}: --batch-size {batch} x --window {height} x {width} x {planes} planes (bands in, logits and "
+            f"probabilities out) x 4 bytes = {megabytes(needed)}, this machine has {megabytes(there)}. Lower --window "
+            f"(the model was trained with {info.window}) or --batch-size"
+        )

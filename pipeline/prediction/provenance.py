@@ -1,0 +1,80 @@
+"""What a map says about how it was made. A file is known as ours by this, never by its name."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+from d2ls import storage
+from pipeline.prediction.map_writer import MAP_TAG, read_tags
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Written into map, probabilities and overlay, and beside the parts of a map in the making.
+
+    Attributes:
+        scene: file name of the scene.
+        place: digest of the scene's location; tells scenes of one name apart.
+        stamp: size, time and, in an object store, tag of the scene's content.
+        model: digest of the model's files.
+        settings: digest of all else that decides the values of the map.
+    """
+
+    scene: str
+    place: str
+    stamp: str
+    model: str
+    settings: str
+
+    @classmethod
+    def of(cls, source: str, model: str, settings: dict[str, Any]) -> Self:
+        """Describes the map of a scene.
+
+        Raises:
+            StorageError: there is no such scene.
+        """
+        place = os.path.realpath(storage.local_path(source)) if storage.is_local(source) else source
+        return cls(
+            PurePosixPath(source).name, _digest(place), storage.fingerprint(source), model, _digest(settings)
+        )
+
+    def to_json(self) -> str:
+        """Returns one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """Inverse of `to_json`; None for any other text."""
+        try:
+            values = json.loads(text)
+            return cls(**values) if all(isinstance(value, str) for value in values.values()) else None
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def is_same_map(self, other: "Provenance") -> bool:
+        """Returns whether both stand for the same values; a scene that was moved as it is stays the same."""
+        return replace(self, place="") == replace(other, place="")
+
+    def is_earlier_state(self, other: "Provenance") -> bool:
+        """Returns whether the other map is of the same scene, model and settings, before the scene changed."""
+        return self.stamp != other.stamp and replace(self, stamp="") == replace(other, stamp="")
+
+    def difference(self, other: "Provenance") -> str:
+        """Says what sets the other map apart from this one."""
+        if self.scene != other.scene or (self.stamp != other.stamp and self.place != other.place):
+            return f"of another scene ({other.scene})"
+        if self.model != other.model:
+            return "made with another model"
+        return "made with other options (bands, window, overlap, augmentation, stretch or resampling)"
+
+
+def read_provenance(uri: str) -> Provenance | None:
+    """Reads what a file says about how it was made; None where it is not ours, or cannot be read."""
+    return Provenance.from_json(read_tags(uri).get(MAP_TAG, ""))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

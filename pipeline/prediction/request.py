@@ -1,0 +1,107 @@
+"""What a person asks of `pipeline.predict`, as typed values."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.config.train import ClusterConfig
+
+if TYPE_CHECKING:
+    from d2ls.bundle import ModelInfo
+    from d2ls.inference import Segmenter, View
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How scenes are mapped.
+
+    Attributes:
+        bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
+        stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
+        resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
+        probabilities: also write the class probabilities.
+        overlay: also write a picture of the map over the image.
+        overwrite: map again what is finished, and replace whatever stands in the place of the map.
+    """
+
+    bands: tuple[int, ...] | None = None
+    stretch: tuple[float, float] | None = None
+    resample: bool = False
+    probabilities: bool = False
+    overlay: bool = False
+    overwrite: bool = False
+
+
+class WindowPlan(NamedTuple):
+    """How a model looks at a scene: side and overlap (share) of its windows, test-time views, windows at once."""
+
+    window: int
+    overlap: float
+    views: "tuple[View, ...]"
+    batch_size: int
+
+    @classmethod
+    def of(cls, segmenter: "Segmenter") -> "WindowPlan":
+        """Takes the values of a loaded model."""
+        return cls(segmenter.window, segmenter.overlap, segmenter.views, segmenter.batch_size)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How the model looks at a scene; None takes the model's own value.
+
+    Attributes:
+        augmentation: preset of test-time augmentation.
+        batch_size: windows at once.
+        window: side of the windows in pixels.
+        overlap: overlap of windows as a share of their side.
+        device: where to compute.
+    """
+
+    augmentation: str = "none"
+    batch_size: int = 4
+    window: int | None = None
+    overlap: float | None = None
+    device: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns keyword arguments of `pipeline.models.load_segmenter`."""
+        return vars(self).copy()
+
+    def windows(self, info: "ModelInfo") -> WindowPlan:
+        """Returns what will be looked through, before the model is loaded."""
+        from d2ls.inference import views
+        from d2ls.inference.segmenter import OVERLAP
+
+        return WindowPlan(
+            info.window if self.window is None else self.window,
+            OVERLAP if self.overlap is None else self.overlap,
+            views(self.augmentation),
+            self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """A call of the command.
+
+    Attributes:
+        model: anything that `pipeline.load_model` takes.
+        source: image, folder, pattern or URI.
+        target: map, folder or submission.
+        kind: suffix of maps in a folder, `tif` or `png`.
+        options: how scenes are mapped.
+        settings: how the model looks at them.
+        cluster: Ray workers to spread scenes over; one worker is this process.
+        tracking_uri: MLflow store of `models:/` and `runs:/`.
+        submission: name of a benchmark, or None.
+    """
+
+    model: str
+    source: str
+    target: str
+    kind: str = "tif"
+    options: MapOptions = MapOptions()
+    settings: ModelSettings = ModelSettings()
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking_uri: str | None = None
+    submission: str | None = None

@@ -1,0 +1,243 @@
+"""A call of `pipeline.predict`: list, plan and tell, then map scene by scene."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from d2ls.bundle import ModelInfo, read_info
+from d2ls.errors import D2LSError, DataError
+from d2ls.inference import Progress
+from pipeline import process_identity
+from pipeline.console import in_words, step_progress
+from pipeline.models import fetch_model, files_digest, load_segmenter
+from pipeline.prediction.inputs import READERS, Job, list_jobs
+from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
+from pipeline.prediction.outputs import BusyError, is_held
+from pipeline.prediction.plan import ScenePlan, check_disk, megabytes, plan_scene
+from pipeline.prediction.request import MapOptions, PredictRequest
+
+if TYPE_CHECKING:
+    from d2ls.inference import Segmenter
+
+MEASURED_FROM = 10
+"""Batches of windows from which on one is timed beforehand."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What all scenes of a request take.
+
+    Attributes:
+        plans: one a scene that can be mapped.
+        errors: why the others cannot.
+    """
+
+    plans: dict[Job, ScenePlan]
+    errors: dict[Job, D2LSError]
+
+    @property
+    def open(self) -> list[ScenePlan]:
+        """Plans of what is not finished."""
+        return [plan for plan in self.plans.values() if not plan.finished]
+
+    @property
+    def windows(self) -> int:
+        """Windows to do."""
+        return sum(plan.windows for plan in self.open)
+
+    @property
+    def disk(self) -> int:
+        """Bytes that it takes."""
+        return sum(plan.disk for plan in self.open)
+
+
+def predict(request: PredictRequest) -> int:
+    """Maps all scenes of a request; returns the exit status.
+
+    Raises:
+        ConfigError: impossible input, output or option.
+        DataError: of the only scene, or how many of several could not be mapped.
+        StorageError: no room for the maps, or another process makes them.
+    """
+    return map_jobs(request, list_jobs(request.source, request.target, request.kind))
+
+
+def map_jobs(request: PredictRequest, jobs: list[Job]) -> int:
+    """Maps scenes with progress on the terminal; see `predict`."""
+    failed = 0
+    for _, result in map_scenes(request, jobs, tell=say):
+        if isinstance(result, D2LSError):
+            if len(jobs) == 1:
+                raise result
+            failed += 1
+            say(f"error: {result}")
+        elif result.skipped:
+            say(f"{result.target}: finished before, left as it is (--overwrite maps it again)")
+        else:
+            say(f"{result.target}: {result.height} x {result.width} in {in_words(result.seconds)}")
+    if failed:
+        raise DataError(
+            f"{failed} of {len(jobs)} scenes could not be mapped; the others are done. Mend or remove them, the same "
+            "command maps what is missing"
+        )
+    return 0
+
+
+def map_scenes(
+    request: PredictRequest, jobs: list[Job], *, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[Job, MapReport | D2LSError]]:
+    """Maps scenes; yields each one as it is done, an error in place of a report where it could not be.
+
+    Args:
+        request: model and settings.
+        jobs: scenes and their maps.
+        tell: takes what a person should know before the work, line by line.
+    """
+    with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
+        info, digest = read_info(folder, where=request.model), files_digest(folder)
+        survey = survey_scenes(request, jobs, info, digest)
+        yield from survey.errors.items()
+        _tell(survey, request, tell)
+        for job, plan in survey.plans.items():
+            if plan.finished:
+                yield job, MapReport(*job, plan.height, plan.width, 0.0, plan.notes, skipped=True)
+        if survey.open:
+            todo = [(plan.source, plan.outputs.target) for plan in survey.open]
+            run = _on_workers if request.cluster.worker_range[1] > 1 and len(todo) > 1 else _here
+            yield from run(request, todo, survey, folder, digest, tell)
+
+
+def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, digest: str) -> Survey:
+    """Looks at the headers of all scenes and plans each.
+
+    Raises:
+        D2LSError: of the only scene.
+        BusyError: another process works on one of the maps.
+        StorageError: the disk has no room for all of them.
+    """
+    look = request.settings.windows(info)
+
+    def plan(job: Job) -> ScenePlan | D2LSError:
+        try:
+            with read_scene(job[0]) as scene:
+                return plan_scene(scene, *job, info, look, request.options, digest)
+        except D2LSError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(jobs, pool.map(plan, jobs), strict=True))
+    errors = {job: result for job, result in found.items() if isinstance(result, D2LSError)}
+    if errors and len(jobs) == 1:
+        raise errors[jobs[0]]
+    plans = {job: result for job, result in found.items() if isinstance(result, ScenePlan)}
+    survey = Survey(plans, errors)
+    for scene in survey.open:
+        if is_held(scene.outputs):
+            raise BusyError(
+                f"{scene.outputs.target}: is being mapped by another process now. Wait for it, or name another OUTPUT"
+            )
+    check_disk(survey.disk, request.target)
+    return survey
+
+
+def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) -> None:
+    """Says how much there is to do, and what looks odd; each note once, with the scenes it is about."""
+    if not survey.open:
+        return
+    finished = len(survey.plans) - len(survey.open)
+    before = f" ({finished} more finished before)" if finished else ""
+    free = check_disk(0, request.target)
+    room = f", {megabytes(free)} free" if free is not None else ""
+    tell(
+        f"{len(survey.open)} scene(s){before}, {survey.windows:,} windows, up to {megabytes(survey.disk)} on disk{room}"
+    )
+    notes: dict[str, list[str]] = {}
+    for plan in survey.open:
+        for note in plan.notes:
+            notes.setdefault(note, []).append(plan.source)
+    for note, sources in notes.items():
+        more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+        tell(f"note: {sources[0]}{more}: {note}")
+
+
+def _here(
+    request: PredictRequest,
+    jobs: list[Job],
+    survey: Survey,
+    folder: Path,
+    digest: str,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Job, MapReport | D2LSError]]:
+    segmenter = load_segmenter(folder, where=request.model, **request.settings.to_dict())
+    seconds = _seconds_per_window(segmenter, survey)
+    if seconds is not None:
+        tell(f"about {in_words(seconds * survey.windows)} on {segmenter.device}")
+    done = 0
+    with step_progress("mapping") as advance:
+        for job in jobs:
+            plan = survey.plans[job]
+
+            def told(state: Progress, begun: int = done, plan: ScenePlan = plan) -> None:
+                advance(begun + plan.windows - (state.total - state.done), survey.windows)
+
+            try:
+                yield job, map_scene(segmenter, *job, request.options, digest=digest, progress=told)
+            except BusyError:
+                raise
+            except D2LSError as error:
+                yield job, error
+            done += plan.windows
+
+
+def _on_workers(
+    request: PredictRequest,
+    jobs: list[Job],
+    survey: Survey,
+    folder: Path,
+    digest: str,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Job, MapReport | D2LSError]]:
+    from pipeline.prediction.workers import spread
+
+    tell(f"on {request.cluster.worker_range[1]} Ray workers")
+    owner = process_identity.this_process()
+    pieces = [(job, request.options, digest, owner) for job in jobs]
+    settings = request.settings.to_dict()
+    done = 0
+    with step_progress("mapping") as advance:
+        for number, result in spread(map_piece, pieces, folder, request.model, settings, request.cluster):
+            done += survey.plans[jobs[number]].windows
+            advance(done, survey.windows)
+            yield jobs[number], result
+
+
+def map_piece(segmenter: "Segmenter", piece: tuple[Job, MapOptions, str, str]) -> MapReport:
+    """Maps one scene on a Ray worker."""
+    (source, target), options, digest, owner = piece
+    return map_scene(segmenter, source, target, options, digest=digest, owner=owner)
+
+
+def _seconds_per_window(segmenter: "Segmenter", survey: Survey) -> float | None:
+    """Times a batch, where there are so many that it does not matter; None otherwise."""
+    if survey.windows < MEASURED_FROM * segmenter.batch_size:
+        return None
+    height, width = (
+        min(segmenter.window, max(plan.grid_size[axis] for plan in survey.open)) for axis in (0, 1)
+    )
+    shape = (segmenter.batch_size, height, width, len(segmenter.info.bands))
+    pixels = np.random.default_rng(0).integers(0, 255, shape).astype(segmenter.info.dtype)
+    segmenter.window_probabilities(pixels[:1]).cpu()  # the first call makes things ready
+    started = time.monotonic()
+    segmenter.window_probabilities(pixels).cpu()
+    return (time.monotonic() - started) / segmenter.batch_size
+
+
+def say(text: str) -> None:
+    """Writes a line to the error stream."""
+    sys.stderr.write(f"{text}\n")
