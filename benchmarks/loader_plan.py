@@ -26,7 +26,11 @@ SHARDS, A_SHARD, A_SCENE = 100, 64, 16
 def quality(lanes, window, ranks=4):
     samples = SHARDS * A_SHARD
     shards, scenes = np.repeat(np.arange(SHARDS), A_SHARD), np.arange(samples) // A_SCENE
-    rows = epoch_plan(shards, global_batch=lanes, seed=0, epoch=0, window=window).slots(range(lanes)).rows
+    rows = (
+        epoch_plan([A_SHARD] * SHARDS, global_batch=lanes, seed=0, epoch=0, window=window)
+        .slots(range(lanes))
+        .rows
+    )
     follow = np.mean(scenes[rows[1:]] == scenes[rows[:-1]])
     spread = np.mean([np.ptp(np.nonzero((shards[rows] == shard).any(axis=1))[0]) for shard in range(SHARDS)])
     mine = shards[rows[:, list(rank_lanes(lanes, 0, ranks))]]

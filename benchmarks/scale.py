@@ -1,16 +1,19 @@
-"""Does the loader's plan hold for 1, 8 and 64 GPUs, and what do storage and network carry? Simulation and arithmetic.
+"""Does the loader's plan hold for 1 to 512 GPUs, and what do storage and network carry? Simulation and arithmetic.
 
     python -m benchmarks.scale
-    python -m benchmarks.scale --samples 200000 --sample-mb 2.1 --rate 25 --gpus-per-node 8
+    python -m benchmarks.scale --gpus 64 512 --samples 10000000 --link-gbit 100
 
 Simulated, with the loader's own plan (nothing is read): steps, repeats, what each node fetches of the shards, how many
-shards it holds at once, and that every sample comes once. Worked out: samples a second, requests, bytes of a gradient
-exchange, bytes of a checkpoint. `--rate` is the samples a second that one GPU takes: measure yours with a short
-training (train/images_per_second); the default is a round number, not a measurement.
+shards it holds at once, that every sample comes once, and what the plan of an epoch costs one rank. Worked out: samples
+a second, requests, bytes and time of a gradient exchange, bytes and time of a checkpoint. `--rate` is the
+samples a second that one GPU takes: measure yours with a short training (speed/images_per_second); the default is a
+round number, not a measurement.
 """
 
 import argparse
 import math
+import time
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +55,9 @@ class Setting:
         return np.arange(self.samples) // max(1, round(self.shard_mb / self.sample_mb))
 
     def plan(self, epoch: int = 0) -> EpochPlan:
-        return epoch_plan(self.shards(), global_batch=self.gpus * self.batch, seed=0, epoch=epoch)
+        return epoch_plan(
+            np.bincount(self.shards()), global_batch=self.gpus * self.batch, seed=0, epoch=epoch
+        )
 
 
 def node_lanes(setting: Setting, node: int) -> list[int]:
@@ -111,6 +116,18 @@ def check_elastic(setting: Setting, worlds: tuple[int, ...] = (1, 8, 64)) -> Non
         assert np.array_equal(np.concatenate(parts, axis=1), whole), world
 
 
+def plan_cost(setting: Setting) -> tuple[float, float]:
+    """Seconds that one rank takes for the plan of an epoch, and megabytes at its peak."""
+    lengths, lanes = np.bincount(setting.shards()), setting.gpus * setting.batch
+    tracemalloc.start()
+    started = time.perf_counter()
+    epoch_plan(lengths, global_batch=lanes, seed=0, epoch=0).slots(rank_lanes(lanes, 0, setting.gpus))
+    seconds = time.perf_counter() - started
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return seconds, peak / 1e6
+
+
 def network_bytes(backbone: str) -> tuple[int, int]:
     """Bytes of a gradient, and of a checkpoint with weights, AdamW's moments and Lookahead's slow weights."""
     import torch
@@ -133,7 +150,6 @@ def arithmetic(setting: Setting, gradient: int) -> dict[str, float]:
         "requests_s": second * setting.sample_mb / CHUNK_MB,
         "steps_s": setting.rate / setting.batch,
         "exchange_mb": ring / 1e6,
-        "exchange_gbit_s": ring * 8 / 1e9 * setting.rate / setting.batch,
     }
 
 
@@ -146,31 +162,40 @@ def main() -> None:
     parser.add_argument("--shard-mb", type=float, default=64)
     parser.add_argument("--rate", type=float, default=25, help="samples a second and GPU")
     parser.add_argument("--batch", type=int, default=8, help="samples a step and GPU")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--link-gbit", type=float, default=100, help="network of a node, shared by its GPUs")
+    parser.add_argument(
+        "--store-gbit", type=float, default=10, help="what one rank writes to the object store"
+    )
     parser.add_argument("--backbone", default="convnext_base")
     options = parser.parse_args()
     gradient, checkpoint = network_bytes(options.backbone)
     print(
         f"{options.samples} samples x {options.sample_mb:g} MB = {options.samples * options.sample_mb / 1000:.0f} GB, "
         f"{options.gpus_per_node} GPUs a node, batch {options.batch} a GPU, {options.rate:g} samples/s a GPU\n"
-        f"{options.backbone}: gradient {gradient / 1e6:.0f} MB, checkpoint {checkpoint / 1e6:.0f} MB\n"
+        f"{options.backbone}: gradient {gradient / 1e6:.0f} MB, checkpoint {checkpoint / 1e6:.0f} MB "
+        f"({checkpoint * 8 / 1e9 / options.store_gbit:.1f} s at {options.store_gbit:g} Gbit/s)\n"
     )
     names = (
         "GPUs", "nodes", "steps", "repeats", "fetched x data", "GB a node", "GB held", "samples/s", "MB/s", "GET/s",
-        "exchange MB", "Gbit/s",
+        "exchange MB", "exchange s", "of a step", "plan s", "plan MB",
     )  # fmt: skip
     print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
-    for gpus in (1, 8, 64):
+    for gpus in options.gpus:
         setting = Setting(
             gpus, min(gpus, options.gpus_per_node), options.batch, options.samples, options.sample_mb,
             options.shard_mb, options.rate,
         )  # fmt: skip
-        check_elastic(setting, tuple(world for world in (1, 8, 64) if world <= gpus * options.batch))
+        check_elastic(setting, tuple(world for world in (1, 8, gpus) if world <= gpus * options.batch))
         found, worked = simulate(setting), arithmetic(setting, gradient)
+        exchange = worked["exchange_mb"] * 8 / 1000 / options.link_gbit if setting.nodes > 1 else 0.0
+        seconds, peak = plan_cost(setting)
         print(
             f"| {gpus} | {setting.nodes} | {found['steps']} | {found['repeats']} | {found['fetched']:.3f} "
             f"| {found['node_gb']:.1f} | {found['held_gb']:.1f} | {worked['samples_s']:.0f} | {worked['mb_s']:.0f} "
-            f"| {worked['requests_s']:.0f} | {worked['exchange_mb']:.0f} | {worked['exchange_gbit_s']:.1f} |"
+            f"| {worked['requests_s']:.0f} | {worked['exchange_mb']:.0f} | {exchange:.3f} "
+            f"| {exchange * worked['steps_s']:.0%} | {seconds:.2f} | {peak:.1f} |"
         )
 
 

@@ -72,7 +72,7 @@ def _mosaic_partners(plan: EpochPlan, seed: SampleSeed, low: int, high: int, pro
     generator = seed.partner_generator()
     if generator.random() >= probability:
         return []
-    picked: list[int] = plan.sequence[generator.integers(low, high, 3)].tolist()
+    picked: list[int] = plan.sequence.rows(generator.integers(low, high, 3)).tolist()
     return picked
 
 

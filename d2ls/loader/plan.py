@@ -111,20 +111,58 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class ShardSequence:
+    """The rows of a split with their shards in a random order: M positions, looked up where they are needed.
+
+    Nothing of length M is stored, so a rank of many pays for its own lanes and not for the whole epoch.
+
+    Attributes:
+        starts: S, first row of each shard, in the random order.
+        ends: S, position after the last one of each shard.
+        copies: N + 1, copies of all rows before each row (cumulated multiplicities); None where each row stands once.
+    """
+
+    starts: IntArray
+    ends: IntArray
+    copies: IntArray | None = None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def rows(self, positions: npt.ArrayLike) -> IntArray:
+        """Returns the rows at some positions, an array of the same shape."""
+        return self.find(positions)[0]
+
+    def find(self, positions: npt.ArrayLike) -> tuple[IntArray, IntArray]:
+        """Returns the rows at some positions, and which of its copies each one is, from 0."""
+        positions = np.asarray(positions, dtype=np.int64)
+        shard = np.searchsorted(self.ends, positions, side="right")
+        begins = np.where(shard > 0, self.ends[shard - 1], 0)
+        inside = positions - begins
+        if self.copies is None:
+            return self.starts[shard] + inside, np.zeros_like(positions)
+        copy = self.copies[self.starts[shard]] + inside  # counted over the split in the order of the index
+        rows = np.searchsorted(self.copies, copy, side="right") - 1
+        return rows, copy - self.copies[rows]
+
+    def multiplicity(self, row: int) -> int:
+        """Returns how often a row stands in the sequence."""
+        return 1 if self.copies is None else int(self.copies[row + 1] - self.copies[row])
+
+
+@dataclass(frozen=True)
 class EpochPlan:
     """The plan of one epoch.
 
     Attributes:
-        sequence: M rows in the order of the shuffled shards; a row stands as often as its multiplicity says.
-        occurrences: M, the how-manieth appearance of its row each position is, from 0.
+        sequence: the rows in the order of the shuffled shards; a row stands as often as its multiplicity says.
         global_batch: G, slots of a step.
         seed: seed of the run.
         epoch: epoch, from 0.
         window: W, samples a lane shuffles over; 1 keeps the order of the shards.
     """
 
-    sequence: IntArray
-    occurrences: IntArray
+    sequence: ShardSequence
     global_batch: int
     seed: int
     epoch: int
@@ -176,12 +214,12 @@ class EpochPlan:
         start, stop = self.lane_bounds(lane)
         positions, reach = _window_walk(stop - start, self.window, (_WALK, self.seed, self.epoch, lane))
         positions, low, high = positions + start, reach - self.window + 1 + start, reach + 1 + start
-        rows, occurrences = self.sequence[positions], self.occurrences[positions]
+        rows, occurrences = self.sequence.find(positions)
         low, high = np.clip(low, start, stop), np.clip(high, start, stop)
         if len(rows) == self.steps:
             return Slots(rows, occurrences, low, high)
-        again = rows[:1] if len(rows) else self.sequence[start : start + 1]
-        times = np.count_nonzero(self.sequence == again[0]) + lane  # a stream no other slot has
+        again = rows[:1] if len(rows) else self.sequence.rows([start])
+        times = self.sequence.multiplicity(int(again[0])) + lane  # a stream no other slot has
         stop = max(stop, start + 1)
         return Slots(
             np.append(rows, again),
@@ -192,7 +230,7 @@ class EpochPlan:
 
 
 def epoch_plan(
-    shards: npt.NDArray[np.integer],
+    shard_lengths: npt.ArrayLike,
     *,
     global_batch: int,
     seed: int,
@@ -203,7 +241,7 @@ def epoch_plan(
     """Plans an epoch.
 
     Args:
-        shards: N, number of the shard each row lies in; rows of one shard stand together, as in the index.
+        shard_lengths: S, rows in each shard, in the order of the index; rows of one shard stand together there.
         global_batch: G, samples a step over all ranks.
         seed: seed of the run.
         epoch: epoch, from 0.
@@ -215,28 +253,15 @@ def epoch_plan(
     """
     if seed < 0 or epoch < 0:
         raise ConfigError(f"seed and epoch start at 0, got seed {seed} and epoch {epoch}")
-    rows = _shard_sequence(np.asarray(shards), (_SHARDS, seed, epoch))
-    occurrences = np.zeros(len(rows), dtype=np.int64)
+    lengths = np.asarray(shard_lengths, dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    order = np.random.default_rng((_SHARDS, seed, epoch)).permutation(len(lengths))
+    copies = None
     if multiplicities is not None:
-        counts = np.asarray(multiplicities, dtype=np.int64)[rows]
-        rows, occurrences = np.repeat(rows, counts), _ranges(counts)
-    return EpochPlan(rows, occurrences, global_batch, seed, epoch, window)
-
-
-def _shard_sequence(shards: npt.NDArray[np.integer], stream: tuple[int, ...]) -> IntArray:
-    """Returns the N rows with their shards in random order and the rows of a shard in place."""
-    if len(shards) == 0:
-        return np.zeros(0, dtype=np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1])
-    lengths = np.diff(np.append(starts, len(shards)))
-    order = np.random.default_rng(stream).permutation(len(starts))
-    return np.repeat(starts[order], lengths[order]) + _ranges(lengths[order])
-
-
-def _ranges(lengths: IntArray) -> IntArray:
-    """Returns 0..n-1 for each length n, one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) - np.repeat(ends - lengths, lengths)
+        copies = np.concatenate([[0], np.cumsum(multiplicities, dtype=np.int64)])
+        lengths = copies[starts + lengths] - copies[starts]
+    sequence = ShardSequence(starts[order], np.cumsum(lengths[order]), copies)
+    return EpochPlan(sequence, global_batch, seed, epoch, window)
 
 
 def _window_walk(length: int, window: int, stream: tuple[int, ...]) -> tuple[IntArray, IntArray]:

@@ -1,6 +1,7 @@
 """The index as the loader uses it: plain arrays for the plan, one small record for each sample to be read."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -81,6 +82,11 @@ class Records:
         key, scene, suffix = (column[row].as_py() for column in self._texts.values())
         shard = self.shard_names[self.shards[row]]
         return Record(row, key, scene, shard, suffix, *(int(self._numbers[name][row]) for name in _NUMBERS))
+
+    @cached_property
+    def shard_lengths(self) -> npt.NDArray[np.int64]:
+        """S, samples of each shard in the order of the index."""
+        return np.bincount(self.shards, minlength=len(self.shard_names))
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:

@@ -65,7 +65,11 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         self._facts, self._cache = ShardFacts.of(shards, split), cache
         self._lanes, self._start_step = rank_lanes(global_batch, rank, world_size), start_step
         self.plan: EpochPlan = epoch_plan(
-            self._records.shards, global_batch=global_batch, seed=seed, epoch=epoch, window=shuffle_window
+            self._records.shard_lengths,
+            global_batch=global_batch,
+            seed=seed,
+            epoch=epoch,
+            window=shuffle_window,
         )
 
     @property

@@ -136,7 +136,7 @@ class TrainingLoader(PooledLoader):
         if self._factors is not None:
             counts = multiplicities(self._factors, seed=self._seed, epoch=epoch)
         return epoch_plan(
-            self.records.shards,
+            self.records.shard_lengths,
             global_batch=self._global_batch,
             seed=self._seed,
             epoch=epoch,
