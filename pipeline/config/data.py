@@ -13,7 +13,9 @@ Code = Annotated[int, Field(ge=-(2**31), le=2**32 - 1)] | Color
 
 
 def _word(value: Any) -> Any:
-    return "nan" if value != value or str(value).lower() == "nan" else value
+    if isinstance(value, list):
+        return tuple(value)
+    return "nan" if str(value).lower() == "nan" else value
 
 
 Ignored = Annotated[Code | Literal["nan", "transparent"], BeforeValidator(_word)]
