@@ -5,11 +5,26 @@ sum over ranks, so each rank receives world size times the gradient of its share
 training takes over ranks then is exactly the gradient of that one loss.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_SIZES: ContextVar[Sequence[int] | None] = ContextVar("sizes", default=None)
+
+
+@contextlib.contextmanager
+def known_sizes(sizes: Sequence[int]) -> Iterator[None]:
+    """Tells `gather_over_ranks` how many rows each rank has, which saves an exchange that waits for the device."""
+    token = _SIZES.set(sizes)
+    try:
+        yield
+    finally:
+        _SIZES.reset(token)
 
 
 def world_size() -> int:
@@ -40,7 +55,7 @@ class _Sum(torch.autograd.Function):
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        sizes = _sizes(rows)
+        sizes = _SIZES.get() or _sizes(rows)
         ctx.start, ctx.count = sum(sizes[: dist.get_rank()]), len(rows)
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -70,7 +85,7 @@ def _reduced(values: Tensor) -> Tensor:
 
 
 def _sizes(rows: Tensor) -> list[int]:
-    own = torch.tensor([len(rows)], device=rows.device)
+    own = torch.full((1,), len(rows), device=rows.device)
     sizes = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(sizes, own)
     counts: list[int] = torch.cat(sizes).tolist()

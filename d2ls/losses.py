@@ -126,7 +126,7 @@ class D2LSLoss(nn.Module):
 
     def _count(self, labels: Tensor) -> Tensor:
         if self.ignored_pixels == "include":
-            return torch.tensor([labels.numel()], dtype=torch.float32, device=labels.device)
+            return torch.full((1,), labels.numel(), dtype=torch.float32, device=labels.device)
         return (labels != IGNORE).sum(dtype=torch.float32).view(1)
 
     def _cross_entropy_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def contrastive_ratio(dictionary: Tensor) -> Tensor:
     """
     vectors = dictionary.float()
     B, K, _ = vectors.shape
-    sums = torch.cat([vectors.sum(0).flatten(), vectors.new_tensor([B])])
+    sums = torch.cat([vectors.sum(0).flatten(), vectors.new_full((1,), B)])
     total, images = sum_over_ranks(sums).tensor_split([-1])
     means = (total / images).view(K, -1)
     within = sum_over_ranks((vectors - means).pow(2).sum()) / (images * K)

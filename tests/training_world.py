@@ -96,6 +96,7 @@ def make_trainer(
     lr=1e-3,
     loss=None,
     ranks=None,
+    device=None,
     callbacks=(),
     **settings,
 ):
@@ -127,6 +128,7 @@ def make_trainer(
         if folder
         else None,
         averaged=AveragedWeights(network, ema) if ema else None,
+        device=device,
     )
 
 

@@ -45,7 +45,9 @@ class Transforms:
             library.RandomBrightnessContrast(limit, limit, p=augmentation.brightness_contrast),
             library.Sharpen(p=augmentation.sharpen),
         ]
-        self._compose = library.Compose([stage for stage in stages if stage.p > 0], strict=True)
+        self._compose = library.Compose(
+            [stage for stage in stages if stage.p > 0], additional_targets={"beyond": "mask"}, strict=True
+        )
         self._colours = augmentation.brightness_contrast > 0 or augmentation.sharpen > 0
         self._max_value = max_value
 
@@ -54,6 +56,8 @@ class Transforms:
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
         """Changes image (H W C, uint8, or float32 with raw values) and labels (H W) in step.
 
+        Values of float images below 0 or above `max_value` are kept, as in evaluation, whether colours change or not.
+
         One generator is shared by all stages: albumentations' `set_random_seed` would give each stage the same
         stream, so that an image is flipped left-right exactly when it is flipped upside down.
         """
@@ -61,5 +65,8 @@ class Transforms:
         if image.dtype == np.uint8 or not self._colours:
             changed = self._compose(image=image, mask=mask)
             return changed["image"], changed["mask"]
-        changed = self._compose(image=image / np.float32(self._max_value), mask=mask)
-        return changed["image"] * np.float32(self._max_value), changed["mask"]
+        # albumentations clips colours to 0..1 where it changes them, and only there: what lies beyond goes round it
+        scaled = image / np.float32(self._max_value)
+        inside = scaled.clip(0, 1)
+        changed = self._compose(image=inside, mask=mask, beyond=scaled - inside)
+        return (changed["image"] + changed["beyond"]) * np.float32(self._max_value), changed["mask"]

@@ -1,7 +1,6 @@
 """The D2LS network, its parts, and baselines; `build_model` makes one from plain values."""
 
 from d2ls.model.baseline import BASELINES, Baseline
-from d2ls.model.batch_norm import synchronise_batch_norm
 from d2ls.model.build import build_model
 from d2ls.model.export import export_program
 from d2ls.model.network import D2LS
@@ -21,5 +20,4 @@ __all__ = [
     "export_program",
     "load_published",
     "load_weights",
-    "synchronise_batch_norm",
 ]

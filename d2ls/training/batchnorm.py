@@ -1,8 +1,10 @@
 """Batch normalisation over all ranks, so that the number of ranks does not change the network.
 
-PyTorch's own SyncBatchNorm needs a GPU; this one runs anywhere that `torch.distributed` does.
+PyTorch's own SyncBatchNorm needs a GPU; `RankBatchNorm` runs anywhere that `torch.distributed` does.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class RankBatchNorm(nn.BatchNorm2d):
     def _over_ranks(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             values = images.float()
-            count = values.new_tensor([values.numel() / self.num_features])
+            count = values.new_full((1,), values.numel() / self.num_features)
             sums, count = sum_over_ranks(torch.cat([values.sum((0, 2, 3)), count])).tensor_split([-1])
             mean = sums / count
             centred = values - mean.view(1, -1, 1, 1)
@@ -72,3 +74,75 @@ def normalize_over_ranks(network: nn.Module) -> int:
         else:
             replaced += normalize_over_ranks(child)
     return replaced
+
+
+@contextlib.contextmanager
+def without_statistics(network: nn.Module) -> Iterator[None]:
+    """Lets samples pass that do not count: batch norm joins in the sums over ranks, and adds nothing to them.
+
+    The samples themselves are normalised by the running statistics; a batch without samples goes through the layer in
+    their place, which both kinds of batch norm over ranks can take.
+    """
+    layers = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, (RankBatchNorm, nn.SyncBatchNorm)) and layer.training
+    ]
+    for layer in layers:
+        setattr(layer, "forward", _joining(layer, layer.forward))  # noqa: B010 (mypy would not take a method)
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not notice the exchanged method
+            yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _joining(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def join(input: Tensor) -> Tensor:
+        joined = forward(input[:0])
+        layer.training = False
+        try:
+            own = forward(input)
+        finally:
+            layer.training = True
+        return torch.cat([joined, own])
+
+    return join
+
+
+class RunningStatistics:
+    """The running statistics of all batch norm layers, to take a step back without asking the host.
+
+    Args:
+        network: its layers must not be replaced afterwards.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [
+            layer
+            for layer in network.modules()
+            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm))
+        ]
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for layer in layers:
+            for buffer in layer.buffers(recurse=False):
+                kinds.setdefault(buffer.dtype, []).append(buffer)
+        self._kinds = list(kinds.values())
+        self._kept: list[Tensor] = []
+
+    def keep(self) -> None:
+        """Notes the values before a step."""
+        self._kept = [_flat(buffers) for buffers in self._kinds]
+
+    def take_back(self, spoiled: Tensor) -> None:
+        """Puts the noted values back where `spoiled` (one number on the device) is not 0."""
+        for buffers, kept in zip(self._kinds, self._kept, strict=True):
+            values = torch.where(spoiled != 0, kept, _flat(buffers))
+            parts = torch.split(values, [buffer.numel() for buffer in buffers])
+            for buffer, part in zip(buffers, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+
+def _flat(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.detach().flatten() for buffer in buffers])

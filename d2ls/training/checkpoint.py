@@ -11,6 +11,7 @@ does not count, and is deleted at the next start.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import json
@@ -130,9 +131,8 @@ class Checkpointer:
 
     def newest(self) -> Found | None:
         """Finds the newest complete checkpoint; all ranks call it and get the same answer."""
-        found = complete_checkpoints(self.root)[-1:] if self.ranks.first else []
-        answer: list[Found] = self.ranks.broadcast(found)
-        return answer[0] if answer else None
+        listed = self._listed()
+        return listed[-1] if listed else None
 
     def restore(
         self, network: nn.Module, optimizer: Optimizer, averaged: AveragedWeights | None = None
@@ -145,17 +145,23 @@ class Checkpointer:
         Raises:
             CheckpointError: checkpoints are there and none is readable, or they are of another run.
         """
-        found = complete_checkpoints(self.root) if self.ranks.first else []
-        for candidate in reversed(self.ranks.broadcast(found)):
-            with tempfile.TemporaryDirectory(prefix="d2ls-restore-") as scratch:
-                folder, problem = _fetch(candidate.uri, Path(scratch))
+        candidates = self._listed()
+        for candidate in reversed(candidates):
+            with contextlib.ExitStack() as stack:
+                folder, problem = self.ranks.together(lambda: _fetch(candidate.uri, stack))  # noqa: B023 (called at once)
                 problem = next(filter(None, self.ranks.gather(problem)), "")
                 if not problem:
-                    return self._load(folder, network, optimizer, averaged)
+                    return self.ranks.together(lambda: self._load(folder, network, optimizer, averaged))  # noqa: B023
                 _log.warning("%s is damaged (%s); taking the one before", candidate.uri, problem)
-        if found:
+        if candidates:
             raise CheckpointError(f"{self.root}: every checkpoint is damaged; start a run under a new name")
         return None
+
+    def _listed(self) -> list[Found]:
+        """Lists the complete checkpoints, oldest first: rank 0 looks, all ranks get its answer."""
+        found = self.ranks.together(lambda: complete_checkpoints(self.root) if self.ranks.first else [])
+        listed: list[Found] = self.ranks.broadcast(found)
+        return listed
 
     def clear_orphans(self) -> None:
         """Deletes what interrupted writers left behind; rank 0 alone, before the first save."""
@@ -183,9 +189,10 @@ class Checkpointer:
         return TrainingState.from_dict(content["progress"])
 
     def _check_identity(self, content: Mapping[str, Any], folder: Path) -> None:
-        if content["version"] > STATE_VERSION:
+        if content["version"] != STATE_VERSION:
             raise CheckpointError(
-                f"{self.root}: checkpoint version {content['version']}, this release reads up to {STATE_VERSION}"
+                f"{self.root}: checkpoint version {content['version']}, this release reads version {STATE_VERSION}. "
+                "Resume with the release that wrote it, or start a run under a new name"
             )
         theirs, ours = content["identity"], dict(self.identity)
         differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
@@ -308,22 +315,41 @@ def _patiently(action: Callable[[], None]) -> None:
             time.sleep(2.0**attempt)
 
 
-def _fetch(uri: str, scratch: Path) -> tuple[Path, str]:
-    """Brings a checkpoint to a local folder; returns the folder and what is wrong with it, empty if nothing."""
+def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
+    """Brings a checkpoint to a local folder; returns the folder and what is wrong with it, empty if nothing.
+
+    Args:
+        uri: of the checkpoint.
+        stack: takes away a temporary folder.
+
+    Raises:
+        CheckpointError: the local disk has no room for it.
+    """
     local = storage.is_local(uri)
-    folder = storage.local_path(uri) if local else scratch
     try:
+        folder = storage.local_path(uri) if local else _temporary(stack)
         files = json.loads(storage.read_bytes(storage.join(uri, COMPLETE_FILE)))
         for name, facts in files.items():
             if not local:
-                _patiently(lambda name=name: _download(storage.join(uri, name), scratch / name))  # type: ignore[misc]
+                _patiently(lambda name=name: _download(storage.join(uri, name), folder / name))  # type: ignore[misc]
             if not (folder / name).is_file():
                 return folder, f"no {name}"
             if _sha256(folder / name) != facts["sha256"]:
                 return folder, f"{name} is not as it was written"
     except (StorageError, ValueError, KeyError) as error:
         return folder, str(error)
+    except OSError as error:
+        if local:
+            return folder, str(error)
+        raise CheckpointError(
+            f"{uri}: the checkpoint cannot be brought to {tempfile.gettempdir()}: {error}. Make room there, or name "
+            "another folder in TMPDIR, then go on with --resume"
+        ) from error
     return folder, ""
+
+
+def _temporary(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="d2ls-restore-")))
 
 
 def _download(uri: str, target: Path) -> None:

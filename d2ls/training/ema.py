@@ -22,18 +22,26 @@ class AveragedWeights:
         self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Takes in the weights after an optimizer step."""
+    def update(self, network: nn.Module, spoiled: Tensor) -> None:
+        """Takes in the weights after an optimizer step.
+
+        Args:
+            network: the network.
+            spoiled: one number on its device; where it is 1 the step was not made and the average stays. The host
+                learns of it later and calls `forget_step` then.
+        """
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averaged, current = [], []
+        share = (1 - keep) * (1 - spoiled)
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
-                averaged.append(self.weights[name])
-                current.append(tensor.detach())
+                self.weights[name].lerp_(tensor.detach(), share.to(tensor.dtype))
             else:
                 self.weights[name].copy_(tensor)
-        torch._foreach_lerp_(averaged, current, 1 - keep)
+
+    def forget_step(self) -> None:
+        """Takes the latest update out of the count: it was not made."""
+        self.updates -= 1
 
     @contextlib.contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:

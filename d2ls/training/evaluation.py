@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from d2ls.labels import IGNORE, ClassTable
 from d2ls.loader import Batch
 from d2ls.metrics import Scores, confusion_matrix, score
+from d2ls.training.device import Device, Precision, open_device
 from d2ls.training.ranks import Ranks
-from d2ls.training.step import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,21 @@ class Evaluator:
         Args:
             network: in evaluation mode, unwrapped.
         """
-        classes = self.classes.num_classes
+        classes, device = self.classes.num_classes, open_device(self.ranks.device)
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.ranks.device)
         for batch in self.batches():
-            moved = batch.to(self.ranks.device)
+            moved = device.upload(batch)
             labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)
-            confusion += confusion_matrix(self._predict(network, moved.images), labels.long(), classes)
+            confusion += confusion_matrix(
+                self._predict(network, moved.images, device), labels.long(), classes
+            )
         table: npt.NDArray[np.int64] = self.ranks.sum(confusion).cpu().numpy()
         return table, score(table, self.classes.scored)
 
-    def _predict(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _predict(self, network: nn.Module, images: Tensor, device: Device) -> Tensor:
         normalized = network.normalization(images)  # type: ignore[operator]
         if self.channels_last:
             normalized = normalized.contiguous(memory_format=torch.channels_last)
-        with autocast(self.ranks.device, self.precision):
+        with device.autocast(self.precision):
             logits: Tensor = network(normalized).logits
         return logits.argmax(dim=1)

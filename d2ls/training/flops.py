@@ -1,26 +1,31 @@
 """How much arithmetic a training step is, and what share of a GPU's peak a run reaches.
 
-Model FLOPs: a multiply-add counts as two, the backward pass as twice the forward pass, and what is computed a second
-time to save memory does not count. So the share falls where work is repeated, and no trick can raise it.
+Model FLOPs: a multiply-add counts as two, the backward pass as twice the forward pass (nothing for a frozen backbone),
+and what is computed a second time to save memory does not count. So the share falls where work is repeated, and no
+trick can raise it.
 """
+
+import re
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2ls.training.step import Precision
+from d2ls.training.device import Precision
 
 TERAFLOPS: dict[str, dict[Precision, float]] = {
     "H200": {"bf16": 989.0, "tf32": 494.0, "fp32": 67.0},
+    "H100 NVL": {"bf16": 835.0, "tf32": 417.0, "fp32": 60.0},
     "H100 PCIe": {"bf16": 756.0, "tf32": 378.0, "fp32": 51.0},
     "H100": {"bf16": 989.0, "tf32": 494.0, "fp32": 67.0},
     "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},
     "A10G": {"bf16": 70.0, "tf32": 35.0, "fp32": 35.0},
     "A10": {"bf16": 125.0, "tf32": 62.5, "fp32": 31.2},
     "L40S": {"bf16": 362.0, "tf32": 183.0, "fp32": 91.6},
+    "L40": {"bf16": 181.0, "tf32": 90.5, "fp32": 90.5},
     "L4": {"bf16": 121.0, "tf32": 60.0, "fp32": 30.3},
 }
-"""Peak of dense arithmetic by words in the device's name, from NVIDIA's data sheets; the first that fits counts."""
+"""Peak of dense arithmetic by whole words in a device's name, from NVIDIA's data sheets; the first that fits counts."""
 
 
 def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
@@ -37,12 +42,24 @@ def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
             network.eval()(images, True)
     finally:
         network.train(training)
-    return 3.0 * counter.get_total_flops()
+    return 3.0 * counter.get_total_flops() - 2.0 * _without_backward(network, counter)
 
 
-def peak_teraflops(device: torch.device, precision: Precision) -> float | None:
-    """Returns the peak of a GPU in 1e12 FLOP/s; None where it is not in the table, and for CPUs."""
-    if device.type != "cuda":
+def _without_backward(network: nn.Module, counter: FlopCounterMode) -> float:
+    """Returns the forward FLOPs of a frozen backbone: it comes first, so that nothing flows back through it."""
+    backbone = getattr(network, "backbone", None)
+    if backbone is None or any(parameter.requires_grad for parameter in backbone.parameters()):
+        return 0.0
+    counts = counter.get_flop_counts()[f"{type(network).__name__}.backbone"]
+    return float(sum(counts.values()))
+
+
+def peak_teraflops(name: str, precision: Precision) -> float | None:
+    """Returns the peak of a GPU in 1e12 FLOP/s by its product name; None where it is not in the table.
+
+    A part of a GPU (a MIG instance) has no peak of its own here.
+    """
+    if re.search(r"\bMIG\b", name):
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peaks[precision] for words, peaks in TERAFLOPS.items() if words in name), None)
+    found = (peaks[precision] for words, peaks in TERAFLOPS.items() if re.search(rf"\b{words}\b", name))
+    return next(found, None)

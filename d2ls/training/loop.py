@@ -1,38 +1,41 @@
 """The training loop: from built objects to a trained network. Knows no Ray, no MLflow and no recipe file.
 
 Runs in one process or in every process of a `torch.distributed` group alike.
+
+A step never waits for the device. Whether its loss and gradients are finite is decided there, and the optimizer leaves
+the step out there; the host reads the values before the next optimizer step, when the device has more work queued, or
+at once where calls return only when they are done.
 """
 
 import contextlib
 import inspect
 import logging
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from d2ls.errors import NonFiniteLossError
 from d2ls.loader import Batch
-from d2ls.training.batchnorm import normalize_over_ranks
+from d2ls.training.batchnorm import RunningStatistics
 from d2ls.training.checkpoint import Checkpointer
+from d2ls.training.device import Device, Precision, Stopwatch, open_device
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.evaluation import Evaluator
 from d2ls.training.flops import peak_teraflops, training_flops
 from d2ls.training.found import Found
-from d2ls.training.memory import fitting_micro_batch, rehearsal
+from d2ls.training.memory import fitting_micro_batch, probe_memory
+from d2ls.training.optimizer import GuardedAdamW
 from d2ls.training.ranks import Ranks
 from d2ls.training.reports import Callback, EvaluationReport, StepReport, flat_metrics
 from d2ls.training.schedule import Schedule
 from d2ls.training.state import TrainingState, seed_everything
-from d2ls.training.step import GradientStep, MicroSteps, Precision, Stopwatch
+from d2ls.training.step import GradientStep, MicroSteps
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +74,31 @@ class LoopSettings:
     sample_shape: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step whose values the host has not read yet.
+
+    Attributes:
+        number: optimizer steps done with it.
+        names: of the values: the loss terms and `gradient_norm`.
+        read: waits for the values, and whether the step was left out (1 or 0), and returns them.
+        keys: samples of this rank.
+        rate: learning rate.
+        waited: seconds spent waiting for the loader.
+        seconds: of the whole step on the host.
+        watch: times of its parts.
+    """
+
+    number: int
+    names: tuple[str, ...]
+    read: Callable[[], list[float]]
+    keys: tuple[str, ...]
+    rate: float
+    waited: float
+    seconds: float
+    watch: Stopwatch
+
+
 @dataclass
 class Trainer:
     """Trains a network.
@@ -87,11 +115,13 @@ class Trainer:
         callbacks: told what happens, in this order, on every rank.
         checkpointer: None: nothing is written.
         averaged: averaged weights, where they are used.
+        state: progress so far.
+        device: where to compute; None: the ranks' device.
     """
 
     network: nn.Module
     loss: nn.Module
-    optimizer: Optimizer
+    optimizer: GuardedAdamW
     schedule: Schedule
     batches: Callable[[int, int], Iterable[Batch]]
     evaluator: Evaluator
@@ -101,6 +131,11 @@ class Trainer:
     checkpointer: Checkpointer | None = None
     averaged: AveragedWeights | None = None
     state: TrainingState = field(default_factory=TrainingState)
+    device: Device | None = None
+
+    def __post_init__(self) -> None:
+        self._device = self.device or open_device(self.ranks.device)
+        self._unread: _Step | None = None
 
     def run(self) -> TrainingState:
         """Trains to the last epoch, from the newest complete checkpoint where there is one.
@@ -110,20 +145,36 @@ class Trainer:
             CheckpointError: a checkpoint cannot be written or read.
         """
         try:
-            self._prepare()
-            for callback in self.callbacks:
-                callback.on_start(self.state.history)
-            while self.state.step < self.schedule.total_steps:
-                self._train_epoch()
-                self._end_epoch()
-            if self.checkpointer and self.ranks.first:
-                self._tell_checkpoint(self.checkpointer.finished(wait=True))
-        finally:
-            for callback in self.callbacks:
-                callback.close()
-            if self.checkpointer:
-                self.checkpointer.close()
+            self._train()
+        except BaseException:
+            self._close(failed=True)
+            raise
+        self._close()
         return self.state
+
+    def _train(self) -> None:
+        self._prepare()
+        for callback in self.callbacks:
+            callback.on_start(self.state.history)
+        while self.state.step < self.schedule.total_steps:
+            self._train_epoch()
+            self._end_epoch()
+        if self.checkpointer and self.ranks.first:
+            self._tell_checkpoint(self.checkpointer.finished(wait=True))
+
+    def _close(self, *, failed: bool = False) -> None:
+        """Closes everything, whatever one of them raises; the first error of the run is the one that is raised."""
+        first: Exception | None = None
+        writer = [self.checkpointer.close] if self.checkpointer else []
+        for close in (*(callback.close for callback in self.callbacks), *writer):
+            try:
+                close()
+            except Exception as error:
+                if failed or first:
+                    _log.exception("%s failed too", close.__qualname__)
+                first = first or error
+        if first and not failed:
+            raise first
 
     @property
     def epoch(self) -> int:
@@ -132,17 +183,16 @@ class Trainer:
 
     def _prepare(self) -> None:
         if self.checkpointer:
-            if self.ranks.first:
-                self.checkpointer.clear_orphans()
+            self.ranks.together(self._clear_orphans)
             restored = self.checkpointer.restore(self.network, self.optimizer, self.averaged)
             if restored is not None:
                 self.state = restored
                 _log.info("going on after step %d", restored.step)
-        _set_precision(self.settings.precision)
+        self._device.set_precision(self.settings.precision)
         if self.settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        self._step_flops = self._count_flops()
-        self._peak = peak_teraflops(self.ranks.device, self.settings.precision)
+        self._step_flops = self.ranks.together(self._count_flops)
+        self._peak = peak_teraflops(self._device.name, self.settings.precision)
         if self.settings.compile:
             self.network.compile()
         micro = MicroSteps.plan(self.settings.global_batch, self.ranks.world_size, self._micro_batch())
@@ -150,16 +200,21 @@ class Trainer:
             _log.info(micro.describe())
         self._gradients = GradientStep(
             self.network,
-            _wrap(self.network, self.ranks),
+            _wrap(self.network, self.ranks, self._device),
             self.loss,
             micro,
             self.ranks,
+            self._device,
             self.settings.precision,
             self.settings.channels_last,
         )
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._watch = Stopwatch(self.ranks.device)
+        self._statistics = RunningStatistics(self.network)
         self._saving: EvaluationReport | None = None
+
+    def _clear_orphans(self) -> None:
+        if self.checkpointer and self.ranks.first:
+            self.checkpointer.clear_orphans()
 
     def _count_flops(self) -> float:
         """Model FLOPs of a step on one device, counted by rank 0; 0 where the size of the crops is not known."""
@@ -171,15 +226,19 @@ class Trainer:
     def _micro_batch(self) -> int | None:
         """The micro-batch asked for, or the largest that fits where a GPU is too small for it."""
         settings = self.settings
-        if self.ranks.device.type != "cuda" or settings.sample_shape is None:
+        if settings.sample_shape is None:
             return settings.micro_batch
-        wanted = max(
-            map(
-                max, MicroSteps.plan(settings.global_batch, self.ranks.world_size, settings.micro_batch).parts
-            )
+        cut = MicroSteps.plan(settings.global_batch, self.ranks.world_size, settings.micro_batch)
+        wanted = max(map(max, cut.parts))
+        attempt = probe_memory(
+            self.network,
+            self.optimizer,
+            settings.sample_shape,
+            self._device,
+            settings.precision,
+            settings.channels_last,
         )
-        attempt = rehearsal(self.network.train(), settings.sample_shape, self.ranks, settings.precision)
-        found = fitting_micro_batch(wanted, attempt, self.ranks)
+        found = fitting_micro_batch(wanted, attempt, self._device, self.ranks)
         return found if found < wanted else settings.micro_batch
 
     def _train_epoch(self) -> None:
@@ -195,39 +254,71 @@ class Trainer:
         waited = time.perf_counter() - start
         seed_everything(self.settings.seed, self.state.step, self.ranks.rank)
         rate = self.schedule.apply(self.optimizer, self.state.step)
-        terms = self._gradients(batch, self._watch)
-        with self._watch.part("optimizer"):
+        watch = Stopwatch(self._device)
+        self._statistics.keep()
+        terms = self._gradients(batch, watch)
+        self._read_step()
+        with watch.part("optimizer"):
             norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            values = _floats({**terms, "gradient_norm": norm})
-            usable = self.ranks.agree(all(map(math.isfinite, values.values())))
-            if usable:
-                self._update(norm)
+            values = torch.stack([value.detach().double() for value in (*terms.values(), norm)])
+            spoiled = self._spoiled(values)
+            self._update(norm, spoiled)
         self.optimizer.zero_grad()
         self.state.step += 1
-        norm_value = values.pop("gradient_norm")
-        if usable:
-            self.state.add_terms(values)
-            self._report_step(values, norm_value, rate, waited, time.perf_counter() - start)
-        else:
-            self._skip(batch, {**values, "gradient_norm": norm_value})
+        self._unread = _Step(
+            number=self.state.step,
+            names=(*terms, "gradient_norm"),
+            read=self._device.reading(torch.cat([values, spoiled.double().view(1)])),
+            keys=batch.keys,
+            rate=rate,
+            waited=waited,
+            seconds=time.perf_counter() - start,
+            watch=watch,
+        )
+        if not self._device.runs_ahead:
+            self._read_step()
         self._checkpoint_in_epoch()
 
-    def _update(self, norm: torch.Tensor) -> None:
+    def _spoiled(self, values: Tensor) -> Tensor:
+        """Returns 1 where a value is not finite on any rank, else 0, float32 on the device."""
+        own = (~values.isfinite()).any().float()
+        return self.ranks.sum(own).clamp(max=1.0)
+
+    def _update(self, norm: Tensor, spoiled: Tensor) -> None:
+        """Makes the step on the device, or leaves everything as it was where it is spoiled."""
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.clip_norm, norm)
+        self.optimizer.found_inf = spoiled
         self.optimizer.step()
+        self._statistics.take_back(spoiled)
         if self.averaged:
-            self.averaged.update(self.network)
+            self.averaged.update(self.network, spoiled)
 
-    def _skip(self, batch: Batch, values: dict[str, float]) -> None:
+    def _read_step(self) -> None:
+        """Reads the values of the step before, and reports it, or skips it where they are not finite."""
+        step, self._unread = self._unread, None
+        if step is None:
+            return
+        *numbers, spoiled = step.read()
+        values = dict(zip(step.names, numbers, strict=True))
+        if spoiled == 0:
+            norm = values.pop("gradient_norm")
+            self.state.add_terms(values)
+            self._report_step(step, values, norm)
+        else:
+            self.optimizer.forget_step()
+            if self.averaged:
+                self.averaged.forget_step()
+            self._skip(step, values)
+
+    def _skip(self, step: _Step, values: dict[str, float]) -> None:
         """Counts a step whose loss or gradient is not finite, or stops the run on every rank."""
-        self._watch.take()
         self.state.skipped += 1
-        keys = [key for share in self.ranks.gather(batch.keys) for key in share]
+        told = self.ranks.gather((step.keys, values))
+        keys = [key for share, _ in told for key in share]
+        values = next((each for _, each in told if not all(map(math.isfinite, each.values()))), values)
         facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        message = (
-            f"step {self.state.step}: loss or gradient is not finite ({facts}); samples {', '.join(keys)}"
-        )
+        message = f"step {step.number}: loss or gradient is not finite ({facts}); samples {', '.join(keys)}"
         if self.state.skipped > self.settings.skip_non_finite:
             raise NonFiniteLossError(
                 f"{message}. Stopped before the optimizer step"
@@ -236,21 +327,19 @@ class Trainer:
             )
         _log.warning("%s. Skipped, %d of %d", message, self.state.skipped, self.settings.skip_non_finite)
 
-    def _report_step(
-        self, terms: dict[str, float], norm: float, rate: float, waited: float, seconds: float
-    ) -> None:
-        teraflops = self._step_flops / seconds / 1e12
+    def _report_step(self, step: _Step, terms: dict[str, float], norm: float) -> None:
+        teraflops = self._step_flops / step.seconds / 1e12
         report = StepReport(
-            step=self.state.step,
-            epoch=(self.state.step - 1) // self.schedule.steps_per_epoch + 1,
+            step=step.number,
+            epoch=(step.number - 1) // self.schedule.steps_per_epoch + 1,
             steps_per_epoch=self.schedule.steps_per_epoch,
             total_steps=self.schedule.total_steps,
             terms=terms,
-            learning_rate=rate,
+            learning_rate=step.rate,
             gradient_norm=norm,
-            images_per_second=self.settings.global_batch / seconds,
-            seconds={"data": waited, **self._watch.take(), "step": seconds},
-            memory_bytes=_memory(self.ranks.device),
+            images_per_second=self.settings.global_batch / step.seconds,
+            seconds={"data": step.waited, **step.watch.seconds(), "step": step.seconds},
+            memory_bytes=self._device.peak_memory(),
             teraflops=teraflops,
             flop_share=teraflops / self._peak if self._peak else None,
         )
@@ -258,6 +347,7 @@ class Trainer:
             callback.on_step(report)
 
     def _end_epoch(self) -> None:
+        self._read_step()
         terms = self.state.take_terms()
         last = self.state.step == self.schedule.total_steps
         report = self._evaluate(terms) if last or self.epoch % self.settings.evaluate_every == 0 else None
@@ -299,6 +389,7 @@ class Trainer:
             self._tell_checkpoint(self.checkpointer.finished())
         every = self.settings.checkpoint_every_steps
         if every and self.state.step % every == 0 and self.state.step % self.schedule.steps_per_epoch:
+            self._read_step()
             self._save()
 
     def _save(self, report: EvaluationReport | None = None) -> None:
@@ -315,34 +406,15 @@ class Trainer:
                 callback.on_checkpoint(found.uri, self._saving)
 
 
-def _wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
+def _wrap(network: nn.Module, ranks: Ranks, device: Device) -> nn.Module:
     if ranks.world_size == 1:
         return network
-    normalize_over_ranks(network)
-    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    network = device.normalize_over_ranks(network)
     names = inspect.signature(DistributedDataParallel).parameters
     # No buffer needs an exchange: all are equal at the start, and batch norm is computed over ranks.
     exchange: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
     }
-    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, **exchange)
-
-
-def _floats(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Brings scalars to the host in one transfer."""
-    stacked = torch.stack([value.detach().to(torch.float64) for value in values.values()])
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
-def _set_precision(precision: Precision) -> None:
-    """Allows TensorFloat-32 in matrix products and convolutions, or forbids it."""
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-
-
-def _memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device, or resident on the host."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return DistributedDataParallel(
+        network, device_ids=device.ddp_ids, gradient_as_bucket_view=True, **exchange
+    )

@@ -6,29 +6,35 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from d2ls.errors import TrainingError
+from d2ls.training.device import Device, Precision
 from d2ls.training.ranks import Ranks
-from d2ls.training.step import Precision, autocast
 
 _log = logging.getLogger(__name__)
 
 
-def fitting_micro_batch(wanted: int, attempt: Callable[[int], None], ranks: Ranks) -> int:
+def fitting_micro_batch(wanted: int, attempt: Callable[[int], None], device: Device, ranks: Ranks) -> int:
     """Returns the largest micro-batch that fits on every rank: the wanted one, or that halved as often as needed.
 
     Args:
         wanted: samples of a rank's part.
         attempt: computes forward and backward for so many samples, without talking to other ranks.
+        device: whose memory is asked for.
         ranks: the ranks; all call this together.
 
     Raises:
         TrainingError: not even one sample fits; on every rank.
     """
-    size = wanted
-    while size and not _fits(attempt, size):
-        size //= 2
-    agreed = ranks.smallest(size)
+
+    def largest() -> int:
+        size = wanted
+        while size and not device.fits(attempt, size):
+            size //= 2
+        return size
+
+    agreed = ranks.smallest(ranks.together(largest))
     if agreed == 0:
         raise TrainingError(
             "out of device memory with one sample. Use a smaller loader.augmentation.crop_size, a smaller backbone, or "
@@ -43,44 +49,52 @@ def fitting_micro_batch(wanted: int, attempt: Callable[[int], None], ranks: Rank
     return agreed
 
 
-def _fits(attempt: Callable[[int], None], size: int) -> bool:
-    try:
-        attempt(size)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return True
-
-
-def rehearsal(
-    network: nn.Module, shape: tuple[int, int, int], ranks: Ranks, precision: Precision
+def probe_memory(
+    network: nn.Module,
+    optimizer: Optimizer,
+    shape: tuple[int, int, int],
+    device: Device,
+    precision: Precision,
+    channels_last: bool = False,
 ) -> Callable[[int], None]:
-    """Makes an attempt for `fitting_micro_batch`: a step on made-up images, with what a loss and AdamW will hold.
+    """Makes an attempt for `fitting_micro_batch`: a step on made-up images, which leaves no trace in the network.
 
     Args:
-        network: has `.normalization`; its parameters' gradients are thrown away.
+        network: has `.normalization`.
+        optimizer: what it has not allocated yet is held while the step is tried.
         shape: C H W of the training crop.
-        ranks: says on which device.
+        device: where to try.
         precision: as in training.
+        channels_last: as in training.
     """
 
     def attempt(size: int) -> None:
-        images = torch.zeros(size, *shape, device=ranks.device)
-        held = [
-            torch.empty_like(each) for each in network.parameters() if each.requires_grad for _ in range(3)
-        ]
-        try:
-            with autocast(ranks.device, precision):
-                output = network(network.normalization(images))  # type: ignore[operator]
+        with device.preserved(network):
+            network.train()
+            held = _future_state(optimizer)
+            images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.place)
+            normalized = network.normalization(images)  # type: ignore[operator]
+            if channels_last:
+                normalized = normalized.contiguous(memory_format=torch.channels_last)
+            with device.autocast(precision):
+                output = network(normalized)
             logits = [each for each in (output.logits, output.static_logits) if each is not None]
             torch.stack([_made_up_loss(each) for each in logits]).sum().backward()  # type: ignore[no-untyped-call]
-        finally:
-            network.zero_grad()
             held.clear()
 
     return attempt
+
+
+def _future_state(optimizer: Optimizer) -> list[Tensor]:
+    """Holds what AdamW (two moments) and Lookahead (a copy) allocate in their first steps; nothing after a resume."""
+    copies = 3 if getattr(optimizer, "lookahead", False) else 2
+    return [
+        torch.empty_like(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if not optimizer.state.get(parameter)
+        for _ in range(copies)
+    ]
 
 
 def _made_up_loss(logits: Tensor) -> Tensor:

@@ -6,11 +6,65 @@ from typing import Any
 import timm
 import torch
 from timm.models._manipulate import group_with_matcher
-from timm.optim.lookahead import Lookahead
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from d2ls.errors import ConfigError
+
+LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 6, 0.5
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW whose step the device itself leaves out where a loss or gradient is not finite.
+
+    Before `step`, `found_inf` is set to one float32 on the device: 1 leaves weights, moments and step counts as they
+    are. `torch.amp.GradScaler` drives fused optimizers the same way; here it saves asking the host. Lookahead keeps the
+    rule: at every sixth step that is made, weights go half of the way from where they were six steps before.
+
+    Args:
+        params: parameter groups.
+        lookahead: whether to wrap the steps in Lookahead (Zhang et al. 2019), as the published recipes do.
+        **options: of AdamW.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: Any, *, lookahead: bool = False, **options: Any) -> None:
+        super().__init__(params, fused=True, **options)
+        self.lookahead = lookahead
+        for group in self.param_groups:
+            group["steps"] = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Makes a step, or none where `found_inf` is 1. The host learns of it later and calls `forget_step` then."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["steps"] += 1
+            if self.lookahead and group["steps"] % LOOKAHEAD_STEPS == 0:
+                self._look_ahead(group)
+        return loss
+
+    def forget_step(self) -> None:
+        """Takes the latest step out of the count: it was not made."""
+        for group in self.param_groups:
+            group["steps"] -= 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a state; that steps are fused is a matter of this class, not of the state."""
+        groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+    def _look_ahead(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            state = self.state[parameter]
+            if not state:  # never had a gradient
+                continue
+            if group["steps"] == LOOKAHEAD_STEPS:
+                state["slow"] = parameter.detach().clone()
+                continue
+            made: Any = 1.0 if self.found_inf is None else 1 - self.found_inf
+            state["slow"].lerp_(parameter, made * LOOKAHEAD_SHARE)
+            parameter.lerp_(state["slow"], made)
 
 
 def build_optimizer(
@@ -21,7 +75,7 @@ def build_optimizer(
     backbone_lr_factor: float = 1.0,
     layer_decay: float = 1.0,
     lookahead: bool = False,
-) -> Optimizer:
+) -> GuardedAdamW:
     """Builds AdamW over all trainable parameters.
 
     Args:
@@ -30,13 +84,12 @@ def build_optimizer(
         weight_decay: decoupled, on every parameter, as in the published recipes.
         backbone_lr_factor: rate of the backbone's last layer, as a share of `lr`.
         layer_decay: factor from one backbone layer to the next shallower one; 1 is off.
-        lookahead: wrap into timm's Lookahead (k 6, alpha 0.5), as the published recipes do.
+        lookahead: wrap the steps in Lookahead (k 6, alpha 0.5), as the published recipes do.
     """
     groups = parameter_groups(network, backbone_lr_factor, layer_decay)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
-    optimizer: Optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-    return Lookahead(optimizer) if lookahead else optimizer  # type: ignore[no-untyped-call]
+    return GuardedAdamW(groups, lr=lr, weight_decay=weight_decay, lookahead=lookahead)
 
 
 def parameter_groups(

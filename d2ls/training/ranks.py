@@ -1,12 +1,17 @@
 """The ranks of a run, as one value that is passed around; a single process is one rank without any communication."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from d2ls import errors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,33 @@ class Ranks:
         """Returns the smallest value of all ranks."""
         return min(self.gather(value))
 
-    def agree(self, flag: bool) -> bool:
-        """Says whether the flag is set on every rank."""
+    def together(self, action: Callable[[], T]) -> T:
+        """Runs an action on every rank; where it raises on one, every rank raises, so that none is left waiting.
+
+        The action must not talk to other ranks; all ranks call this together.
+
+        Raises:
+            D2LSError: of the same class, naming the rank, where another rank raised one.
+            TrainingError: another rank raised an error that is not the user's.
+        """
         if self.world_size == 1:
-            return flag
-        votes = self.sum(torch.tensor([float(flag)], device=self.device))
-        return bool(votes.item() == self.world_size)
+            return action()
+        result: list[T] = []
+        own: Exception | None = None
+        try:
+            result.append(action())
+        except Exception as error:  # told to the others, and raised below
+            own = error
+        told = self.gather(own and (type(own).__name__, str(own)))
+        if own is not None:
+            raise own
+        for rank, problem in enumerate(told):
+            if problem:
+                name, message = problem
+                kind = getattr(errors, name, errors.TrainingError)
+                shown = message if kind.__name__ == name else f"{name}: {message}"
+                raise kind(f"rank {rank}: {shown}")
+        return result[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Collects a picklable value of every rank, in order of rank, on every rank."""

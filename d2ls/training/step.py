@@ -6,21 +6,20 @@ much as its share of the G samples.
 """
 
 import contextlib
-import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2ls.distributed import known_sizes
 from d2ls.errors import TrainingError
 from d2ls.loader import Batch
+from d2ls.training.batchnorm import without_statistics
+from d2ls.training.device import Device, Precision, Stopwatch
 from d2ls.training.ranks import Ranks
-
-Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -83,42 +82,6 @@ def _even(total: int, parts: int) -> tuple[int, ...]:
 
 
 @dataclass
-class Stopwatch:
-    """Adds up wall time by part; on a GPU by events, so that nothing waits for the device in between."""
-
-    device: torch.device
-    _marks: list[tuple[str, Any, Any]] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Times a part of the step."""
-        start = self._now()
-        yield
-        self._marks.append((name, start, self._now()))
-
-    def take(self) -> dict[str, float]:
-        """Returns seconds by part and starts again; call it when the device is idle."""
-        seconds: dict[str, float] = {}
-        for name, start, end in self._marks:
-            spent = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-            seconds[name] = seconds.get(name, 0.0) + spent
-        self._marks.clear()
-        return seconds
-
-    def _now(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 where it is asked for, else nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@dataclass
 class GradientStep:
     """Computes the gradients of one global batch.
 
@@ -128,6 +91,7 @@ class GradientStep:
         loss: takes (output, labels), returns terms and total over all ranks.
         micro: how the batch is cut.
         ranks: the ranks that share the batch.
+        device: where they compute.
         precision: of the forward pass; the loss is always float32.
         channels_last: memory layout of the images.
     """
@@ -137,6 +101,7 @@ class GradientStep:
     loss: nn.Module
     micro: MicroSteps
     ranks: Ranks
+    device: Device
     precision: Precision = "fp32"
     channels_last: bool = False
 
@@ -155,15 +120,14 @@ class GradientStep:
             raise TrainingError(
                 f"rank {self.ranks.rank} got {len(batch)} samples, its share of the global batch is {share}"
             )
-        images, labels = (
-            tensor.to(self.ranks.device, non_blocking=True) for tensor in (batch.images, batch.labels)
-        )
+        moved = self.device.upload(batch)
         terms: dict[str, Tensor] = {}
         start = 0
         for index, count in enumerate(self.micro.parts[self.ranks.rank]):
-            with self._exchange(last=index == self.micro.steps - 1):
+            sizes = [parts[index] for parts in self.micro.parts]
+            with self._exchange(last=index == self.micro.steps - 1), known_sizes(sizes):
                 part = slice(start, start + count)
-                self._micro_step(images, labels, part, self.micro.weights[index], terms, watch)
+                self._micro_step(moved.images, moved.labels, part, self.micro.weights[index], terms, watch)
             start += count
         return terms
 
@@ -190,7 +154,8 @@ class GradientStep:
         normalized = self.network.normalization(images[chosen])  # type: ignore[operator]
         if self.channels_last:
             normalized = normalized.contiguous(memory_format=torch.channels_last)
-        with autocast(self.ranks.device, self.precision):
+        dropped = without_statistics(self.network) if empty else contextlib.nullcontext()
+        with self.device.autocast(self.precision), dropped:
             output = self.wrapped(normalized)
         return (_without_samples(output), labels[:0]) if empty else (output, labels[chosen])
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ls.losses import D2LSLoss
-from d2ls.model import D2LSOutput, synchronise_batch_norm
+from d2ls.model import D2LSOutput
+from d2ls.training.batchnorm import normalize_over_ranks
 
 K, C, SHARES = 3, 16, (3, 1)
 LOSSES = {
@@ -64,7 +65,9 @@ def worker(rank, folder):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = DistributedDataParallel(synchronise_batch_norm(Toy()))
+    toy = Toy()
+    assert normalize_over_ranks(toy) == 1
+    model = DistributedDataParallel(toy)
     start = sum(SHARES[:rank])
     torch.save(step(model, slice(start, start + SHARES[rank])), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -58,7 +58,7 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
     run = RunFolder.of(recipe.storage, "killed")
     assert run.facts()["state"] == "finished"
     trace = json.loads(gzip.decompress(local_path(run.profile).read_bytes()))["traceEvents"]
-    assert {"Optimizer.step#AdamW.step", "aten::convolution"} <= {event.get("name") for event in trace}
+    assert {"Optimizer.step#GuardedAdamW.step", "aten::convolution"} <= {event.get("name") for event in trace}
 
 
 @pytest.mark.survives("the name of a finished run, or of a foreign folder, is used again")

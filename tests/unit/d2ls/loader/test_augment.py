@@ -203,3 +203,22 @@ def test_albumentations_is_imported_without_a_look_at_the_network_or_a_trace():
         subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], env=environment).returncode
         == 0
     )
+
+
+def test_float_values_beyond_the_range_are_kept_whether_colours_change_or_not():
+    """Evaluation and prediction see them too; within the range nothing differs from an image without such values."""
+    augmentation = Augmentation(crop_size=8, brightness_contrast=0.5, sharpen=0.3, vertical_flip=0.5)
+    transforms = Transforms(augmentation, 1.0)
+    inside = np.random.default_rng(0).random((8, 8, 3), np.float32)
+    image, mask = inside.copy(), np.zeros((8, 8), np.uint8)
+    image[1, 2], image[3, 4], inside[1, 2], inside[3, 4] = 1.75, -0.5, 1, 0
+    kept = 0
+    for number in range(20):
+        made = transforms(image, mask, np.random.default_rng(number))[0]
+        plain = transforms(inside, mask, np.random.default_rng(number))[0]
+        beyond = made - plain
+        assert beyond.max() == pytest.approx(0.75, abs=1e-6)
+        assert beyond.min() == pytest.approx(-0.5, abs=1e-6)
+        assert (np.abs(beyond) > 1e-6).sum() == 6, "nothing else differs"
+        kept += np.allclose(np.sort(made.ravel()), np.sort(image.ravel()), atol=1e-6)
+    assert 0 < kept < 20, "some are only flipped, some change colours"

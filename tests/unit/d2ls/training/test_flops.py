@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from d2ls.model import build_model
 from d2ls.training.flops import peak_teraflops, training_flops
@@ -46,11 +47,32 @@ def test_a_run_tells_its_rate_and_trains_the_same(tmp_path):
         assert report.terms == other.terms
 
 
-def test_peaks_are_those_of_the_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    assert peak_teraflops(torch.device("cuda", 0), "bf16") == 312.0
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
-    assert peak_teraflops(torch.device("cuda", 0), "tf32") == 378.0
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "something new")
-    assert peak_teraflops(torch.device("cuda", 0), "bf16") is None
-    assert peak_teraflops(torch.device("cpu"), "bf16") is None
+def test_nothing_flows_back_through_a_frozen_backbone():
+    options = {"backbone": "test_convnext", "num_classes": 4, "stages": 1, "embed_dim": 32, "heads": 2}
+    free, frozen = build_model(**options), build_model(**options, freeze_backbone=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        frozen.backbone(torch.zeros(1, 3, 64, 64))
+    saved = 2 * counter.get_total_flops()
+    assert training_flops(free, (3, 64, 64)) - training_flops(frozen, (3, 64, 64)) == saved > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
+        ("NVIDIA H100 PCIe", "tf32", 378.0),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.0),
+        ("NVIDIA H100 NVL", "bf16", 835.0),
+        ("NVIDIA L4", "bf16", 121.0),
+        ("NVIDIA L40", "bf16", 181.0),
+        ("NVIDIA L40S", "bf16", 362.0),
+        ("NVIDIA A10", "fp32", 31.2),
+        ("NVIDIA A10G", "fp32", 35.0),
+        ("NVIDIA A1000", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("something new", "bf16", None),
+        ("", "bf16", None),
+    ],
+)
+def test_peaks_are_those_of_the_device(name, precision, peak):
+    assert peak_teraflops(name, precision) == peak

@@ -110,3 +110,27 @@ def test_settings_train_too(shards, settings):
     make_trainer(shards, epochs=1, callbacks=[plain]).run()
     first, expected = told.steps[0].terms["total"], plain.steps[0].terms["total"]
     assert first == pytest.approx(expected, rel=0.02 if "precision" in settings else 1e-5)
+
+
+class Failing(Recorder):
+    """Cannot be closed."""
+
+    def close(self):
+        super().close()
+        raise OSError("tracking is gone")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_callback_that_cannot_be_closed_hides_nothing(shards, tmp_path, broken, caplog):
+    """All others are closed, and the first error of the run is the one that is raised."""
+    callbacks = [Failing(), Recorder(), Failing(), Recorder()]
+    trainer = make_trainer(
+        shards, tmp_path, callbacks=callbacks, epochs=1, loss=Poisoned(0) if broken else None
+    )
+    first = NonFiniteLossError if broken else OSError
+    with pytest.raises(first, match="step 1" if broken else "tracking is gone"):
+        trainer.run()
+    assert [callback.closed for callback in callbacks] == [1, 1, 1, 1]
+    assert caplog.text.count("Failing.close failed too") == (2 if broken else 1)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        trainer.checkpointer.save(trainer.state, trainer.network, trainer.optimizer)

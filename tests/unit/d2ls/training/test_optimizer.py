@@ -62,3 +62,35 @@ def test_lookahead_moves_back_every_sixth_step():
         places.append(parameter.item())
     assert places[5] == pytest.approx(0.4, abs=1e-5)
     assert places[11] == pytest.approx(0.4 + (-0.2 - 0.4) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [5, 6, 8, 12])
+def test_a_step_that_is_not_made_leaves_no_trace(bad):
+    """Neither in weights and moments nor in the counts of AdamW and Lookahead."""
+    runs = []
+    for spoiled in (None, bad):
+        parameter = torch.nn.Parameter(torch.ones(3))
+        optimizer = build_optimizer(torch.nn.ParameterList([parameter]), lr=0.1, lookahead=True)
+        for step in range(1, 14):
+            if step == spoiled:
+                before = parameter.detach().clone()
+                parameter.grad = torch.full((3,), torch.nan)
+                optimizer.found_inf = torch.ones(())
+                optimizer.step()
+                optimizer.forget_step()
+                assert torch.equal(parameter, before)
+            parameter.grad = torch.linspace(-1, 1, 3) * step
+            optimizer.found_inf = torch.zeros(())
+            optimizer.step()
+        runs.append((parameter, *optimizer.state[parameter].values()))
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+    assert len(runs[0]) == 5
+
+
+def test_a_state_of_another_way_to_compute_is_taken_up():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(torch.nn.ParameterList([parameter]), lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["fused"] = None
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["fused"], "else nothing would look at found_inf"

@@ -1,0 +1,220 @@
+"""What differs between devices: time, waiting, copies, memory, precision, batch norm. The loop knows a `Device` alone.
+
+A call on the CPU has done its work when it returns. A CUDA device only queues the work and goes on; reading a result
+waits for everything queued before it. So a step never reads: it leaves its values in a `Reading`, which the loop opens
+once the next step's forward and backward pass are queued. The GPU has work all the time then.
+"""
+
+import contextlib
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from d2ls.loader import Batch
+from d2ls.training.batchnorm import normalize_over_ranks
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
+
+
+class Device:
+    """The CPU, and what all devices share.
+
+    Args:
+        place: where tensors live.
+
+    Attributes:
+        place: the same.
+        runs_ahead: whether a call may return before its work is done.
+        name: product name, for its peak; empty for CPUs.
+        ddp_ids: what DistributedDataParallel takes as `device_ids`.
+    """
+
+    runs_ahead = False
+    name = ""
+    ddp_ids: list[int] | None = None
+
+    def __init__(self, place: torch.device) -> None:
+        self.place = place
+
+    def now(self) -> Any:
+        """Marks a moment of the device's work."""
+        return time.perf_counter()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Returns the time between two moments; both are known once a `Reading` made after them was opened."""
+        return float(end - start)
+
+    def upload(self, batch: Batch) -> Batch:
+        """Brings a batch to the device, as uint8 where it is uint8, beside the work that is queued."""
+        return batch.to(self.place)
+
+    def reading(self, values: Tensor) -> Callable[[], list[float]]:
+        """Begins to bring a vector to the host; the returned function waits for it and for all work before it."""
+        return values.tolist
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+        """Computes in bfloat16 where it is asked for."""
+        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    def set_precision(self, precision: Precision) -> None:
+        """Allows TensorFloat-32 in matrix products and convolutions, or forbids it."""
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+    def normalize_over_ranks(self, network: nn.Module) -> nn.Module:
+        """Makes batch norm take its statistics over all ranks; parameters and buffers stay the same objects."""
+        normalize_over_ranks(network)
+        return network
+
+    def peak_memory(self) -> int:
+        """Returns the peak memory of this process in bytes: of the device, or resident on the host."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def fits(self, attempt: Callable[[int], None], size: int) -> bool:
+        """Returns whether an attempt with so many samples fits into memory; not tried on CPUs, which swap instead."""
+        return True
+
+    @contextlib.contextmanager
+    def preserved(self, network: nn.Module) -> Iterator[None]:
+        """Puts buffers, gradients, modes and random state back at the end, bit for bit."""
+        buffers = {name: buffer.detach().to("cpu", copy=True) for name, buffer in network.named_buffers()}
+        gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+        modes = [(module, module.training) for module in network.modules()]
+        for parameter, _ in gradients:
+            parameter.grad = None
+        places = [self.place] if self.place.type != "cpu" else []
+        try:
+            with torch.random.fork_rng(places, device_type="cuda"):
+                yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in network.named_buffers():
+                    buffer.copy_(buffers[name])
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, training in modes:
+                module.training = training
+
+
+class CudaDevice(Device):
+    """A GPU. Copies run on a stream of their own, times are taken by events.
+
+    Args:
+        place: a CUDA device.
+        runtime: `torch.cuda`, or what stands in for it.
+    """
+
+    runs_ahead = True
+
+    def __init__(self, place: torch.device, runtime: Any = torch.cuda) -> None:
+        super().__init__(place)
+        self._runtime = runtime
+        self._copies = runtime.Stream(place)
+        self.name = str(runtime.get_device_name(place))
+        self.ddp_ids = None if place.index is None else [place.index]
+
+    def now(self) -> Any:
+        """Queues an event."""
+        event = self._runtime.Event(enable_timing=True)
+        event.record(self._runtime.current_stream(self.place))
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Returns the time between two events that have passed."""
+        return float(start.elapsed_time(end)) / 1000
+
+    def upload(self, batch: Batch) -> Batch:
+        """Copies from page-locked memory on the stream of the copies; only the work queued after this waits for it."""
+        computing = self._runtime.current_stream(self.place)
+        with self._runtime.stream(self._copies):
+            moved = self._to_device(batch, computing)
+        computing.wait_stream(self._copies)
+        return moved
+
+    def reading(self, values: Tensor) -> Callable[[], list[float]]:
+        """Queues a copy to page-locked memory, and an event behind it."""
+        kept = self._to_host(values)
+        event = self._runtime.Event()
+        event.record(self._runtime.current_stream(self.place))
+
+        def read() -> list[float]:
+            event.synchronize()
+            numbers: list[float] = kept.tolist()
+            return numbers
+
+        return read
+
+    def normalize_over_ranks(self, network: nn.Module) -> nn.Module:
+        """Takes PyTorch's SyncBatchNorm; timm's converter knows its layers with an activation inside."""
+        converted: nn.Module = timm.layers.convert_sync_batchnorm(network)  # type: ignore[attr-defined,no-untyped-call]
+        return converted
+
+    def peak_memory(self) -> int:
+        """Returns the most memory that tensors took on the device."""
+        return int(self._runtime.max_memory_allocated(self.place))
+
+    def fits(self, attempt: Callable[[int], None], size: int) -> bool:
+        """Tries it."""
+        try:
+            attempt(size)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            return False
+        finally:
+            self._runtime.empty_cache()
+        return True
+
+    def _to_device(self, batch: Batch, computing: Any) -> Batch:
+        moved = batch.to(self.place, non_blocking=True)
+        for tensor in (moved.images, moved.labels, moved.valid):
+            tensor.record_stream(computing)  # its memory is not given to a later copy before it was read
+        return moved
+
+    def _to_host(self, values: Tensor) -> Tensor:
+        kept = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return kept.copy_(values, non_blocking=True)
+
+
+def open_device(place: torch.device) -> Device:
+    """Returns what the loop needs to know of a device."""
+    return CudaDevice(place) if place.type == "cuda" else Device(place)
+
+
+class Stopwatch:
+    """Adds up the time of a step by part, without waiting for the device.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._marks: list[tuple[str, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times a part of the step."""
+        start = self._device.now()
+        yield
+        self._marks.append((name, start, self._device.now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Returns seconds by part; call it when a reading made after the last part was opened."""
+        found: dict[str, float] = {}
+        for name, start, end in self._marks:
+            found[name] = found.get(name, 0.0) + self._device.seconds(start, end)
+        return found

@@ -1,0 +1,195 @@
+"""What one rank meets alone ends or changes the run on every rank; one group of two gloo processes tries it all."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2ls import storage
+from d2ls.errors import D2LSError, StorageError
+from d2ls.training import checkpoint
+from tests.fake_device import FakeDevice
+from tests.training_world import Recorder, make_trainer, run_ranks, tiny_shards, weights
+
+
+def refused(action):
+    """The error of an action, as text."""
+    try:
+        action()
+    except D2LSError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def restore(shards, folder):
+    trainer = make_trainer(shards, folder, epochs=1, global_batch=4)
+    return trainer.checkpointer.restore(trainer.network, trainer.optimizer)
+
+
+def full_disk(shards, folder, rank):
+    """Rank 1 has no room for a checkpoint from an object store."""
+
+    def download(uri, target):
+        if rank == 1:
+            raise OSError(28, "No space left on device")
+        target.write_bytes(storage.read_bytes(uri))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "is_local", lambda uri: False)
+        patch.setattr(checkpoint, "_download", download)
+        return refused(lambda: restore(shards, Path(folder).as_uri()))
+
+
+def unreachable(shards, folder, rank):
+    """Rank 0 alone looks into the store, and cannot."""
+
+    def listed(root):
+        raise StorageError(f"{root}: cannot be reached")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "complete_checkpoints", listed)
+        return refused(lambda: restore(shards, folder))
+
+
+def not_finite(shards, rank, device, skips):
+    """Rank 1 alone has a value that is not finite in the second step, and finite gradients."""
+    told = Recorder()
+    trainer = make_trainer(
+        shards,
+        epochs=1,
+        callbacks=[told],
+        device=device,
+        skip_non_finite=skips,
+        backbone="test_resnet",
+        ema=0.9,
+    )
+    gradients, calls = trainer.loss.forward, []
+
+    def forward(*arguments):
+        found = gradients(*arguments)
+        calls.append(found)
+        spoiled = rank == 1 and len(calls) == 2
+        return (
+            found._replace(terms={**found.terms, "dice": found.terms["dice"] * math.nan})
+            if spoiled
+            else found
+        )
+
+    trainer.loss.forward = forward
+    error = refused(trainer.run)
+    total = float(sum(value.double().abs().sum() for value in weights(trainer).values()))
+    return error, tuple(report.step for report in told.steps), trainer.state.skipped, total
+
+
+def filled(shards, rank):
+    """Statistics of batch norm after a step of 3 samples in micro-steps of one a rank, and what they should be.
+
+    Rank 1 has no second sample and fills up with one that does not count.
+    """
+    trainer = make_trainer(shards, epochs=1, global_batch=3, micro_batch=1, backbone="test_resnet", lr=0.0)
+    plain = make_trainer(
+        shards, epochs=1, global_batch=3, backbone="test_resnet", ranks=type(trainer.ranks)()
+    )
+    made = trainer.batches
+    trainer.batches = lambda epoch, start: list(made(epoch, start))[:1]
+    trainer.schedule = type(trainer.schedule)(lr=0.0, steps_per_epoch=1, epochs=1)
+    trainer.run()
+    batch = next(iter(plain.batches(0, 0)))
+    network = plain.network.train()
+    with torch.no_grad():
+        for part in ([0, 2], [1]):
+            network(network.normalization(batch.images[part]))
+    pairs = zip(trainer.network.named_buffers(), network.named_buffers(), strict=True)
+    return max(float((ours - theirs).abs().max()) for (_, ours), (_, theirs) in pairs)
+
+
+def small(shards, rank):
+    """Rank 1 alone has little memory."""
+    device = FakeDevice()
+    trainer = make_trainer(shards, epochs=1, global_batch=4, device=device, sample_shape=(3, 64, 64))
+    device.small_memory(trainer.network, 1 if rank else 9)
+    trainer.run()
+    return trainer._gradients.micro.parts
+
+
+def broken(shards, rank):
+    """Rank 1 alone fails while memory is tried, with an error that is not the user's."""
+    trainer = make_trainer(shards, epochs=1, device=FakeDevice(), sample_shape=(3, 64, 64))
+    if rank == 1:
+        trainer.network.aggregator.forward = None
+    try:
+        trainer.run()
+    except (TypeError, D2LSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def everything(shards, good, damaged):
+    torch.set_num_threads(1)
+    rank = torch.distributed.get_rank()
+    return {
+        "damaged": refused(lambda: restore(shards, damaged)),
+        "full": full_disk(shards, good, rank),
+        "unreachable": unreachable(shards, good, rank),
+        "stopped": not_finite(shards, rank, None, 0),
+        "skipped": not_finite(shards, rank, None, 1),
+        "skipped late": not_finite(shards, rank, FakeDevice(), 1),
+        "filled": filled(shards, rank),
+        "small": small(shards, rank),
+        "broken": broken(shards, rank),
+    }
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    shards = tiny_shards(tmp_path_factory.mktemp("shards"))
+    good, damaged = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("damaged")
+    for folder in (good, damaged):
+        make_trainer(shards, folder, epochs=1).run()
+    (damaged / "step-00000003" / "model.safetensors").write_bytes(b"")
+    return run_ranks(2, everything, shards, str(good), str(damaged), timeout=120)
+
+
+def test_all_checkpoints_are_damaged(found):
+    for rank in found:
+        assert rank["damaged"].startswith("CheckpointError")
+        assert "every checkpoint is damaged" in rank["damaged"]
+
+
+def test_a_full_disk_of_one_rank_ends_all(found):
+    for rank in found:
+        assert rank["full"].startswith("CheckpointError")
+        assert "No space left on device" in rank["full"]
+        assert "TMPDIR" in rank["full"]
+    assert "rank 1: " in found[0]["full"]
+
+
+def test_a_store_that_rank_0_cannot_reach_ends_all(found):
+    assert [rank["unreachable"].split(":")[0] for rank in found] == ["StorageError", "StorageError"]
+    assert "rank 0: " in found[1]["unreachable"]
+
+
+def test_a_value_that_is_not_finite_on_one_rank_changes_none(found):
+    for rank in found:
+        error, steps, skipped, _ = rank["stopped"]
+        assert error.startswith("NonFiniteLossError: step 2:")
+        assert error.count("train_0") == 4, "samples of both ranks"
+        assert "dice nan" in error
+        assert (steps, skipped) == ((1,), 1)
+        assert rank["skipped"][:3] == ("", (1, 3), 1)
+    assert len({rank[kind] for rank in found for kind in ("skipped", "skipped late")}) == 1
+    assert found[0]["stopped"] == found[1]["stopped"]
+
+
+def test_a_sample_that_fills_up_does_not_count(found):
+    assert max(rank["filled"] for rank in found) < 1e-5
+
+
+def test_the_smallest_memory_decides(found):
+    assert [rank["small"] for rank in found] == [((1, 1), (1, 1))] * 2
+
+
+def test_an_error_of_one_rank_ends_all_before_the_first_step(found):
+    assert found[1]["broken"].startswith("TypeError")
+    assert found[0]["broken"].startswith("TrainingError: rank 1: TypeError")

@@ -1,0 +1,177 @@
+"""The loop on a device that queues its work: same numbers as on the CPU, and nothing is waited for in a step."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from d2ls.errors import NonFiniteLossError
+from d2ls.losses import D2LSLoss
+from d2ls.model import build_model
+from d2ls.training.device import Device, Stopwatch, open_device
+from tests.fake_device import GARBAGE, FakeDevice
+from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+class PoisonedInput(torch.nn.Module):
+    """Normalises images, to NaN in some of its calls in training, counted from 0."""
+
+    def __init__(self, normalization, *calls):
+        super().__init__()
+        self.normalization, self.calls, self.count = normalization, calls, 0
+
+    def forward(self, images):
+        poison = math.nan if self.training and self.count in self.calls else 1.0
+        self.count += self.training
+        return self.normalization(images) * poison
+
+    def to_json(self):
+        return self.normalization.to_json()
+
+
+def trained(shards, device, *, poisoned=(), **options):
+    told = Recorder()
+    trainer = make_trainer(shards, device=device, callbacks=[told], backbone="test_resnet", **options)
+    trainer.network.normalization = PoisonedInput(trainer.network.normalization, *poisoned)
+    trainer.run()
+    return trainer, told
+
+
+def reported(told):
+    return [(each.step, dict(each.terms), each.gradient_norm, each.learning_rate) for each in told.steps]
+
+
+def test_a_device_that_runs_ahead_trains_the_same(shards, tmp_path):
+    """Batches are copied late, values read late; a step is skipped; averages and Lookahead count the steps made."""
+    options = {"ema": 0.9, "lookahead": True, "poisoned": (4,), "skip_non_finite": 1, "epochs": 2}
+    options |= {"checkpoint_every_steps": 2}
+    plain, heard = trained(shards, None, folder=tmp_path / "plain", **options)
+    fake, told = trained(shards, FakeDevice(), folder=tmp_path / "fake", **options)
+    assert_equal(weights(plain), weights(fake))
+    assert fake.state == plain.state
+    assert fake.optimizer.state_dict()["param_groups"] == plain.optimizer.state_dict()["param_groups"]
+    assert fake.averaged.updates == plain.averaged.updates == fake.optimizer.param_groups[0]["steps"] == 5
+    assert reported(told) == reported(heard)
+    assert told.checkpoints == heard.checkpoints
+    assert {"data", "forward", "backward", "optimizer", "step"} <= set(told.steps[0].seconds)
+    assert told.steps[0].memory_bytes == 123
+
+
+def test_the_host_waits_for_a_step_when_the_next_one_is_queued(shards):
+    device = FakeDevice()
+    trainer = make_trainer(shards, device=device, epochs=1)
+    step, waited = trainer.optimizer.step, []
+    trainer.optimizer.step = lambda: (waited.append(len(device.runtime.waits)), step())
+    trainer.run()
+    assert waited == [0, 1, 2], "before an optimizer step the values of the one before are known, no others"
+    assert all(behind > 0 for behind in device.runtime.waits[:-1]), "the device had more to do"
+
+
+class Reads(TorchDispatchMode):
+    """Notes what would make the host wait for a device: values read, and tensors that come from the host."""
+
+    def __init__(self):
+        self.found = []
+        super().__init__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = [each for each in args if isinstance(each, torch.Tensor)]
+        moved = isinstance(result, torch.Tensor) and result.is_meta
+        if "_local_scalar_dense" in str(function) or "nonzero" in str(function):
+            self.found.append(str(function))
+        if moved and any(not each.is_meta and each.dim() for each in given):
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("backbone", "contrastive"), [("test_convnext", "ratio"), ("test_resnet", "infonce")]
+)
+def test_network_and_loss_read_nothing(backbone, contrastive, monkeypatch):
+    """On the meta device, where values do not exist (and autocast neither)."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    with torch.device("meta"):
+        network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2).train()
+        images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        labels = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    with Reads() as reads:
+        output = network(network.normalization(images))
+        D2LSLoss(contrastive=contrastive, ignored_pixels="include")(output, labels).total.backward()
+    assert reads.found == []
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_step_reads_nothing(shards):
+    trainer = make_trainer(shards, device=FakeDevice(), ema=0.9, lookahead=True, epochs=1)
+    step = trainer._train_step
+
+    def watched(*arguments):
+        with Reads() as reads:
+            step(*arguments)
+        assert reads.found == []
+
+    trainer._train_step = watched
+    trainer.run()
+
+
+@pytest.mark.parametrize("device", [Device(torch.device("cpu")), FakeDevice()], ids=["cpu", "ahead"])
+def test_a_step_that_is_not_finite_changes_nothing(shards, device):
+    trainer = make_trainer(shards, device=device, backbone="test_resnet", ema=0.9, skip_non_finite=1)
+    trainer.network.normalization = PoisonedInput(trainer.network.normalization, 1)
+    update, states = trainer._update, []
+
+    def watched(norm, spoiled):
+        update(norm, spoiled)
+        states.append(weights(trainer))
+
+    trainer._update = watched
+    trainer.run()
+    assert trainer.state.skipped == 1
+    assert_equal(states[1], states[0])
+    moved = [name for name in states[1] if not torch.equal(states[2][name], states[1][name])]
+    assert len(moved) > len(states[1]) / 2
+    assert all(value.isfinite().all() for value in states[-1].values())
+
+
+def test_a_late_error_names_the_step_it_is_about(shards):
+    told = Recorder()
+    trainer = make_trainer(shards, device=FakeDevice(), callbacks=[told])
+    trainer.network.normalization = PoisonedInput(trainer.network.normalization, 1)
+    with pytest.raises(NonFiniteLossError, match=r"step 2: .*total nan.*gradient_norm nan.*samples train_0"):
+        trainer.run()
+    assert [report.step for report in told.steps] == [1]
+
+
+def test_the_fake_is_late():
+    device = FakeDevice()
+    start = device.now()
+    read = device.reading(torch.ones(2))
+    end = device.now()
+    with pytest.raises(RuntimeError, match="not ready"):
+        device.seconds(start, end)
+    assert device._to_host(torch.ones(2)).tolist() == [GARBAGE] * 2
+    assert read() == [1.0, 1.0]
+    with pytest.raises(RuntimeError, match="not ready"):
+        device.seconds(start, end)
+
+
+def test_the_cpu_needs_no_waiting():
+    device = open_device(torch.device("cpu"))
+    watch = Stopwatch(device)
+    with watch.part("forward"):
+        pass
+    with watch.part("forward"):
+        pass
+    assert not device.runs_ahead
+    assert 0 <= watch.seconds()["forward"] < 1
+    assert device.reading(torch.ones(1))() == [1.0]
+    assert device.peak_memory() > 1e7
