@@ -104,9 +104,11 @@ def make_trainer(
     ranks = ranks or Ranks.current()
     seed_everything(0)
     network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=0.0)
+    network.to(ranks.device)
     loader = TrainingLoader(
         shards, "train", global_batch=global_batch, seed=3, rank=ranks.rank, world_size=ranks.world_size,
         augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),
+        pin_memory=ranks.device.type == "cuda",
     )  # fmt: skip
     selection = EvaluationLoader(shards, "val", batch_size=1, rank=ranks.rank, world_size=ranks.world_size)
     steps = loader.steps_per_epoch
@@ -120,7 +122,14 @@ def make_trainer(
         optimizer=build_optimizer(network, lr=lr, lookahead=lookahead),
         schedule=Schedule(lr=lr, steps_per_epoch=steps, epochs=epochs, warmup=0.2),
         batches=loader.epoch,
-        evaluator=Evaluator("val", shards.card.classes, lambda: selection, ranks),
+        evaluator=Evaluator(
+            "val",
+            shards.card.classes,
+            lambda: selection,
+            ranks,
+            settings.get("precision", "fp32"),
+            settings.get("channels_last", False),
+        ),
         settings=LoopSettings(global_batch=global_batch, seed=3, **settings),
         ranks=ranks,
         callbacks=callbacks,
@@ -150,8 +159,8 @@ def assert_equal(ours, theirs):
     assert not differing, differing[:5]
 
 
-def run_ranks(world_size, function, *arguments, timeout=240):
-    """Runs `function(*arguments)` in gloo processes; returns what each rank returns."""
+def run_ranks(world_size, function, *arguments, timeout=240, backend="gloo"):
+    """Runs `function(*arguments)` in processes of one group; returns what each rank returns."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -159,7 +168,7 @@ def run_ranks(world_size, function, *arguments, timeout=240):
     answers = context.Queue()
     processes = [
         context.Process(
-            target=_rank, args=(rank, world_size, port, answers, function, arguments), daemon=True
+            target=_rank, args=(rank, world_size, port, answers, backend, function, arguments), daemon=True
         )
         for rank in range(world_size)
     ]
@@ -176,11 +185,11 @@ def run_ranks(world_size, function, *arguments, timeout=240):
     return [value for _, _, value in sorted(results, key=lambda row: row[0])]
 
 
-def _rank(rank, world_size, port, answers, function, arguments):
+def _rank(rank, world_size, port, answers, backend, function, arguments):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
         answers.put((rank, False, function(*arguments)))
         with contextlib.suppress(RuntimeError):
             dist.barrier()

@@ -182,6 +182,8 @@ class Trainer:
         return self.state.step // self.schedule.steps_per_epoch
 
     def _prepare(self) -> None:
+        if self.settings.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         if self.checkpointer:
             self.ranks.together(self._clear_orphans)
             restored = self.checkpointer.restore(self.network, self.optimizer, self.averaged)
@@ -189,8 +191,6 @@ class Trainer:
                 self.state = restored
                 _log.info("going on after step %d", restored.step)
         self._device.set_precision(self.settings.precision)
-        if self.settings.channels_last:
-            self.network.to(memory_format=torch.channels_last)
         self._step_flops = self.ranks.together(self._count_flops)
         self._peak = peak_teraflops(self._device.name, self.settings.precision)
         if self.settings.compile:

@@ -50,9 +50,13 @@ class GuardedAdamW(torch.optim.AdamW):
             group["steps"] -= 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a state; that steps are fused is a matter of this class, not of the state."""
+        """Takes up a state: fused steps need it in the memory layout of the parameters, which a file does not keep."""
         groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
+        for parameter, values in self.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    values[name] = torch.empty_like(parameter).copy_(value)
 
     def _look_ahead(self, group: dict[str, Any]) -> None:
         for parameter in group["params"]:

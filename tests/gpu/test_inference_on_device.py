@@ -1,0 +1,51 @@
+"""Evaluation and prediction on a device give what the CPU gives, within a tolerance."""
+
+import numpy as np
+import pytest
+import torch
+
+from d2ls.bundle import ModelInfo
+from d2ls.inference import Segmenter
+from d2ls.model import build_model
+from d2ls.training.evaluation import Evaluator
+from d2ls.training.ranks import Ranks
+from tests.training_world import SIZE, make_trainer
+
+SAME_PIXELS = 0.999
+"""Share of pixels that get the same class: where two classes are equally likely, rounding decides."""
+
+PROBABILITY = 2e-3
+"""Largest difference of a class probability, in float32 without TensorFloat-32."""
+
+BACKBONES = ["test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
+CASES = [("cpu", "test_resnet"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in BACKBONES)]
+
+
+@pytest.mark.parametrize(("device", "backbone"), CASES, indirect=["device"])
+def test_evaluation_gives_the_same_scores(device, shards, backbone):
+    tables = []
+    for place, layout in ((torch.device("cpu"), False), (device, True)):
+        ranks = Ranks.current(place)
+        trainer = make_trainer(shards, ranks=ranks, backbone=backbone)
+        evaluator = Evaluator(
+            "val", shards.card.classes, trainer.evaluator.batches, ranks, channels_last=layout
+        )
+        tables.append(evaluator(trainer.network.eval())[0])
+    assert tables[0].sum() == tables[1].sum() > 0
+    assert np.abs(tables[0] - tables[1]).sum() / 2 <= (1 - SAME_PIXELS) * tables[0].sum()
+
+
+@pytest.mark.parametrize(("device", "backbone"), CASES, indirect=["device"])
+def test_prediction_gives_the_same_map(device, shards, backbone):
+    torch.manual_seed(0)
+    network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2).eval()
+    info = ModelInfo.from_card(network, shards.card, window=SIZE)
+    image = np.random.default_rng(0).integers(0, 255, (2 * SIZE + 7, 2 * SIZE - 3, 3), np.uint8)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    maps, probabilities = [], []
+    for place in ("cpu", device):
+        segmenter = Segmenter(network, info, device=place, augmentation="flips")
+        maps.append(segmenter.predict(image))
+        probabilities.append(segmenter.probabilities(image))
+    assert (maps[0] == maps[1]).mean() >= SAME_PIXELS
+    assert np.abs(probabilities[0] - probabilities[1]).max() <= PROBABILITY

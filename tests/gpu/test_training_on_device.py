@@ -1,0 +1,130 @@
+"""Five steps, an exact resume, every precision and layout, and what a GPU alone can show."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from d2ls.training.ranks import Ranks
+from tests.training_world import SIZE, Recorder, StopAfter, assert_equal, make_trainer, weights
+
+BACKBONES = ["test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
+SETTINGS = {
+    "fp32": {},
+    "tf32": {"precision": "tf32"},
+    "bf16": {"precision": "bf16"},
+    "channels_last": {"precision": "bf16", "channels_last": True},
+    "compile": {"precision": "bf16", "compile": True},
+}
+TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 3e-2, "channels_last": 3e-2, "compile": 3e-2}
+"""Of the loss of the first step, relative to float32 on the CPU."""
+
+
+CASES = [
+    ("cpu", "test_convnext", "fp32"),
+    ("cpu", "test_resnet", "channels_last"),  # unit tests train the others
+    *(
+        pytest.param("cuda", backbone, settings, marks=pytest.mark.gpu)
+        for backbone in BACKBONES
+        for settings in SETTINGS
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "backbone", "settings"), CASES, indirect=["device"])
+def test_five_steps_and_a_resume_that_goes_on_exactly(
+    device, shards, tmp_path, repeatable, backbone, settings
+):
+    options = {
+        "backbone": backbone,
+        "ema": 0.9,
+        "lookahead": True,
+        "checkpoint_every_steps": 1,
+        **SETTINGS[settings],
+    }
+    reference, told = Recorder(), Recorder()
+    plain = {"backbone": backbone, "epochs": 1}
+    make_trainer(shards, callbacks=[reference], **plain).run()
+    whole = make_trainer(shards, tmp_path / "whole", ranks=Ranks.current(device), callbacks=[told], **options)
+    whole.run()
+    assert len(told.steps) >= 5
+    assert all(math.isfinite(value) for report in told.steps for value in report.terms.values())
+    loss, expected = told.steps[0].terms["total"], reference.steps[0].terms["total"]
+    assert loss == pytest.approx(expected, rel=TOLERANCE[settings])
+    for part in ("forward", "backward", "optimizer"):
+        assert all(report.seconds[part] > 0 for report in told.steps)
+
+    options["ranks"] = Ranks.current(device)
+    cut = make_trainer(shards, tmp_path / "cut", callbacks=[StopAfter(4)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    rest = make_trainer(shards, tmp_path / "cut", **options)
+    rest.run()
+    assert_equal(weights(whole), weights(rest))
+    assert whole.state == rest.state
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
+    """CUDA itself raises where a call waits; the readings of the step before wait by an event, which it allows."""
+    trainer = make_trainer(
+        shards,
+        ranks=Ranks.current(torch.device("cuda", 0)),
+        backbone=backbone,
+        ema=0.9,
+        lookahead=True,
+        epochs=3,
+    )
+    step = trainer._train_step
+
+    def watched(*arguments):
+        if trainer.state.step:  # the first step loads kernels
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    trainer._train_step = watched
+    trainer.run()
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
+    """Memory is limited in earnest, to what about three of eight samples need."""
+    place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch": 8, "epochs": 1}
+    options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
+    trainer = make_trainer(shards, ranks=Ranks.current(place), **options)
+    device, shape = trainer._device, options["sample_shape"]
+    from d2ls.training.memory import probe_memory
+
+    attempt = probe_memory(trainer.network, trainer.optimizer, shape, device, "fp32")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(place)
+    attempt(3)
+    needed = torch.cuda.max_memory_reserved(place)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(place).total_memory
+    torch.cuda.set_per_process_memory_fraction(needed * 1.1 / total, place)
+    try:
+        with caplog.at_level(logging.INFO):
+            trainer.run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, place)
+    assert "going on with train.micro_batch=2" in caplog.text
+    assert len(trainer._gradients.micro.parts[0]) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_rehearsal_leaves_no_trace_on_a_gpu(shards, backbone):
+    from d2ls.training.memory import probe_memory
+
+    trainer = make_trainer(shards, ranks=Ranks.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9)
+    before, random = weights(trainer), torch.cuda.get_rng_state(0)
+    probe_memory(trainer.network, trainer.optimizer, (3, SIZE, SIZE), trainer._device, "bf16")(2)
+    assert_equal(weights(trainer), before)
+    assert torch.equal(torch.cuda.get_rng_state(0), random)
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())

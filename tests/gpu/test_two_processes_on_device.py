@@ -1,0 +1,49 @@
+"""Two processes: over NCCL where there are two GPUs, else both on one GPU over gloo."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from d2ls.training.ranks import Ranks
+from tests.training_world import Recorder, make_trainer, run_ranks, weights
+
+
+def first_step(shards, global_batch, micro_batch):
+    """Terms of the first step, and a number that tells weights and statistics apart."""
+    torch.set_num_threads(1)
+    place = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(place)
+    told = Recorder()
+    trainer = make_trainer(
+        shards, ranks=Ranks.current(place), epochs=1, global_batch=global_batch, micro_batch=micro_batch,
+        backbone="test_resnet", callbacks=[told], ema=0.9, sample_shape=(3, 64, 64),
+    )  # fmt: skip
+    trainer.run()
+    total = float(sum(value.double().abs().sum() for value in weights(trainer).values()))
+    return (
+        {**told.steps[0].terms, "norm": told.steps[0].gradient_norm},
+        told.evaluations[-1].confusion.tolist(),
+        total,
+    )
+
+
+@pytest.mark.gpu  # on CPUs: tests/distributed
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_two_processes_compute_one_step(shards, micro_batch):
+    """5 samples, 3 and 2: with a micro-batch of 1 the second process fills up with one that does not count."""
+    device = torch.device("cuda", 0)
+    told = Recorder()
+    make_trainer(
+        shards,
+        ranks=Ranks.current(device),
+        epochs=1,
+        global_batch=5,
+        backbone="test_resnet",
+        callbacks=[told],
+    ).run()
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    found = run_ranks(2, first_step, shards, 5, micro_batch, backend=backend)
+    assert found[0] == found[1], "ranks disagree"
+    if micro_batch is None:
+        expected = {**told.steps[0].terms, "norm": told.steps[0].gradient_norm}
+        assert found[0][0] == pytest.approx(expected, rel=1e-3)
