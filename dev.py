@@ -9,7 +9,7 @@
     python3 dev.py test --cov         words for pytest: with the coverage of branches
     python3 dev.py faults             long fault injections
     python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
-    python3 dev.py gpu                what only a CUDA device shows
+    python3 dev.py gpu                what only a CUDA device shows: tests, then benchmarks
     python3 dev.py served             a registered model in a fresh environment with its own requirements alone
     python3 dev.py bench [NAME]       benchmarks
     python3 dev.py setup              only the environment
@@ -74,7 +74,8 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
     if what == "cluster":
         return [["pytest", "-m", what, f"tests/{what}", *rest]]
     if what == "gpu":
-        return [["pytest", "-m", what, *rest]]
+        benchmarks = [["python", "-m", f"benchmarks.{name}"] for name in ("gpu_network", "gpu_loader")]
+        return [["pytest", "-m", what, "tests/gpu", *rest], *([] if rest else benchmarks)]
     if what == "served":
         return [["python", "-m", "tests.served", *rest]]
     if what == "bench":
