@@ -51,6 +51,8 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("--format", choices=("tif", "png"), default="tif", help="of maps in a folder (default: tif)")
     add("--bands", metavar="1,2,3", help="bands of the file to look at, from 1, in the model's order")
     add("--stretch", metavar="LOW,HIGH", help="file values that stand for the model's darkest and brightest")
+    add("--nodata", type=float, metavar="V", help="value of pixels without data, where the file does not say")
+    add("--page", type=int, metavar="N", help="page of a TIFF of several pages, from 1")
     add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
     add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")
     add("--overlay", action="store_true", help="also write OUTPUT.overlay.jpg, the map over the image")
@@ -101,7 +103,11 @@ def _options(values: argparse.Namespace) -> MapOptions:
         )
     if stretch is not None and not stretch[0] < stretch[1]:
         raise ConfigError(f"--stretch {values.stretch}: give the low value first, for instance 0,10000")
+    if values.page is not None and values.page < 1:
+        raise ConfigError(f"--page {values.page}: pages are counted from 1")
     return MapOptions(
+        nodata=values.nodata,
+        page=values.page,
         bands=_numbers(values.bands, "--bands", int),
         stretch=stretch,
         resample=values.resample,

@@ -8,6 +8,7 @@ import numpy as np
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Segmenter
+from sharding.raster.bands import band_text, bands_in_order, contradiction, find_bands
 from sharding.raster.scene import Scene
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ SMALLEST_SIDE = 32
 
 
 def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
-    """Chooses which bands of a scene the model sees.
+    """Chooses which bands of a scene the model sees, by the rule of training (`sharding.raster.bands`).
 
     Args:
         scene: the scene.
@@ -46,23 +47,22 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
                 f"the file has bands 1 to {scene.count}"
             )
         return tuple(band - 1 for band in chosen), ""
-    mask = (
-        ""
-        if scene.alpha is None
-        else f"band {scene.alpha + 1} is taken as transparency: where it is 0, no label"
-    )
-    if all(name.lower() in scene.band_names for name in info.bands):
-        found = tuple(scene.band_names.index(name.lower()) for name in info.bands)
-        plain = found == tuple(range(scene.count - (scene.alpha is not None)))
-        note = "" if plain else f"bands {[band + 1 for band in found]} chosen by their names ({names})"
-        return found, "; ".join(text for text in (note, mask) if text)
-    colors = tuple(band for band in range(scene.count) if band != scene.alpha)
-    if len(colors) == wanted:
-        return colors, mask
+    found = find_bands(scene.info, info.bands)
+    if found is not None:
+        plain = found == bands_in_order(scene.info, info.bands)
+        notes = [] if plain else [f"bands {[band + 1 for band in found]} chosen by their names ({names})"]
+        if scene.alpha is not None and scene.alpha not in found:
+            notes.append(f"band {scene.alpha + 1} is taken as transparency: where it is 0, no label")
+        elif scene.alpha is not None and not scene.info.names[scene.alpha][0]:
+            name = info.bands[found.index(scene.alpha)]
+            notes.append(f"band {scene.alpha + 1} is marked as transparency and taken as {name}")
+        return found, "; ".join(notes)
     example = ",".join(str(min(band, scene.count)) for band in range(1, wanted + 1))
     marked = "" if scene.alpha is None else f", band {scene.alpha + 1} of them marked as transparency"
+    against = contradiction(scene.info, info.bands).replace("in the recipe", "in the model")
     raise DataError(
-        f"{scene.name}: {scene.count} band(s){marked}, the model takes {wanted} ({names}). "
+        f"{scene.name}: {band_text(scene.info)}{marked}, the model takes {wanted} ({names}). "
+        f"{f'{against[:1].upper()}{against[1:]}. ' if against else ''}"
         f"Choose with --bands, for instance --bands {example}"
     )
 

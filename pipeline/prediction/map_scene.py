@@ -27,7 +27,9 @@ from pipeline.prediction.parts import Parts, Rows
 from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
 from pipeline.prediction.request import MapOptions, WindowPlan
 from pipeline.scratch import scratch_folder
-from sharding.raster.gdal import TIFF_SUFFIXES
+from sharding.raster.base import Reading
+from sharding.raster.gdal import GDAL_SUFFIXES
+from sharding.raster.reader import PLAIN
 from sharding.raster.scene import Scene, Span, open_scene
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def map_scene(
         StorageError: the map cannot be written, or another process writes it now.
     """
     started = time.monotonic()
-    with read_scene(source) as scene:
+    with read_scene(source, options.reading) as scene:
         look = WindowPlan.of(segmenter)
         plan = plan_scene(scene, source, target, segmenter.info, look, options, digest)
         report = MapReport(source, target, scene.height, scene.width, 0.0, plan.notes)
@@ -103,26 +105,52 @@ def map_scene(
 
 
 @contextlib.contextmanager
-def read_scene(source: str) -> Iterator[Scene]:
-    """Opens a scene: a TIFF where it lies, by windows; other formats of an object store from a copy, whole.
+def read_scene(source: str, reading: Reading = PLAIN) -> Iterator[Scene]:
+    """Opens a scene where it lies; of an object store, formats that are decoded whole are copied first.
+
+    Args:
+        source: image, local or by URI.
+        reading: what is known beyond what the file says.
 
     Raises:
         DataError: missing or unreadable.
     """
-    if storage.is_local(source) or Path(source).suffix.lower() in TIFF_SUFFIXES:
-        with open_scene(storage.local_path(source) if storage.is_local(source) else source) as scene:
+    if storage.is_local(source):
+        with open_scene(storage.local_path(source), reading) as scene:
+            yield scene
+        return
+    if Path(source).suffix.lower() in GDAL_SUFFIXES and reading.page is None:
+        with open_scene(source, reading) as scene:
             yield scene
         return
     with scratch_folder() as folder:
-        entry = storage.info(source)
-        check_disk(entry.size or 0, str(folder))
+        check_disk(storage.info(source).size or 0, str(folder))
+        local = _fetch(source, folder)
         try:
-            storage.download(source, folder / Path(source).name)
-        except StorageError as error:
-            raise DataError(f"{source}: cannot be read: {error}") from error
-        with open_scene(folder / Path(source).name) as scene:
-            scene.name = source
-            yield scene
+            with open_scene(local, reading) as scene:
+                scene.name = source
+                yield scene
+        except DataError as error:
+            raise DataError(str(error).replace(str(local), source)) from error
+
+
+def _fetch(source: str, folder: Path) -> Path:
+    """Copies a scene and the files that say where it lies.
+
+    Raises:
+        DataError: there is no such scene, or it cannot be read.
+    """
+    stem = source.rpartition(".")[0]
+    kind = Path(source).suffix[1:].lower()
+    beside = (f"{stem}.{kind[0]}{kind[-1]}w", f"{stem}.{kind}w", f"{stem}.wld", f"{source}.aux.xml")
+    try:
+        storage.download(source, folder / Path(source).name)
+        for uri in beside:
+            if storage.exists(uri):
+                storage.download(uri, folder / Path(uri).name)
+    except StorageError as error:
+        raise DataError(f"{source}: cannot be read: {error}") from error
+    return folder / Path(source).name
 
 
 class _Job:
@@ -157,7 +185,7 @@ class _Job:
         """
         source = self.plan.source
         try:
-            same = storage.fingerprint(source) == self.plan.provenance.stamp
+            same = storage.fingerprint(source) == self.plan.provenance.file_stamp
         except StorageError as error:
             raise DataError(
                 f"{source}: vanished while it was being mapped; put it back and start again"

@@ -150,11 +150,9 @@ def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: A
     plain, final = (target.with_name(f".{target.name}.{os.getpid()}.{part}.tmp") for part in ("plain", "cog"))
     profile = {
         "driver": "GTiff", "height": layout.height, "width": layout.width, "count": bands, "dtype": "uint8",
-        "nodata": IGNORE, "crs": layout.georeference.crs, "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
+        "nodata": IGNORE, **_place(layout.georeference), "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
         "compress": "deflate", "zlevel": 1, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
-    if not layout.georeference.transform.is_identity:
-        profile["transform"] = layout.georeference.transform
     try:
         with _gdal():
             with rasterio.open(plain, "w", **profile) as file:
@@ -168,6 +166,14 @@ def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: A
         for leftover in (plain, final):
             for file_name in (leftover, aux_file(leftover)):
                 file_name.unlink(missing_ok=True)
+
+
+def _place(georeference: Georeference) -> dict[str, Any]:
+    """Arguments of rasterio for where a raster lies: transform or ground control points, and CRS."""
+    if georeference.gcps:
+        return {"crs": georeference.gcps_crs, "gcps": list(georeference.gcps)}
+    placed = {"transform": georeference.transform} if georeference.placed else {}
+    return {"crs": georeference.crs, **placed}
 
 
 def _copy(plain: Path, final: Path) -> None:

@@ -84,14 +84,12 @@ def plan_scene(
     rows, columns = size or (scene.height, scene.width)
     windows = _count_windows(scene.name, (rows, columns), look)
     _check_memory(scene.name, (rows, columns), look, info, windows)
-    place_note = ""
-    if target.lower().endswith(".png") and scene.georeference.crs:
-        place_note = "a PNG keeps no coordinates; name a .tif to keep the scene's"
     settings = {
         "height": scene.height, "width": scene.width, "bands": bands, "size": size, "window": look.window,
         "overlap": look.overlap, "views": [asdict(view) for view in look.views], "stretch": options.stretch,
+        "nodata": options.nodata, "page": options.page,
     }  # fmt: skip
-    provenance = Provenance.of(source, model, settings)
+    provenance = Provenance.of(source, scene.info.sidecars, model, settings)
     finished = outputs.check(provenance, overwrite=options.overwrite)
     if not finished:
         check_ours(outputs.parts)
@@ -99,8 +97,18 @@ def plan_scene(
     return ScenePlan(
         source, outputs, scene.height, scene.width, bands, size, windows,
         round(rows * columns * (LABEL_BYTES + probabilities)), provenance,
-        tuple(note for note in (band_note, size_note, place_note) if note), finished,
+        tuple(note for note in (band_note, size_note, _place_note(scene, target)) if note), finished,
     )  # fmt: skip
+
+
+def _place_note(scene: Scene, target: str) -> str:
+    """Says what becomes of a georeference that the map cannot keep."""
+    where = scene.georeference
+    if where.rpc:
+        return "placed by RPC alone, which are not applied: the map has no coordinates; orthorectify the scene first"
+    if target.lower().endswith(".png") and (where.placed or where.gcps):
+        return "a PNG keeps no coordinates; name a .tif to keep those of the scene"
+    return ""
 
 
 def check_disk(needed: int, target: str) -> int | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Self
@@ -18,7 +19,7 @@ class Provenance:
     Attributes:
         scene: file name of the scene.
         place: digest of the scene's location; tells scenes of one name apart.
-        stamp: size, time and, in an object store, tag of the scene's content.
+        stamp: size, time and, in an object store, tag of the scene's file; then what stands for files beside it.
         model: digest of the model's files.
         settings: digest of all else that decides the values of the map.
     """
@@ -30,16 +31,26 @@ class Provenance:
     settings: str
 
     @classmethod
-    def of(cls, source: str, model: str, settings: dict[str, Any]) -> Self:
+    def of(cls, source: str, sidecars: Sequence[str], model: str, settings: dict[str, Any]) -> Self:
         """Describes the map of a scene.
+
+        Args:
+            source: location of the scene.
+            sidecars: state of the files beside it that say more about it, see `RasterInfo`.
+            model: digest of the model's files.
+            settings: plain values.
 
         Raises:
             StorageError: there is no such scene.
         """
         place = os.path.realpath(storage.local_path(source)) if storage.is_local(source) else source
-        return cls(
-            PurePosixPath(source).name, _digest(place), storage.fingerprint(source), model, _digest(settings)
-        )
+        stamp = "+".join((storage.fingerprint(source), *([_digest(list(sidecars))] if sidecars else [])))
+        return cls(PurePosixPath(source).name, _digest(place), stamp, model, _digest(settings))
+
+    @property
+    def file_stamp(self) -> str:
+        """The part of `stamp` that is the scene's own file."""
+        return self.stamp.partition("+")[0]
 
     def to_json(self) -> str:
         """Returns one line of JSON."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config.train import ClusterConfig
+from sharding.raster.base import Reading
 
 if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
@@ -17,6 +18,8 @@ class MapOptions:
     Attributes:
         bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
         stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
+        nodata: value of pixels without data, beside what files are tagged with.
+        page: page of TIFF files of several pages, from 1.
         resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
         probabilities: also write the class probabilities.
         overlay: also write a picture of the map over the image.
@@ -25,10 +28,17 @@ class MapOptions:
 
     bands: tuple[int, ...] | None = None
     stretch: tuple[float, float] | None = None
+    nodata: float | None = None
+    page: int | None = None
     resample: bool = False
     probabilities: bool = False
     overlay: bool = False
     overwrite: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """What is known about scenes beyond what they say."""
+        return Reading(self.nodata, self.page)
 
 
 class WindowPlan(NamedTuple):

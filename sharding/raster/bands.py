@@ -28,10 +28,15 @@ def find_bands(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | Non
 
 
 def bands_by_name(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Returns the positions of the wanted bands by their names in the file, None unless each has just one."""
-    names = _effective(info, wanted)
+    """Returns the positions of the wanted bands by their names in the file, None unless each has just one.
+
+    Descriptions that name all of them go before colour interpretation, which writers set unasked.
+    """
     lower = [name.lower() for name in wanted]
-    return tuple(names.index(name) for name in lower) if all(names.count(n) == 1 for n in lower) else None
+    for names in ([description for description, _ in info.names], _effective(info, wanted)):
+        if all(names.count(name) == 1 for name in lower):
+            return tuple(names.index(name) for name in lower)
+    return None
 
 
 def bands_in_order(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | None:

@@ -170,10 +170,10 @@ def _opened(ref: FileRef, page: int | None) -> Any:
             if page is None:
                 raise DataError(
                     f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image, for instance "
-                    "data.custom.page: 1 in the recipe, or save it as a file of its own"
+                    "data.custom.page: 1 in a recipe or --page 1 for a map, or save it as a file of its own"
                 )
             if page > len(pages):
-                raise DataError(f"{ref}: data.custom.page is {page}, the file has {len(pages)} pages")
+                raise DataError(f"{ref}: page {page} was asked for, the file has {len(pages)} pages")
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
     if ref.suffix in TIFF_SUFFIXES and (orientation := tiff_orientation(ref)) != 1:
         file.close()

@@ -331,7 +331,7 @@ def _(tmp_path):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     assert "3 pages in one TIFF" in problems(tmp_path)
     assert "data.custom.page" in problems(tmp_path)
-    assert "data.custom.page is 4, the file has 3 pages" in problems(tmp_path, page=4)
+    assert "page 4 was asked for, the file has 3 pages" in problems(tmp_path, page=4)
     shard(tmp_path, page=2)
     np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], pixels(1).transpose(1, 2, 0))
     with pytest.raises(DataError, match="3 pages"):

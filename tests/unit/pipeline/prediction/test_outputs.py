@@ -344,6 +344,7 @@ def test_a_changed_scene_replaces_its_own_old_map(tmp_path) -> None:
 def test_remote_scenes_behave_like_local_ones(tmp_path, store, model, monkeypatch, capsys) -> None:
     scene_file(store / "a.tif", crs="EPSG:32632", transform=rasterio.Affine(0.5, 0, 100, 0, -0.5, 200))
     Image.fromarray(np.arange(3 * 40 * 50, dtype=np.uint8).reshape(40, 50, 3)).save(store / "c.png")
+    (store / "c.pgw").write_text("0.5\n0\n0\n-0.5\n100.5\n2000.5\n")
     monkeypatch.chdir(tmp_path)
     assert main([model, "s3://b/a.tif", "map.tif"]) == 0
     assert read(tmp_path / "map.tif").shape == (90, 70)
@@ -353,6 +354,8 @@ def test_remote_scenes_behave_like_local_ones(tmp_path, store, model, monkeypatc
     assert main(words) == 0
     names = ["a.overlay.jpg", "a.tif", "a.tif.aux.xml", "c.overlay.jpg", "c.tif", "c.tif.aux.xml"]
     assert sorted(contents(store / "maps")) == names
+    with rasterio.open(store / "maps" / "c.tif") as file:
+        assert file.transform == rasterio.Affine(0.5, 0, 100.25, 0, -0.5, 2000.75)
     capsys.readouterr()
     before = contents(store)
     assert main(words) == 0

@@ -123,9 +123,8 @@ def test_bands_are_chosen_by_number_or_name_or_refused(tmp_path) -> None:
     assert run(marked, tmp_path / "f.tif").notes == (
         "band 4 is taken as transparency: where it is 0, no label",
     )
-    with pytest.raises(DataError, match=r"band 4 of them marked as transparency, .* --bands 1,2,3,4"):
-        run(marked, tmp_path / "g.tif", segmenter(bands=4))
-    run(marked, tmp_path / "g.tif", segmenter(bands=4), bands=(1, 2, 3, 4))
+    taken = run(marked, tmp_path / "g.tif", segmenter(bands=4))
+    assert taken.notes == ("band 4 is marked as transparency and taken as nir",)
     with pytest.raises(DataError, match="bands 1 to 4"):
         run(plain, tmp_path / "e.tif", bands=(1, 2, 5))
 
@@ -364,3 +363,11 @@ def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
     monkeypatch.setattr(submission, "RULES", {name: replace(rules, count=3)})
     with pytest.raises(DataError, match="2 images, 3 are wanted"):
         main(words)
+
+
+def test_a_value_without_data_can_be_named(tmp_path) -> None:
+    array = pixels()
+    array[:, :, :25] = 0
+    source = scene_file(tmp_path / "s.tif", array)
+    run(source, tmp_path / "map.tif", nodata=0.0)
+    assert ((read(tmp_path / "map.tif") == 255) == (np.arange(110) < 25)).all()
