@@ -1,4 +1,8 @@
-"""Names a process for ever, so that what it began can be told from what was left behind by a dead one."""
+"""Identifies a process for ever, so that a run of a living process can be told from one that a dead process left.
+
+An identity is `host:machine:pid:start`. `machine` holds the boot, the process-id namespace and the machine id:
+containers may share a host name, and even a boot, and still count their processes from 1 each.
+"""
 
 import os
 import socket
@@ -6,43 +10,49 @@ from pathlib import Path
 
 import psutil
 
+HOST_NAMESPACE = "4026531836"
+"""Inode of Linux's first process-id namespace: a process there runs in no container."""
+
 
 def this_process() -> str:
-    """Names this process: host, process id and start."""
+    """Returns the identity of this process."""
     return name_of(os.getpid())
 
 
 def name_of(pid: int) -> str:
-    """Names a living process of this host.
+    """Returns the identity of a living process of this machine (and of this container, in a container).
 
     Raises:
         psutil.NoSuchProcess: there is none.
     """
-    return f"{socket.gethostname()}:{pid}:{_start(pid)}"
+    return f"{socket.gethostname()}:{_machine()}:{pid}:{_start(pid)}"
 
 
 def is_gone(name: str) -> bool:
-    """Says whether the named process ran on this host and has ended; False where one cannot tell."""
-    return _on_this_host(name) and not _lives(name)
+    """Returns whether the process has ended for certain; False where this process cannot know."""
+    host, machine, pid, _ = _parts(name)
+    if machine == _machine():
+        return pid.isdigit() and not _lives(name)
+    return host == socket.gethostname() and _booted_since(machine)
 
 
 def is_another(name: str) -> bool:
-    """Says whether the named process is another one of this host, and alive."""
-    return name != this_process() and _on_this_host(name) and _lives(name)
+    """Returns whether the process is alive on this machine, and not this one."""
+    return name != this_process() and _parts(name)[1] == _machine() and _lives(name)
 
 
 def process_id(name: str) -> str:
-    """The process id in a name."""
-    return name.rsplit(":", 2)[1]
+    """Returns the process id in an identity."""
+    return _parts(name)[2]
 
 
-def _on_this_host(name: str) -> bool:
-    host, pid, _ = (*name.rsplit(":", 2), "", "")[:3]
-    return host == socket.gethostname() and pid.isdigit()
+def _parts(name: str) -> tuple[str, str, str, str]:
+    host, machine, pid, start = (name.rsplit(":", 3) + [""] * 3)[:4]
+    return host, machine, pid, start
 
 
 def _lives(name: str) -> bool:
-    """Says whether the process lives, and its number was not given to a new one; True where one cannot tell."""
+    """Returns whether the process lives and its number was not given to a new one; True where one cannot know."""
     pid = int(process_id(name))
     try:
         return name == name_of(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -52,12 +62,34 @@ def _lives(name: str) -> bool:
         return True
 
 
+def _machine() -> str:
+    """Returns `boot-namespace-machine id`, each empty where the system does not say it."""
+    boot = _text("/proc/sys/kernel/random/boot_id")[:8] or str(int(psutil.boot_time()))
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:  # not Linux
+        namespace = ""
+    return f"{boot}-{namespace}-{_text('/etc/machine-id')[:12]}"
+
+
+def _booted_since(machine: str) -> bool:
+    """Returns whether a process ran on this very machine, in no container, before it was booted last."""
+    (boot, *there), (now, *here) = machine.split("-"), _machine().split("-")
+    return boot != now and there == here and here[0] == HOST_NAMESPACE and bool(here[1])
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
 def _start(pid: int) -> str:
-    """Start of a process: boot and clock ticks since then, which no setting of the clock moves (time if not Linux)."""
-    boot, stat = Path("/proc/sys/kernel/random/boot_id"), Path(f"/proc/{pid}/stat")
-    if not boot.exists():
+    """Returns the start of a process in clock ticks since the boot, which no setting of the clock moves."""
+    if not Path("/proc/self/stat").exists():  # not Linux
         return f"{psutil.Process(pid).create_time():.2f}"
     try:
-        return f"{boot.read_text()[:8]}-{stat.read_text().rsplit(')', 1)[1].split()[19]}"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError) as error:
         raise psutil.NoSuchProcess(pid) from error
