@@ -21,6 +21,7 @@ from pipeline.config import Recipe, load_recipe
 if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
+    from pipeline.tracking import Store
 
 EXAMPLES = """\
   python -m pipeline.doctor                       # this machine: versions, tracking store, unfinished runs
@@ -120,21 +121,32 @@ def check_memory_disk() -> Finding:
 
 
 def check_tracking(recipe: Recipe | None) -> list[Finding]:
-    """Opens the tracking store, and closes runs whose driver is gone."""
+    """Opens the tracking store, and completes the runs of dead processes and of times when it was away."""
     from pipeline.tracking import Store
+    from pipeline.training.run_folder import default_storage
 
     store = Store.open(recipe.tracking if recipe else None)
-    closed = store.close_orphans()
-    findings = [Finding("tracking", "ok", f"{store.uri} answers")]
-    if closed:
-        names = ", ".join(row.name for row in closed)
-        findings.append(
-            Finding(
-                "runs",
-                "warning",
-                f"closed as KILLED, their drivers were gone: {names}; go on with --resume NAME",
-            )
-        )
+    answers = Finding("tracking", "ok", f"{store.uri} answers")
+    return [answers, *check_runs(store, recipe.storage if recipe else default_storage())]
+
+
+def check_runs(store: "Store", storage_uri: str) -> list[Finding]:
+    """Sends what waits in the run folders below a storage, and ends runs in MLflow as their folders ended."""
+    from pipeline.training import tracked_run
+
+    findings = []
+    for folder in tracked_run.unsettled(storage_uri):
+        facts = folder.facts()
+        try:
+            sent = tracked_run.settle(store, folder)
+        except D2LSError as error:
+            other = facts.get("store", store.uri)
+            way = f"; it was logged to {other}: set tracking.uri to that" if other != store.uri else ""
+            findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
+            continue
+        words = f"{folder.name}: {sent} log entries that waited were sent to MLflow; it is {facts['state']} there too"
+        more = f" ({facts['reason']}); go on with --resume {folder.name}" if facts.get("reason") else ""
+        findings.append(Finding("runs", "warning", words + more))
     return findings
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from d2ls.errors import ConfigError, TrackingError
+from d2ls.errors import TrackingError
 from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def decide(
 
     champion = store.champion(version.name)
     if champion is not None and champion.version == version.version:
-        return champion, "it reigns already"
+        return champion, "it is already the champion"
     evaluation = evaluation or _score(store, version, recipe, cluster)
-    reigning = _score(store, champion, recipe, cluster) if champion else None
+    reigning = _score_champion(store, champion, recipe, cluster) if champion else None
     better, reason = should_promote(evaluation.scores.miou, reigning.scores.miou if reigning else None)
     where = f" ({recipe.roles.report} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
     against = f", version {champion.version}" if champion else ""
@@ -81,6 +81,15 @@ def decide(
         return store.promote(version.name, version.version, reason), reason
     registry.note(store, version.name, version.version, f"Not promoted: {reason}")
     return registry.by_version(store, version.name, version.version), reason
+
+
+def _score_champion(
+    store: "Store", champion: "ModelVersion", recipe: "Recipe", cluster: "ClusterConfig | None"
+) -> "Evaluation":
+    try:
+        return _score(store, champion, recipe, cluster)
+    except TrackingError as error:  # its files were deleted
+        raise TrackingError(f"{error}. Promote without scoring it: --force REASON") from error
 
 
 def _score(
@@ -106,13 +115,11 @@ def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":
 
 
 def _recipe(store: "Store", version: "ModelVersion", shards: str | None, split: str | None) -> "Recipe":
-    """Takes the recipe of the run that made the version; shards and split can be others."""
-    if not version.run_id:
-        raise ConfigError(
-            f"{version.uri}: no run is noted with it, so its recipe is not known; use --force REASON"
-        )
+    """Takes the recipe that lies with the version's weights; shards and split can be others."""
+    from pipeline.tracking import registry
+
     values = {**({"shards.uri": shards} if shards else {}), **({"roles.report": split} if split else {})}
-    return store.recipe(version.run_id).with_values(values)
+    return registry.recipe_of(store, version).with_values(values)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,11 @@
 """`python -m pipeline.register RUN`: the model of any run goes into the registry, alias `challenger`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from d2ls.errors import TrackingError
+from d2ls import storage
+from d2ls.errors import ConfigError, TrackingError
 from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 if TYPE_CHECKING:
@@ -11,44 +13,44 @@ if TYPE_CHECKING:
     from pipeline.config import Recipe
     from pipeline.config.train import ClusterConfig
     from pipeline.tracking import ModelVersion, Store
+    from pipeline.training.run_folder import RunFolder
 
 DESCRIPTION = (
     "Registers the model of a run as a new version, with model card, signature and evaluation report, and gives it the "
-    "alias `challenger`. RUN is a run's name or MLflow id. The same weights are registered once."
+    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --storage: weights, recipe and "
+    "MLflow run all come from that folder. The same weights are registered once."
 )
 EXAMPLES = """\
   python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the report split
-  python -m pipeline.register loveda-20260301-120000-ab12 --checkpoint last --name d2ls-trial
+  python -m pipeline.register runs/lo1-final --checkpoint last --name d2ls-trial
   python -m pipeline.register 3f2b8c... --no-evaluation              by MLflow id, without scores
-  python -m pipeline.register lo1-final --address ray://head:10001   scored on the recipe's workers there
+  python -m pipeline.register s3://bucket/runs/lo1-final --workers 4   scored on four Ray workers
   python -m pipeline.promote d2ls-loveda                             then: champion, if it scores better
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, registers, says what to do next."""
-    arguments = _parser().parse_args()
-    from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking import Store
-
-    store = Store.open(TrackingConfig(uri=arguments.store), create=False)
+    given = _parser().parse_args(arguments)
     version = register_run(
-        store,
-        arguments.run,
-        name=arguments.name,
-        checkpoint=arguments.checkpoint,
-        evaluate=arguments.evaluation,
-        workers=arguments.workers,
-        address=arguments.address,
+        given.run,
+        storage_uri=given.storage,
+        store_uri=given.store,
+        name=given.name,
+        checkpoint=given.checkpoint,
+        evaluate=given.evaluation,
+        workers=given.workers,
+        address=given.address,
     )
     _say(f"{version.uri} is registered, alias challenger")
     _say(f"make it champion if it is better:  python -m pipeline.promote {version.name}")
 
 
 def register_run(
-    store: "Store",
     run: str,
     *,
+    storage_uri: str | None = None,
+    store_uri: str | None = None,
     name: str | None = None,
     checkpoint: str = "best",
     evaluate: bool = True,
@@ -58,49 +60,89 @@ def register_run(
     """Registers the model of a run.
 
     Args:
-        store: where the run and the registry are.
-        run: name or MLflow id.
+        run: location of a run folder, or name or MLflow id of a run below the storage.
+        storage_uri: folder of the run folders; None: where recipes put them unless they say otherwise.
+        store_uri: MLflow store; None: the one that the run was logged to.
         name: registered model; None: as the run's recipe says.
-        checkpoint: `best`, `last`, or the location of a folder with a model.
+        checkpoint: `best`, `last`, or the location of a folder with a model of this run.
         evaluate: whether to score it on the report split first.
         workers: Ray workers of the recipe's size to score it on; without number and address: this process.
         address: Ray cluster to score it on.
 
     Raises:
-        TrackingError: no such run, or it left no checkpoint.
+        ConfigError: no such run.
+        TrackingError: it left no checkpoint, or what lies there does not belong together.
     """
-    row = store.find(run)
-    recipe = store.recipe(row.run_id)
-    uri, step = _checkpoint(row.name, store.run_folder(row), checkpoint)
+    folder = find_run(run, storage_uri)
+    facts, recipe = folder.facts(), folder.recipe()
+    store = _store(facts, recipe, store_uri)
+    if not facts.get("run_id"):
+        raise TrackingError(
+            f"{folder.uri}: was trained without MLflow, so there is no run to register it with"
+        )
+    store.own_run(
+        facts["run_id"], recipe, folder.name,
+        folder=folder.uri, folder_before=facts.get("folder", ""), store_before=facts.get("store", ""),
+    )  # fmt: skip
+    uri, step = _checkpoint(folder, checkpoint)
     where = scoring_cluster(recipe, workers, address)
     evaluation = _evaluate(uri, recipe, store, where) if evaluate else None
-    card = _card(recipe)
     return store.register(
-        row.run_id, uri, name or recipe.model_name, card=card, evaluation=evaluation, recipe=recipe, step=step
+        facts["run_id"], uri, name or recipe.model_name,
+        card=_card(recipe), evaluation=evaluation, recipe=recipe, step=step,
+    )  # fmt: skip
+
+
+def find_run(run: str, storage_uri: str | None = None) -> "RunFolder":
+    """Returns the folder of a run, named by its location, or by name or MLflow id below a storage.
+
+    Raises:
+        ConfigError: there is none; names the newest.
+    """
+    from pipeline.training.run_folder import RunFolder, absolute, default_storage, run_folders
+
+    root = absolute(storage_uri or default_storage())
+    for uri in (absolute(run), storage.join(root, run)):
+        if storage.exists(storage.join(uri, "run.json")):
+            return RunFolder(uri, uri.rstrip("/").rsplit("/", 1)[-1])
+    known = {folder.name: folder.facts() for folder in run_folders(root)}
+    for name, facts in known.items():
+        if facts.get("run_id") == run:
+            return RunFolder(storage.join(root, name), name)
+    newest = sorted(known, key=lambda name: known[name].get("created", 0.0), reverse=True)[:5]
+    raise ConfigError(
+        f"no run {run!r} below {root}. Newest runs there: {', '.join(newest) or 'none'}. Name the run folder, or the "
+        "folder that holds it: --storage FOLDER"
     )
 
 
-def _checkpoint(name: str, folder_uri: str | None, wanted: str) -> tuple[str, int]:
+def _store(facts: dict[str, Any], recipe: "Recipe", uri: str | None) -> "Store":
+    """Opens the store that a run was logged to."""
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import Store, connection
+
+    uri = uri or facts.get("store")
+    file = connection.sqlite_file(uri or "")
+    if file is not None and not file.is_file() and uri == facts.get("store"):
+        uri = recipe.tracking.uri  # the project was moved: as for a new run
+    return Store.open(TrackingConfig(uri=uri), create=False)
+
+
+def _checkpoint(folder: "RunFolder", wanted: str) -> tuple[str, int]:
     """Returns location and optimizer step of a checkpoint of a run."""
     if wanted not in ("best", "last"):
         return wanted, 0
-    if not folder_uri:
-        raise TrackingError(
-            f"run {name}: no run folder is noted; name a checkpoint: --checkpoint FOLDER (a sweep has none, register "
-            "one of its trials)"
-        )
     from d2ls.training.found import complete_checkpoints
-    from pipeline.training.run_folder import RunFolder
 
-    folder = RunFolder(folder_uri, name)
     best = folder.best() if wanted == "best" else None
     if best:
         return str(best["uri"]), int(best.get("step", 0))
     found = complete_checkpoints(folder.checkpoints)
     if not found:
         raise TrackingError(
-            f"run {name}: no complete checkpoint in {folder.checkpoints}. Did it end its first epoch? Go on with "
-            f"`python -m pipeline.train --resume {name}`, or name one: --checkpoint FOLDER"
+            f"run {folder.name}: no complete checkpoint in {folder.checkpoints}. Did it end its first epoch? Go on "
+            f"with `python -m pipeline.train --resume {folder.name}`, or name one: --checkpoint FOLDER (a sweep has "
+            "none: register one of its trials)"
         )
     return found[-1].uri, int(getattr(found[-1], "step", 0))
 
@@ -120,7 +162,10 @@ def _card(recipe: "Recipe") -> "DatasetCard":
 
 def _parser() -> argparse.ArgumentParser:
     arguments = parser("pipeline.register", DESCRIPTION, EXAMPLES)
-    arguments.add_argument("run", metavar="RUN", help="name or MLflow id of a run")
+    arguments.add_argument("run", metavar="RUN", help="run folder, or name or MLflow id of a run")
+    arguments.add_argument(
+        "--storage", metavar="FOLDER", help="folder of the run folders (default: runs, as in recipes)"
+    )
     arguments.add_argument("--name", help="registered model (default: as the run's recipe says)")
     arguments.add_argument(
         "--checkpoint", default="best", metavar="best|last|FOLDER", help="which weights (default: best)"
@@ -130,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_workers(arguments)
     arguments.add_argument(
-        "--store", metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+        "--store", metavar="URI", help="MLflow store (default: the one that the run was logged to)"
     )
     return arguments
 

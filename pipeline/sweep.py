@@ -2,14 +2,13 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
-from d2ls.errors import ConfigError, TrainingError
+from d2ls.errors import ConfigError, TrackingError, TrainingError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.recipe import FREE_ON_RESUME
@@ -25,6 +24,9 @@ from pipeline.searching.space import (
     trial_recipe,
 )
 from pipeline.searching.state import SweepState, names_storage, only_driver
+from pipeline.searching.trials import TrialRecords
+from pipeline.training import run_folder, tracked_run
+from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +80,12 @@ class Sweep:
     @property
     def folder(self) -> str:
         """Folder of the sweep below the recipe's storage."""
-        return storage.join(self.recipe.storage, self.name)
+        return self.place.uri
+
+    @property
+    def place(self) -> RunFolder:
+        """That folder, with the facts that lead to its MLflow run."""
+        return RunFolder.of(self.recipe.storage, self.name)
 
 
 def main() -> None:
@@ -186,10 +193,12 @@ def _open(recipe: Recipe, name: str, repeat: int, cluster: "Cluster", console: "
     shards = _shards(recipe, cluster, console)
     stage(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
-    store.close_orphans()
     recipe = recipe.with_values({"tracking.uri": store.uri})
     SweepState(name, recipe.to_dict(), repeat).save()
-    run_id = store.start_sweep_run(recipe, shards.card, name)
+    folder = RunFolder.of(recipe.storage, name)
+    folder.note(name=name, kind="sweep")
+    folder.claim()
+    run_id = tracked_run.open_run(store, recipe, shards.card, folder, "sweep")
     return Sweep(name, recipe, repeat, store, run_id, shards, cluster, console)
 
 
@@ -216,28 +225,38 @@ def _shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "ShardSet
 def _run(sweep: Sweep, plan: Plan, *, fresh: bool) -> SweepResult:
     from pipeline.searching.estimate import show_time
 
-    status: Any = "FAILED"
     try:
-        if fresh:
-            show_time(sweep.console, plan, sweep.shards, sweep.cluster)
-        summary = _search(sweep, plan.chosen, plan.concurrent)
-        result = _finish(sweep, summary) if sweep.recipe.sweep.final else SweepResult(sweep.name, summary)
-        status = "FINISHED"
-        return result
+        with tracked_run.ended(sweep.place, last=True):
+            if fresh:
+                show_time(sweep.console, plan, sweep.shards, sweep.cluster)
+            summary = _search(sweep, plan.chosen, plan.concurrent)
+            if not sweep.recipe.sweep.final:
+                return SweepResult(sweep.name, summary)
+            return _finish(sweep, summary)
     except KeyboardInterrupt:
-        status = "KILLED"
         sweep.console.print(f"Interrupted. Go on with: python -m pipeline.sweep --resume {sweep.name}")
         raise
     finally:
-        for row in sweep.store.children(sweep.run_id):
-            if row.status == "RUNNING":
-                sweep.store.end_run(row.run_id, "KILLED")
-        sweep.store.end_run(sweep.run_id, status)
+        _settle(sweep)
+
+
+def _settle(sweep: Sweep) -> None:
+    """Tells MLflow what it has not heard of the sweep and its trials; where it is away, the folders keep it."""
+    trials = TrialRecords(storage.join(sweep.folder, "trials")).all()
+    try:
+        for folder in [*(RunFolder.of(sweep.recipe.storage, trial.name) for trial in trials), sweep.place]:
+            if folder.facts().get("state") == run_folder.RUNNING:  # its process died with Tune's
+                folder.end(run_folder.KILLED)
+            tracked_run.settle(sweep.store, folder)
+    except TrackingError as error:
+        sweep.console.print(
+            f"{error}. `python -m pipeline.doctor` sends what waits and closes the runs", markup=False
+        )
 
 
 def _search(sweep: Sweep, chosen: Sequence[Values], concurrent: int) -> SweepSummary:
     from pipeline.console import stage
-    from pipeline.searching.trials import TrialContext, TrialRecords
+    from pipeline.searching.trials import TrialContext
 
     records = TrialRecords(storage.join(sweep.folder, "trials"))
     context = TrialContext(sweep.name, sweep.recipe.to_dict(), sweep.run_id, records)
@@ -278,7 +297,6 @@ def _run_trials(
     """Runs trials and shows how they get on; also ends the MLflow runs of pruned ones, whose processes have no time."""
     from pipeline.searching.progress import SweepProgress
     from pipeline.searching.trials import run_trials
-    from pipeline.training.run_folder import RunFolder
 
     def started() -> list[Trial]:
         return [trial for trial in context.records.all() if trial.status == "started"]
@@ -299,18 +317,11 @@ def _run_trials(
 
 
 def _end_pruned(sweep: Sweep, trial: Trial) -> None:
-    from pipeline.training.run_folder import PRUNED, RunFolder
-    from pipeline.training.worker import spool_folder
-
     folder = RunFolder.of(sweep.recipe.storage, trial.name)
-    run_id = folder.facts().get("run_id")
-    if not run_id:
-        return
-    folder.note(state=PRUNED)
-    sweep.store.send_spooled(run_id, Path(spool_folder(folder.uri)))
     words = f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}"
-    sweep.store.set_tags(run_id, {"d2ls.end": words})
-    sweep.store.end_run(run_id, "KILLED")
+    folder.note(state=run_folder.PRUNED, reason=words)
+    with suppress(TrackingError):  # told at the sweep's end
+        tracked_run.settle(sweep.store, folder)
 
 
 def _ended(trial: Trial | None) -> bool:
@@ -341,21 +352,24 @@ def _repeat(sweep: Sweep, best: Mapping[str, Any], context: "TrialContext", conc
 def _report(sweep: Sweep, summary: SweepSummary) -> None:
     from pipeline.console import show_trials
     from pipeline.figures import sweep_figures
+    from pipeline.tracking import RunWriter
+    from pipeline.tracking.runs import NOTE_TAG
 
     show_trials(sweep.console, summary)
     report = summary.to_markdown()
     storage.write_bytes(storage.join(sweep.folder, "report.md"), report.encode())
-    sweep.store.log_text(sweep.run_id, report, "report.md")
-    sweep.store.describe(sweep.run_id, report)
     best, repeated = summary.best, summary.repeated
     assert best is not None
     assert repeated is not None
-    sweep.store.log_metrics(sweep.run_id, {f"best/{METRIC.replace('select/', '')}": best.mean})
+    values = {f"best/{METRIC.replace('select/', '')}": best.mean}
     if repeated.deviation is not None:
-        values = {"repeats/mean": repeated.mean, "repeats/deviation": repeated.deviation}
-        sweep.store.log_metrics(sweep.run_id, values)
-    for key, picture in sweep_figures(summary.trials, list(sweep.recipe.sweep.space), METRIC).items():
-        sweep.store.log_picture(sweep.run_id, f"sweep/{key}", picture)
+        values |= {"repeats/mean": repeated.mean, "repeats/deviation": repeated.deviation}
+    with RunWriter(sweep.store.uri, sweep.run_id, sweep.place.spool) as log:
+        log.text(report, "report.md")
+        log.tags({NOTE_TAG: report})
+        log.metrics(values, len(summary.trials) + len(summary.repeats))
+        for key, picture in sweep_figures(summary.trials, list(sweep.recipe.sweep.space), METRIC).items():
+            log.picture(f"sweep/{key}", picture)
 
 
 def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
@@ -387,8 +401,6 @@ def _finish(sweep: Sweep, summary: SweepSummary) -> SweepResult:
 
 def _final_name(sweep: Sweep, recipe: Recipe, best: Mapping[str, Any]) -> str:
     """`<sweep>-final`; where more trials made another configuration the best one, its key is added."""
-    from pipeline.training.run_folder import RunFolder
-
     name = f"{sweep.name}-final"
     folder = RunFolder.of(recipe.storage, name)
     other = folder.exists() and recipe.changes_since(folder.recipe(), free=(*FREE_ON_RESUME, "sweep."))

@@ -1,9 +1,8 @@
 """`python -m pipeline.train RECIPE`: trains a network on Ray workers, resumable by name."""
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,7 @@ from d2ls.errors import TrainingError
 from pipeline import cli
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.recipe import FREE_ON_RESUME
-from pipeline.training import run_folder
+from pipeline.training import run_folder, tracked_run
 from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -163,61 +162,20 @@ def _check_resume(recipe: Recipe, folder: RunFolder) -> None:
         )
 
 
-@contextmanager
 def _tracked(
     recipe: Recipe, shards: "ShardSet", folder: RunFolder, parent_run_id: str | None, track: bool
-) -> Iterator[tuple[str, str]]:
-    """Opens the MLflow run, and ends it in the right state whatever happens; yields store and run."""
-    if not track:
-        with _ended(folder):
-            yield "", ""
-        return
-    from pipeline.tracking import Store
-
-    store = Store.open(recipe.tracking)
-    run_id = store.start_training_run(
-        recipe, shards.card, folder.name, parent_run_id, {FOLDER_TAG: folder.uri}
-    )
-    folder.note(run_id=run_id, store=store.uri)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
-    try:
-        with _ended(folder):
-            yield store.uri, run_id
-    except Exception:
-        status = "FAILED"
-        raise
-    except BaseException:
-        status = "KILLED"
-        raise
-    finally:
-        try:
-            store.end_run(run_id, "KILLED" if _pruned(folder) else status)
-        except errors.TrackingError as error:  # what was trained is no worse for it
-            logging.getLogger(__name__).warning(
-                "%s. The run stays open there; `python -m pipeline.doctor` sends what waits and closes it",
-                error,
-            )
-
-
-def _pruned(folder: RunFolder) -> bool:
-    """Says whether the sweep ended this trial: what its process then dies of is no failure."""
-    return folder.facts().get("state") == run_folder.PRUNED
-
-
-FOLDER_TAG = "d2ls.run_folder"
+) -> AbstractContextManager[tuple[str, str]]:
+    """Opens the MLflow run and ends it, and the folder, in the right state; yields store and run."""
+    if track:
+        kind: tracked_run.Kind = "trial" if parent_run_id else "training"
+        return tracked_run.tracked_run(recipe, shards.card, folder, kind, parent_run_id)
+    return _untracked(folder)
 
 
 @contextmanager
-def _ended(folder: RunFolder) -> Iterator[None]:
-    """Notes in the run folder how the run ended."""
-    try:
-        yield
-    except BaseException as error:
-        state = run_folder.FAILED if isinstance(error, Exception) else run_folder.KILLED
-        with suppress(errors.StorageError):  # a full disk may be what ended it
-            folder.end(state)
-        raise
-    folder.end(run_folder.FINISHED)
+def _untracked(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    with tracked_run.ended(folder, last=True):
+        yield "", ""
 
 
 def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster", quiet: bool) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.tracking import RunRow, Store
+from pipeline.training.run_folder import RunFolder
 from sharding.scenery import write_scenery
 
 TINY = {
@@ -46,6 +48,11 @@ def run(place: Path, *words: str, status: int = 0) -> str:
     done = subprocess.run(sweep(*words), cwd=place, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def tracked(store: Store, place: Path, name: str) -> RunRow:
+    """The MLflow run of a sweep, as its folder names it."""
+    return store.run(RunFolder.of(str(place / "runs"), name).facts()["run_id"])
 
 
 def trials(place: Path, name: str) -> dict[str, dict]:

@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,11 @@ from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardF
 from pipeline.config import Recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from d2ls.bundle import ModelInfo
     from pipeline.tracking import ModelVersion, Store
+    from pipeline.training.run_folder import RunFolder
 
 CLASSES = ClassTable.create(
     ["field", "forest", "water", "road"], [(226, 207, 125), (56, 118, 62), (64, 128, 200), (150, 150, 150)]
@@ -94,11 +100,50 @@ def make_recipe(shards: ShardSet, **values: object) -> Recipe:
     return parse_recipe(plain).with_values(values)
 
 
+def make_store(folder: Path) -> "Store":
+    """Opens the store `mlflow.db` in a folder; made quickly, as a copy of one that was made before."""
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.tracking import Store
+
+    file = folder / "mlflow.db"
+    if not file.exists():
+        file.write_bytes(_new_database())
+    return Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+
+
+@cache
+def _new_database() -> bytes:
+    from pipeline.tracking import connection
+
+    with tempfile.TemporaryDirectory() as scratch:
+        connection.create(Path(scratch) / "mlflow.db")
+        return (Path(scratch) / "mlflow.db").read_bytes()
+
+
+def make_run(
+    store: "Store", storage: Path, name: str, shards: ShardSet, recipe: Recipe, seed: int = 0
+) -> "RunFolder":
+    """Writes the folder of a finished training with one checkpoint, and its MLflow run."""
+    from pipeline.training import tracked_run
+    from pipeline.training.run_folder import RunFolder
+
+    folder = RunFolder.of(str(storage), name)
+    folder.create(recipe)
+    folder.claim()
+    with tracked_run.ended(folder, last=True):
+        tracked_run.open_run(store, recipe, shards.card, folder, "training")
+        checkpoints = storage / name / "checkpoints"
+        make_checkpoint(checkpoints / "step-30", shards, recipe, seed)
+        (checkpoints / "best.json").write_text(json.dumps({"checkpoint": "step-30", "step": 30}))
+    tracked_run.settle(store, folder)
+    return folder
+
+
 def make_checkpoint(folder: Path, shards: ShardSet, recipe: Recipe, seed: int = 0) -> Path:
     """Writes the bundle of an untrained network."""
     import torch
 
-    from d2ls.bundle import ModelInfo, save_bundle
+    from d2ls.bundle import save_bundle
     from d2ls.model import build_model
 
     torch.manual_seed(seed)
@@ -112,8 +157,14 @@ def make_checkpoint(folder: Path, shards: ShardSet, recipe: Recipe, seed: int = 
         heads=2,
     )
     folder.mkdir(parents=True)
-    save_bundle(folder, network.eval(), ModelInfo.from_card(network, shards.card, window=64))
+    save_bundle(folder, network.eval(), _describe(network, shards, recipe))
     return folder
+
+
+def _describe(network: "nn.Module", shards: ShardSet, recipe: Recipe) -> "ModelInfo":
+    from d2ls.bundle import ModelInfo
+
+    return ModelInfo.from_card(network, shards.card, window=64, recipe_digest=recipe.digest())
 
 
 @dataclass(frozen=True)
@@ -130,14 +181,11 @@ class Registered:
 
 def register_blobs(folder: Path, **values: object) -> Registered:
     """Makes shards, a store and a registered network below a folder; the values change the recipe."""
-    from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking import Store
-
     shards = make_shards(folder / "shards")
     recipe = make_recipe(shards, **values)
-    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    store = make_store(folder)
     checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
-    run = store.start_training_run(recipe, shards.card, "first")
+    run = store.start_run(recipe, shards.card, "first")
     version = store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
     store.end_run(run)
     return Registered(shards, recipe, store, checkpoint, run, version)
@@ -157,32 +205,38 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
     """
     from d2ls.bundle import load_bundle
     from pipeline import figures
-    from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking import Store
+    from pipeline.tracking import RunWriter
 
     shards = make_shards(folder / "shards", side=128)
     recipe = make_recipe(shards)
-    store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+    store = make_store(folder)
     checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
     network, _ = load_bundle(checkpoint)
-    sweep = store.start_sweep_run(recipe, shards.card, "blobs-sweep")
+    sweep = store.start_run(recipe, shards.card, "blobs-sweep", "sweep")
     trials = []
     for number, (stages, temperature) in enumerate([(1, 0.07), (1, 0.5), (2, 0.07), (2, 0.5)]):
         values = {"model.stages": stages, "loss.temperature": temperature}
         trial = recipe.with_values(values)
-        run = store.start_training_run(trial, shards.card, f"blobs-{number}-stages-{stages}", sweep)
+        run = store.start_run(
+            trial, shards.card, f"blobs-{number}-stages-{stages}", "trial", parent_run_id=sweep
+        )
         top = 0.5 + 0.1 * stages - 0.1 * temperature
         train_falsely(store, run, folder / f"spool-{number}", trial, shards, network, top, epochs)
         store.end_run(run)
         trials.append(FakeTrial(values, store.run(run).metrics["select/miou"]))
-    for key, picture in figures.sweep_figures(
-        trials, ["model.stages", "loss.temperature"], "select/miou"
-    ).items():
-        store.log_picture(sweep, f"sweep/{key}", picture)
+    drawn = figures.sweep_figures(trials, ["model.stages", "loss.temperature"], "select/miou")
+    with RunWriter(store.uri, sweep, folder / "spool-sweep") as log:
+        for key, picture in drawn.items():
+            log.picture(f"sweep/{key}", picture)
     store.end_run(sweep)
     evaluation = {"scores": {"miou": 0.66, "iou": {"field": 0.7, "forest": 0.62}}}
     version = store.register(
-        run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=evaluation, recipe=recipe
+        run,
+        make_checkpoint(folder / "best", shards, trial),
+        "d2ls-blobs",
+        card=shards.card,
+        evaluation=evaluation,
+        recipe=trial,
     )
     store.promote("d2ls-blobs", version.version, "mIoU 0.6600 on the report split; no champion reigned")
     return store, sweep

@@ -23,9 +23,13 @@ from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 from pipeline.config.yaml_text import read_yaml
 
 FREE_ON_RESUME = (
-    "cluster.", "tracking.", "registry.", "storage", "loader.workers", "loader.cache", "evaluate.",
+    "cluster.", "tracking.", "registry.", "storage", "loader.workers", "loader.cache", "evaluate.", "shards.uri",
+    "data.root", "description",
 )  # fmt: skip
-"""Keys, or beginnings of keys, that may change when a run goes on: none of them decides what is computed."""
+"""Keys, or beginnings of keys, that may change when a run goes on: none of them decides what is computed.
+
+Shards and raw data may lie elsewhere than before; checkpoints know them by their digest.
+"""
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 STORAGE_VARIABLE = "D2LS_STORAGE"
@@ -106,8 +110,9 @@ class Recipe(Section):
         return self.with_values({key: str(storage.local_path(value)) for key, value in local.items()})
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the complete recipe."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of all keys that decide what a training computes: a resumed one keeps its digest."""
+        deciding = {k: v for k, v in self.flat().items() if not k.startswith((*FREE_ON_RESUME, "sweep."))}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def flat(self) -> dict[str, Any]:
         """Returns dotted keys and scalar values, as logged parameters; lists and free mappings as JSON."""

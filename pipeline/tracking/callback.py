@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from d2ls.training.reports import Callback, EvaluationReport, StepReport
 from pipeline import figures
 from pipeline.tracking import connection, samples
 from pipeline.tracking.monitor import Monitor
-from pipeline.tracking.writer import SPOOL_TAG, RunWriter
+from pipeline.tracking.writer import RunWriter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,13 +39,20 @@ class TrackingCallback(Callback):
         spool_folder: local folder for what waits to be sent.
         recipe: the resolved recipe.
         shards: the opened shard set; figures show samples of its selection split.
+        started: when the run was started first, in seconds since the epoch; system metrics count from there.
 
     Raises:
         TrackingError: the store is an SQLite file that this machine does not see.
     """
 
     def __init__(
-        self, store_uri: str, run_id: str, spool_folder: Path | str, recipe: "Recipe", shards: "ShardSet"
+        self,
+        store_uri: str,
+        run_id: str,
+        spool_folder: Path | str,
+        recipe: "Recipe",
+        shards: "ShardSet",
+        started: float | None = None,
     ) -> None:
         file = connection.sqlite_file(store_uri)
         if file is not None and not file.is_file():
@@ -54,8 +60,8 @@ class TrackingCallback(Callback):
         self.recipe, self.shards = recipe, shards
         folder = Path(spool_folder).absolute()
         self.writer = RunWriter(store_uri, run_id, folder)
-        self.writer.tags({SPOOL_TAG: f"{socket.gethostname()}:{folder}", "hardware": _hardware()})
-        self._monitor = Monitor(self.writer.metrics) if recipe.tracking.system_metrics else None
+        self.writer.tags({"hardware": _hardware()})
+        self._monitor = Monitor(self.writer.metrics, started) if recipe.tracking.system_metrics else None
         self._terms: dict[str, list[float]] = {}
         self._steps: list[StepReport] = []
         self._shown: list[samples.Shown] | None = None
@@ -107,7 +113,7 @@ class TrackingCallback(Callback):
         values |= {"epoch": float(report.epoch), "speed/evaluation_seconds": report.seconds}
         if report.best:
             values |= {"best/miou": scores.miou, "best/epoch": float(report.epoch)}
-        self.writer.metrics({key: value for key, value in values.items() if not np.isnan(value)}, report.step)
+        self.writer.metrics(values, report.step)
         if report.epoch % self.recipe.tracking.figures_every == 0 or report.epoch == self.recipe.train.epochs:
             self._figures(report, network)
 

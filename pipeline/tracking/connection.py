@@ -3,23 +3,32 @@
 import contextlib
 import logging
 import os
-import sqlite3
+import random
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from d2ls.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
-PROBE_SECONDS = 10.0
+PROBE_SECONDS = 10
+TRIES = 12
+TRANSIENT = (
+    "UNIQUE constraint failed", "IntegrityError", "duplicate key", "Duplicate entry", "is locked", "eadlock",
+    "Lock wait timeout", "could not serialize", "already exists",
+)  # fmt: skip
+"""Words of errors by which databases refuse one of two writers; the next try finds what the other one wrote."""
 _DEFAULT_LOCK = threading.RLock()
 CHATTY = (
     "mlflow.store.db.utils",
@@ -28,6 +37,10 @@ CHATTY = (
     "alembic",
     "alembic.runtime.migration",
 )
+
+
+class UnreachableError(TrackingError):
+    """The server does not answer: it may be back in a minute."""
 
 
 def resolve_uri(uri: str | None, folder: Path) -> str:
@@ -113,7 +126,7 @@ def _settings() -> None:
 
 
 def prepare(uri: str) -> None:
-    """Makes the store ready for many processes: creates or migrates a database, or probes a server.
+    """Makes the store ready for many processes: creates a missing SQLite file, checks a database, probes a server.
 
     Raises:
         TrackingError: says what to do.
@@ -126,13 +139,13 @@ def prepare(uri: str) -> None:
         with quiet():
             if file is not None and not file.exists():
                 create(file)
-            elif file is not None:
-                migrate(uri, file)
-            _client(uri).search_experiments(max_results=1)
+            else:
+                check_schema(uri)
+            retried(lambda: _client(uri).search_experiments(max_results=1))
     except TrackingError:
         raise
     except Exception as error:  # sqlalchemy, alembic, sqlite and mlflow raise unrelated classes here
-        raise TrackingError(f"tracking store {uri}: cannot be opened: {error}") from error
+        raise TrackingError(f"tracking store {shown(uri)}: cannot be opened: {error}") from error
 
 
 def create(file: Path) -> None:
@@ -142,18 +155,20 @@ def create(file: Path) -> None:
     store where they are interrupted.
     """
     import sqlalchemy
-    from mlflow.store.db import utils
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    upgrade: Any = utils
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    engine = sqlalchemy.create_engine(f"{SQLITE}{partial}", poolclass=sqlalchemy.StaticPool)
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+    def hurry(connection: Any, record: Any) -> None:
+        if connection.execute("PRAGMA database_list").fetchone()[2] == os.path.realpath(partial):
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
     try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA synchronous = OFF")
-            connection.exec_driver_sql("PRAGMA journal_mode = MEMORY")
-        upgrade._initialize_tables(engine)
-        engine.dispose()
+        made: Any = SqlAlchemyStore
+        made(f"{SQLITE}{partial}", artifact_root(f"{SQLITE}{file}", file.parent)).engine.dispose()
         try:
             os.link(partial, file)
         except FileExistsError:
@@ -161,65 +176,61 @@ def create(file: Path) -> None:
         except OSError:  # a file system without links
             partial.replace(file)
     finally:
-        engine.dispose()
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
         partial.unlink(missing_ok=True)
 
 
-def migrate(uri: str, file: Path) -> None:
-    """Brings the schema of an older MLflow's SQLite file up to date, keeping a copy of the file beside it."""
-    found = revision(file)
-    if not found:
+def check_schema(uri: str) -> None:
+    """Refuses a database that another version of MLflow made; MLflow alone would upgrade some, without a copy.
+
+    Raises:
+        TrackingError: names the command that upgrades it.
+    """
+    import mlflow
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as opened:
+        found = MigrationContext.configure(opened).get_current_revision()
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if found in (None, migrations.get_current_head()):
         return
-    from mlflow.store.db import utils
-
-    upgrade: Any = utils
-    newest = upgrade._get_latest_schema_revision()
-    if found == newest:
-        return
-    copy = file.with_name(f"{file.name}.{found}")
-    with (
-        contextlib.closing(sqlite3.connect(file)) as source,
-        contextlib.closing(sqlite3.connect(copy)) as target,
-    ):
-        source.backup(target)
-    upgrade._upgrade_db(upgrade.create_sqlalchemy_engine_with_retry(uri))
-
-
-def revision(file: Path) -> str | None:
-    """Returns the revision of the schema, None where the file holds none yet."""
-    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        try:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
-            return None
-    return str(row[0]) if row else None
+    if found in {script.revision for script in migrations.walk_revisions()}:
+        raise TrackingError(
+            f"tracking store {shown(uri)}: its schema ({found}) is older than MLflow {mlflow.__version__} needs. Copy "
+            f"the database, then run `mlflow db upgrade {shown(uri)}`"
+        )
+    raise TrackingError(
+        f"tracking store {shown(uri)}: its schema ({found}) is unknown to MLflow {mlflow.__version__}: a newer version "
+        "made it. Install that version of MLflow, or name another store in tracking.uri"
+    )
 
 
 def probe(uri: str) -> None:
     """Asks a server for one experiment, once, with the credentials that MLflow would use.
 
     Raises:
-        TrackingError: nobody answers, or the server refuses; names the way out.
+        UnreachableError: nobody answers.
+        TrackingError: the server refuses; names the way out.
     """
-    _settings()
     from mlflow.exceptions import MlflowException
-    from mlflow.utils import credentials, rest_utils
 
-    credentials_of: Any = credentials.get_default_host_creds
-    request: Any = rest_utils.http_request
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS)}
     try:
-        answer = request(
-            credentials_of(uri), "/api/2.0/mlflow/experiments/search", "GET", params={"max_results": 1},
-            max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False,
-        )  # fmt: skip
+        client = _client(uri)
+        with _environment(**limits):
+            client.search_experiments(max_results=1)
     except MlflowException as error:
-        reason = str(error).splitlines()[0][:300]
-        raise TrackingError(
-            f"tracking server {uri} does not answer ({reason}). Start it with `mlflow server`, mend tracking.uri "
-            "or MLFLOW_TRACKING_URI, or unset both to use sqlite:///mlflow.db"
-        ) from error
-    if answer.status_code != 200:
-        raise TrackingError(explain_refusal(uri, answer.status_code, answer.text))
+        if _unreachable(error):
+            raise UnreachableError(
+                f"tracking server {uri} does not answer ({str(error).splitlines()[0][:300]}). Start it with "
+                "`mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
+                "sqlite:///mlflow.db"
+            ) from error
+        refusal: Any = error
+        raise TrackingError(explain_refusal(uri, refusal.get_http_status_code(), str(error))) from error
 
 
 def explain_refusal(uri: str, status: int, text: str) -> str:
@@ -257,24 +268,25 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_default(uri: str) -> Iterator[None]:
-    """Makes a store the process's default one for a moment.
+    """Makes a database the process's default store for a moment.
 
     A registry in a database looks logged models up in the default store, whichever client asked; MLflow's own code
     has a note about it. Nothing else here depends on the default.
     """
-    from mlflow.tracking._tracking_service import utils
+    import mlflow
 
-    state: Any = utils
+    if is_server(uri):
+        yield
+        return
     with _DEFAULT_LOCK:
-        given, variable = state._tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
-        state.set_tracking_uri(uri)
+        before = os.environ.get("MLFLOW_TRACKING_URI")  # `set_tracking_uri` keeps it there as well
+        mlflow.set_tracking_uri(uri)
         try:
             yield
         finally:
-            state._tracking_uri = given
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-            if variable is not None:
-                os.environ["MLFLOW_TRACKING_URI"] = variable
+            mlflow.set_tracking_uri(cast(str, None))  # None unsets it
+            if before is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextlib.contextmanager
@@ -286,4 +298,71 @@ def named(uri: str, **about: Any) -> Iterator[None]:
         yield
     except MlflowException as error:
         what = "".join(f", {key} {value}" for key, value in about.items())
-        raise TrackingError(f"tracking store {uri}{what}: {error.message}") from error
+        kind = UnreachableError if is_server(uri) and _unreachable(error) else TrackingError
+        raise kind(f"tracking store {shown(uri)}{what}: {error.message}") from error
+
+
+def retried(action: Callable[[], Result]) -> Result:
+    """Calls; again where the database refused one of two writers that came at the same moment."""
+    for attempt in range(TRIES - 1):
+        try:
+            return action()
+        except Exception as error:
+            if not any(words in str(error) for words in TRANSIENT):
+                raise
+            LOG.debug("the tracking store was busy, trying again: %s", error)
+            time.sleep(random.uniform(0, min(0.05 * 2**attempt, 2.0)))
+    return action()
+
+
+def patiently(action: Callable[[], Result], seconds: float) -> Result:
+    """Calls; again for so many seconds where the server does not answer.
+
+    Raises:
+        UnreachableError: it did not come back.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except UnreachableError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            LOG.warning("%s. Trying again for %.0f s", error, left)
+            time.sleep(min(5.0, left))
+
+
+def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
+    """Cuts rows into lists of at most so many, as requests are limited."""
+    for start in range(0, len(rows), size):
+        yield list(rows[start : start + size])
+
+
+def shown(uri: str) -> str:
+    """Returns a store's URI without its password."""
+    if is_server(uri) or uri.startswith(SQLITE):
+        return uri
+    import sqlalchemy
+
+    return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+
+
+def _unreachable(error: Exception) -> bool:
+    """Returns whether a request of MLflow's had no answer, or none but errors of the server."""
+    return "API request to" in str(error) and "failed with exception" in str(error)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Sets variables of the environment for a moment."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

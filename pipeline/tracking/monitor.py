@@ -15,15 +15,21 @@ class Monitor:
     """Samples processor, memory, disk, network and GPU in a thread.
 
     Args:
-        log: takes the values and the number of the sample.
+        log: takes the values and the seconds since the start.
+        started: what is counted from, in seconds since the epoch; None: now. A resumed run counts on.
         interval: seconds between samples.
     """
 
-    def __init__(self, log: Callable[[Mapping[str, float], int], None], interval: float = INTERVAL) -> None:
+    def __init__(
+        self,
+        log: Callable[[Mapping[str, float], int], None],
+        started: float | None = None,
+        interval: float = INTERVAL,
+    ) -> None:
         self._log, self._interval = log, interval
         self._stop = threading.Event()
         self._network = psutil.net_io_counters()
-        self._start = time.time()
+        self._start = time.time() if started is None else started
         self._thread = threading.Thread(target=self._work, name="system-metrics", daemon=True)
         self._thread.start()
 

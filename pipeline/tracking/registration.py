@@ -1,16 +1,21 @@
 """From a checkpoint to a registered version: logged model, linked metrics, tags, card, alias `challenger`."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.bundle import INFO_FILE, ModelInfo
-from pipeline.tracking import connection
+from d2ls.errors import TrackingError
+from pipeline.tracking import connection, run_tags
 from pipeline.tracking.model_card import model_card, scores
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, versions
+from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, set_alias, versions
 from pipeline.tracking.saved_model import bundle_digest, fetch_bundle, save_model
+from pipeline.tracking.writer import PER_REQUEST, metric_name
 
 if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
@@ -51,20 +56,64 @@ def register(
     """
     with tempfile.TemporaryDirectory() as scratch, connection.named(store.uri, model=name):
         bundle = fetch_bundle(checkpoint_folder, Path(scratch) / "bundle")
+        info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
+        _check_together(str(checkpoint_folder), info, card, evaluation, recipe)
         digest = bundle_digest(bundle)
         for version in versions(store, name):
             if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
                 known = by_version(store, name, version.version)  # a search tells no aliases
                 if CHAMPION in known.aliases:
-                    return known  # who reigns challenges nobody
-                store.client.set_registered_model_alias(name, CHALLENGER, version.version)
+                    return known  # the champion is not also a challenger
+                set_alias(store, name, CHALLENGER, version.version)
                 return by_version(store, name, version.version)
-        info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
         step = step or int(info.extra.get("step", 0))
-        text = model_card(info, card, recipe, evaluation, run_id)
+        text = run_tags.short(model_card(info, card, recipe, evaluation, run_id))
         tags = _tags(info, card, recipe, evaluation, digest)
-        model_id = _log_model(store, run_id, name, bundle, info, text, evaluation, recipe, card, tags, step)
+        model_id = _made_before(store, run_id, name, tags) or _log_model(
+            store, run_id, name, bundle, info, text, evaluation, recipe, card, tags, step
+        )
         return _create_version(store, name, model_id, run_id, text, tags, recipe)
+
+
+def _check_together(
+    where: str,
+    info: ModelInfo,
+    card: "DatasetCard",
+    evaluation: Mapping[str, Any] | None,
+    recipe: "Recipe",
+) -> None:
+    """Refuses weights, recipe, data and report that do not belong together.
+
+    Raises:
+        TrackingError: names what differs.
+    """
+    trained_by, trained_on = info.extra.get("recipe_digest"), info.dataset.get("digest")
+    if trained_by != recipe.digest():
+        raise TrackingError(
+            f"{where}: these weights were trained by another recipe (digest {str(trained_by)[:12]}) than the one given "
+            f"({recipe.digest()[:12]}). Register the run folder that holds both"
+        )
+    digests = {"the shards of the recipe": card.digest}
+    if evaluation and "dataset" in evaluation:
+        digests["the evaluation"] = evaluation["dataset"].get("digest")
+    for what, digest in digests.items():
+        if digest != trained_on:
+            raise TrackingError(
+                f"{where}: these weights were trained on data with digest {str(trained_on)[:12]}, {what} "
+                f"({recipe.shards.uri}): {str(digest)[:12]}. Put the shards back that it was trained on, or train again"
+            )
+
+
+def _made_before(store: "Store", run_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+    """Returns the logged model that a killed process left without a version; deletes those it left unfinished."""
+    client, found = store.client, None
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        if model.status != "READY":
+            client.delete_logged_model(model.model_id)
+        elif model.name == name and dict(model.tags).items() >= tags.items():
+            found = str(model.model_id)
+    return found
 
 
 def _log_model(
@@ -117,7 +166,8 @@ def _log_model(
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
+        with suppress(Exception):  # the first error counts; the next call deletes it
+            client.delete_logged_model(model.model_id)
         raise
     _link_metrics(store, run_id, model.model_id, card, evaluation, step)
     return str(model.model_id)
@@ -146,13 +196,19 @@ def _link_metrics(
         if metric.step == step  # not the newest value: the best checkpoint is seldom the last one
     }
     chosen |= {f"report/{key}": value for key, value in scores(evaluation).items()}
+    belongs = {
+        "model_id": model_id,
+        "dataset_name": card.name,
+        "dataset_digest": card.digest[:36],
+        "run_id": run_id,
+    }
     rows = [
-        Metric(key, value, now, step, model_id=model_id, dataset_name=card.name, dataset_digest=card.digest[:36],
-               run_id=run_id)
+        Metric(metric_name(key), value, now, step, **belongs)
         for key, value in chosen.items()
-    ]  # fmt: skip
-    for start in range(0, len(rows), 1000):
-        store.client.log_batch(run_id, metrics=rows[start : start + 1000])
+        if not math.isnan(value)
+    ]
+    for batch in connection.batches(rows, PER_REQUEST):
+        connection.retried(partial(store.client.log_batch, run_id, metrics=batch))
 
 
 def _create_version(
@@ -167,25 +223,31 @@ def _create_version(
     from mlflow.exceptions import MlflowException
 
     client = store.client
-    try:
-        client.create_registered_model(
-            name,
-            description=f"Segmentation of {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; "
-            f"`@{CHALLENGER}` waits for `python -m pipeline.promote`.",
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    description = (
+        f"Segmentation of {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; `@{CHALLENGER}` waits "
+        "for `python -m pipeline.promote`."
+    )
+
+    def create_model() -> None:
+        try:
+            client.create_registered_model(name, description=run_tags.short(description))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    connection.retried(create_model)
     with connection.as_default(store.uri):
-        made = client.create_model_version(
-            name,
-            source=f"models:/{model_id}",
-            run_id=run_id,
-            tags=dict(tags),
-            description=text,
-            model_id=model_id,
+        made = connection.retried(
+            lambda: client.create_model_version(
+                name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags=dict(tags),
+                description=text,
+                model_id=model_id,
+            )
         )
-    client.set_registered_model_alias(name, CHALLENGER, made.version)
+    set_alias(store, name, CHALLENGER, made.version)
     return by_version(store, name, str(made.version))
 
 

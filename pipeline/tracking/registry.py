@@ -2,6 +2,7 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from d2ls.bundle import INFO_FILE
 from d2ls.errors import TrackingError
-from pipeline.tracking import connection
+from pipeline.tracking import connection, run_tags, runs
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Version
 
+    from pipeline.config import Recipe
     from pipeline.tracking.store import Store
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+DECISIONS = "## Decisions"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersio
     with connection.named(store.uri, model=name):
         old = by_alias(store, name, CHAMPION)
         challenger = by_alias(store, name, CHALLENGER)
-        store.client.set_registered_model_alias(name, CHAMPION, version)
+        set_alias(store, name, CHAMPION, version)
         if challenger is not None and challenger.version == version:
             store.client.delete_registered_model_alias(name, CHALLENGER)
         if old is not None and old.version != version:
@@ -68,14 +71,23 @@ def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersio
         return by_version(store, name, version)
 
 
+def set_alias(store: "Store", name: str, alias: str, version: str) -> None:
+    """Gives a version an alias, taken from whichever version has it."""
+    connection.retried(lambda: store.client.set_registered_model_alias(name, alias, version))
+
+
 def note(store: "Store", name: str, version: str, text: str) -> None:
-    """Adds a dated line to a version's description."""
+    """Adds a dated line to a version's description; the oldest lines go where the column is full."""
     from datetime import UTC, datetime
 
-    old = by_version(store, name, version).description.rstrip()
-    heading = "" if "## Decisions" in old else "\n\n## Decisions"
-    line = f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {text}"
-    store.client.update_model_version(name, version, description=f"{old}{heading}\n{line}\n")
+    card, _, decisions = by_version(store, name, version).description.rstrip().partition(DECISIONS)
+    lines = [*decisions.strip().splitlines(), f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {text}"]
+    room = run_tags.LONGEST // 2  # for the decisions, if the card is long
+    while len(lines) > 1 and sum(map(len, lines)) + len(lines) > room:
+        del lines[0]
+    ending = f"\n\n{DECISIONS}\n" + "\n".join(lines)[:room] + "\n"
+    card = run_tags.short(card.rstrip(), run_tags.LONGEST - len(ending))
+    store.client.update_model_version(name, version, description=f"{card}{ending}")
 
 
 def should_promote(challenger: float, champion: float | None) -> tuple[bool, str]:
@@ -99,7 +111,8 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
 
 def versions(store: "Store", name: str) -> list[ModelVersion]:
     """Returns all versions, newest first; empty where the name is new."""
-    found = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
+    with connection.named(store.uri, model=name):
+        found = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
     return sorted(map(_version, found), key=lambda each: -int(each.version))
 
 
@@ -162,23 +175,47 @@ def download(store: "Store", model_uri: str, folder: Path | None = None) -> Path
     Raises:
         TrackingError: no such model, or one that this project did not register.
     """
+    found = _fetch(store, model_uri, _model_id(store, model_uri), "bundle", folder)
+    if not (found / INFO_FILE).is_file():
+        raise TrackingError(
+            f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used"
+        )
+    return found
+
+
+def recipe_of(store: "Store", version: ModelVersion) -> "Recipe":
+    """Returns the recipe that lies with the weights of a version.
+
+    Raises:
+        TrackingError: its files cannot be fetched.
+    """
+    from pipeline.config import parse_recipe, read_yaml
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = _fetch(store, version.uri, _model_id(store, version.uri), "recipe.yaml", Path(scratch))
+        return parse_recipe(
+            yaml.safe_load(file.read_text(encoding="utf-8")), where=f"recipe.yaml of {version.uri}"
+        )
+
+
+def _fetch(store: "Store", model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:
+    """Returns a local copy of one of the files of a logged model, or where it lies if that is a local disk."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        source = store.client.get_logged_model(_model_id(store, model_uri)).artifact_location
+        model = store.client.get_logged_model(model_id)
+        runs.refuse_moved(store, store.client.get_experiment(model.experiment_id))
         found = download_artifacts(
-            artifact_uri=f"{source}/artifacts/bundle",
+            artifact_uri=f"{model.artifact_location}/artifacts/{name}",
             dst_path=str(folder) if folder else None,
             tracking_uri=store.uri,
             registry_uri=store.uri,
         )
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"{model_uri}: its files cannot be fetched from {store.uri}: {error}") from error
-    if not (Path(found) / INFO_FILE).is_file():
         raise TrackingError(
-            f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used"
-        )
+            f"{model_uri}: its files cannot be fetched from {connection.shown(store.uri)}: {error}"
+        ) from error
     return Path(found)
 
 
@@ -192,8 +229,9 @@ def _model_id(store: "Store", model_uri: str) -> str:
             outputs = store.client.get_run(run_id).outputs
         models = list(outputs.model_outputs) if outputs else []
         if not models:
-            way = f"make one with `python -m pipeline.register {run_id}`"
-            raise TrackingError(f"{model_uri}: the run has no model; {way}")
+            raise TrackingError(
+                f"{model_uri}: the run has no model; make one of its run folder: python -m pipeline.register FOLDER"
+            )
         return str(models[-1].model_id)
     version = find(store, model_uri)
     if not version.model_id:

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "timm", "ray", "mlflow", "webdataset", "albumentations", "numpy", "pyarrow", "rasterio")
 
 
+LONGEST = 5000
+CUT = "\n\n(cut: MLflow keeps 5000 characters here)"
+
+
+def short(text: str, limit: int = LONGEST) -> str:
+    """Cuts a text to what the columns of every database hold; SQLite alone takes any length."""
+    return text if len(text) <= limit else f"{text[: limit - len(CUT)]}{CUT}"
+
+
 def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]:
     """Tags by which a person sorts and filters the run list without opening a run.
 

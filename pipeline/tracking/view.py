@@ -1,6 +1,6 @@
-"""How MLflow's run list looks when it is opened: the columns by which segmentation runs are told apart.
+"""What MLflow's user interface reads and documents nowhere: the columns of the run list, the names of pictures.
 
-MLflow keeps such views as tags of an experiment; an address names one by its key.
+MLflow keeps views of the run list as tags of an experiment; an address names one by its key.
 """
 
 import base64
@@ -8,6 +8,8 @@ import json
 import zlib
 
 VIEW = "d2ls"
+PICTURES = "images"
+"""Artifact folder of the pictures that move with the step."""
 NAME_WIDTH = 245
 METRICS = {"best/miou": 95, "epoch": 75}
 TAGS = {
@@ -31,6 +33,14 @@ def run_list(root: str, experiment_id: str) -> str:
     """Returns the address of an experiment's run list with these columns."""
     query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
     return f"{root}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def picture_of(path: str) -> tuple[str, int]:
+    """Returns key and step of a picture from the name of its small copy, which is written last; else nothing."""
+    parts = path.rsplit("/", 1)[-1].split("+")
+    if len(parts) < 3 or parts[1] != "step" or not path.endswith("+compressed.webp"):
+        return "", -1
+    return parts[0].replace("~", "/"), int(parts[2])
 
 
 def _state() -> dict[str, object]:

@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import io
 import logging
+import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,20 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import connection
+from pipeline.tracking import connection, run_tags, view
 from pipeline.tracking.spool import Entry, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOG = logging.getLogger(__name__)
-BATCH = 500  # entries a request takes together; MLflow takes up to 1000 metrics
+BATCH = 500  # entries that are taken from the queue together
+PER_REQUEST = 1000
+"""Metrics that MLflow takes at once."""
 LONGEST_WAIT = 30.0
-SPOOL_TAG = "d2ls.spool"
 
 
 class RunWriter:
-    """Puts metrics, pictures, texts and tags of a run into a queue on disk; a thread sends them.
+    """Puts metrics, pictures, texts and tags of a run into a queue on disk; a thread sends them, none twice.
 
     Whatever the store does (down, slow, refusing), calls return at once. What could not be sent when the writer is
     closed stays in the folder; `send_all` completes it later.
@@ -57,12 +60,12 @@ class RunWriter:
         self._thread.start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs numbers of one step."""
-        rows = [[key, float(value)] for key, value in values.items()]
+        """Logs numbers of one step; those that are not a number are left out: databases differ about them."""
+        rows = [[metric_name(key), float(value)] for key, value in values.items() if not math.isnan(value)]
         self._put("metrics", {"rows": rows, "step": step, "time": now()})
 
-    def picture(self, key: str, image: npt.NDArray[np.uint8], step: int) -> None:
-        """Logs a picture (H W 3, RGB) that moves with the step under its key."""
+    def picture(self, key: str, image: npt.NDArray[np.uint8], step: int | None = None) -> None:
+        """Logs a picture (H W 3, RGB): with a step it moves under its key, without one it is the file `key`.png."""
         self._put("picture", {"key": key, "step": step, "time": now()}, encode_png(image))
 
     def text(self, text: str, file: str) -> None:
@@ -71,7 +74,7 @@ class RunWriter:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
-        self._put("tags", {"tags": dict(values)})
+        self._put("tags", {"tags": {key: run_tags.short(value) for key, value in values.items()}})
 
     def close(self, timeout: float = 30.0) -> int:
         """Sends what is left for at most so many seconds; returns how many entries stay on disk."""
@@ -82,8 +85,8 @@ class RunWriter:
         left = len(self.spool)
         if left:
             LOG.warning(
-                "%d log entries of run %s wait in %s: the store did not take them in time. The driver sends them at "
-                "the end of the run; so does `python -m pipeline.doctor`.", left, self.run_id, self.spool.folder,
+                "%d log entries of run %s wait in %s: the store did not take them in time. They are sent at the end of "
+                "the run, or by `python -m pipeline.doctor`", left, self.run_id, self.spool.folder,
             )  # fmt: skip
         else:
             self.spool.remove()
@@ -106,14 +109,15 @@ class RunWriter:
         self._wake.set()
 
     def _work(self) -> None:
-        wait = 1.0
+        wait, sender = 1.0, Sender()
         while not self._finished():
             self._wake.wait(timeout=wait)
             self._wake.clear()
             try:
-                self._send_some()
+                self._send_some(sender)
                 wait = 1.0
             except Exception as error:  # a store fails in many ways; none may reach training
+                sender = Sender()  # a request without an answer may have been taken
                 LOG.info("tracking store %s: %s; trying again", self.store_uri, error)
                 self._closing.wait(timeout=min(wait, max(self._deadline - time.monotonic(), 0.0)))
                 wait = min(2 * wait, LONGEST_WAIT) if not self._closing.is_set() else 0.5
@@ -121,7 +125,7 @@ class RunWriter:
     def _finished(self) -> bool:
         return self._closing.is_set() and (time.monotonic() > self._deadline or not len(self.spool))
 
-    def _send_some(self) -> None:
+    def _send_some(self, sender: "Sender") -> None:
         if not len(self.spool):
             return
         connect = self._connect or connection.connect
@@ -130,7 +134,7 @@ class RunWriter:
                 entries = self.spool.oldest(BATCH)
                 if not entries:
                     return
-                send(connect(self.store_uri), self.spool, entries)
+                sender.send(connect(self.store_uri), self.spool, entries)
             if not self._closing.is_set():
                 time.sleep(0.2)  # lets a few entries gather
 
@@ -144,10 +148,10 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
     if not folder.is_dir():
         return 0
     with _alone(folder):
-        spool, sent = Spool(folder), 0
+        spool, sender, sent = Spool(folder), Sender(), 0
         while entries := spool.oldest(BATCH):
             try:
-                send(client, spool, entries)
+                sender.send(client, spool, entries)
             except Exception as error:
                 raise TrackingError(
                     f"{folder}: {len(spool)} log entries still wait; the store says: {error}"
@@ -167,18 +171,105 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def send(client: "MlflowClient", spool: Spool, entries: Sequence[Entry]) -> None:
-    """Sends entries in order, metrics of one run together, and deletes them from the queue."""
-    metrics: list[Entry] = []
-    for entry in entries:
-        if entry.kind == "metrics" and (not metrics or entry.run_id == metrics[0].run_id):
-            metrics.append(entry)
-            continue
-        _send_metrics(client, spool, metrics)
-        metrics = [entry] if entry.kind == "metrics" else []
-        if entry.kind != "metrics":
-            _guarded(client, spool, [entry], _send_one)
-    _send_metrics(client, spool, metrics)
+class Sender:
+    """Sends entries in order, metrics of one run together, and deletes them from the queue.
+
+    A point or a picture whose step the run already has is left out: a process that was killed may have sent an entry
+    that it could not delete, and a resumed training repeats the steps since its last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, dict[str, set[int]]] = {}
+        self._pictures: dict[str, set[tuple[str, int]]] = {}
+
+    def send(self, client: "MlflowClient", spool: Spool, entries: Sequence[Entry]) -> None:
+        """Sends entries that were taken from a queue."""
+        metrics: list[Entry] = []
+        for entry in entries:
+            if entry.kind == "metrics" and (not metrics or entry.run_id == metrics[0].run_id):
+                metrics.append(entry)
+                continue
+            self._guarded(client, spool, metrics)
+            metrics = [entry] if entry.kind == "metrics" else []
+            if entry.kind != "metrics":
+                self._guarded(client, spool, [entry])
+        self._guarded(client, spool, metrics)
+
+    def _guarded(self, client: "MlflowClient", spool: Spool, entries: list[Entry]) -> None:
+        """Sends; a refusal that no retry changes sets the entry aside instead of blocking the queue for ever."""
+        from mlflow.exceptions import MlflowException
+
+        if not entries:
+            return
+        try:
+            self._metrics(client, entries) if entries[0].kind == "metrics" else self._one(client, entries[0])
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
+                raise
+            if len(entries) > 1:  # find the one that is refused
+                for entry in entries:
+                    self._guarded(client, spool, [entry])
+                return
+            LOG.warning("the tracking store refuses an entry for good: %s", error)
+            spool.refuse(entries[0])
+            return
+        except FileNotFoundError:  # its picture is gone: another process has sent it, or the disk lost it
+            pass
+        spool.done(entries)
+
+    def _metrics(self, client: "MlflowClient", entries: list[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        run_id = entries[0].run_id
+        new = {  # of two points of a step the later one
+            (key, entry.values["step"]): Metric(key, value, entry.values["time"], entry.values["step"])
+            for entry in entries
+            for key, value in entry.values["rows"]
+            if entry.values["step"] not in self._known_steps(client, run_id, key)
+        }
+        for batch in connection.batches(list(new.values()), PER_REQUEST):
+            client.log_batch(run_id, metrics=batch)
+        for key, step in new:
+            self._steps[run_id][key].add(step)
+
+    def _known_steps(self, client: "MlflowClient", run_id: str, key: str) -> set[int]:
+        """Returns the steps that a metric already has in the store."""
+        if run_id not in self._steps:
+            self._steps[run_id] = {
+                each: {point.step for point in client.get_metric_history(run_id, each)}
+                for each in client.get_run(run_id).data.metrics
+            }
+        return self._steps[run_id].setdefault(key, set())
+
+    def _one(self, client: "MlflowClient", entry: Entry) -> None:
+        from mlflow.entities import RunTag
+
+        values = entry.values
+        if entry.kind == "picture":
+            self._picture(client, entry)
+        elif entry.kind == "text":
+            client.log_text(entry.run_id, values["text"], values["file"])
+        elif entry.kind == "tags":
+            tags = [RunTag(key, value) for key, value in values["tags"].items()]
+            for batch in connection.batches(tags, 100):
+                client.log_batch(entry.run_id, tags=batch)
+
+    def _picture(self, client: "MlflowClient", entry: Entry) -> None:
+        from PIL import Image
+
+        run_id, key, step = entry.run_id, entry.values["key"], entry.values["step"]
+        with Image.open(entry.picture) as image:
+            if step is None:
+                client.log_image(run_id, image, f"{key}.png")
+                return
+            if run_id not in self._pictures:
+                files = client.list_artifacts(run_id, view.PICTURES)
+                self._pictures[run_id] = {view.picture_of(file.path) for file in files}
+            if (key, step) in self._pictures[run_id]:
+                return
+            client.log_image(run_id, image, key=key, step=step, timestamp=entry.values["time"])
+            self._pictures[run_id].add((key, step))
+            client.log_image(run_id, image, f"figures/{key}.png")  # the newest, easy to find
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -190,65 +281,9 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _send_metrics(client: "MlflowClient", spool: Spool, entries: list[Entry]) -> None:
-    if entries:
-        _guarded(client, spool, entries, _send_rows)
-
-
-def _guarded(
-    client: "MlflowClient",
-    spool: Spool,
-    entries: list[Entry],
-    action: "Callable[[MlflowClient, list[Entry]], None]",
-) -> None:
-    """Sends; a refusal that no retry mends sets the entries aside instead of blocking the queue for ever."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        action(client, entries)
-    except MlflowException as error:
-        if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
-            raise
-        if len(entries) > 1:  # find the one that is refused
-            for entry in entries:
-                _guarded(client, spool, [entry], action)
-            return
-        LOG.warning("the tracking store refuses an entry for good: %s", error)
-        spool.refuse(entries[0])
-        return
-    except FileNotFoundError:  # its picture is gone: another process has sent it, or the disk lost it
-        pass
-    spool.done(entries)
-
-
-def _send_rows(client: "MlflowClient", entries: list[Entry]) -> None:
-    from mlflow.entities import Metric
-
-    rows = [
-        Metric(key, value, entry.values["time"], entry.values["step"])
-        for entry in entries
-        for key, value in entry.values["rows"]
-    ]
-    for start in range(0, len(rows), 1000):
-        client.log_batch(entries[0].run_id, metrics=rows[start : start + 1000])
-
-
-def _send_one(client: "MlflowClient", entries: list[Entry]) -> None:
-    entry, values = entries[0], entries[0].values
-    if entry.kind == "picture":
-        from PIL import Image
-
-        with Image.open(entry.picture) as image:
-            client.log_image(
-                entry.run_id, image, key=values["key"], step=values["step"], timestamp=values["time"]
-            )
-            client.log_image(entry.run_id, image, f"figures/{values['key']}.png")  # the newest, easy to find
-    elif entry.kind == "text":
-        client.log_text(entry.run_id, values["text"], values["file"])
-    elif entry.kind == "tags":
-        from mlflow.entities import RunTag
-
-        client.log_batch(entry.run_id, tags=[RunTag(key, value) for key, value in values["tags"].items()])
+def metric_name(text: str) -> str:
+    """Returns a name that MLflow takes: class names may hold brackets, commas or quotes."""
+    return re.sub(r"[^\w\-. :/]", "_", text)[:250].rstrip("/.") or "_"
 
 
 def now() -> int:

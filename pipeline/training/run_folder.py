@@ -12,9 +12,11 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
 from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
+from pipeline.config.recipe import STORAGE_VARIABLE
 
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
 
@@ -37,6 +40,21 @@ def absolute(uri: str) -> str:
 def new_name(recipe: Recipe) -> str:
     """Makes a run name that no other run has."""
     return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def default_storage() -> str:
+    """Returns where run folders lie unless a recipe says otherwise."""
+    root, below = os.environ.get(STORAGE_VARIABLE), str(Recipe.model_fields["storage"].default)
+    return storage.join(root, below) if root else below
+
+
+def run_folders(storage_uri: str) -> "Iterator[RunFolder]":
+    """Yields the folders of runs and sweeps below a storage."""
+    root = absolute(storage_uri)
+    for entry in storage.list_files(root):
+        folder = RunFolder(storage.join(root, entry.base_name), entry.base_name)
+        if storage.exists(storage.join(folder.uri, "run.json")):
+            yield folder
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,18 @@ class RunFolder:
         """Trace of some steps."""
         return storage.join(self.uri, "profile.json.gz")
 
+    @property
+    def spool(self) -> Path:
+        """Local folder of what waits for MLflow: in the run folder, or in the temporary folder for an object store."""
+        if storage.is_local(self.uri):
+            return storage.local_path(storage.join(self.uri, "spool"))
+        digest = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"d2ls-spool-{os.getuid()}-{digest}"
+
+    def waiting(self) -> bool:
+        """Returns whether entries for MLflow wait on this machine."""
+        return self.spool.is_dir() and any(self.spool.glob("*.json"))
+
     def check_free(self) -> None:
         """Looks whether the name can be taken.
 
@@ -120,11 +150,11 @@ class RunFolder:
         with self._alone():
             self._add(facts)
 
-    def end(self, state: str) -> None:
-        """Notes how the run ended; a trial that its sweep pruned stays pruned."""
+    def end(self, state: str, reason: str = "") -> None:
+        """Notes how the run ended, and why; a trial that its sweep pruned stays pruned."""
         with self._alone():
             if self.facts().get("state") != PRUNED:
-                self._add({"state": state})
+                self._add({"state": state, "ended": time.time(), "reason": reason})
 
     def claim(self) -> None:
         """Marks the run as running under this process.

@@ -127,8 +127,8 @@ def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[C
     if job.store:
         from pipeline.tracking import TrackingCallback
 
-        spool = Path(spool_folder(job.folder))
-        callbacks.append(TrackingCallback(job.store, job.run_id, spool, recipe, shards))
+        started = folder.facts().get("created")
+        callbacks.append(TrackingCallback(job.store, job.run_id, folder.spool, recipe, shards, started))
     if job.profile:
         from d2ls.training.profiling import ProfileCallback
 

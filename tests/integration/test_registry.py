@@ -18,9 +18,8 @@ from d2ls.inference import Segmenter
 from d2ls.model import build_model
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
-from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import ModelVersion, Store, code, registry, saved_model, should_promote
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from pipeline.tracking import ModelVersion, code, registry, saved_model, should_promote
+from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
 
 NAME = "d2ls-blobs"
 EVALUATION = {"split": "test", "scores": {"miou": 0.5, "mf1": None, "iou": {"field": 0.25, "forest": None}}}
@@ -33,9 +32,9 @@ class World:
         self.folder = folder
         self.shards: ShardSet = make_shards(folder / "shards")
         self.recipe: Recipe = make_recipe(self.shards)
-        self.store = Store.open(TrackingConfig(uri="sqlite:///mlflow.db"), folder=folder)
+        self.store = make_store(folder)
         self.checkpoint = make_checkpoint(folder / "checkpoint", self.shards, self.recipe)
-        self.run_id = self.store.start_training_run(self.recipe, self.shards.card, "run")
+        self.run_id = self.store.start_run(self.recipe, self.shards.card, "run")
         self.store.log_metrics(self.run_id, {"select/miou": 0.4}, step=30)
         self.store.log_metrics(
             self.run_id, {"select/miou": 0.3, "select/oa": 0.6}, step=40
@@ -163,8 +162,9 @@ def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_
     unet = build_model(architecture="unet", backbone="test_resnet", num_classes=4).eval()
     checkpoint = tmp_path / "unet"
     checkpoint.mkdir()
-    save_bundle(checkpoint, unet, ModelInfo.from_card(unet, world.shards.card, window=64))
-    run = world.store.start_training_run(world.recipe, world.shards.card, "unet")
+    info = ModelInfo.from_card(unet, world.shards.card, window=64, recipe_digest=world.recipe.digest())
+    save_bundle(checkpoint, unet, info)
+    run = world.store.start_run(world.recipe, world.shards.card, "unet")
     version = world.store.register(
         run, checkpoint, "baseline", card=world.shards.card, evaluation=None, recipe=world.recipe
     )
@@ -201,7 +201,7 @@ def test_two_versions_with_different_network_code_live_in_one_process(
     monkeypatch.setattr(code, "write_package", _from(changed))
     other = world.register(make_checkpoint(tmp_path / "other", world.shards, world.recipe, seed=0))
     if other.version == "1":  # the same weights: another run makes another version
-        run = world.store.start_training_run(world.recipe, world.shards.card, "changed")
+        run = world.store.start_run(world.recipe, world.shards.card, "changed")
         other = world.store.register(
             run, world.checkpoint, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
         )
@@ -232,7 +232,7 @@ def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
     first = world.store.promote(NAME, "1", "no champion reigned")
     assert first.aliases == ("champion",)
     assert "Champion: no champion reigned" in first.description
-    run = world.store.start_training_run(world.recipe, world.shards.card, "next")
+    run = world.store.start_run(world.recipe, world.shards.card, "next")
     other = make_checkpoint(world.folder / "next", world.shards, world.recipe, seed=5)
     second = world.store.register(
         run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe

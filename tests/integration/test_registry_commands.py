@@ -1,6 +1,5 @@
 """`pipeline.register` and `pipeline.promote`, from a run folder to a champion, scored on real report data."""
 
-import json
 import re
 import shutil
 import sys
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from d2ls.errors import TrackingError
+from d2ls.errors import ConfigError, TrackingError
 from pipeline import promote, register
-from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from pipeline.tracking import Store, registration, registry, saved_model
+from pipeline.training.run_folder import RunFolder
+from tests.tracking_world import make_recipe, make_run, make_shards, make_store
 
 
 @pytest.fixture
@@ -21,13 +20,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(tmp_path)
     shards = make_shards(tmp_path / "shards")
     recipe = make_recipe(shards, **{"evaluate.bootstrap": 0})
-    store = Store.open(TrackingConfig())
+    store = make_store(tmp_path)
     for name, seed in (("first", 0), ("second", 1)):
-        folder = tmp_path / "runs" / name
-        make_checkpoint(folder / "checkpoints" / "step-30", shards, recipe, seed)
-        (folder / "checkpoints" / "best.json").write_text(json.dumps({"checkpoint": "step-30", "step": 30}))
-        run = store.start_training_run(recipe, shards.card, name, tags={"d2ls.run_folder": str(folder)})
-        store.end_run(run)
+        make_run(store, tmp_path / "runs", name, shards, recipe, seed)
     return store
 
 
@@ -39,7 +34,6 @@ def call(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> No
 def test_from_runs_to_a_champion(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert store.find("first").tags["d2ls.run_folder"] == "runs/first"
     call(register, monkeypatch, "first")
     assert "models:/d2ls-blobs/1 is registered, alias challenger" in capsys.readouterr().out
     call(promote, monkeypatch, "d2ls-blobs")
@@ -60,14 +54,116 @@ def test_from_runs_to_a_champion(
     assert forced.version == loser
     assert "forced: a person looked at the maps" in forced.description
     call(promote, monkeypatch, "d2ls-blobs", "--version", loser)
-    assert "it reigns already" in capsys.readouterr().out
+    assert "it is already the champion" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match=r"no run 'third'.*Newest runs: second, first"):
+    with pytest.raises(
+        ConfigError, match=r"no run 'third'.*Newest runs there: second, first.*--storage FOLDER"
+    ):
         call(register, monkeypatch, "third")
     with pytest.raises(TrackingError, match=r"d2ls-blobs@challenger: not in the registry"):
         call(promote, monkeypatch, "d2ls-blobs")
     shutil.rmtree(tmp_path / "runs" / "first" / "checkpoints")
     with pytest.raises(TrackingError, match=r"no complete checkpoint.*--checkpoint FOLDER"):
         call(register, monkeypatch, "first")
+
+
+def digest_of(store: Store, version: str) -> str:
+    return saved_model.bundle_digest(store.download(f"models:/d2ls-blobs/{version}"))
+
+
+def test_two_folders_with_one_server_and_one_name_never_mix(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards = make_shards(tmp_path / "others-shards", side=64)
+    recipe = make_recipe(shards, **{"seed": 7, "registry.name": "d2ls-others"})
+    theirs = make_run(store, tmp_path / "other" / "runs", "first", shards, recipe, seed=5)
+    ours = RunFolder.of("runs", "first")
+    assert ours.facts()["run_id"] != theirs.facts()["run_id"]
+    call(register, monkeypatch, "first", "--no-evaluation")
+    version = registry.find(store, "models:/d2ls-blobs/1")
+    assert version.run_id == ours.facts()["run_id"]
+    assert digest_of(store, "1") == saved_model.bundle_digest(Path(ours.best()["uri"]))
+    assert registry.recipe_of(store, version).seed == 0
+    call(
+        register,
+        monkeypatch,
+        theirs.facts()["run_id"],
+        "--storage",
+        str(tmp_path / "other" / "runs"),
+        "--no-evaluation",
+    )
+    assert registry.find(store, "models:/d2ls-others/1").run_id == theirs.facts()["run_id"]
+
+
+def test_weights_recipe_and_run_of_different_trainings_are_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards = make_shards(tmp_path / "more-shards", side=64)
+    other = make_run(store, tmp_path / "runs", "other", shards, make_recipe(shards, seed=7), seed=5)
+    with pytest.raises(
+        TrackingError, match=r"trained by another recipe.*Register the run folder that holds both"
+    ):
+        call(register, monkeypatch, "first", "--no-evaluation", "--checkpoint", other.best()["uri"])
+    RunFolder.of("runs", "first").note(run_id=other.facts()["run_id"])
+    with pytest.raises(TrackingError, match=r"belongs to another training: its tag d2ls.name is 'other'"):
+        call(register, monkeypatch, "first", "--no-evaluation")
+    assert registry.versions(store, "d2ls-blobs") == []
+
+
+def test_a_half_made_model_does_not_stay_and_a_whole_one_is_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*about: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    run_id = RunFolder.of("runs", "first").facts()["run_id"]
+    experiment = store.client.get_run(run_id).info.experiment_id
+    store.client.create_logged_model(
+        experiment, name="d2ls-blobs", source_run_id=run_id
+    )  # by a process that died
+    with monkeypatch.context() as patched:
+        patched.setattr(registration, "_create_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call(register, monkeypatch, "first", "--no-evaluation")
+    (whole,) = store.client.search_logged_models([experiment])
+    call(register, monkeypatch, "first", "--no-evaluation")
+    assert [model.model_id for model in store.client.search_logged_models([experiment])] == [whole.model_id]
+    assert registry.find(store, "models:/d2ls-blobs/1").model_id == whole.model_id
+
+
+def test_what_was_deleted_is_named_or_not_needed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(register, monkeypatch, "first", "--no-evaluation")
+    call(promote, monkeypatch, "d2ls-blobs", "--force", "the only one")
+    call(register, monkeypatch, "second", "--no-evaluation")
+    run_id = RunFolder.of("runs", "second").facts()["run_id"]
+    store.client.delete_run(run_id)
+    call(promote, monkeypatch, "d2ls-blobs")  # the version carries its recipe
+    store.client.delete_logged_model(registry.find(store, "models:/d2ls-blobs/1").model_id)
+    store.promote("d2ls-blobs", "1", "for the test")
+    store.client.set_registered_model_alias("d2ls-blobs", "challenger", "2")
+    with pytest.raises(TrackingError, match=r"cannot be fetched.*without scoring it: --force REASON"):
+        call(promote, monkeypatch, "d2ls-blobs")
+    store.client.delete_model_version("d2ls-blobs", "1")
+    assert store.champion("d2ls-blobs") is None, "its alias went with it"
+    with pytest.raises(TrackingError, match=r"d2ls-blobs has versions 2 and aliases challenger"):
+        store.download("models:/d2ls-blobs@champion")
+    call(promote, monkeypatch, "d2ls-blobs")
+    assert "no champion" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(TrackingError, match="mlflow runs restore"):
+        call(register, monkeypatch, "second", "--no-evaluation")
+
+
+def test_many_decisions_fit_into_a_description(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(register, monkeypatch, "first", "--no-evaluation")
+    for number in range(60):
+        registry.note(store, "d2ls-blobs", "1", f"decision {number}: " + "because " * 12)
+    text = registry.by_version(store, "d2ls-blobs", "1").description
+    assert len(text) <= 5000
+    assert "## Input and output" in text
+    assert "decision 59" in text
+    assert "decision 0:" not in text
+    assert text.count("## Decisions") == 1

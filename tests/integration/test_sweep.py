@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
-from tests.sweep_world import make_place, run, sweep, trials
+from tests.sweep_world import make_place, run, sweep, tracked, trials
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,7 +57,7 @@ def test_sweep_killed_and_resumed_ends_with_a_champion(place: Path):
     assert "champion" in text
     assert "the noise of" in text, "--repeat was forgotten"
     store = Store.open(TrackingConfig(), folder=place)
-    parent = store.find("first")
+    parent = tracked(store, place, "first")
     children = store.children(parent.run_id)
     assert parent.status == "FINISHED"
     assert sorted(row.status for row in children) == ["FINISHED"] * 6
@@ -107,7 +107,7 @@ def test_pruned_trials_end_and_free_their_workers(place: Path):
     assert len(ended) == 4
     assert {trial["status"] for trial in ended.values()} == {"finished", "pruned"}
     store = Store.open(TrackingConfig(), folder=place)
-    rows = {row.name: row.status for row in store.children(store.find("pruned").run_id)}
+    rows = {row.name: row.status for row in store.children(tracked(store, place, "pruned").run_id)}
     for trial in ended.values():
         assert rows[trial["name"]] == ("FINISHED" if trial["status"] == "finished" else "KILLED")
 

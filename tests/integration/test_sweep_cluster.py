@@ -17,7 +17,7 @@ import pytest
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
 from tests.mlflow_processes import free_port
-from tests.sweep_world import make_place, run, sweep, trials
+from tests.sweep_world import make_place, run, sweep, tracked, trials
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,12 +129,16 @@ def test_two_sweeps_share_store_and_cluster(cluster: str, tmp_path: Path):
 
     store = Store.open(TrackingConfig(), folder=place)
     for name, count in (("repeated", 3), ("baseline", 2)):
-        parent = store.find(name)
+        parent = tracked(store, place, name)
         rows = store.children(parent.run_id)
         assert [parent.status, *(row.status for row in rows)] == ["FINISHED"] * (count + 1)
         assert len({row.name for row in rows}) == count, "a run is doubled"
-    assert store.run(store.find("repeated").run_id).metrics["repeats/deviation"] == pytest.approx(deviation)
-    networks = {row.tags["architecture"]: row for row in store.children(store.find("baseline").run_id)}
+    assert store.run(tracked(store, place, "repeated").run_id).metrics["repeats/deviation"] == pytest.approx(
+        deviation
+    )
+    networks = {
+        row.tags["architecture"]: row for row in store.children(tracked(store, place, "baseline").run_id)
+    }
     assert networks["d2ls"].tags["stages"] == "1"
     assert networks["unet"].tags["stages"] == networks["unet"].tags["temperature"] == "-"
     assert "train/contrastive" in networks["d2ls"].metrics

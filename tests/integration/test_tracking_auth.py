@@ -52,10 +52,10 @@ def test_runs_and_models_behind_a_password(
     store = Store.open(config)
     shards = make_shards(tmp_path / "shards")
     recipe = make_recipe(shards)
-    run = store.start_training_run(recipe, shards.card, "guarded")
+    run = store.start_run(recipe, shards.card, "guarded")
     store.log_metrics(run, {"select/miou": 0.5})
     checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
     version = store.register(run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe)
     store.end_run(run)
-    assert store.find("guarded").metrics["select/miou"] == 0.5
+    assert store.run(run).metrics["select/miou"] == 0.5
     assert (store.download(version.uri) / "model.safetensors").is_file()

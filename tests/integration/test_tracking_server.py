@@ -1,6 +1,5 @@
 """A real MLflow server on loopback with its files in an S3 store: runs, figures, registry; down, and back again."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from moto.server import ThreadedMotoServer
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import RunWriter, Store, saved_model
-from pipeline.tracking.writer import SPOOL_TAG
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
@@ -69,10 +67,8 @@ def test_the_whole_way_with_the_server_down_in_between(server: Server, tmp_path:
         with pytest.raises(TrackingError, match=r"--allowed-hosts localhost:\d+"):
             Store.open(TrackingConfig(uri=f"http://localhost:{server.port}"))
         store = Store.open(TrackingConfig(uri=server.url))
-        run = store.start_training_run(recipe, shards.card, "served")
-        assert store.recipe(run) == recipe
+        run = store.start_run(recipe, shards.card, "served")
         writer = RunWriter(store.uri, run, tmp_path / "spool")
-        writer.tags({SPOOL_TAG: f"{os.uname().nodename}:{tmp_path / 'spool'}"})
         writer.metrics({"train/loss": 1.0}, 1)
         deadline = time.monotonic() + 60
         while len(writer.spool) and time.monotonic() < deadline:
@@ -85,7 +81,8 @@ def test_the_whole_way_with_the_server_down_in_between(server: Server, tmp_path:
     assert time.monotonic() - started < 2.0
     assert writer.close(timeout=1.0) == 30
     with server.running():
-        store.end_run(run)  # the driver completes the run
+        assert store.send_spooled(tmp_path / "spool") == 30
+        store.end_run(run)
         history = store.client.get_metric_history(run, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, 30))
         pictures = [

@@ -2,10 +2,13 @@
 
 import base64
 import http.server
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
@@ -82,10 +85,11 @@ class _Guarded(http.server.BaseHTTPRequestHandler):
 
     wanted = ""
 
-    def do_GET(self) -> None:
+    def do_POST(self) -> None:
         allowed = self.headers.get("Authorization") == self.wanted
         self.send_response(200 if allowed else 401)
         self.end_headers()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.wfile.write(b"{}" if allowed else b"who are you?")
 
     def log_message(self, *arguments: object) -> None:
@@ -129,6 +133,66 @@ def test_credentials_of_the_environment_are_used(
         ("http://host:5000", "/home/me/runs/first", "/home/me/runs/first"),
     ],
 )
-def test_a_run_folder_is_shown_short_and_found_whole(store: str, folder: str, shown: str) -> None:
+def test_a_run_folder_is_shown_short(store: str, folder: str, shown: str) -> None:
     assert runs.shown_folder(store, folder) == shown
-    assert runs.whole_folder(store, shown) == folder
+
+
+def test_a_server_that_is_back_soon_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
+    tries = iter([connection.UnreachableError("away"), connection.UnreachableError("away"), None])
+
+    def ask() -> str:
+        if error := next(tries):
+            raise error
+        return "there"
+
+    assert connection.patiently(ask, 60) == "there"
+    with pytest.raises(connection.UnreachableError, match="does not answer"):
+        connection.patiently(lambda: connection.probe("http://127.0.0.1:1"), 0)
+
+
+def test_a_writer_that_came_second_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
+    for words in ("UNIQUE constraint failed: datasets.name", "(sqlite3.OperationalError) database is locked"):
+        tries = iter([MlflowException(words), MlflowException(words), None])
+
+        def write() -> str:
+            if error := next(tries):  # noqa: B023
+                raise error
+            return "written"
+
+        assert connection.retried(write) == "written"
+    with pytest.raises(MlflowException, match="wrong name"):
+        connection.retried(lambda: (_ for _ in ()).throw(MlflowException("wrong name")))
+
+
+def _sqlite_with_revision(file: Path, revision: str) -> str:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES (?)", [revision])
+        database.commit()
+    return f"sqlite:///{file}"
+
+
+@pytest.mark.parametrize(
+    ("revision", "words"),
+    [
+        (
+            "97727af70f4d",
+            r"schema \(97727af70f4d\) is older.*Copy the database, then run `mlflow db upgrade sql",
+        ),
+        ("of-next-year", r"a newer version made it. Install that version"),
+    ],
+)
+def test_a_database_of_another_mlflow_is_refused_and_left_as_it_is(
+    revision: str, words: str, tmp_path: Path
+) -> None:
+    uri = _sqlite_with_revision(tmp_path / "mlflow.db", revision)
+    before = (tmp_path / "mlflow.db").read_bytes()
+    with pytest.raises(TrackingError, match=words):
+        Store.open(TrackingConfig(uri=uri))
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_a_password_is_not_shown() -> None:
+    assert connection.shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"

@@ -1,8 +1,10 @@
 """The queue on disk and the thread that empties it, against a store that fails on purpose."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from d2ls.errors import TrackingError
 from pipeline.tracking.spool import Entry, Spool
-from pipeline.tracking.writer import RunWriter, send_all
+from pipeline.tracking.writer import RunWriter, metric_name, send_all
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -26,6 +28,7 @@ class FakeClient:
         self.tags: dict[str, str] = {}
         self.down = False
         self.refused = ""
+        self.answers_once = False
         self.block = threading.Event()
         self.block.set()
         self.calls = 0
@@ -35,7 +38,21 @@ class FakeClient:
         if any(metric.key == self.refused for metric in metrics):
             raise MlflowException("no such name", error_code=1000)  # INVALID_PARAMETER_VALUE
         self.metrics += [(metric.key, metric.value, metric.step) for metric in metrics]
+        if self.answers_once and metrics:
+            self.answers_once = False
+            raise MlflowException("API request failed with exception: connection lost, but all was taken")
         self.tags |= {tag.key: tag.value for tag in tags}
+
+    def get_run(self, run_id: str) -> Any:
+        self._gate()
+        return SimpleNamespace(data=SimpleNamespace(metrics={key: value for key, value, _ in self.metrics}))
+
+    def get_metric_history(self, run_id: str, key: str) -> Any:
+        return [SimpleNamespace(step=step) for name, _, step in self.metrics if name == key]
+
+    def list_artifacts(self, run_id: str, folder: str) -> Any:
+        names = [f"{key}+step+{step}+timestamp+5+abc+compressed.webp" for key, step in self.pictures]
+        return [SimpleNamespace(path=f"{folder}/{name}") for name in names]
 
     def log_image(
         self,
@@ -77,7 +94,7 @@ def fill(target: RunWriter) -> None:
 
 def check(client: FakeClient) -> None:
     assert [m for m in client.metrics if m[0] == "a"] == [("a", 0.5, 1), ("a", 1.0, 2), ("a", 1.5, 3)]
-    assert len([m for m in client.metrics if m[0] == "b"]) == 3
+    assert {m[0] for m in client.metrics} == {"a"}, "what is not a number is left out"
     assert client.pictures == [("predictions", 3)]
     assert client.texts == {"report.md": "words"}
     assert client.tags == {"colour": "blue"}
@@ -89,7 +106,7 @@ def test_everything_arrives_once_and_the_folder_is_gone(tmp_path: Path) -> None:
         fill(target)
     check(client)
     assert not (tmp_path / "spool").exists()
-    assert client.calls <= 8  # steps travel together, or a few at a time
+    assert client.calls <= 10  # steps travel together, or a few at a time
 
 
 def test_a_store_that_is_down_delays_nothing_and_loses_nothing(tmp_path: Path) -> None:
@@ -140,6 +157,53 @@ def test_what_a_killed_process_left_is_sent_by_the_next(tmp_path: Path) -> None:
     with writer(client, tmp_path / "spool") as target:
         target.metrics({"new": 2.0}, 2)
     assert client.metrics == [("old", 1.0, 1), ("new", 2.0, 2)]
+
+
+def test_what_was_sent_but_not_deleted_is_not_sent_twice(tmp_path: Path) -> None:
+    client = FakeClient()
+    client.down = True
+    target = writer(client, tmp_path / "spool")
+    fill(target)
+    target.close(timeout=0.1)
+    shutil.copytree(
+        tmp_path / "spool", tmp_path / "again"
+    )  # as if the sender was killed before it deleted them
+    client.down = False
+    for folder in ("spool", "again"):
+        assert send_all(client, tmp_path / folder) == 6  # type: ignore[arg-type]
+    check(client)
+
+
+def test_a_request_that_was_taken_without_an_answer_is_not_sent_twice(tmp_path: Path) -> None:
+    client = FakeClient()
+    client.answers_once = True
+    with writer(client, tmp_path / "spool") as target:
+        fill(target)
+    assert not client.answers_once
+    check(client)
+
+
+def test_a_resumed_training_adds_no_second_point_to_a_step(tmp_path: Path) -> None:
+    client = FakeClient()
+    for steps in ((1, 2, 3), (2, 3, 4)):  # killed after step 3, its last checkpoint is that of step 1
+        with writer(client, tmp_path / "spool") as target:
+            for step in steps:
+                target.metrics({"train/loss": 1 / step}, step)
+                target.picture("predictions", PICTURE, step)
+    assert [step for _, _, step in client.metrics] == [1, 2, 3, 4]
+    assert [step for _, step in client.pictures] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("select/iou/low vegetation", "select/iou/low vegetation"), ("iou/roof (old), flat", "iou/roof _old__ flat"),
+     ("iou/Gew\u00e4sser", "iou/Gew\u00e4sser"), ("x" * 300, "x" * 250), ("iou/etc.", "iou/etc")],
+)  # fmt: skip
+def test_names_of_metrics_are_those_that_mlflow_takes(name: str, expected: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert metric_name(name) == expected
+    _validate_metric_name(metric_name(name))
 
 
 def test_an_entry_that_is_refused_for_good_does_not_block_the_rest(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from d2ls.errors import ConfigError, TrackingError, TrainingError
 from d2ls.shards import ShardSet
-from pipeline import train
+from pipeline import doctor, train
 from pipeline.tracking import Store
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
@@ -80,25 +80,47 @@ def test_a_run_without_an_epoch_has_no_result(folder):
 
 
 class StoreThatGoesAway:
-    uri = "http://mlflow:5000"
+    """An MLflow server that is there when a run begins and away when it ends."""
 
-    def start_training_run(self, *about):
+    uri = "http://mlflow:5000"
+    away = True
+    ended = ()
+
+    def start_run(self, *about, keep, **place):
+        keep("the-run")
         return "the-run"
 
-    def end_run(self, run_id, status):
-        raise TrackingError(f"tracking store {self.uri}, run {run_id}: connection refused")
+    def send_spooled(self, folder):
+        if self.away:
+            raise TrackingError(f"tracking store {self.uri}: connection refused")
+        return 0
+
+    def end_run(self, run_id, status, **about):
+        self.ended = (run_id, status)
 
 
-def test_a_store_that_is_gone_at_the_end_takes_no_result_away(folder, monkeypatch, caplog):
-    recipe = tiny_recipe(folder)
+def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, caplog):
+    recipe, store = tiny_recipe(folder), StoreThatGoesAway()
     run, shards = RunFolder.of(recipe.storage, "unheard"), ShardSet.open(recipe.shards.uri)
     run.create(recipe)
-    monkeypatch.setattr(Store, "open", lambda config: StoreThatGoesAway())
-    with train._tracked(recipe, shards, run, None, True) as (store, run_id):
-        assert (store, run_id) == ("http://mlflow:5000", "the-run")
+    run.claim()
+    monkeypatch.setattr(Store, "open", lambda config: store)
+    with train._tracked(recipe, shards, run, None, True) as (uri, run_id):
+        assert (uri, run_id) == ("http://mlflow:5000", "the-run")
     assert run.facts()["state"] == "finished"
     assert "connection refused" in caplog.text
     assert "pipeline.doctor" in caplog.text
+    store.away = False
+    assert [finding.status for finding in doctor.check_runs(store, recipe.storage)] == ["warning"]
+    assert store.ended == ("the-run", "FINISHED")
+    assert doctor.check_runs(store, recipe.storage) == []
+
+
+def test_a_training_that_fails_is_noted_as_failed(folder, monkeypatch):
+    recipe = tiny_recipe(folder)
+    run, shards = RunFolder.of(recipe.storage, "diverged"), ShardSet.open(recipe.shards.uri)
+    run.create(recipe)
+    monkeypatch.setattr(Store, "open", lambda config: StoreThatGoesAway())
     with pytest.raises(ConfigError, match="diverged"), train._tracked(recipe, shards, run, None, True):
         raise ConfigError("diverged")
     assert run.facts()["state"] == "failed"

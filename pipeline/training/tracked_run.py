@@ -1,0 +1,160 @@
+"""The MLflow run of a training, a trial or a sweep: found by the id in its run folder, ended as the folder says.
+
+The folder is the truth. run.json keeps the id of the MLflow run, how the training ended, and what of that MLflow has
+heard (`told`); the queue beside it keeps what the server did not take. So whatever is lost on the way, a server or a
+process, `settle` completes the run later.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from d2ls import storage
+from d2ls.errors import CheckpointError, ConfigError, StorageError
+from pipeline import process_identity
+from pipeline.training.run_folder import FAILED, FINISHED, KILLED, PRUNED, RUNNING, RunFolder, run_folders
+
+if TYPE_CHECKING:
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+    from pipeline.tracking import Store
+
+LOG = logging.getLogger(__name__)
+Kind = Literal["sweep", "trial", "training"]
+STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    FINISHED: "FINISHED",
+    FAILED: "FAILED",
+    KILLED: "KILLED",
+    PRUNED: "KILLED",
+}
+PATIENCE = 600.0
+"""Seconds for which a trial waits for a server that was there when its sweep began."""
+
+
+@contextmanager
+def tracked_run(
+    recipe: "Recipe", card: "DatasetCard", folder: RunFolder, kind: Kind, parent_run_id: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """Opens the MLflow run of a folder and ends both, folder and run, in the right state; yields store and run id.
+
+    Args:
+        recipe: the resolved recipe.
+        card: card of the shards.
+        folder: the run folder; its run is resumed where it has one.
+        kind: what is run.
+        parent_run_id: run of the sweep that this is a trial of.
+
+    Raises:
+        TrackingError: the store does not answer, or the folder's run belongs to another training.
+        ConfigError: the folder is a copy of another one with the same run.
+    """
+    from pipeline.tracking import Store, connection
+
+    def opened() -> "tuple[Store, str]":
+        store = Store.open(recipe.tracking)
+        return store, open_run(store, recipe, card, folder, kind, parent_run_id)
+
+    with ended(folder):
+        store, run_id = connection.patiently(opened, PATIENCE if parent_run_id else 0.0)
+    try:
+        with ended(folder, last=True):
+            yield store.uri, run_id
+    finally:
+        try:
+            settle(store, folder)
+        except (
+            Exception
+        ) as error:  # what was trained is no worse for it, nor may it hide what ended the training
+            LOG.warning(
+                "%s. It waits in %s: `python -m pipeline.doctor RECIPE` sends it and closes the run",
+                error, folder.uri,
+            )  # fmt: skip
+
+
+def open_run(
+    store: "Store",
+    recipe: "Recipe",
+    card: "DatasetCard",
+    folder: RunFolder,
+    kind: Kind,
+    parent_run_id: str | None = None,
+) -> str:
+    """Opens a new MLflow run, or goes on in the one that the folder names; returns its id."""
+    facts = folder.facts()
+    run_id, before = facts.get("run_id", ""), facts.get("folder", folder.uri)
+    parent = parent_run_id or ""
+    if run_id:
+        _refuse_copy(folder, before, run_id)
+        store.resume_run(
+            run_id, recipe, card, folder.name, folder=folder.uri, folder_before=before,
+            store_before=facts.get("store", ""), parent_run_id=parent,
+        )  # fmt: skip
+        folder.note(told=None, reason="")
+    else:
+        run_id = store.start_run(
+            recipe, card, folder.name, kind, folder=folder.uri, parent_run_id=parent,
+            keep=lambda new: folder.note(run_id=new),
+        )  # fmt: skip
+    folder.note(store=store.uri, folder=folder.uri)
+    return run_id
+
+
+def settle(store: "Store", folder: RunFolder) -> int:
+    """Sends what waits in a folder's queue, and ends its MLflow run as the folder ended; returns how many entries.
+
+    Raises:
+        TrackingError: the store does not take it; all stays as it is.
+    """
+    facts = folder.facts()
+    run_id, status = facts.get("run_id"), STATUS.get(facts.get("state", ""))
+    if not run_id:
+        return 0
+    sent = store.send_spooled(folder.spool)
+    if status and facts.get("told") != status:
+        store.end_run(run_id, status, reason=facts.get("reason", ""), end_time=facts.get("ended"))
+        folder.note(told=status)
+    return sent
+
+
+def unsettled(storage_uri: str) -> Iterator[RunFolder]:
+    """Yields the run folders below a storage of which MLflow has not heard all, those of dead processes too.
+
+    A folder that calls itself running although its process is gone is noted as killed first.
+    """
+    for folder in run_folders(storage_uri):
+        with suppress(CheckpointError, StorageError):  # another's file; the run itself will tell
+            facts = folder.facts()
+            owner = facts.get("driver", "")
+            if facts.get("state") == RUNNING and process_identity.is_gone(owner):
+                folder.end(KILLED, f"process {process_identity.process_id(owner)} of it is gone")
+                facts = folder.facts()
+            if not facts.get("run_id") or facts.get("state") == RUNNING:
+                continue
+            if folder.waiting() or facts.get("told") != STATUS.get(facts.get("state", "")):
+                yield folder
+
+
+@contextmanager
+def ended(folder: RunFolder, *, last: bool = False) -> Iterator[None]:
+    """Notes in the run folder how the run ended; without `last` only a bad end."""
+    try:
+        yield
+    except BaseException as error:
+        state = FAILED if isinstance(error, Exception) else KILLED
+        with suppress(StorageError):  # a full disk may be what ended it
+            folder.end(state)
+        raise
+    if last:
+        folder.end(FINISHED)
+
+
+def _refuse_copy(folder: RunFolder, before: str, run_id: str) -> None:
+    """Refuses a copied folder: two trainings would write into one MLflow run. A moved one is fine."""
+    same = storage.is_local(before) and Path(before).resolve() == Path(folder.uri).resolve()  # through a link
+    if before != folder.uri and not same and RunFolder(before, folder.name).facts().get("run_id") == run_id:
+        raise ConfigError(
+            f"{folder.uri} is a copy of {before}, and both name the MLflow run {run_id}. Go on in {before}, or take "
+            f"`run_id` out of {folder.uri}/run.json to log to a new run"
+        )
