@@ -193,9 +193,8 @@ def recipe_of(store: "Store", version: ModelVersion) -> "Recipe":
 
     with tempfile.TemporaryDirectory() as scratch:
         file = _fetch(store, version.uri, _model_id(store, version.uri), "recipe.yaml", Path(scratch))
-        return parse_recipe(
-            yaml.safe_load(file.read_text(encoding="utf-8")), where=f"recipe.yaml of {version.uri}"
-        )
+        where = f"recipe.yaml of {version.uri}"
+        return parse_recipe(read_yaml(file.read_text(encoding="utf-8"), where=where), where=where)
 
 
 def _fetch(store: "Store", model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:
