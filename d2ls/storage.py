@@ -141,7 +141,7 @@ def upload(source: Path, uri: str | os.PathLike[str]) -> None:
 
 
 def download(uri: str | os.PathLike[str], target: Path) -> None:
-    """Copies a file to a local path in pieces, never whole in memory; the target's folder must exist.
+    """Copies a file and its time to a local path in pieces, never whole in memory; the target's folder must exist.
 
     Raises:
         StorageError: missing, unreadable, or no space.
@@ -149,6 +149,9 @@ def download(uri: str | os.PathLike[str], target: Path) -> None:
     system, path = resolve(uri)
     with _named(uri), system.open_input_stream(path) as source, target.open("wb") as stream:
         shutil.copyfileobj(source, stream, 2**22)
+    with _named(uri):
+        time = system.get_file_info(path).mtime_ns
+        os.utime(target, ns=(time, time))
 
 
 def open_input(uri: str | os.PathLike[str], mode: str = "rb") -> io.BufferedReader:
