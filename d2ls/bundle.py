@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 BUNDLE_VERSION = 1
-PIXEL_TYPES = ("uint8", "uint16", "int16", "float32")
+PIXEL_TYPES = ("uint8", "uint16", "float32")
 _MEND = "Was the file edited? Take the model from its run or registry again"
 
 
@@ -34,10 +34,11 @@ class ModelInfo:
         normalization: arguments of `d2ls.model.Normalization`: mean, std and max_value of the raw pixels.
         classes: the K classes.
         bands: names of the image channels, in order.
-        dtype: `uint8` or `uint16`, of the raw pixels.
+        dtype: `uint8`, `uint16` or `float32` (NaN: a band without data), of the raw pixels.
         window: side of the training crop in pixels; prediction looks through windows of this size.
         ground_sampling_distance: metres a pixel of the training data, None where unknown.
         dataset: name, protocol and digest of the training data.
+        reading: how files of the training data were read where they do not say it themselves (`nodata`, `band_order`).
         extra: further facts (run, epoch, scores), shown but not interpreted.
     """
 
@@ -49,6 +50,7 @@ class ModelInfo:
     window: int
     ground_sampling_distance: float | None = None
     dataset: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     version: int = BUNDLE_VERSION
 
@@ -64,6 +66,7 @@ class ModelInfo:
             window=window,
             ground_sampling_distance=card.ground_sampling_distance,
             dataset={"name": card.name, "protocol": card.protocol, "digest": card.digest},
+            reading=card.reading,
             extra=extra,
         )
 

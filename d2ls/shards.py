@@ -21,8 +21,8 @@ from d2ls import storage
 from d2ls.errors import ShardError
 from d2ls.labels import ClassTable
 
-SCHEMA_VERSION = 2
-"""Version of card and index; a reader refuses any other. 2: BLAKE3 in place of SHA-256."""
+SCHEMA_VERSION = 3
+"""Version of card and index; a reader refuses any other. 2: BLAKE3 in place of SHA-256. 3: float images, `scale`."""
 
 CARD_FILE = "card.json"
 INDEX_FILE = "index.parquet"
@@ -91,9 +91,9 @@ class DatasetCard:
         protocol: `clean` or `paper`.
         classes: the K classes.
         bands: names of the image channels, in order.
-        dtype: `uint8` or `uint16`.
-        max_value: value that stands for 1.0; statistics are over pixel / max_value.
-        mean: per channel, over the unpadded pixels of the training split.
+        dtype: `uint8`, `uint16`, or `float32` with NaN where a band holds no data.
+        max_value: value that stands for 1.0; statistics are over pixel / max_value. 1 for `float32`.
+        mean: per channel, over the unpadded pixels with data of the training split, clipped to `scale`.
         std: likewise.
         ground_sampling_distance: metres a pixel, None where unknown.
         tiling: size, stride, padding a split, as the recipe gave them.
@@ -101,6 +101,9 @@ class DatasetCard:
         scene_check: `disjoint` (no scene in two splits) or `unknown` (the data set names no scenes).
         splits: split name to its counts.
         digest: BLAKE3 over the splits' digests.
+        scale: of `float32`, per channel: the values that stand for dark and bright; the network clips to them. None
+            for integers.
+        reading: how files were read where they do not say it themselves: `nodata`, `band_order`.
         license: licence of the data, as the recipe states it.
         extra: further facts a source states, shown but not interpreted.
     """
@@ -120,6 +123,8 @@ class DatasetCard:
     scene_check: str
     splits: Mapping[str, SplitCard]
     digest: str
+    scale: tuple[tuple[float, float], ...] | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     license: str = "unknown"
     extra: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -153,8 +158,10 @@ class DatasetCard:
             values["splits"] = {name: _split_card(split) for name, split in values["splits"].items()}
             for name in ("bands", "mean", "std"):
                 values[name] = tuple(values[name])
+            if values["scale"] is not None:
+                values["scale"] = tuple((low, high) for low, high in values["scale"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ShardError(
                 f"{where}: the card is incomplete ({error!r}); shard the data set again"
             ) from error

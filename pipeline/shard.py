@@ -76,6 +76,7 @@ def shard_spec(recipe: Recipe) -> Any:
         options={**data.options, **_own_data(data)},
         tiling=tiling,
         codec=Codec(**codec),
+        scale=_scale(data.scale),
         train_split=recipe.roles.train,
         target_bytes=int(recipe.shards.target_mb * 1e6),
         seed=recipe.shards.seed,
@@ -216,6 +217,11 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
     Image.fromarray(batch_sheet(batches, shards.card.classes)).save(path)
     print_batches(path, len(batches), recipe)
     return 0
+
+
+def _scale(given: Any) -> tuple[tuple[float, float], ...] | None:
+    """Turns one pair or several into several."""
+    return (given,) if given and not isinstance(given[0], tuple) else given
 
 
 def _own_data(data: DataConfig) -> dict[str, Any]:

@@ -76,13 +76,13 @@ class Codec:
             "png": bands in (1, 3, 4) and dtype in ("uint8", "uint16"),
             "webp": bands == 3 and dtype == "uint8",
             "jpg": bands in (1, 3) and dtype == "uint8",
-            "tif": dtype in ("uint8", "uint16"),
+            "tif": dtype in ("uint8", "uint16", "float32"),
         }
         if not fits[self.name]:
             able = [name for name, fit in fits.items() if fit]
             raise ConfigError(
                 f"data.codec.name: {self.name} cannot hold {bands} band(s) of {dtype}; "
-                + (f"use {' or '.join(able)}" if able else "images must be uint8 or uint16")
+                + (f"use {' or '.join(able)}" if able else "images must be uint8, uint16 or float32")
             )
 
     def encode(self, image: Image) -> bytes:
@@ -180,7 +180,7 @@ def _tif(codec: Codec, image: Image) -> bytes:
     if codec.compression == "zstd":
         profile |= {
             "compress": "ZSTD",
-            "predictor": 2,
+            "predictor": 2 if image.dtype.kind == "u" else 1,
             "zstd_level": 1 if codec.level is None else codec.level,
         }
     if bands == 3:

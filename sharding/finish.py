@@ -17,7 +17,9 @@ from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardS
 from sharding.part import ShardPart, finished_part
 from sharding.plan import ShardPlan
 from sharding.preview import write_previews
+from sharding.scaling import MANY_BEYOND, Scale, range_warnings
 from sharding.spec import ShardSpec
+from sharding.survey import Survey
 
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 
@@ -71,7 +73,7 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
     """Makes the card from the parts of all shards."""
     survey = plan.survey
     max_value = _max_value(spec, plan)
-    mean, std = statistics(parts, max_value)
+    mean, std = statistics(parts, max_value, survey.scale)
     splits = {
         split: _split_card([part for part in parts if part.rows[0]["split"] == split], plan)
         for split in plan.splits
@@ -87,6 +89,8 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
     }
     extra |= {"options": options} if options else {}
+    if warnings := _value_warnings(parts, survey, max_value):
+        extra["warnings"] = warnings
     return DatasetCard(
         name=spec.name,
         source=spec.source,
@@ -103,13 +107,21 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
         scene_check=survey.scene_check,
         splits=splits,
         digest=set_digest({name: split.digest for name, split in splits.items()}),
+        scale=survey.scale,
+        reading=_reading(survey),
         license=survey.license,
         extra=extra,
     )
 
 
-def statistics(parts: Iterable[ShardPart], max_value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of each channel, of pixel / max_value, from integer sums."""
+def statistics(
+    parts: Iterable[ShardPart], max_value: float, scale: Scale | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of each channel, of pixel / max_value, from integer sums.
+
+    Raises:
+        DataError: a channel holds no data at all.
+    """
     sums = [part.sums for part in parts if part.sums.count]
     bands = range(len(sums[0].total))
     count = [sum(item.count[band] for item in sums) for band in bands]
@@ -117,10 +129,40 @@ def statistics(parts: Iterable[ShardPart], max_value: float) -> tuple[tuple[floa
     squares = [sum(item.squares[band] for item in sums) for band in bands]
     if not all(count):
         raise DataError("no pixel of the training split holds data in every band: no mean, no deviation")
-    mean = tuple(total[band] / count[band] / max_value for band in bands)
     # count*squares - total**2 is exact in integers: no cancellation
     spread = [math.sqrt(count[band] * squares[band] - total[band] ** 2) for band in bands]
-    return mean, tuple(spread[band] / count[band] / max_value for band in bands)
+    if scale is None:
+        mean = tuple(total[band] / count[band] / max_value for band in bands)
+        return mean, tuple(spread[band] / count[band] / max_value for band in bands)
+    step = [(high - low) / 65535 for low, high in scale]
+    mean = tuple(scale[band][0] + total[band] / count[band] * step[band] for band in bands)
+    return mean, tuple(spread[band] / count[band] * step[band] for band in bands)
+
+
+def _reading(survey: Survey) -> dict[str, Any]:
+    """What prediction must know to read files as they were read here."""
+    reading: dict[str, Any] = {} if survey.reading.nodata is None else {"nodata": survey.reading.nodata}
+    return reading | (
+        {"band_order": survey.band_order} if survey.band_order in ("names", "positions") else {}
+    )
+
+
+def _value_warnings(parts: Sequence[ShardPart], survey: Survey, max_value: float) -> list[str]:
+    """Says where the stated range of the pixels is far from what the training pixels hold."""
+    sums = [part.sums for part in parts if part.sums.count]
+    if survey.scale is None:
+        highest = max(max(item.highest) for item in sums)
+        return range_warnings(survey.dtype, highest, max_value)
+    warnings = []
+    for band, name in enumerate(survey.bands):
+        beyond = sum(item.beyond[band] for item in sums) / sum(item.count[band] for item in sums)
+        if beyond > MANY_BEYOND:
+            low, high = survey.scale[band]
+            warnings.append(
+                f"{beyond:.0%} of the training pixels of band {name} lie outside of data.scale [{low:g}, {high:g}] and "
+                "are clipped"
+            )
+    return warnings
 
 
 def split_digest(
@@ -168,7 +210,7 @@ def _index_bytes(parts: Sequence[ShardPart]) -> bytes:
 
 
 def _max_value(spec: ShardSpec, plan: ShardPlan) -> float:
-    return spec.max_value or FULL_RANGE[plan.survey.dtype]
+    return 1.0 if plan.survey.scale else spec.max_value or FULL_RANGE[plan.survey.dtype]
 
 
 def _delete_strangers(plan: ShardPlan, uri: str) -> None:

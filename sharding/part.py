@@ -14,28 +14,49 @@ from d2ls.shards import ShardFile
 from sharding.plan import ShardTask
 from sharding.raster import Pixels
 from sharding.raster.base import Mask
+from sharding.scaling import Scale
 
 
 @dataclass
 class PixelSums:
-    """Sums over the unpadded pixels with data of each channel; integers, so the order of adding does not matter."""
+    """Sums over the unpadded pixels with data of each channel; integers, so the order of adding does not matter.
+
+    Attributes:
+        count: pixels.
+        total: sum of the values; of float images, of steps of 1/65535 of the scale.
+        squares: sum of their squares.
+        beyond: pixels of float images outside of the scale.
+        highest: highest value of an integer image.
+    """
 
     count: list[int] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
+    beyond: list[int] = field(default_factory=list)
+    highest: list[int] = field(default_factory=list)
 
-    def add(self, image: Pixels, valid: Mask | None) -> None:
-        """Adds the pixels of an image (H W C) that hold data (H W; None: all)."""
+    def add(self, image: Pixels, valid: Mask | None, scale: Scale | None = None) -> None:
+        """Adds the pixels of an image (H W C) that hold data (H W; None: all); `scale` is that of a float image."""
         bands = image.shape[2]
         self.count = self.count or [0] * bands
+        self.beyond = self.beyond or [0] * bands
+        self.highest = self.highest or [0] * bands
         self.total = self.total or [0] * bands
         self.squares = self.squares or [0] * bands
         for band in range(bands):
-            counts = histogram(image, band, valid)
+            counts = histogram(image, band, valid) if scale is None else self._steps(image, band, scale[band])
             self.count[band] += int(counts.sum())
             values = np.arange(len(counts), dtype=np.uint64)
             self.total[band] += int((counts * values).sum())
             self.squares[band] += int((counts * values * values).sum())
+            self.highest[band] = max(self.highest[band], int(np.flatnonzero(counts)[-1:].sum()))
+
+    def _steps(self, image: Pixels, band: int, scale: tuple[float, float]) -> npt.NDArray[np.uint64]:
+        """Counts pixels of a band by steps of the scale; what lies outside counts at its ends, NaN does not count."""
+        values, (low, high) = image[..., band], scale
+        self.beyond[band] += int(((values < low) | (values > high)).sum())
+        steps = np.nan_to_num((values.clip(low, high).astype(np.float64) - low) * (65535 / (high - low)))
+        return histogram(np.rint(steps).astype(np.uint16), 0, np.isfinite(values))
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ def histogram(values: npt.NDArray[Any], band: int = 0, valid: Mask | None = None
 def sample_digest(image: npt.NDArray[Any], ids: npt.NDArray[np.uint8]) -> str:
     """BLAKE3 (hex) over the decoded pixels of a sample and its class ids."""
     digest = blake3(f"{image.shape} {image.dtype} {ids.shape}\n".encode())
-    little = image if image.dtype == np.uint8 else image.astype("<u2")
+    little = image.astype(image.dtype.newbyteorder("<"), copy=False)
     digest.update(np.ascontiguousarray(little).view(np.uint8).data)
     digest.update(np.ascontiguousarray(ids).data)
     return digest.hexdigest()

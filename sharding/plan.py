@@ -14,6 +14,7 @@ from d2ls.errors import DataError
 from d2ls.labels import Color, LabelCodes
 from sharding.codecs import Codec
 from sharding.raster import RasterInfo, Reading
+from sharding.scaling import Scale
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
 from sharding.survey import Survey, SurveyedScene
@@ -46,6 +47,7 @@ class Recording:
         num_classes: K.
         strays: raw codes to count.
         reading: what is known about the images beyond what they say.
+        scale: of float images, a pair a channel.
         codec: image codec.
         padding: see `Tiling.padding`.
         statistics: whether pixel sums are wanted.
@@ -55,6 +57,7 @@ class Recording:
     num_classes: int
     strays: tuple[int | Color, ...]
     reading: Reading
+    scale: Scale | None
     codec: Codec
     padding: str
     statistics: bool
@@ -145,6 +148,7 @@ def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[Survey
         num_classes=survey.classes.num_classes,
         strays=spec.strays,
         reading=survey.reading,
+        scale=survey.scale,
         codec=spec.codec,
         padding=tiling.padding,
         statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in survey.scenes),

@@ -3,11 +3,10 @@
 import io
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ls import storage
+from d2ls.display import displayable
 from d2ls.labels import ClassTable
 from d2ls.shards import ShardSet
 from sharding.codecs import decode_image, decode_mask
@@ -89,25 +88,11 @@ def _sample_pictures(shards: ShardSet, row: dict[str, Any]) -> tuple[Image.Image
         storage.read_range(tar, row["image_offset"], row["image_length"]), row["image_suffix"]
     )
     ids = decode_mask(storage.read_range(tar, row["mask_offset"], row["mask_length"]))
-    picture = Image.fromarray(visible(image, shards.card.max_value))
+    picture = Image.fromarray(displayable(image, shards.card.max_value))
     label = Image.fromarray(shards.card.classes.colorize(ids, ignore_color=IGNORED))
     picture.thumbnail((CELL, CELL))
     label.thumbnail((CELL, CELL), Image.Resampling.NEAREST)
     return picture, label
-
-
-def visible(image: npt.NDArray[Any], max_value: float = 255.0) -> npt.NDArray[np.uint8]:
-    """Turns pixels of any type and band count (H W C) into an RGB picture (H W 3, uint8).
-
-    The first three bands are shown, a single one as grey; 16-bit values are stretched between their 2nd and 98th
-    percentile.
-    """
-    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    if shown.dtype == np.uint8 and max_value == 255.0:
-        return np.ascontiguousarray(shown)
-    low, high = np.percentile(shown, (2, 98))
-    scaled = (shown.astype(np.float32) - low) / max(float(high - low), 1.0) * 255
-    return np.asarray(scaled.clip(0, 255), np.uint8)
 
 
 def _legend_lines(classes: ClassTable, width: int) -> int:

@@ -30,6 +30,8 @@ class ShardSpec:
         codec: image codec.
         bands: channels to take, by name; empty for all.
         max_value: pixel value that stands for 1.0; None for the full range of the type.
+        scale: values of float and signed images that stand for dark and bright: one pair for all channels, or a pair a
+            channel; None: 0 to `max_value`.
         ground_sampling_distance: metres a pixel; None for what the source says.
         strays: raw codes outside the data set's own that are taken as ignored, and counted.
         splits: splits to make; empty for all.
@@ -51,6 +53,7 @@ class ShardSpec:
     codec: Codec = field(default_factory=Codec)
     bands: tuple[str, ...] = ()
     max_value: float | None = None
+    scale: tuple[tuple[float, float], ...] | None = None
     ground_sampling_distance: float | None = None
     strays: tuple[int | Color, ...] = ()
     splits: tuple[str, ...] = ()

@@ -9,8 +9,10 @@ from d2ls.errors import DataError
 from d2ls.labels import ClassTable, LabelCodes
 from sharding.raster import Raster, RasterInfo, Reading, open_raster
 from sharding.raster.bands import band_text, bands_by_name, bands_in_order, contradiction
+from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES
 from sharding.raster.grids import compare_grids
 from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
+from sharding.scaling import Scale, find_scale
 from sharding.sources.base import Scene, Source, nearest
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
@@ -45,7 +47,9 @@ class Survey:
         codes: label codes, strays among the ignored ones.
         bands: names of the channels that are taken.
         reading: what is known about the images beyond what they say.
+        band_order: see `Source`; empty for sources that know their files.
         dtype: of the pixels as they are stored in shards.
+        scale: of float images, values that stand for dark and bright, a pair a channel.
         tilings: split to tiling.
         scenes: labelled scenes in order of split and name.
         unlabelled: split to number of images whose labels the publisher keeps.
@@ -61,7 +65,9 @@ class Survey:
     codes: LabelCodes
     bands: tuple[str, ...]
     reading: Reading
+    band_order: str
     dtype: str
+    scale: Scale | None
     tilings: dict[str, Tiling]
     scenes: tuple[SurveyedScene, ...]
     unlabelled: dict[str, int]
@@ -113,14 +119,18 @@ def survey(spec: ShardSpec) -> Survey:
     check = _scene_check(surveyed, source, problems)
     if not surveyed and not problems:
         problems.append(f"{spec.root}: no labelled image in it ({sum(hidden.values())} without labels)")
-    if dtype in ("uint8", "uint16"):
+    if dtype:
         spec.codec.check(len(indices), dtype)
+    bands = tuple(source.bands[index] for index in indices)
+    scale = find_scale(spec, bands, dtype, surveyed, problems)
     return Survey(
         classes=source.classes,
         codes=codes,
-        bands=tuple(source.bands[index] for index in indices),
+        bands=bands,
         reading=source.reading,
+        band_order=source.band_order if source.name == "custom" else "",
         dtype=dtype,
+        scale=scale,
         tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in surveyed},
         scenes=tuple(surveyed),
         unlabelled=dict(hidden),
@@ -165,8 +175,11 @@ class _Look:
         info = image.info
         positions = self._bands(image)
         resampled = self._place(image, labels)
-        if info.read_as not in ("uint8", "uint16"):
-            self.problems.append(f"{image.ref}: pixels are {info.dtype}; only uint8 and uint16 are stored")
+        if not info.read_as:
+            types = ", ".join((*INTEGER_TYPES, *FLOAT_TYPES))
+            self.problems.append(
+                f"{image.ref}: pixels are {info.dtype}, which is not read; convert them to {types}"
+            )
         if image.georeference.rpc:
             self.notes.append(
                 f"{image.ref}: placed by RPC only, which are not applied: no georeference is kept"
@@ -262,12 +275,12 @@ def _label_problems(scene: Scene, info: RasterInfo, ids: bool) -> list[str]:
 def _common_type(surveyed: list[SurveyedScene], problems: list[str]) -> str:
     types: dict[str, list[SurveyedScene]] = defaultdict(list)
     for item in surveyed:
-        types[item.info.dtype].append(item)
+        types[item.info.read_as].append(item)
     if len(types) > 1:
         rare = min(types, key=lambda name: len(types[name]))
         problems.append(
-            f"images are of several types ({', '.join(sorted(types))}); "
-            f"{rare} for instance: {types[rare][0].scene.image}"
+            f"images are of several types ({', '.join(sorted(name or 'others' for name in types))}); "
+            f"{rare} for instance: {types[rare][0].scene.image}. Convert them to one type"
         )
     return max(types, key=lambda name: len(types[name])) if types else "uint8"
 

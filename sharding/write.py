@@ -82,7 +82,7 @@ def _sample(
 ) -> _Sample:
     pixels, valid = image.read(tile.inside, cut.bands)
     if recording.statistics:
-        sums.add(pixels, valid)
+        sums.add(pixels, valid, recording.scale)
     whole = tile.window == tile.inside == Window(0, 0, cut.info.height, cut.info.width)
     padded = pad_image(pixels, tile, "mirror" if recording.padding == "mirror" else "zero")
     whole &= cut.bands == tuple(range(cut.info.bands))

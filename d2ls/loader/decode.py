@@ -27,20 +27,22 @@ class PixelFormat:
 
     Attributes:
         channels: C, number of bands.
-        dtype: `uint8` or `uint16`, as stored.
+        dtype: `uint8`, `uint16` or `float32`, as stored.
         max_value: value that stands for 1.0.
         num_classes: K.
+        scale: of `float32`, values that stand for dark and bright in each channel.
     """
 
     channels: int
     dtype: str
     max_value: float
     num_classes: int
+    scale: tuple[tuple[float, float], ...] | None = None
 
     @classmethod
     def of(cls, card: DatasetCard) -> "PixelFormat":
         """Takes the format from a card."""
-        return cls(len(card.bands), card.dtype, card.max_value, card.classes.num_classes)
+        return cls(len(card.bands), card.dtype, card.max_value, card.classes.num_classes, card.scale)
 
     @property
     def batch_dtype(self) -> np.dtype[Any]:
@@ -92,7 +94,7 @@ def read_image(member: Member, layout: PixelFormat, box: Box) -> npt.NDArray[Any
         box: window inside the image.
 
     Returns:
-        h w C, uint8 or uint16, C-contiguous or a view; red, green, blue where there are three or four bands.
+        h w C, uint8, uint16 or float32, C-contiguous or a view; red, green, blue where there are three or four bands.
 
     Raises:
         ShardError: it cannot be decoded, or is not what card and index say.

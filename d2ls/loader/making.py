@@ -97,7 +97,7 @@ class BatchMaker:
         crop = draw_crop(picture, self.augmentation, generator)
         image, mask = cut(picture, crop, self.augmentation.crop_size, self.layout.batch_dtype)
         if self._transforms is None:
-            self._transforms = Transforms(self.augmentation, self.layout.max_value)
+            self._transforms = Transforms(self.augmentation, self.layout.max_value, self.layout.scale)
         return self._transforms(image, mask, generator)
 
     def _evaluation_sample(self, order: SampleOrder) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from d2ls.display import displayable
 from d2ls.labels import IGNORE_COLOR, ClassTable
 from d2ls.loader.batches import Batch
 
@@ -31,21 +32,12 @@ def batch_sheet(batches: Iterable[Batch], classes: ClassTable, *, side: int = 19
     for batch in batches:
         images = batch.images.cpu().permute(0, 2, 3, 1).numpy()
         labels = batch.labels.cpu().numpy()
-        rows.append(_row([_fitted(_shown(image), side) for image in images], list(batch.keys)))
+        rows.append(_row([_fitted(displayable(image), side) for image in images], list(batch.keys)))
         rows.append(_row([_fitted(classes.colorize(label), side) for label in labels], []))
     width = max([row.shape[1] for row in rows], default=side)
     rows.append(_legend(classes, max(width, 2 * side)))
     width = max(row.shape[1] for row in rows)
     return np.concatenate([_widened(row, width) for row in rows])
-
-
-def _shown(image: npt.NDArray[np.generic]) -> Picture:
-    image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    if image.dtype == np.uint8:
-        return np.ascontiguousarray(image, dtype=np.uint8)
-    values = image.astype(np.float32)
-    low, high = np.percentile(values, (1, 99))
-    return (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
 
 
 def _fitted(picture: Picture, side: int) -> Picture:

@@ -1,7 +1,8 @@
 """Windows of TIFF images: only the tiles or strips that a window touches are read and inflated.
 
-Read here: classic TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits, in tiles or strips, uncompressed,
-deflate or Zstandard, without predictor or with the horizontal one. `open_tiff` says None for anything else.
+Read here: classic TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
+tiles or strips, uncompressed, deflate or Zstandard, without predictor or (integers) with the horizontal one.
+`open_tiff` returns None for anything else.
 """
 
 import struct
@@ -64,7 +65,7 @@ class Tiff:
             box: the window; it lies inside the image.
 
         Returns:
-            h w C, uint8 or uint16 in native byte order.
+            h w C, uint8, uint16 or float32 in native byte order.
 
         Raises:
             ShardError: a block is damaged.
@@ -172,9 +173,10 @@ def _directory(read: Read, order: str) -> dict[int, tuple[int, ...]] | None:
 def _layout(tags: dict[int, tuple[int, ...]], order: str) -> Tiff | None:
     (width,), (height,), (channels,) = tags[256], tags[257], tags[277]
     bits, formats = set(tags[258]), set(tags[339])
-    simple = len(bits) == 1 and bits <= {8, 16} and formats == {1} and tags[317][0] in (1, 2)
+    whole = bits in ({8}, {16}) and formats == {1} and tags[317][0] in (1, 2)
+    floats = bits == {32} and formats == {3} and tags[317][0] == 1
     chunky = tags[284] == (1,) or channels == 1
-    if not simple or not chunky or tags[259][0] not in _COMPRESSIONS:
+    if not (whole or floats) or not chunky or tags[259][0] not in _COMPRESSIONS:
         return None
     if tags.get(262) == (6,) or tags.get(266, (1,)) != (1,):
         return None  # YCbCr, or bits from the low end
@@ -187,7 +189,7 @@ def _layout(tags: dict[int, tuple[int, ...]], order: str) -> Tiff | None:
         height=height,
         width=width,
         channels=channels,
-        dtype=np.dtype(f"{order}u{bits.pop() // 8}"),
+        dtype=np.dtype(f"{order}{'f' if floats else 'u'}{bits.pop() // 8}"),
         block=block,
         offsets=offsets,
         lengths=lengths,

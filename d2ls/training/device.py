@@ -195,10 +195,7 @@ def open_device(place: torch.device) -> Device:
 
 
 class Stopwatch:
-    """Takes the time of a step and of its parts, without waiting for the device.
-
-    On a device that runs ahead these are times of the device: what the host does while it computes does not count, so
-    waiting for data counts only as far as the device stands still for it.
+    """Adds up the time of a step by part, without waiting for the device.
 
     Args:
         device: where the work is done.
@@ -206,7 +203,6 @@ class Stopwatch:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._start = self._end = device.now()
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextlib.contextmanager
@@ -216,13 +212,9 @@ class Stopwatch:
         yield
         self._marks.append((name, start, self._device.now()))
 
-    def stop(self) -> None:
-        """Marks the end of the step."""
-        self._end = self._device.now()
-
     def seconds(self) -> dict[str, float]:
-        """Returns seconds by part, and of the whole `step`; call it when a reading made after its end was opened."""
+        """Returns seconds by part; call it when a reading made after the last part was opened."""
         found: dict[str, float] = {}
         for name, start, end in self._marks:
             found[name] = found.get(name, 0.0) + self._device.seconds(start, end)
-        return {**found, "step": self._device.seconds(self._start, self._end)}
+        return found

@@ -84,7 +84,9 @@ class _Step:
         read: waits for the values, and whether the step was left out (1 or 0), and returns them.
         keys: samples of this rank.
         rate: learning rate.
-        watch: its times.
+        waited: seconds spent waiting for the loader.
+        seconds: of the whole step on the host.
+        watch: times of its parts.
     """
 
     number: int
@@ -92,6 +94,8 @@ class _Step:
     read: Callable[[], list[float]]
     keys: tuple[str, ...]
     rate: float
+    waited: float
+    seconds: float
     watch: Stopwatch
 
 
@@ -242,14 +246,15 @@ class Trainer:
         epoch, done = divmod(self.state.step, self.schedule.steps_per_epoch)
         batches = iter(self.batches(epoch, done))
         for _ in range(done, self.schedule.steps_per_epoch):
-            watch = Stopwatch(self._device)
-            with watch.part("data"):
-                batch = next(batches)
-            self._train_step(batch, watch)
+            start = time.perf_counter()
+            batch = next(batches)
+            self._train_step(batch, start)
 
-    def _train_step(self, batch: Batch, watch: Stopwatch) -> None:
+    def _train_step(self, batch: Batch, start: float) -> None:
+        waited = time.perf_counter() - start
         seed_everything(self.settings.seed, self.state.step, self.ranks.rank)
         rate = self.schedule.apply(self.optimizer, self.state.step)
+        watch = Stopwatch(self._device)
         self._statistics.keep()
         terms = self._gradients(batch, watch)
         self._read_step()
@@ -260,13 +265,14 @@ class Trainer:
             self._update(norm, spoiled)
         self.optimizer.zero_grad()
         self.state.step += 1
-        watch.stop()
         self._unread = _Step(
             number=self.state.step,
             names=(*terms, "gradient_norm"),
             read=self._device.reading(torch.cat([values, spoiled.double().view(1)])),
             keys=batch.keys,
             rate=rate,
+            waited=waited,
+            seconds=time.perf_counter() - start,
             watch=watch,
         )
         if not self._device.runs_ahead:
@@ -322,8 +328,7 @@ class Trainer:
         _log.warning("%s. Skipped, %d of %d", message, self.state.skipped, self.settings.skip_non_finite)
 
     def _report_step(self, step: _Step, terms: dict[str, float], norm: float) -> None:
-        seconds = step.watch.seconds()
-        teraflops = self._step_flops / seconds["step"] / 1e12
+        teraflops = self._step_flops / step.seconds / 1e12
         report = StepReport(
             step=step.number,
             epoch=(step.number - 1) // self.schedule.steps_per_epoch + 1,
@@ -332,8 +337,8 @@ class Trainer:
             terms=terms,
             learning_rate=step.rate,
             gradient_norm=norm,
-            images_per_second=self.settings.global_batch / seconds["step"],
-            seconds=seconds,
+            images_per_second=self.settings.global_batch / step.seconds,
+            seconds={"data": step.waited, **step.watch.seconds(), "step": step.seconds},
             memory_bytes=self._device.peak_memory(),
             teraflops=teraflops,
             flop_share=teraflops / self._peak if self._peak else None,

@@ -28,8 +28,8 @@ class StepReport:
         learning_rate: rate of the first parameter group.
         gradient_norm: before clipping.
         images_per_second: over all ranks.
-        seconds: time of the step by part (`data`, `forward`, `backward`, `optimizer`) and of the whole `step`, of this
-            rank; on a GPU the GPU's own time, `data` how long it stood still for the loader.
+        seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`) and of the whole `step`, of
+            this rank.
         memory_bytes: peak device memory, or resident memory on CPU, of this rank.
         teraflops: model FLOP/s of one device in 1e12 (see `d2ls.training.flops`); 0 where the crop is not known.
         flop_share: `teraflops` as a share of the device's peak; None where the peak is not known.

@@ -30,6 +30,9 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """One text, or a list of them."""
 
 
+Range = tuple[float, float]
+
+
 class ClassConfig(Section):
     """One class of one's own data."""
 
@@ -153,7 +156,10 @@ class DataConfig(Section):
     bands: tuple[str, ...] = ()
     """Channels to take, in this order; empty: all."""
     max_value: Annotated[float, Field(gt=0)] | None = None
-    """Pixel value that stands for 1.0; unset: 255 or 65535."""
+    """Pixel value that stands for 1.0; unset: 255 or 65535. Of float and signed images: `scale: [0, max_value]`."""
+    scale: Range | tuple[Range, ...] | None = None
+    """Of float and signed images (reflectance, radar, heights): the values that stand for dark and bright, what lies
+    beyond is clipped by the network; one pair, or a pair a channel that is taken."""
     ground_sampling_distance: Annotated[float, Field(gt=0)] | None = None
     """Metres a pixel; unset: what the source knows."""
     strays: tuple[Code, ...] = ()

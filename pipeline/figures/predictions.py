@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from d2ls.display import displayable
 from d2ls.labels import IGNORE, ClassTable
 from pipeline.figures.canvas import ERROR, INK, MISSING, Picture, legend, new_grid, render, short
 
@@ -33,7 +34,7 @@ def prediction_sheet(
     figure, axes = new_grid(count, len(columns), width=2.3 * len(columns), height=2.36 * count + 0.75)
     for row, (image, label, predicted) in enumerate(zip(images, labels, predictions, strict=True)):
         step = max(1, -(-max(label.shape) // CELL))
-        shown = _displayable(image)[::step, ::step]
+        shown = displayable(image)[::step, ::step]
         truth, guess = np.asarray(label)[::step, ::step], np.asarray(predicted)[::step, ::step]
         panels = (
             shown,
@@ -61,13 +62,3 @@ def _errors(shown: Picture, truth: npt.NDArray[np.integer], guess: npt.NDArray[n
     faded[truth == IGNORE] = MISSING
     faded[(truth != guess) & (truth != IGNORE)] = ERROR
     return faded.astype(np.uint8)
-
-
-def _displayable(image: npt.NDArray[Any]) -> Picture:
-    """Takes one or three bands; stretches what is not 8 bit between its 1st and 99th percentile."""
-    bands = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-    if bands.dtype == np.uint8:
-        return bands
-    low, high = np.percentile(bands, (1, 99))
-    scaled = (bands.astype(np.float64) - low) / max(high - low, 1e-9)
-    return (scaled.clip(0, 1) * 255).astype(np.uint8)

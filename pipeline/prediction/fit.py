@@ -142,10 +142,13 @@ def plan_stretch(
     low, high = limits
     if not low < high:
         raise ConfigError(f"--stretch {low},{high}: give the low value first")
-    top = float(getattr(segmenter.network.normalization, "max_value", np.iinfo(wanted).max))
+    top = getattr(segmenter.network.normalization, "max_value", None) or np.iinfo(wanted).max
+    ends = np.array(segmenter.info.normalization.get("scale") or ((0.0, top),), np.float32)
+    darkest, brightest = ends[:, 0], ends[:, 1]
 
     def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
-        scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - low) * (top / (high - low))
-        return np.rint(scaled.clip(0, top)).astype(wanted)
+        share = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
+        scaled = darkest + share * (brightest - darkest)
+        return scaled if wanted == "float32" else np.rint(np.nan_to_num(scaled)).astype(wanted)
 
     return stretch

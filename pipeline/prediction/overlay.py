@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from d2ls.display import displayable
 from d2ls.labels import IGNORE, ClassTable
 from pipeline.prediction.map_writer import save_image
 
@@ -38,17 +39,8 @@ def write_overlay(
     labels = _thinned(rows, grid, size)
     colors = classes.colorize(labels).astype(np.float32)
     opacity = np.where(labels == IGNORE, 0.0, OPACITY)[..., None]
-    picture = to_bytes(pixels) * (1 - opacity) + colors * opacity
+    picture = displayable(pixels) * (1 - opacity) + colors * opacity
     save_image(target, Image.fromarray(picture.round().astype(np.uint8)), quality=90, comment=comment)
-
-
-def to_bytes(pixels: "npt.NDArray[Any]") -> "npt.NDArray[np.uint8]":
-    """Makes 8-bit pixels for display; deeper ones are stretched between their 2nd and 98th percentile."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    low, high = np.percentile(pixels, (2, 98))
-    scaled = (pixels.astype(np.float32) - low) * (255 / max(high - low, 1))
-    return scaled.clip(0, 255).astype(np.uint8)
 
 
 def _thinned(rows: "Rows", grid: "Grid", size: tuple[int, int]) -> "npt.NDArray[np.uint8]":

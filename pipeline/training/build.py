@@ -70,7 +70,9 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Basel
         static_branch=model.static_branch,
         freeze_backbone=model.freeze_backbone,
         drop_path=model.drop_path,
-        normalization=Normalization(card.mean, card.std, card.max_value).to_json() if fresh else None,
+        normalization=Normalization(card.mean, card.std, card.max_value, card.scale).to_json()
+        if fresh
+        else None,
     )
     if model.init:
         from pipeline.training.initialize import load_initial

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
@@ -11,6 +12,8 @@ from rasterio.warp import transform as project
 
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE
+from d2ls.loader import Augmentation, TrainingLoader
+from d2ls.shards import ShardSet
 from sharding.raster.scene import open_scene
 from tests.geodata import case
 from tests.geodata.world import (
@@ -28,6 +31,11 @@ from tests.geodata.world import (
     tif,
 )
 
+LOADING = {
+    "global_batch": 1,
+    "seed": 0,
+    "augmentation": Augmentation(crop_size=96, vertical_flip=0.5, brightness_contrast=1.0, sharpen=1.0),
+}
 SOUTH_UP = PLACE * Affine(1, 0, 0, 0, -1, HEIGHT)
 """Rows from the south to the north over the same ground."""
 
@@ -357,3 +365,99 @@ def _(tmp_path):
         np.testing.assert_array_equal(image, expected.transpose(1, 2, 0))
     tif(part, pixels(1))
     assert shard(tmp_path, images=images, data={"tiling": {"default": {"size": 64}}}).digest != first.digest
+
+
+def reflectance(number=0, bands=3):
+    """float32 between 0.01 and 0.42 (bands H W)."""
+    return np.random.default_rng(number).uniform(0.01, 0.42, (bands, HEIGHT, WIDTH)).astype(np.float32)
+
+
+@case("float32 reflectance, no `data.scale`", "refused; proposes the percentiles of the pixels for each band")
+def _(tmp_path):
+    pair(tmp_path, image=reflectance())
+    text = problems(tmp_path)
+    assert "Say with data.scale which values stand for dark and bright" in text
+    low, high = np.percentile(reflectance()[0], (1, 99))
+    assert f"data.scale=[[{low:.4g}, {high:.4g}], [" in text
+
+
+@case(
+    "float32 reflectance with NaN, infinity and a spike, `data.scale: [0, 0.41]`",
+    "trained: stored as float32 bit by bit, NaN ignored, mean and deviation of the values clipped to the scale",
+)
+def _(tmp_path):
+    image = reflectance()
+    image[:, :10] = np.nan
+    image[:, 20, 30] = np.inf
+    image[0, 40, 50] = np.nan  # one band without data: the pixel stays
+    image[1, 60, 70] = 1e6
+    pair(tmp_path, image=image)
+    card = shard(tmp_path, data={"scale": [0, 0.41]})
+    stored, labels, _ = samples(tmp_path)["train_a"]
+    assert (card.dtype, card.max_value, card.scale) == ("float32", 1.0, ((0, 0.41),) * 3)
+    np.testing.assert_array_equal(stored, np.where(np.isinf(image), np.nan, image).transpose(1, 2, 0))
+    assert (labels[:10] == IGNORE).all()
+    assert labels[20, 30] == IGNORE
+    assert (labels[10:] == IGNORE).sum() == 1
+    clipped = np.where(np.isfinite(image), image, np.nan).clip(0, 0.41)
+    np.testing.assert_allclose(card.mean, np.nanmean(clipped, (1, 2)), atol=1e-5)
+    np.testing.assert_allclose(card.std, np.nanstd(clipped, (1, 2)), atol=1e-5)
+    assert "warnings" not in card.extra
+    batch = next(iter(TrainingLoader(ShardSet.open(str(tmp_path / "shards")), "train", **LOADING).epoch(0)))
+    assert batch.images.dtype == torch.float32
+    assert (batch.images.isnan().all(1) == (batch.labels == IGNORE)).all()
+    assert "of band red lie outside" in str(shard(tmp_path, data={"scale": [0, 0.1]}).extra["warnings"])
+
+
+@case(
+    "int16 radar in decibels with nodata -9999, a `data.scale` for each band",
+    "trained, nodata ignored",
+)
+def _(tmp_path):
+    image = np.random.default_rng(0).integers(-25, 0, (2, HEIGHT, WIDTH)).astype(np.int16)
+    image[:, :, :20] = -9999
+    pair(tmp_path, image=image, nodata=-9999)
+    card = shard(tmp_path, bands=["vv", "vh"], data={"scale": [[-25, 0], [-30, -5]]})
+    stored, labels, _ = samples(tmp_path)["train_a"]
+    assert card.dtype == "float32"
+    assert (labels[:, :20] == IGNORE).all()
+    assert (labels[:, 20:] != IGNORE).all()
+    np.testing.assert_allclose(card.mean[1], image[1, :, 20:].clip(-30, -5).mean(), atol=1e-3)
+    with open_scene(tmp_path / "images" / "a.tif") as scene:
+        assert scene.dtype == card.dtype
+        pixels, valid = scene.read((0, HEIGHT), (0, WIDTH), (0, 1))
+    np.testing.assert_array_equal(pixels, stored)
+    np.testing.assert_array_equal(valid, labels != IGNORE)
+
+
+@case(
+    "`data.scale` for 8 or 16 bit images, a scale that is upside down or of another number of bands",
+    "refused",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    assert "data.max_value says" in problems(tmp_path, data={"scale": [0, 1]})
+    pair(tmp_path, image=reflectance())
+    assert "[1, 0] is not a low and a higher value" in problems(tmp_path, data={"scale": [1, 0]})
+    assert "2 pairs for 3 band(s)" in problems(tmp_path, data={"scale": [[0, 1], [0, 1]]})
+
+
+@case("int32, uint32, complex images", "refused; names the types that are read")
+def _(tmp_path):
+    for name in ("int32", "uint32", "complex64"):
+        pair(tmp_path, image=pixels(dtype=name))
+        assert f"pixels are {name}, which is not read; convert them to uint8" in problems(tmp_path)
+
+
+@case(
+    "uint16 with values up to 3987, `data.max_value` unset (65535)", "warned, proposes `data.max_value=4000`"
+)
+def _(tmp_path):
+    image = pixels(dtype="uint16") * 15
+    image[0, 0, 0] = 3987
+    pair(tmp_path, image=image)
+    warnings = shard(tmp_path).extra["warnings"]
+    assert len(warnings) == 1
+    assert "the highest pixel is 3987" in warnings[0]
+    assert "data.max_value=4000" in warnings[0]
+    assert "warnings" not in shard(tmp_path, data={"max_value": 4000}).extra

@@ -210,3 +210,15 @@ def test_normalization():
 def test_metrics_and_labels_import_no_torch():
     code = "import sys, d2ls, d2ls.metrics, d2ls.labels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_normalization_of_float_images_clips_to_the_scale_and_takes_nan_for_the_mean():
+    norm = Normalization((0.2, -10.0), (0.1, 4.0), 1.0, scale=((0, 0.5), (-25, 0)))
+    images = torch.tensor([[0.3, -1.0, 9.0, torch.nan], [-14.0, -40.0, 3.0, -10.0]]).view(1, 2, 1, 4)
+    expected = torch.tensor([[1.0, -2.0, 3.0, 0.0], [-1.0, -3.75, 2.5, 0.0]]).view(1, 2, 1, 4)
+    torch.testing.assert_close(norm(images), expected)
+    again = Normalization.from_json(json.loads(json.dumps(norm.to_json())))
+    torch.testing.assert_close(again(images), expected)
+    for scale in (((0, 1),), ((0, 1), (1, 1))):
+        with pytest.raises(ConfigError, match="lowest and a higher"):
+            Normalization((0, 0), (1, 1), 1.0, scale)

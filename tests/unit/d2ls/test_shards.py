@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from d2ls.errors import ShardError
-from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet
+from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, SCHEMA_VERSION, DatasetCard, ShardSet
 from pipeline.config.recipe import parse_recipe
 from pipeline.shard import run
 from sharding.scenery import write_scenery
@@ -51,7 +51,10 @@ def test_what_is_unfinished_damaged_or_newer_is_refused(made, tmp_path):
     with pytest.raises(ShardError, match="not a shard index"):
         ShardSet.open(str(tmp_path))
     (tmp_path / CARD_FILE).write_text(replace(card, schema_version=99).to_json())
-    with pytest.raises(ShardError, match="schema version 99, this release reads 2: upgrade"):
+    with pytest.raises(ShardError, match=f"schema version 99, this release reads {SCHEMA_VERSION}: upgrade"):
+        ShardSet.open(str(tmp_path))
+    (tmp_path / CARD_FILE).write_text(replace(card, schema_version=SCHEMA_VERSION - 1).to_json())
+    with pytest.raises(ShardError, match="shard the data set again"):
         ShardSet.open(str(tmp_path))
     with pytest.raises(ShardError, match="not a dataset card"):
         DatasetCard.from_json("[]")

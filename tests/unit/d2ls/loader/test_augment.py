@@ -222,3 +222,17 @@ def test_float_values_beyond_the_range_are_kept_whether_colours_change_or_not():
         assert (np.abs(beyond) > 1e-6).sum() == 6, "nothing else differs"
         kept += np.allclose(np.sort(made.ravel()), np.sort(image.ravel()), atol=1e-6)
     assert 0 < kept < 20, "some are only flipped, some change colours"
+
+
+def test_colours_of_float_images_change_within_their_scale_and_nan_stays():
+    scale = ((-25.0, 0.0), (0.0, 0.5))
+    transforms = Transforms(Augmentation(crop_size=8, brightness_contrast=1.0), 1.0, scale)
+    image = np.random.default_rng(0).random((8, 8, 2), np.float32) * (25, 0.5) + (-25, 0)
+    image = image.astype(np.float32)
+    image[2, 3, 0] = np.nan
+    made = transforms(image, np.zeros((8, 8), np.uint8), np.random.default_rng(1))[0]
+    assert made.dtype == np.float32
+    assert np.argwhere(np.isnan(made)).tolist() == [[2, 3, 0]]
+    assert not np.allclose(made, image, equal_nan=True)
+    for band, (low, high) in enumerate(scale):
+        assert low - 1e-4 <= np.nanmin(made[..., band]) <= np.nanmax(made[..., band]) <= high + 1e-4

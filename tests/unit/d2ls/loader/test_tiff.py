@@ -84,3 +84,13 @@ def test_a_damaged_block_is_an_error(kind):
     content[start : start + layout.lengths[0]] = bytes(layout.lengths[0])
     with pytest.raises(ShardError, match="block 0"):
         layout.window(Log(bytes(content)), (0, 0, 4, 4))
+
+
+@pytest.mark.parametrize("kind", [{"compress": "none"}, {"compress": "zstd"}])
+def test_windows_of_float_images_keep_every_bit(kind):
+    image = np.random.default_rng(0).normal(size=(50, 70, 2)).astype(np.float32)
+    image[3:9, 20:40] = np.nan
+    content = tiff(image, predictor=1, **kind)
+    layout = open_tiff(Log(content), len(content))
+    found = layout.window(Log(content), (2, 15, 30, 50))
+    np.testing.assert_array_equal(found.view(np.uint32), image[2:32, 15:65].view(np.uint32))
