@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from d2ls import storage
 from d2ls.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -45,26 +46,32 @@ class RawToLogits(nn.Module):
         return logits
 
 
-def export_model(network: nn.Module, target: Path, *, bands: int, checks: int = 3, seed: int = 0) -> float:
+def export_model(
+    network: nn.Module, target: Path, *, bands: int, checks: int = 3, seed: int = 0, overwrite: bool = False
+) -> float:
     """Writes a network as a program, `.pt2` (torch.export) or `.onnx`.
 
     Args:
         network: in evaluation mode, on the CPU.
-        target: local file; replaced where it exists.
+        target: local file.
         bands: channels of the images.
         checks: number of random sizes that are compared.
         seed: of their draw.
+        overwrite: replace a file that exists.
 
     Returns:
         The largest difference found, relative to the spread of the logits.
 
     Raises:
         ConfigError: another suffix, or ONNX without the packages it needs.
+        StorageError: the file exists already.
         WeightsError: the program does not give what the network gives; nothing is written.
     """
     write = {".pt2": _write_pt2, ".onnx": _write_onnx}.get(target.suffix.lower())
     if write is None:
         raise ConfigError(f"{target}: programs are written as .pt2 or .onnx")
+    if not overwrite:
+        storage.check_free(target, "name another file, or replace it with overwrite=True")
     model = RawToLogits(network).eval()
     free = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
     with torch.no_grad():

@@ -69,6 +69,16 @@ def exists(uri: str | os.PathLike[str]) -> bool:
     return info(uri).type != fs.FileType.NotFound
 
 
+def check_free(uri: str | os.PathLike[str], way_out: str) -> None:
+    """Refuses a location that a person named for a result and where something is already.
+
+    Raises:
+        StorageError: names the location and the way out.
+    """
+    if exists(uri):
+        raise StorageError(f"{os.fspath(uri)}: exists already; {way_out}")
+
+
 def info(uri: str | os.PathLike[str]) -> fs.FileInfo:
     """Returns pyarrow's FileInfo (type, size) of a location, also where nothing is."""
     system, path = resolve(uri)

@@ -150,7 +150,8 @@ def check_fit(model: str, info: "ModelInfo", card: "DatasetCard", where: str) ->
         )
     if info.bands != card.bands or info.dtype != card.dtype:
         raise DataError(
-            f"{model} takes bands {list(info.bands)} of {info.dtype}, {where} holds {list(card.bands)} of {card.dtype}"
+            f"{model} takes bands {list(info.bands)} of {info.dtype}, {where} holds {list(card.bands)} of "
+            f"{card.dtype}. Evaluate it on shards that were made with its bands (data.bands, data.custom.bands)"
         )
 
 
@@ -260,13 +261,16 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, Recipe | None]:
     arguments.add_argument(
         "--output", metavar="FOLDER", help="write report.md, report.json and pictures here"
     )
+    arguments.add_argument("--overwrite", action="store_true", help="replace a report that is there")
     values = arguments.parse_args(argv)
     overrides = [word for word in values.model if "=" in word and not word.startswith(("models:", "runs:"))]
     values.model = [word for word in values.model if word not in overrides]
     if overrides and not values.recipe:
         raise ConfigError(f"{overrides[0]}: overrides change a recipe; name it with --recipe")
     if not values.model:
-        raise ConfigError("no MODEL given")
+        raise ConfigError(
+            "no MODEL given; name one before the overrides, for instance models:/d2ls-loveda@champion"
+        )
     return values, load_recipe(values.recipe, overrides) if values.recipe else None
 
 
@@ -293,13 +297,16 @@ def main(argv: list[str] | None = None) -> int:
     """Parses, evaluates every model, shows and writes the report."""
     values, recipe = _parse(argv)
     shards, split, config, cluster = _settings(values, recipe)
+    from pipeline.evaluation.report import attach, markdown, report_files, write_report
+
     tracking = values.tracking_uri or (recipe.tracking.uri if recipe else None)
-    if values.output:
-        storage.make_folder(values.output)  # what cannot be written is said before the work
+    if values.output:  # what cannot be written is said before the work
+        for name in () if values.overwrite else report_files(len(values.model)):
+            way = "name another --output, or replace the report with --overwrite"
+            storage.check_free(storage.join(values.output, name), way)
+        storage.make_folder(values.output)
     from rich.console import Console
     from rich.markdown import Markdown
-
-    from pipeline.evaluation.report import attach, markdown, write_report
 
     workers = cluster if cluster.worker_range[1] > 1 else None
     evaluations = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d2ls import storage
 from d2ls.shards import DatasetCard
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config.data import CustomConfig, DataConfig
@@ -210,6 +211,7 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
 
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise ConfigError(f"--batches {path}: give the name of a .png file in a folder that exists")
+    storage.check_free(path, "name another file after --batches")
     here = recipe.model_copy(update={"loader": recipe.loader.model_copy(update={"workers": 0})})
     shards = ShardSet.open(recipe.shards.uri)
     training = loaders(here, shards, Ranks()).training

@@ -191,6 +191,14 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     return True
 
 
+def report_files(models: int) -> list[str]:
+    """Names of the files that `write_report` writes for so many models."""
+    pictures = [
+        f"{name}-{number}.png" for number in range(1, models + 1) for name in ("confusion", "samples")
+    ]
+    return ["report.md", "report.json", *pictures]
+
+
 def write_report(
     evaluations: "Sequence[Evaluation]", folder: str, shards_uri: str, tracking_uri: str | None = None
 ) -> None:

@@ -51,7 +51,7 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("--format", choices=("tif", "png"), default="tif", help="of maps in a folder (default: tif)")
     add("--bands", metavar="1,2,3", help="bands of the file to look at, from 1, in the model's order")
     add("--stretch", metavar="LOW,HIGH", help="file values that stand for the model's darkest and brightest")
-    add("--nodata", type=float, metavar="V", help="value of pixels without data, where the file does not say")
+    add("--nodata", type=float, metavar="V", help="value of pixels without data (default: as in training)")
     add("--page", type=int, metavar="N", help="page of a TIFF of several pages, from 1")
     add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
     add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")

@@ -88,7 +88,7 @@ def map_scene(
         StorageError: the map cannot be written, or another process writes it now.
     """
     started = time.monotonic()
-    with read_scene(source, options.reading) as scene:
+    with read_scene(source, options.reading(segmenter.info)) as scene:
         look = WindowPlan.of(segmenter)
         plan = plan_scene(scene, source, target, segmenter.info, look, options, digest)
         report = MapReport(source, target, scene.height, scene.width, 0.0, plan.notes)

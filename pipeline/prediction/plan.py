@@ -87,17 +87,18 @@ def plan_scene(
     settings = {
         "height": scene.height, "width": scene.width, "bands": bands, "size": size, "window": look.window,
         "overlap": look.overlap, "views": [asdict(view) for view in look.views], "stretch": options.stretch,
-        "nodata": options.nodata, "page": options.page,
+        "nodata": options.reading(info).nodata, "page": options.page,
     }  # fmt: skip
     provenance = Provenance.of(source, scene.info.sidecars, model, settings)
     finished = outputs.check(provenance, overwrite=options.overwrite)
     if not finished:
         check_ours(outputs.parts)
+    notes = (band_note, size_note, _place_note(scene, target), _nodata_note(info, options))
     probabilities = PROBABILITY_BYTES * info.classes.num_classes if options.probabilities else 0.0
     return ScenePlan(
         source, outputs, scene.height, scene.width, bands, size, windows,
         round(rows * columns * (LABEL_BYTES + probabilities)), provenance,
-        tuple(note for note in (band_note, size_note, _place_note(scene, target)) if note), finished,
+        tuple(note for note in notes if note), finished,
     )  # fmt: skip
 
 
@@ -109,6 +110,12 @@ def _place_note(scene: Scene, target: str) -> str:
     if target.lower().endswith(".png") and (where.placed or where.gcps):
         return "a PNG keeps no coordinates; name a .tif to keep those of the scene"
     return ""
+
+
+def _nodata_note(info: ModelInfo, options: MapOptions) -> str:
+    if options.nodata is not None or info.nodata is None:
+        return ""
+    return f"pixels of value {info.nodata:g} hold no data, as in the training; --nodata names another value"
 
 
 def check_disk(needed: int, target: str) -> int | None:

@@ -18,7 +18,7 @@ class MapOptions:
     Attributes:
         bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
         stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
-        nodata: value of pixels without data, beside what files are tagged with.
+        nodata: value of pixels without data, beside what files are tagged with; None: as in the training.
         page: page of TIFF files of several pages, from 1.
         resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
         probabilities: also write the class probabilities.
@@ -35,10 +35,9 @@ class MapOptions:
     overlay: bool = False
     overwrite: bool = False
 
-    @property
-    def reading(self) -> Reading:
-        """What is known about scenes beyond what they say."""
-        return Reading(self.nodata, self.page)
+    def reading(self, info: "ModelInfo") -> Reading:
+        """Returns what is known about scenes beyond what they say; the model knows what its training ignored."""
+        return Reading(info.nodata if self.nodata is None else self.nodata, self.page)
 
 
 class WindowPlan(NamedTuple):

@@ -125,7 +125,7 @@ def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, dig
 
     def plan(job: Job) -> ScenePlan | D2LSError:
         try:
-            with read_scene(job[0], request.options.reading) as scene:
+            with read_scene(job[0], request.options.reading(info)) as scene:
                 return plan_scene(scene, *job, info, look, request.options, digest)
         except D2LSError as error:
             return error

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2ls import export
-from d2ls.errors import ConfigError, WeightsError
+from d2ls.errors import ConfigError, StorageError, WeightsError
 from d2ls.export import export_model
 from pipeline.models import load_model
 from tests.inference_stubs import tiny_bundle
@@ -39,3 +39,7 @@ def test_a_program_that_differs_is_not_kept(tmp_path, segmenter, monkeypatch) ->
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match=r"\.pt2 or \.onnx"):
         export_model(segmenter.network, tmp_path / "model.h5", bands=3)
+    (tmp_path / "mine.pt2").write_text("mine")
+    with pytest.raises(StorageError, match=r"mine\.pt2: exists already"):
+        export_model(segmenter.network, tmp_path / "mine.pt2", bands=3)
+    assert (tmp_path / "mine.pt2").read_text() == "mine"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2ls.errors import ConfigError, LabelError, ShardError
+from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
 from pipeline.shard import main, run
@@ -278,6 +278,8 @@ def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
     assert sheet.shape[1] >= 3 * 192  # a column a sample of the batch
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
     assert "split train" in capsys.readouterr().out
+    with pytest.raises(StorageError, match=r"seen\.png: exists already; name another file"):
+        main([*words, "--batches", str(seen)])
     with pytest.raises(ConfigError, match=r"seen\.jpg: give the name of a \.png file"):
         main([*words, "--batches", str(tmp_path / "seen.jpg")])
 

@@ -187,6 +187,14 @@ def test_a_report_that_has_no_place_is_refused_before_anything_is_counted(
     monkeypatch.setattr("pipeline.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     with pytest.raises(StorageError, match="file"):
         main([model, "--shards", shards, "--split", "test", "--output", str(tmp_path / "file")])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.md").write_text("mine")
+    words = [model, "--shards", shards, "--split", "test", "--output", str(tmp_path / "out")]
+    with pytest.raises(StorageError, match=r"report\.md: exists already; .*--overwrite"):
+        main(words)
+    with pytest.raises(pytest.fail.Exception, match="evaluated"):
+        main([*words, "--overwrite"])
+    assert (tmp_path / "out" / "report.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
