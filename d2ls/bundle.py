@@ -37,7 +37,6 @@ class ModelInfo:
         dtype: `uint8`, `uint16` or `float32` (NaN: a band without data), of the raw pixels.
         window: side of the training crop in pixels; prediction looks through windows of this size.
         ground_sampling_distance: metres a pixel of the training data, None where unknown.
-        nodata: value of pixels without data in the training images, beside what files are tagged with; None: none.
         dataset: name, protocol and digest of the training data.
         reading: how files of the training data were read where they do not say it themselves (`nodata`, `band_order`).
         extra: further facts (run, epoch, scores), shown but not interpreted.
@@ -50,11 +49,16 @@ class ModelInfo:
     dtype: str
     window: int
     ground_sampling_distance: float | None = None
-    nodata: float | None = None
     dataset: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     version: int = BUNDLE_VERSION
+
+    @property
+    def nodata(self) -> float | None:
+        """Value of pixels without data in the training images, beside what files are tagged with; None: none."""
+        value: float | None = self.reading.get("nodata")
+        return value
 
     @classmethod
     def from_card(cls, network: "nn.Module", card: "DatasetCard", *, window: int, **extra: Any) -> Self:
@@ -67,7 +71,6 @@ class ModelInfo:
             dtype=card.dtype,
             window=window,
             ground_sampling_distance=card.ground_sampling_distance,
-            nodata=card.extra.get("nodata"),
             dataset={"name": card.name, "protocol": card.protocol, "digest": card.digest},
             reading=card.reading,
             extra=extra,
@@ -134,9 +137,10 @@ class ModelInfo:
         distance = self.ground_sampling_distance
         if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
             yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
-        nodata: object = self.nodata
+        reading: object = self.reading
+        nodata = reading.get("nodata") if isinstance(reading, Mapping) else None
         if nodata is not None and not isinstance(nodata, int | float):
-            yield f"nodata is {nodata!r}; it is a pixel value, or null"
+            yield f"reading.nodata is {nodata!r}; it is a pixel value, or null"
 
 
 def save_bundle(folder: Path, network: "nn.Module", info: ModelInfo) -> None:

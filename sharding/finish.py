@@ -84,7 +84,6 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
             strays[code] = strays.get(code, 0) + count
     extra: dict[str, Any] = {"plan": plan.fingerprint, **survey.facts}
     extra |= {"strays": strays} if spec.strays else {}
-    extra |= {"nodata": survey.reading.nodata} if survey.reading.nodata is not None else {}
     extra |= {"unlabelled": survey.unlabelled} if survey.unlabelled else {}
     options = {
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)

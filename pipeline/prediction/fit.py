@@ -47,7 +47,8 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
                 f"the file has bands 1 to {scene.count}"
             )
         return tuple(band - 1 for band in chosen), ""
-    found = find_bands(scene.info, info.bands)
+    in_order = info.reading.get("band_order") == "positions"
+    found = (bands_in_order if in_order else find_bands)(scene.info, info.bands)
     if found is not None:
         plain = found == bands_in_order(scene.info, info.bands)
         notes = [] if plain else [f"bands {[band + 1 for band in found]} chosen by their names ({names})"]

@@ -1,6 +1,7 @@
 """Rows about scenes to be mapped."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,3 +206,24 @@ def _(tmp_path):
     text = predict(source, tmp_path / "map.tif", Segmenter(LocalStub(1), model_info(bands=1), overlap=0.97))
     assert "are 3,876,961 windows, at most 2,000,000" in text
     assert "would take 108 h" in text
+
+
+@case(
+    "model of a recipe with `data.custom.nodata` or `band_order: positions`",
+    "scenes are read alike",
+    command="predict",
+)
+def _(tmp_path):
+    def tag(file):
+        file.descriptions = ("blue", "green", "red")
+
+    image = pixels()
+    image[:, :40] = 0
+    source = tif(tmp_path / "s.tif", image, after=tag)
+    learnt = Segmenter(
+        LocalStub(bands=3), replace(model_info(), reading={"nodata": 0, "band_order": "positions"})
+    )
+    assert "pixels of value 0 hold no data" in predict(source, tmp_path / "map.tif", learnt)
+    found = read(tmp_path / "map.tif")
+    assert (found[:40] == 255).all()
+    assert (found[48:] == expected(image)[48:]).mean() > 0.99

@@ -371,7 +371,7 @@ def test_a_value_without_data_can_be_named(tmp_path) -> None:
     array[:, :, :25] = 0
     source = scene_file(tmp_path / "s.tif", array)
     run(source, tmp_path / "map.tif", nodata=0.0)
-    trained = Segmenter(LocalStub(), dataclasses.replace(model_info(), nodata=0))
+    trained = Segmenter(LocalStub(), dataclasses.replace(model_info(), reading={"nodata": 0}))
     assert "value 0 hold no data, as in the training" in run(source, tmp_path / "same.tif", trained).notes[0]
     for name in ("map.tif", "same.tif"):
         assert ((read(tmp_path / name) == 255) == (np.arange(110) < 25)).all()
