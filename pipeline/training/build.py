@@ -44,10 +44,16 @@ class Loaders:
         self.selection.close()
 
 
+def _like_photographs(card: DatasetCard) -> bool:
+    """Whether the values of pixels mean what they mean in the images that backbones were pretrained on."""
+    return (len(card.bands), card.dtype, card.max_value) == (3, "uint8", 255.0)
+
+
 def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Baseline":
     """Builds the network with its first weights.
 
-    Pretrained weights keep the normalisation they were trained with; a network from scratch takes the data set's.
+    Pretrained weights keep the normalisation they were trained with where images are alike (three bands of 8 bit);
+    else, and from scratch, the network takes the data set's.
 
     Args:
         recipe: the resolved recipe.
@@ -56,7 +62,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Basel
     """
     model = recipe.model
     seed_everything(recipe.seed)
-    fresh = not (model.pretrained or model.weights) or len(card.bands) != 3
+    fresh = not (model.pretrained or model.weights) or not _like_photographs(card)
     built = build_model(
         architecture=model.architecture,
         backbone=model.backbone,

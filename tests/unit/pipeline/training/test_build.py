@@ -1,0 +1,28 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.recipe import parse_recipe
+from pipeline.training import build
+from tests.shards import make_shards
+
+
+@pytest.mark.parametrize(("change", "own"), [
+    ({}, False),
+    ({"dtype": "uint16", "max_value": 10000.0}, True),
+    ({"dtype": "float32", "max_value": 1.0, "scale": ((0.0, 0.4),) * 3}, True),
+])  # fmt: skip
+def test_pretrained_weights_keep_their_normalisation_for_8_bit_images_only(
+    tmp_path, monkeypatch, change, own
+):
+    card = replace(make_shards(tmp_path / "s", [1]).card, **change)
+    data = {"source": "loveda", "root": "."}
+    values = {"name": "t", "data": data, "shards": {"uri": "s"}, "model": {"pretrained": True}}
+    given = {}
+    monkeypatch.setattr(build, "build_model", lambda **options: given.update(options))
+    build.network(parse_recipe(values), card)
+    normalization = given["normalization"]
+    assert (normalization is not None) == own
+    if own:
+        assert normalization["max_value"] == card.max_value
+        assert normalization.get("scale") == ([list(pair) for pair in card.scale] if card.scale else None)
