@@ -76,21 +76,28 @@ def register_run(
     folder = find_run(run, storage_uri)
     facts, recipe = folder.facts(), folder.recipe()
     store = _store(facts, recipe, store_uri)
-    if not facts.get("run_id"):
-        raise TrackingError(
-            f"{folder.uri}: was trained without MLflow, so there is no run to register it with"
-        )
-    store.own_run(
-        facts["run_id"], recipe, folder.name,
-        folder=folder.uri, folder_before=facts.get("folder", ""), store_before=facts.get("store", ""),
-    )  # fmt: skip
+    card = _card(recipe)
+    if facts.get("run_id"):
+        store.own_run(
+            facts["run_id"], recipe, folder.name,
+            folder=folder.uri, folder_before=facts.get("folder", ""), store_before=facts.get("store", ""),
+        )  # fmt: skip
     uri, step = _checkpoint(folder, checkpoint)
     where = scoring_cluster(recipe, workers, address)
     evaluation = _evaluate(uri, recipe, store, where) if evaluate else None
+    run_id = facts.get("run_id") or _new_run(store, recipe, card, folder)
     return store.register(
-        facts["run_id"], uri, name or recipe.model_name,
-        card=_card(recipe), evaluation=evaluation, recipe=recipe, step=step,
-    )  # fmt: skip
+        run_id, uri, name or recipe.model_name, card=card, evaluation=evaluation, recipe=recipe, step=step
+    )
+
+
+def _new_run(store: "Store", recipe: "Recipe", card: "DatasetCard", folder: "RunFolder") -> str:
+    """Opens the MLflow run of a training that was not tracked, or whose run was deleted for good."""
+    from pipeline.training import tracked_run
+
+    run_id = tracked_run.open_run(store, recipe, card, folder, "training")
+    tracked_run.settle(store, folder)
+    return run_id
 
 
 def find_run(run: str, storage_uri: str | None = None) -> "RunFolder":

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from d2ls import storage
+from d2ls.errors import TrackingError
 from pipeline.demo import NAME as DEMO
 from pipeline.evaluation.published import Published, published
 from pipeline.figures import Picture, confusion_figure, prediction_sheet
@@ -178,8 +180,11 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     version = registry.find(store, evaluation.model)
     name = f"evaluation/{evaluation.dataset.get('name', 'data')}-{evaluation.split}"
     if version.run_id:
-        store.log_text(version.run_id, evaluation.to_markdown(), f"{name}.md")
-        store.log_text(version.run_id, evaluation.to_json(), f"{name}.json")
+        try:
+            store.log_text(version.run_id, evaluation.to_markdown(), f"{name}.md")
+            store.log_text(version.run_id, evaluation.to_json(), f"{name}.json")
+        except TrackingError as error:  # the run was deleted; the version was not
+            logging.getLogger(__name__).warning("the report is attached to the version alone: %s", error)
     scores = evaluation.scores
     text = (
         f"Evaluated on {evaluation.dataset.get('name')}, split {evaluation.split}, digest "

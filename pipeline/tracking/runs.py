@@ -229,7 +229,8 @@ def _get(store: "Store", run_id: str, folder: str, store_before: str) -> "Run":
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        other = f" It was opened in {shown(store_before)}: set tracking.uri to that." if store_before else ""
+        elsewhere = store_before not in ("", store.uri)
+        other = f" It was opened in {shown(store_before)}: set tracking.uri to that." if elsewhere else ""
         raise TrackingError(
             f"{folder}: its MLflow run {run_id} is not in {shown(store.uri)}.{other} If `mlflow gc` removed it: "
             f"{_ANEW.format(folder=folder)}"
@@ -317,7 +318,9 @@ def _log_constants(
     from mlflow.entities import Param
 
     client = store.client
-    params = [Param(key, _text(value)) for key, value in recipe.flat().items() if key not in known]
+    params = [
+        Param(key, run_tags.short(_text(value))) for key, value in recipe.flat().items() if key not in known
+    ]
     for batch in connection.batches(params, PER_REQUEST):
         client.log_batch(run_id, params=batch)
     client.log_inputs(run_id, datasets=[dataset_input(card, recipe.shards.uri)])

@@ -170,7 +170,7 @@ class RunFolder:
                     f"run {self.name} is being trained by process {process_identity.process_id(owner)}; wait for it, "
                     "or stop it first"
                 )
-            self._add({"state": RUNNING, "driver": process_identity.this_process()})
+            self._add({"state": RUNNING, "driver": process_identity.this_process(), "reason": ""})
 
     def recipe(self) -> Recipe:
         """Reads the recipe that the run was started with.

@@ -91,11 +91,11 @@ def open_run(
             run_id, recipe, card, folder.name, folder=folder.uri, folder_before=before,
             store_before=facts.get("store", ""), parent_run_id=parent,
         )  # fmt: skip
-        folder.note(told=None, reason="")
+        folder.note(told=None)
     else:
         run_id = store.start_run(
             recipe, card, folder.name, kind, folder=folder.uri, parent_run_id=parent,
-            keep=lambda new: folder.note(run_id=new),
+            keep=lambda new: folder.note(run_id=new, told=None),
         )  # fmt: skip
     folder.note(store=store.uri, folder=folder.uri)
     return run_id

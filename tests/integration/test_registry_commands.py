@@ -167,3 +167,15 @@ def test_many_decisions_fit_into_a_description(store: Store, monkeypatch: pytest
     assert "decision 59" in text
     assert "decision 0:" not in text
     assert text.count("## Decisions") == 1
+
+
+def test_a_training_without_a_run_is_registered_with_a_new_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.of("runs", "first")
+    before = folder.facts()["run_id"]
+    folder.note(run_id="")  # its run was removed by `mlflow gc`, and the error named this way out
+    call(register, monkeypatch, "first", "--no-evaluation")
+    run_id = registry.find(store, "models:/d2ls-blobs/1").run_id
+    assert run_id not in ("", before)
+    assert (folder.facts()["run_id"], store.run(run_id).status) == (run_id, "FINISHED")
