@@ -26,7 +26,8 @@ def scratch_folder(purpose: str, *, root: Path | None = None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=root))
     hold = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(hold, fcntl.LOCK_SH)
+        with suppress(OSError):  # some network disks know no locks; there, folders of killed processes stay
+            fcntl.flock(hold, fcntl.LOCK_SH)
         yield folder
     finally:
         os.close(hold)

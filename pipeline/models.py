@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from d2ls import storage
 from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, load_bundle
 from d2ls.errors import WeightsError
-from pipeline.scratch import scratch_folder
+from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from d2ls.inference import Segmenter
@@ -95,14 +95,14 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
         from pipeline.tracking import Store
 
         store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
-        with scratch_folder() as folder:
+        with scratch_folder("model") as folder:
             yield _bundle_below(Path(store.download(uri, folder)), uri)
         return
     found = _find(uri)
     if storage.is_local(found):
         yield storage.local_path(found)
         return
-    with scratch_folder() as folder:
+    with scratch_folder("model") as folder:
         for name in BUNDLE_FILES:
             storage.download(storage.join(found, name), folder / name)
         yield folder
@@ -116,7 +116,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 @contextlib.contextmanager
 def unpacked(files: dict[str, bytes]) -> Iterator[Path]:
     """Yields a folder that holds a model's files for as long as it is open."""
-    with scratch_folder() as folder:
+    with scratch_folder("model") as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
         yield folder

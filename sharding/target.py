@@ -3,24 +3,18 @@
 import fcntl
 import logging
 import os
-import re
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
 from blake3 import blake3
-from pyarrow import fs
 
 from d2ls import storage
 from d2ls.errors import StorageError
+from d2ls.scratch import remove_abandoned, scratch_folder
 
 COPY_BYTES = 2**20
-LEFTOVER_SECONDS = 86_400
 LOCK_FILE = ".writing"
 
 _log = logging.getLogger(__name__)
@@ -73,41 +67,27 @@ def target_file(uri: str, path: str) -> Iterator[BinaryIO]:
     """Opens a temporary file that becomes `uri`/`path` when the block ends well, and vanishes when not."""
     location = storage.join(uri, path)
     local = storage.is_local(uri)
-    folder = storage.local_path(location).parent if local else Path(tempfile.gettempdir())
-    storage.make_folder(str(folder))
-    handle, name = tempfile.mkstemp(
-        dir=folder, prefix=f".{Path(path).name}.{socket.gethostname()}-{os.getpid()}.", suffix=".tmp"
-    )
-    partial = Path(name)
+    if local:
+        root = storage.local_path(location).parent
+        storage.make_folder(str(root))
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        if local:
-            partial.chmod(0o644)
-            partial.replace(storage.local_path(location))
-        else:
-            storage.upload(partial, location)
+        with scratch_folder("shard", root=root if local else None) as folder:
+            partial = folder / Path(path).name
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            if local:
+                partial.replace(storage.local_path(location))
+            else:
+                storage.upload(partial, location)
     except OSError as error:
         raise StorageError(f"{location}: cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def sweep_leftovers(uri: str) -> None:
-    """Deletes temporary files of killed runs from a local target; those of a run at work stay."""
+    """Removes what killed commands left half-written below a local target; what a command at work writes stays."""
     if storage.is_local(uri):
-        for entry in storage.list_files(uri, recursive=True):
-            if entry.type == fs.FileType.File and _is_leftover(Path(entry.path)):
-                Path(entry.path).unlink(missing_ok=True)
-
-
-def _is_leftover(path: Path) -> bool:
-    """Says whether a file is a temporary one whose writer is gone: dead on this host, or silent for a day."""
-    if not (path.name.startswith(".") and path.name.endswith(".tmp")):
-        return False
-    match = re.search(rf"\.{re.escape(socket.gethostname())}-(\d+)\.", path.name)
-    if match:
-        return not psutil.pid_exists(int(match[1]))
-    return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
+        folders = [entry.path for entry in storage.list_files(uri, recursive=True) if not entry.is_file]
+        for folder in (str(storage.local_path(uri)), *folders):
+            remove_abandoned(Path(folder))

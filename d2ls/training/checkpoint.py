@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from torch.utils import _pytree as pytree
 from d2ls import storage
 from d2ls.bundle import WEIGHTS_FILE, ModelInfo, write_bundle
 from d2ls.errors import CheckpointError, StorageError
+from d2ls.scratch import scratch_folder
 from d2ls.training.ema import AveragedWeights
 from d2ls.training.found import COMPLETE_FILE, Found, checkpoint_name, complete_checkpoints
 from d2ls.training.ranks import Ranks
@@ -219,25 +221,22 @@ class Checkpointer:
         from safetensors.torch import save_file
 
         uri = storage.join(self.root, checkpoint_name(step))
-        scratch = _scratch(self.root, step)
-        try:
-            write_bundle(scratch, weights, info)
-            if raw is not None:
-                save_file(raw, str(scratch / RAW_FILE))
-            torch.save(content, scratch / STATE_FILE)
-            _publish(scratch, uri)
-            if pointer is not None:
-                storage.write_bytes(
-                    storage.join(self.root, "best.json"), json.dumps(pointer, indent=2).encode()
-                )
-            self._prune(pinned)
-        except (OSError, StorageError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{uri}: the checkpoint could not be written: {_reason(error, scratch)}. Older checkpoints are intact; "
-                "make room or mend the storage, then go on with --resume"
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with _scratch(self.root) as scratch:
+            try:
+                write_bundle(scratch, weights, info)
+                if raw is not None:
+                    save_file(raw, str(scratch / RAW_FILE))
+                torch.save(content, scratch / STATE_FILE)
+                _publish(scratch, uri)
+                if pointer is not None:
+                    best = storage.join(self.root, "best.json")
+                    storage.write_bytes(best, json.dumps(pointer, indent=2).encode())
+                self._prune(pinned)
+            except (OSError, StorageError, RuntimeError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{uri}: the checkpoint could not be written: {_reason(error, scratch)}. Older checkpoints are "
+                    "intact; make room or mend the storage, then go on with --resume"
+                ) from error
         return Found(uri, step)
 
     def _prune(self, pinned: set[str]) -> None:
@@ -264,18 +263,17 @@ def _copied(values: Any) -> Any:
     )
 
 
-def _scratch(root: str, step: int) -> Path:
+def _scratch(root: str) -> AbstractContextManager[Path]:
     """Makes the folder a checkpoint is written to: beside its place on a local disk, else a temporary one."""
     if not storage.is_local(root):
-        return Path(tempfile.mkdtemp(prefix="d2ls-checkpoint-"))
-    folder = storage.local_path(root) / f".{checkpoint_name(step)}.{os.getpid()}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        return scratch_folder("checkpoint")
+    storage.make_folder(root)
+    return scratch_folder("checkpoint", root=storage.local_path(root))
 
 
 def _reason(error: Exception, scratch: Path) -> str:
     """Says why writing failed; PyTorch's own words for a full disk do not."""
-    full = shutil.disk_usage(scratch).free < SMALL_CHANGE and "No space" not in str(error)
+    full = shutil.disk_usage(scratch.parent).free < SMALL_CHANGE and "No space" not in str(error)
     return f"No space left on the disk of {scratch.parent} ({error})" if full else str(error)
 
 
@@ -300,6 +298,7 @@ def _move(scratch: Path, target: Path) -> None:
         os.close(handle)
     if target.exists():  # the same step again, after a resume
         shutil.rmtree(target)
+    scratch.chmod(0o755)
     scratch.rename(target)
 
 
@@ -349,7 +348,7 @@ def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
 
 
 def _temporary(stack: contextlib.ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="d2ls-restore-")))
+    return stack.enter_context(scratch_folder("restore"))
 
 
 def _download(uri: str, target: Path) -> None:

@@ -1,12 +1,10 @@
 """A trace of some steps, to be opened at https://ui.perfetto.dev or in chrome://tracing."""
 
-import tempfile
-from pathlib import Path
-
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from d2ls import storage
+from d2ls.scratch import scratch_folder
 from d2ls.training.reports import Callback, StepReport
 
 
@@ -45,7 +43,7 @@ class ProfileCallback(Callback):
     def _finish(self) -> None:
         self._running = False
         self._profile.stop()
-        with tempfile.TemporaryDirectory(prefix="d2ls-profile-") as scratch:
-            trace = Path(scratch) / "trace.json.gz"
+        with scratch_folder("profile") as scratch:
+            trace = scratch / "trace.json.gz"
             self._profile.export_chrome_trace(str(trace))
             storage.upload(trace, self._uri)

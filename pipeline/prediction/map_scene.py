@@ -13,6 +13,7 @@ import numpy as np
 from d2ls import storage
 from d2ls.errors import DataError, StorageError
 from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
+from d2ls.scratch import scratch_folder
 from pipeline.prediction.fit import plan_stretch
 from pipeline.prediction.map_writer import (
     MAP_TAG,
@@ -26,7 +27,6 @@ from pipeline.prediction.outputs import Outputs, hold
 from pipeline.prediction.parts import Parts, Rows
 from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
 from pipeline.prediction.request import MapOptions, WindowPlan
-from pipeline.scratch import scratch_folder
 from sharding.raster.base import Reading
 from sharding.raster.gdal import GDAL_SUFFIXES
 from sharding.raster.reader import PLAIN
@@ -123,7 +123,7 @@ def read_scene(source: str, reading: Reading = PLAIN) -> Iterator[Scene]:
         with open_scene(source, reading) as scene:
             yield scene
         return
-    with scratch_folder() as folder:
+    with scratch_folder("map") as folder:
         check_disk(storage.info(source).size or 0, str(folder))
         local = _fetch(source, folder)
         try:
@@ -230,7 +230,7 @@ class _Job:
         outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
         if storage.is_local(outputs.target):
             return self._write_local(parts, replace(outputs, target=str(storage.local_path(outputs.target))))
-        with scratch_folder() as folder:
+        with scratch_folder("map") as folder:
             check_disk(self.plan.disk, str(folder))
             local = replace(outputs, target=str(folder / Path(outputs.target).name))
             pixels = self._write_local(parts, local)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2ls.bundle import INFO_FILE, ModelInfo
 from d2ls.errors import TrackingError
+from d2ls.scratch import scratch_folder
 from pipeline.tracking import connection, run_tags
 from pipeline.tracking.model_card import model_card, scores
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, set_alias, versions
@@ -54,8 +54,8 @@ def register(
         TrackingError: the store refuses.
         WeightsError: no model there.
     """
-    with tempfile.TemporaryDirectory() as scratch, connection.named(store.uri, model=name):
-        bundle = fetch_bundle(checkpoint_folder, Path(scratch) / "bundle")
+    with scratch_folder("register") as scratch, connection.named(store.uri, model=name):
+        bundle = fetch_bundle(checkpoint_folder, scratch / "bundle")
         info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
         _check_together(str(checkpoint_folder), info, card, evaluation, recipe)
         digest = bundle_digest(bundle)
@@ -143,7 +143,7 @@ def _log_model(
         experiment, name=name, source_run_id=run_id, tags=dict(tags), params=params, model_type="segmentation"
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder("register") as scratch:
             files = {
                 "model_card": ("README.md", text),
                 "recipe": ("recipe.yaml", recipe.to_yaml()),
@@ -156,7 +156,7 @@ def _log_model(
             }
             for file, content in files.values():
                 Path(scratch, file).write_text(content, encoding="utf-8")
-            folder = Path(scratch) / "model"
+            folder = scratch / "model"
             save_model(
                 folder, bundle, info, {key: Path(scratch, file) for key, (file, _) in files.items()},
                 artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id,

@@ -2,7 +2,6 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.bundle import INFO_FILE
 from d2ls.errors import TrackingError
+from d2ls.scratch import scratch_folder
 from pipeline.tracking import connection, run_tags, runs
 
 if TYPE_CHECKING:
@@ -191,8 +191,8 @@ def recipe_of(store: "Store", version: ModelVersion) -> "Recipe":
     """
     from pipeline.config import parse_recipe, read_yaml
 
-    with tempfile.TemporaryDirectory() as scratch:
-        file = _fetch(store, version.uri, _model_id(store, version.uri), "recipe.yaml", Path(scratch))
+    with scratch_folder("recipe") as scratch:
+        file = _fetch(store, version.uri, _model_id(store, version.uri), "recipe.yaml", scratch)
         where = f"recipe.yaml of {version.uri}"
         return parse_recipe(read_yaml(file.read_text(encoding="utf-8"), where=where), where=where)
 

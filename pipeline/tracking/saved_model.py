@@ -1,7 +1,6 @@
 """A model as MLflow keeps it: a folder with script, code, bundle, requirements, signature and example."""
 
 import hashlib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from d2ls import storage
 from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo
 from d2ls.errors import WeightsError
+from d2ls.scratch import scratch_folder
 from pipeline.tracking import code, connection
 
 SCRIPT = Path(__file__).with_name("served_model.py")
@@ -64,9 +64,9 @@ def save_model(
     import numpy as np
     from mlflow.models import Model
 
-    with tempfile.TemporaryDirectory() as scratch:
-        package = code.write_package(Path(scratch) / "code")
-        artifacts = {"bundle": bundle, "code": Path(scratch) / "code", **extra}
+    with scratch_folder("register") as scratch:
+        package = code.write_package(scratch / "code")
+        artifacts = {"bundle": bundle, "code": scratch / "code", **extra}
         example = np.random.default_rng(0).integers(0, 255, (1, 32, 32, len(info.bands))).astype(info.dtype)
         with connection.quiet():
             mlflow.pyfunc.save_model(

@@ -1,18 +1,12 @@
 """Models by name: what a damaged description says, and that nothing is downloaded or left behind."""
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import timm
 
 from d2ls.errors import WeightsError
-from pipeline import scratch
 from pipeline.models import fetch_model, load_model, load_segmenter, unpacked
 from tests.inference_stubs import model_info, tiny_bundle
 
@@ -72,25 +66,3 @@ def test_deeply_nested_json_is_no_model(model) -> None:
     (model / "model.json").write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="not the description of a model"):
         load_model(str(model))
-
-
-def test_temporary_folders_end_with_their_process(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with scratch.scratch_folder() as folder:
-        assert folder.is_dir()
-    assert list(tmp_path.iterdir()) == []
-    code = (
-        "import os, signal; from pipeline.scratch import scratch_folder\n"
-        "with scratch_folder() as f: (f / 'model').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
-    (left,) = tmp_path.iterdir()
-    with scratch.scratch_folder():
-        assert left.exists()  # too young
-    os.utime(left, (0, time.time() - 3600))
-    with scratch.scratch_folder() as folder:
-        os.utime(folder.parent, (0, time.time() - 3600))
-        assert not left.exists()
-        assert scratch.remove_abandoned() == 0  # in use
-        assert folder.exists()
-    assert list(tmp_path.iterdir()) == []

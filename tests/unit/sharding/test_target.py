@@ -1,0 +1,24 @@
+import pytest
+
+from sharding.target import sweep_leftovers, target_file
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    with target_file(str(tmp_path), "train/a.tar") as stream:
+        stream.write(b"whole")
+        assert not (tmp_path / "train" / "a.tar").exists()
+    with pytest.raises(ZeroDivisionError), target_file(str(tmp_path), "train/b.tar") as stream:
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["a.tar"]
+    assert (tmp_path / "train" / "a.tar").read_bytes() == b"whole"
+
+
+def test_what_a_killed_command_left_is_removed_and_what_one_at_work_writes_stays(tmp_path):
+    left = tmp_path / "train" / "d2ls.tmp-shard-killed"
+    left.mkdir(parents=True)
+    (left / "a.tar").write_bytes(b"half")
+    with target_file(str(tmp_path), "train/b.tar") as stream:
+        sweep_leftovers(str(tmp_path))
+        assert not left.exists()
+        stream.write(b"whole")
+    assert (tmp_path / "train" / "b.tar").read_bytes() == b"whole"
