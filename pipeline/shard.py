@@ -1,10 +1,11 @@
 """`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task a shard."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
 from d2ls.shards import DatasetCard
@@ -12,6 +13,9 @@ from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config.data import CustomConfig, DataConfig
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.shard_tasks import each
+
+if TYPE_CHECKING:
+    from sharding.validate import Validation
 
 DESCRIPTION = (
     "Cuts a labelled image data set into WebDataset shards with an index and a card, ready for training. "
@@ -25,6 +29,8 @@ EXAMPLES = """\
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
   python -m pipeline.shard my_recipe.yaml data.codec.compression=zstd shards.target_mb=128
 """
+
+_log = logging.getLogger(__name__)
 
 SHOWN_BATCHES = 4
 """Batches on the picture of `--batches`."""
@@ -79,6 +85,8 @@ def shard_spec(recipe: Recipe) -> Any:
         codec=Codec(**codec),
         scale=_scale(data.scale),
         train_split=recipe.roles.train,
+        select_split=recipe.roles.select,
+        report_split=recipe.roles.report,
         target_bytes=int(recipe.shards.target_mb * 1e6),
         seed=recipe.shards.seed,
         **{name: getattr(data, name) for name in (*same, *rest)},
@@ -99,7 +107,8 @@ def run(
         The card of the finished set.
 
     Raises:
-        DataError: the raw data have problems; all that headers show are listed and nothing is written.
+        DataError: the raw data have problems: all that headers show, a class that training never sees, a split without
+            labelled pixels; they are listed and nothing is written.
         LabelError: a label image holds an unknown colour or id.
         StorageError: the target cannot be written.
     """
@@ -108,6 +117,7 @@ def run(
     from sharding.plan import plan_shards
     from sharding.survey import survey
     from sharding.target import only_writer, sweep_leftovers
+    from sharding.validate import require_teachable
     from sharding.write import write_shard
 
     spec = shard_spec(recipe)
@@ -116,6 +126,9 @@ def run(
     plan = plan_shards(spec, found)
     if (card := finished_card(plan, spec)) is not None:
         return card
+    for warning in found.warnings:
+        _log.warning("%s", warning)
+    require_teachable(found)
     with only_writer(spec.uri):
         if (card := finished_card(plan, spec)) is not None:  # by the command that this one waited for
             return card
@@ -133,18 +146,14 @@ def run(
         return finish(plan, spec)
 
 
-def check(recipe: Recipe, *, inline: bool = False) -> list[str]:
+def check(recipe: Recipe, *, inline: bool = False) -> "Validation":
     """Reads every image and label image of a recipe and lists all problems; writes nothing."""
-    from sharding.check import check_scenes, scene_groups
     from sharding.survey import survey
+    from sharding.validate import check_scenes, rules, scene_groups, validated
 
-    spec = shard_spec(recipe)
-    found = survey(spec)
-    groups = scene_groups(found)
-    problems = list(found.problems)
-    for more in each(check_scenes, groups, found.codes, recipe, inline):
-        problems += [problem for problem in more if problem not in problems]
-    return problems
+    found = survey(shard_spec(recipe))
+    groups = each(check_scenes, scene_groups(found), rules(found), recipe, inline)
+    return validated(found, (scene for group in groups for scene in group))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,11 +193,11 @@ def _shard_command(recipe: Recipe, inline: bool) -> int:
 
 
 def _check_command(recipe: Recipe, inline: bool) -> int:
-    from pipeline.shard_report import print_problems
+    from pipeline.shard_report import print_validation
 
-    problems = check(recipe, inline=inline)
-    print_problems(problems, recipe.data.root)
-    return 1 if problems else 0
+    found = check(recipe, inline=inline)
+    print_validation(found, recipe.data.root)
+    return 1 if found.survey.problems else 0
 
 
 def _verify_command(recipe: Recipe) -> int:

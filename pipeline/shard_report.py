@@ -1,5 +1,6 @@
 """What `python -m pipeline.shard` shows: progress, summary table, problems."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,11 @@ from pipeline.console import in_words
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
     from pipeline.shard import Progress
+    from sharding.raster import RasterInfo
+    from sharding.validate import Validation
+
+SHOWN_VALUES = 3
+"""Values in a cell of the table of `--check`; the rest is counted."""
 
 
 @contextmanager
@@ -111,19 +117,78 @@ def class_table(card: DatasetCard) -> Any:
     return table
 
 
-def print_problems(problems: Sequence[str], root: str) -> None:
-    """Prints all problems of a check, or that there are none."""
+def print_validation(found: "Validation", root: str) -> None:
+    """Prints what `--check` found: the table of splits, what is left out, notes, warnings, problems."""
     from rich.console import Console
 
+    survey = found.survey
     console = Console()
-    for problem in problems:
-        console.print(f"- {problem}", soft_wrap=True, markup=False, highlight=False)
-    console.print(
-        f"{len(problems)} problem(s) in {root}; nothing was written"
-        if problems
-        else f"{root}: no problems found",
-        soft_wrap=True,
-    )
+    if survey.scenes:
+        console.print(validation_table(found))
+    below = f"{root.rstrip('/')}/"
+
+    def listed(title: str, lines: Sequence[str], style: str = "") -> None:
+        if lines:
+            console.print(f"[{style}]{title}[/]" if style else title, soft_wrap=True)
+        for line in lines:
+            console.print(f"- {line.replace(below, '')}", soft_wrap=True, markup=False, highlight=False)
+
+    listed("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in survey.left_out])
+    listed("notes", survey.notes)
+    listed("warnings", survey.warnings, "yellow")
+    listed("problems", survey.problems, "red")
+    count = len(survey.problems)
+    end = f"{count} problem(s) in {root}; nothing was written" if count else f"{root}: no problems found"
+    console.print(end, soft_wrap=True)
+
+
+def validation_table(found: "Validation") -> Any:
+    """Makes the table of `--check`: a column a split, what the files are above, shares of the classes below."""
+    from rich.table import Table
+
+    survey = found.survey
+    splits = list(dict.fromkeys((*(item.scene.split for item in survey.scenes), *survey.unlabelled)))
+    columns = {split: [item for item in survey.scenes if item.scene.split == split] for split in splits}
+    table = Table(title=", ".join(survey.bands) + f" ({survey.dtype})", title_justify="left")
+    table.add_column("")
+    for split in splits:
+        table.add_column(split, justify="right", overflow="fold")
+    hidden = survey.unlabelled
+    table.add_row("images", *(str(len(items) + hidden.get(split, 0)) for split, items in columns.items()))
+    table.add_row("with label image", *(str(len(items)) for items in columns.values()))
+    groups = [{item.scene.group for item in items} for items in columns.values()]
+    table.add_row("scenes", *("unknown" if None in names else str(len(names)) for names in groups))
+    facts: dict[str, Callable[[Any], str]] = {
+        "size (height x width)": lambda item: f"{item.info.height}x{item.info.width}",
+        "bands in the files": lambda item: str(item.info.bands),
+        "pixel type": lambda item: item.info.dtype,
+        "label image": lambda item: label_kind(item.labels),
+        "CRS": lambda item: (item.info.crs or "none").split("[")[0] if item.info.crs else "none",
+        "pixel": lambda item: f"{item.pixel_metres:.3g} m" if item.pixel_metres else "unknown",
+    }
+    for name, fact in facts.items():
+        table.add_row(name, *(several([fact(item) for item in items]) for items in columns.values()))
+    counts = [found.counts.get(split) for split in splits]
+    table.add_row("ignored", *(f"{count.ignored_share:.1%}" if count else "" for count in counts))
+    table.add_section()
+    for index, name in enumerate(survey.classes.names):
+        shares = (f"{c.classes[index] / max(c.labelled, 1):.2%}" if c else "" for c in counts)
+        table.add_row(name + ("" if survey.classes.scored[index] else " (not scored)"), *shares)
+    return table
+
+
+def several(values: Sequence[str]) -> str:
+    """Lists different values, the most frequent first, each on a line; of many the first ones and how many more."""
+    frequent = [value for value, _ in Counter(values).most_common()]
+    shown = "\n".join(frequent[:SHOWN_VALUES])
+    return shown + (f"\n{len(frequent) - SHOWN_VALUES} more" if len(frequent) > SHOWN_VALUES else "")
+
+
+def label_kind(info: "RasterInfo | None") -> str:
+    """Names bands and type of a label image, as a person would."""
+    if info is None:
+        return "none"
+    return "palette" if info.palette else f"{info.bands} x {info.dtype}"
 
 
 def print_verified(card: DatasetCard, uri: str) -> None:

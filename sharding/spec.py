@@ -36,6 +36,8 @@ class ShardSpec:
         strays: raw codes outside the data set's own that are taken as ignored, and counted.
         splits: splits to make; empty for all.
         train_split: the one whose pixels give mean and standard deviation, and whose tiles may overlap.
+        select_split: the one that selects epochs; empty where that is not known.
+        report_split: the one that is reported, likewise.
         target_bytes: size of a shard, about.
         seed: order of the scenes in the shards.
         license: empty for what the source says.
@@ -58,6 +60,8 @@ class ShardSpec:
     strays: tuple[int | Color, ...] = ()
     splits: tuple[str, ...] = ()
     train_split: str = "train"
+    select_split: str = ""
+    report_split: str = ""
     target_bytes: int = 64_000_000
     seed: int = 0
     license: str = ""

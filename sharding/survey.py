@@ -13,7 +13,7 @@ from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES
 from sharding.raster.grids import compare_grids
 from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
 from sharding.scaling import Scale, find_scale
-from sharding.sources.base import Scene, Source, nearest
+from sharding.sources.base import LeftOut, Scene, Source, nearest
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
 
@@ -30,12 +30,16 @@ class SurveyedScene:
         info: what the header of the image says.
         bands: positions in the file of the channels that are taken.
         resampled: the label image is brought to the grid of the image.
+        labels: what the header of the label image says.
+        pixel_metres: side of a pixel of the image; None where it cannot be known.
     """
 
     scene: Scene
     info: RasterInfo
     bands: tuple[int, ...] = ()
     resampled: bool = False
+    labels: RasterInfo | None = None
+    pixel_metres: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class Survey:
         license: licence of the data.
         ground_sampling_distance: metres a pixel, or None.
         facts: what the source adds to the card.
+        train_split: the split that is learnt from.
+        own_classes: the classes are the recipe's own, so that it can mend them.
+        left_out: files that are not taken, and why.
         notes: what was converted or chosen, in words.
+        warnings: what is possible but seldom meant, in words.
         problems: everything that stands against making shards, in words.
     """
 
@@ -75,7 +83,11 @@ class Survey:
     license: str
     ground_sampling_distance: float | None
     facts: dict[str, Any]
+    train_split: str
+    own_classes: bool
+    left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     problems: tuple[str, ...]
 
     def require_sound(self) -> None:
@@ -110,6 +122,11 @@ def survey(spec: ShardSpec) -> Survey:
     problems = list(source.missing)
     wanted = [scene for scene in listed if not spec.splits or scene.split in spec.splits]
     problems += _split_problems(spec, {scene.split for scene in listed})
+    warnings: list[str] = []
+    own = source.name == "custom"
+    training_roles, report_role = _role_problems(spec, wanted)
+    (problems if own and not spec.splits else warnings).extend(training_roles)
+    warnings += report_role
     hidden = Counter(scene.split for scene in wanted if scene.mask is None)
     notes: list[str] = []
     look = _Look(source, indices, problems, notes)
@@ -138,7 +155,11 @@ def survey(spec: ShardSpec) -> Survey:
         license=spec.license or source.license,
         ground_sampling_distance=spec.ground_sampling_distance or source.ground_sampling_distance,
         facts=source.facts,
+        train_split=spec.train_split,
+        own_classes=own,
+        left_out=(*source.left_out, *_not_made(spec, listed)),
         notes=tuple(notes),
+        warnings=tuple(warnings),
         problems=tuple(problems),
     )
 
@@ -149,6 +170,37 @@ def _split_problems(spec: ShardSpec, found: set[str]) -> list[str]:
         f"split {name!r}: the data set has none. {nearest(name, sorted(found))}"
         for name in sorted(names - found)
     ]
+
+
+def _role_problems(spec: ShardSpec, scenes: list[Scene]) -> tuple[list[str], list[str]]:
+    """Lists roles whose split is not there: those of training (unless neither of them is), and the reported one."""
+    there = list(dict.fromkeys(scene.split for scene in scenes))
+    roles = {"train": spec.train_split, "select": spec.select_split, "report": spec.report_split}
+    texts = {
+        role: f"roles.{role} names the split {split!r}, which is not there. {nearest(split, there)}. "
+        "Name scenes for it in data.custom.split, or another split in the roles"
+        for role, split in roles.items()
+        if there and split and split not in there
+    }
+    trains = {spec.train_split, spec.select_split} & {*there}
+    training = [texts[role] for role in ("train", "select") if role in texts and trains]
+    return training, [texts["report"]] if "report" in texts else []
+
+
+def _not_made(spec: ShardSpec, scenes: list[Scene]) -> list[LeftOut]:
+    """Lists what data.splits leaves out, and images whose labels the publisher keeps."""
+    left_out = []
+    for split in dict.fromkeys(scene.split for scene in scenes):
+        found = [scene for scene in scenes if scene.split == split]
+        hidden = [scene for scene in found if scene.mask is None]
+        if spec.splits and split not in spec.splits:
+            left_out.append(
+                LeftOut(f"split {split!r} is not in data.splits", len(found), str(found[0].image))
+            )
+        elif hidden:
+            why = f"split {split!r}: the publisher keeps the labels"
+            left_out.append(LeftOut(why, len(hidden), str(hidden[0].image)))
+    return left_out
 
 
 @dataclass
@@ -185,7 +237,9 @@ class _Look:
                 f"{image.ref}: placed by RPC only, which are not applied: no georeference is kept"
             )
         self.problems += _label_problems(scene, labels.info, bool(self.source.codes.ids))
-        return SurveyedScene(scene, info, tuple(positions[band] for band in self.taken), resampled)
+        taken = tuple(positions[band] for band in self.taken)
+        metres = image.georeference.pixel_metres(info.height, info.width)
+        return SurveyedScene(scene, info, taken, resampled, labels.info, metres)
 
     def _bands(self, image: Raster) -> tuple[int, ...]:
         """Returns the positions of all bands that the source names."""

@@ -14,8 +14,8 @@ from d2ls.shards import ShardFile
 from sharding.codecs import crc32, decode_image, encode_mask
 from sharding.part import PixelSums, ShardPart, histogram, sample_digest
 from sharding.plan import Cut, Recording, ShardTask
-from sharding.raster import Raster, WholeRaster, open_raster, read_labels
-from sharding.raster.grids import AlignedLabels
+from sharding.raster import Raster, WholeRaster, open_raster
+from sharding.raster.class_ids import ClassIds
 from sharding.target import HashingStream, tar_writer, target_file
 from sharding.tiling import Tile, Window, pad_image, place_labels
 
@@ -64,9 +64,7 @@ def _samples(task: ShardTask, sums: PixelSums, strays: dict[str, int]) -> Iterat
         assert cut.scene.mask is not None
         reading = task.recording.reading
         with open_raster(cut.scene.image, reading) as image, open_raster(cut.scene.mask) as mask:
-            labels = _Labels(
-                mask, task.recording, strays, AlignedLabels(mask, image) if cut.resampled else None
-            )
+            labels = _Labels(mask, task.recording, strays, image if cut.resampled else None)
             for key, tile in cut.tiles:
                 yield _sample(key, tile, cut, image, labels, task.recording, sums)
 
@@ -110,48 +108,22 @@ def _encode(
 
 
 class _Labels:
-    """Class ids of a label image, whole or by window as its format asks for."""
+    """Class ids of the tiles of a scene; counts the strays among the labels that count."""
 
     def __init__(
-        self, mask: Raster, recording: Recording, strays: dict[str, int], aligned: AlignedLabels | None
+        self, mask: Raster, recording: Recording, strays: dict[str, int], image: Raster | None
     ) -> None:
-        self._mask = mask
-        self._aligned = aligned
-        self._recording = recording
-        self._strays = strays
-        self._whole: npt.NDArray[np.uint8] | None = None
+        self._ids = ClassIds(mask, recording.codes, image)
+        self._codes, self._strays = recording.strays, strays
 
     def read(self, tile: Tile) -> npt.NDArray[np.uint8]:
         """Reads the class ids inside a tile (h w)."""
-        area = tile.inside
-        colors = not self._recording.codes.ids
-        if self._aligned is not None:
-            return self._resampled(tile, self._aligned, colors)
-        if self._recording.strays:
-            self._count_strays(read_labels(self._mask, tile.labelled, colors=colors))
-        if not isinstance(self._mask, WholeRaster):
-            raw = read_labels(self._mask, area, colors=colors)
-            return self._recording.codes.encode(
-                raw, where=str(self._mask.ref), origin=(area.row, area.column)
-            )
-        if self._whole is None:
-            raw = read_labels(self._mask, None, colors=colors)
-            self._whole = self._recording.codes.encode(raw, where=str(self._mask.ref))
-        return self._whole[area.row : area.row + area.height, area.column : area.column + area.width]
-
-    def _resampled(self, tile: Tile, aligned: AlignedLabels, colors: bool) -> npt.NDArray[np.uint8]:
-        if self._recording.strays:
-            raw, covered = aligned.read(tile.labelled, colors=colors)
-            self._count_strays(raw[covered][None])
-        raw, covered = aligned.read(tile.inside, colors=colors)
-        where = f"{self._mask.ref} (on the grid of the image)"
-        ids = self._recording.codes.encode(raw, where=where, origin=(tile.inside.row, tile.inside.column))
-        return np.where(covered, ids, np.uint8(IGNORE))
-
-    def _count_strays(self, raw: npt.NDArray[Any]) -> None:
-        for stray in self._recording.strays:
-            if count := count_code(raw, stray):
-                self._strays[str(stray)] = self._strays.get(str(stray), 0) + count
+        if self._codes:
+            raw = self._ids.raw(tile.labelled)
+            for stray in self._codes:
+                if count := count_code(raw, stray):
+                    self._strays[str(stray)] = self._strays.get(str(stray), 0) + count
+        return self._ids.read(tile.inside)
 
 
 def _meta(key: str, tile: Tile, cut: Cut, digest: str) -> bytes:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ls.errors import LabelError
+from d2ls.errors import DataError, LabelError
+from pipeline.shard import check
 from tests.geodata import case
-from tests.geodata.world import ids, pair, pixels, problems, samples, shard, tif
+from tests.geodata.world import ids, pair, pixels, problems, recipe, samples, shard, tif
 
 
 def refused(root, *words, **custom):
@@ -68,7 +69,8 @@ def _(tmp_path):
     pair(tmp_path, mask=mask)
     refused(tmp_path, "nan in 2 pixels, first at row 3 column 4", "data.custom.ignored: [nan, ...]")
     wanted = placed(ids(), 255, (3, 4), (5, 6))
-    np.testing.assert_array_equal(stored(tmp_path, ignored=["nan"]), wanted)
+    for spelled in ("nan", "NaN", float("nan")):
+        np.testing.assert_array_equal(stored(tmp_path, ignored=[spelled]), wanted)
 
 
 @case(
@@ -159,6 +161,91 @@ def _(tmp_path):
             classes=classes, ignored=[])  # fmt: skip
 
 
+TWO = [
+    {"name": "ground", "color": (0, 0, 0), "codes": [0]},
+    {"name": "house", "color": (255, 0, 0), "codes": [1]},
+]
+
+
+@case(
+    "masks of 0 and 255 with `ignored: [255]`: no pixel of the second class",
+    "refused; names the class and `codes`",
+)
+def _(tmp_path):
+    pair(tmp_path, mask=np.where(ids() == 1, 255, 0).astype(np.uint8))
+    words = (
+        "class 'house' has no pixel in the training split 'train'",
+        "of its pixels are ignored",
+        "`codes`",
+    )
+    refused(tmp_path, *words, classes=TWO)
+    with pytest.raises(DataError, match="class 'house' has no pixel"):
+        shard(tmp_path, classes=TWO)
+    assert not (tmp_path / "shards").exists()
+
+
+@case(
+    "a class that is only in other splits than `train`",
+    "refused, unless it is `scored: false`; then a warning",
+)
+def _(tmp_path):
+    pair(tmp_path, "a", mask=np.minimum(ids(), 1))
+    pair(tmp_path, "b")
+    split = {"scenes": {"train": ["images/a"], "val": ["images/b"]}}
+    refused(tmp_path, "class 'c' has no pixel in the training split 'train'", split=split)
+    classes = recipe(tmp_path).to_dict()["data"]["custom"]["classes"]
+    classes[2]["scored"] = False
+    shard(tmp_path, split=split, classes=classes)
+    found = check(recipe(tmp_path, split=split, classes=classes), inline=True).survey
+    assert (found.problems, len(found.warnings)) == ((), 2)
+    assert "roles.report names the split 'test'" in found.warnings[0]
+    assert "class 'c' has no pixel" in found.warnings[1]
+
+
+@case("every label pixel of a split is ignored", "refused; names the split and `data.custom.ignored`")
+def _(tmp_path):
+    pair(tmp_path, "a")
+    pair(tmp_path, "b", mask=np.full_like(ids(), 255))
+    split = {"scenes": {"train": ["images/a"], "val": ["images/b"]}}
+    refused(tmp_path, "split 'val': every pixel is ignored", "data.custom.ignored", split=split)
+    with pytest.raises(DataError, match="split 'val': every pixel is ignored"):
+        shard(tmp_path, split=split)
+    assert not (tmp_path / "shards").exists()
+
+
+@case(
+    "more than half of the pixels of a split are ignored, or there is one class only",
+    "taken; `--check` warns",
+)
+def _(tmp_path):
+    mask = ids()
+    mask[:100] = 255
+    pair(tmp_path, mask=mask)
+    found = check(recipe(tmp_path), inline=True).survey
+    assert found.problems == ()
+    assert any(
+        "split 'train': 78% of the pixels are ignored, more than 50%" in text for text in found.warnings
+    )
+    found = check(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), inline=True).survey
+    assert any("the only class is 'ground'" in text for text in found.warnings)
+
+
+@case("two classes of one display colour", "refused; names both")
+def _(tmp_path):
+    pair(tmp_path)
+    classes = [{**TWO[0], "color": (9, 9, 9)}, {**TWO[1], "color": (9, 9, 9)}]
+    refused(tmp_path, "data.custom.classes: 'ground' and 'house' have one color (9, 9, 9)", classes=classes)
+
+
+@case(
+    "`roles.train` or `roles.select` names a split that is not there", "refused; of `roles.report` a warning"
+)
+def _(tmp_path):
+    pair(tmp_path)
+    refused(tmp_path, "roles.select names the split 'val', which is not there. Allowed: train. Name scenes for it in "
+            "data.custom.split", split={"fractions": {"train": 1.0}})  # fmt: skip
+
+
 @case(
     "`scene` is no regular expression, or one without a group in parentheses",
     "refused; names `data.custom.scene`",
@@ -223,8 +310,10 @@ def _(tmp_path):
     for name in "abc":
         pair(tmp_path, name)
     (tmp_path / "train.txt").write_text("a\nimages/b.tif\n")
-    split = {"lists": {"train": "train.txt"}}
-    assert shard(tmp_path, split=split).splits["train"].samples == 2
+    (tmp_path / "val.txt").write_text("c.tif\n")
+    split = {"lists": {"train": "train.txt", "val": "val.txt"}}
+    card = shard(tmp_path, split=split)
+    assert {name: part.samples for name, part in card.splits.items()} == {"train": 2, "val": 1}
     shutil.rmtree(tmp_path / "shards")
     (tmp_path / "train.txt").write_text("a\nx\n")
     refused(

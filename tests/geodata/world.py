@@ -66,6 +66,8 @@ def recipe(root, *, data=None, **custom):
         "ignored": [255], "scene": "file", "split": {"scenes": {"train": ["*"]}}, **custom,
     }  # fmt: skip
     values = {"source": "custom", "root": str(root), "custom": own, **(data or {})}
+    if "split" not in custom:
+        values.setdefault("splits", ["train"])  # no split selects: a role would miss it
     return parse_recipe({"name": "geo", "data": values, "shards": {"uri": str(root / "shards")}})
 
 
@@ -77,7 +79,7 @@ def shard(root, **custom):
 def problems(root, **custom):
     """All that `pipeline.shard --check` lists, in one text; a refused recipe counts as well."""
     try:
-        return "\n".join(check(recipe(root, **custom), inline=True))
+        return "\n".join(check(recipe(root, **custom), inline=True).survey.problems)
     except D2LSError as error:
         return str(error)
 

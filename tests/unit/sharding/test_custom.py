@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from d2ls.errors import ConfigError, DataError
-from sharding.check import check_scenes
 from sharding.sources import open_source
 from sharding.sources.own import OwnClass
 from sharding.sources.splitting import draw
 from sharding.survey import survey
 from sharding.tiling import Tiling
+from sharding.validate import check_scenes, rules
 from tests.sharding_world import BLUE, CLASSES, RED, build, make, own, spec
 from tests.trees import blocks, save, texture
 
@@ -205,7 +205,8 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
     )  # fmt: skip
     pixels = ("part2_label.png: unknown label colour (1, 2, 3) in 1 pixels, first at row 3 column 4",)
     found = survey(spec(raw, tmp_path / "out"))
-    for listed, expected in ((found.problems, headers), (check_scenes(found.scenes, found.codes), pixels)):
+    seen = [problem for item in check_scenes(found.scenes, rules(found)) for problem in item.problems]
+    for listed, expected in ((found.problems, headers), (seen, pixels)):
         assert len(listed) == len(expected), listed
         for text in expected:
             assert any(text in problem for problem in listed), (text, listed)

@@ -1,0 +1,55 @@
+"""Class ids of a label image, window by window: read, brought to the grid of the image where needed, looked up."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls.labels import IGNORE, LabelCodes
+from sharding.raster.base import Raster
+from sharding.raster.grids import AlignedLabels
+from sharding.raster.labels import read_labels
+from sharding.raster.whole import WholeRaster
+from sharding.tiling import Window
+
+
+class ClassIds:
+    """Reads class ids.
+
+    Args:
+        labels: the open label image.
+        codes: its label codes.
+        image: the open image to whose grid labels are resampled; None where they are on one grid.
+    """
+
+    def __init__(self, labels: Raster, codes: LabelCodes, image: Raster | None = None) -> None:
+        self._labels, self._codes = labels, codes
+        self._aligned = AlignedLabels(labels, image) if image else None
+        self._whole: npt.NDArray[np.uint8] | None = None
+
+    def raw(self, area: Window) -> npt.NDArray[Any]:
+        """Reads raw labels of a window of the image, as `count_code` takes them; those outside the label image not."""
+        if self._aligned is None:
+            return read_labels(self._labels, area, colors=not self._codes.ids)
+        raw, covered = self._aligned.read(area, colors=not self._codes.ids)
+        return raw[covered][None]
+
+    def read(self, area: Window) -> npt.NDArray[np.uint8]:
+        """Reads the class ids of a window of the image (h w); 255 where the label image does not reach.
+
+        Raises:
+            DataError: a damaged file, or bands that are no label.
+            LabelError: a label that is not declared.
+        """
+        colors, origin, where = not self._codes.ids, (area.row, area.column), str(self._labels.ref)
+        if self._aligned is not None:
+            raw, covered = self._aligned.read(area, colors=colors)
+            ids = self._codes.encode(raw, where=f"{where} (on the grid of the image)", origin=origin)
+            return np.where(covered, ids, np.uint8(IGNORE))
+        if not isinstance(self._labels, WholeRaster):
+            return self._codes.encode(
+                read_labels(self._labels, area, colors=colors), where=where, origin=origin
+            )
+        if self._whole is None:
+            self._whole = self._codes.encode(read_labels(self._labels, None, colors=colors), where=where)
+        return self._whole[area.row : area.row + area.height, area.column : area.column + area.width]

@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import sharding.validate
+from d2ls.errors import DataError
+from sharding.sources.own import OwnClass
+from sharding.survey import survey
+from sharding.validate import LabelCounts, check_scenes, require_teachable, rules, scene_groups, validated
+from tests.sharding_world import BLUE, GREY, RED, build, own, spec
+from tests.trees import save, texture
+
+
+def validate(shard_spec):
+    found = survey(shard_spec)
+    groups = [check_scenes(group, rules(found)) for group in scene_groups(found)]
+    return validated(found, (scene for group in groups for scene in group))
+
+
+def test_pixels_are_counted_by_split_and_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding.validate, "BLOCK", 16)
+    build(tmp_path, size=(40, 50))
+    mask = np.full((40, 50, 3), RED, np.uint8)
+    mask[:3], mask[3:5, :7] = BLUE, GREY
+    for part in (1, 2):
+        save(tmp_path / "c" / "lab" / f"part{part}_label.png", mask)
+    found = validate(spec(tmp_path, "out"))
+    assert found.survey.problems == ()
+    assert found.counts["val"] == LabelCounts((2 * (40 * 50 - 150 - 14), 2 * 150), 2 * 14)
+    assert sum(count.labelled + count.ignored for count in found.counts.values()) == 8 * 40 * 50
+
+
+def test_pixels_without_data_are_ignored(tmp_path):
+    build(tmp_path, scenes="abd")
+    image = texture(1, 40, 50)
+    image[:10] = 0
+    for part in (1, 2):
+        save(tmp_path / "c" / "img" / f"part{part}.tif", image, nodata=0)
+        save(tmp_path / "c" / "lab" / f"part{part}_label.png", np.full((40, 50, 3), RED, np.uint8))
+    found = validate(spec(tmp_path, "out", own(images=("*/img/*.{png,tif}",))))
+    assert found.counts["val"] == LabelCounts((2 * 30 * 50, 0), 2 * 10 * 50)
+
+
+def test_of_each_file_the_first_fault_is_told_and_nothing_is_counted(tmp_path):
+    build(tmp_path)
+    mask = np.full((40, 50, 3), RED, np.uint8)
+    mask[3, 4] = (1, 2, 3)
+    save(tmp_path / "a" / "lab" / "part1_label.png", mask)
+    path = tmp_path / "a" / "img" / "part1.png"
+    path.write_bytes(path.read_bytes()[:900])
+    found = validate(spec(tmp_path, "out"))
+    assert len(found.survey.problems) == 2
+    assert "a/img/part1.png: damaged image" in found.survey.problems[0]
+    assert "unknown label colour (1, 2, 3)" in found.survey.problems[1]
+    assert found.counts == {}
+
+
+def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkeypatch):
+    build(tmp_path)
+    found = survey(spec(tmp_path, "out"))
+    read = []
+    opened = sharding.validate.open_raster
+    monkeypatch.setattr(
+        sharding.validate, "open_raster", lambda ref, *rest: read.append(str(ref)) or opened(ref, *rest)
+    )
+    require_teachable(found)
+    labels = [name for name in read if name.endswith("_label.png")]
+    assert [name.split("/")[-3] for name in labels] == ["a", "c", "d"]
+
+
+def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_of_a_published_set(tmp_path):
+    build(tmp_path)
+    lone = OwnClass("lone", (5, 5, 5))
+    classes = (OwnClass("roof", RED), OwnClass("water", BLUE), lone)
+    found = survey(spec(tmp_path, "out", own(classes=classes)))
+    with pytest.raises(
+        DataError, match=r"class 'lone' has no pixel in the training split 'train'.*`scored: false`"
+    ):
+        require_teachable(found)
+    published = replace(found, own_classes=False)
+    require_teachable(published)
+    checks = check_scenes(published.scenes, rules(published))
+    assert [text.split(":")[0] for text in validated(published, checks).survey.warnings] == [
+        "class 'lone' has no pixel in the training split 'train' (33% of its pixels are ignored)",
+        "class 'lone' has no pixel in the split 'val'",
+        "class 'lone' has no pixel in the split 'test'",
+    ]
+
+
+@pytest.mark.parametrize(("split", "problems", "warnings"), [
+    ({"train": ["a"], "val": ["b"], "test": ["c", "d"]}, [], []),
+    ({"train": ["a"], "val": ["b"], "unused": ["c", "d"]}, [], ["roles.report names the split 'test'"]),
+    ({"train": ["a"], "valid": ["b"], "test": ["c", "d"]},
+     ["roles.select names the split 'val', which is not there. Did you mean valid?"], []),
+    ({"test": ["*"]}, [], []),
+])  # fmt: skip
+def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
+    build(tmp_path)
+    roles = {"train_split": "train", "select_split": "val", "report_split": "test"}
+    found = survey(spec(tmp_path, "out", own({"scenes": split}), **roles))
+    assert len(found.problems) == len(problems)
+    assert len(found.warnings) == len(warnings)
+    for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):
+        assert text.startswith(expected)
