@@ -71,18 +71,19 @@ class WholeRaster(Raster):
         grid: tuple[int, int] | None = None,
     ) -> tuple[Pixels, Mask | None]:
         """See `Raster.read`."""
-        whole, opaque = self.pixels(), self._opaque
-        hidden = self.info.alpha is not None and bands is not None and self.info.alpha not in bands
-        if hidden:
-            opaque = whole[..., self.info.alpha] > 0
+        whole = self.pixels()
+        opaque = self._opaque
         if grid is not None:
             whole = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
             if opaque is not None:
                 opaque = cv2.resize(opaque.astype(np.uint8), grid[::-1], interpolation=cv2.INTER_AREA) > 0
         pixels = _cut(whole, window)
+        seen = None if opaque is None else _cut(opaque, window)
+        if self.info.alpha is not None and bands is not None and self.info.alpha not in bands:
+            seen = pixels[..., self.info.alpha] > 0
         if bands is not None and tuple(bands) != tuple(range(whole.shape[2])):
-            pixels = _typed(pixels[..., list(bands)])
-        return with_data(pixels, None, None if opaque is None else _cut(opaque, window), self.reading.nodata)
+            pixels = np.ascontiguousarray(pixels[..., list(bands)])
+        return with_data(pixels, None, seen, self.reading.nodata)
 
     def pixels(self, window: Window | None = None) -> Pixels:
         """See `Raster.pixels`."""
