@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from d2ls.errors import TrackingError
+from pipeline.tracking.spool import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -138,7 +139,10 @@ def prepare(uri: str) -> None:
     try:
         with quiet():
             if file is not None and not file.exists():
-                create(file)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with locked(file.parent):
+                    if not file.exists():  # another process may have been first
+                        create(file)
             else:
                 check_schema(uri)
             retried(lambda: _client(uri).search_experiments(max_results=1))
@@ -157,7 +161,6 @@ def create(file: Path) -> None:
     import sqlalchemy
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
     def hurry(connection: Any, record: Any) -> None:

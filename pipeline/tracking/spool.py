@@ -4,17 +4,31 @@ One JSON file an entry, named so that the names sort by age; a picture lies besi
 or not at all, and is deleted after the store took it, so a killed process loses nothing that it had put.
 """
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MOST_ENTRIES = 20_000
 MOST_BYTES = 512 * 2**20
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one process or thread at a time work in a folder, without a lock file; some network disks have no locks."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,10 @@ class Spool:
     def put(self, entry: Entry, png: bytes | None = None) -> bool:
         """Adds an entry; says False where the queue is full or the disk refuses it."""
         try:
-            return self._put(entry, png)
+            try:
+                return self._put(entry, png)
+            except FileNotFoundError:  # whoever sent the last entry has just removed the folder
+                return self._put(entry, png)
         except OSError:
             self.dropped += 1
             return False

@@ -1,14 +1,12 @@
 """Writes a run from the training process without ever making training wait: a queue on disk and a thread."""
 
-import contextlib
-import fcntl
 import io
 import logging
 import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +16,7 @@ import numpy.typing as npt
 
 from d2ls.errors import TrackingError
 from pipeline.tracking import connection, run_tags, view
-from pipeline.tracking.spool import Entry, Spool
+from pipeline.tracking.spool import Entry, Spool, locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,7 +128,7 @@ class RunWriter:
             return
         connect = self._connect or connection.connect
         while time.monotonic() < self._deadline:
-            with _alone(self.spool.folder):
+            with locked(self.spool.folder):
                 entries = self.spool.oldest(BATCH)
                 if not entries:
                     return
@@ -147,7 +145,7 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
     """
     if not folder.is_dir():
         return 0
-    with _alone(folder):
+    with locked(folder):  # a writer in its last attempt would send them too
         spool, sender, sent = Spool(folder), Sender(), 0
         while entries := spool.oldest(BATCH):
             try:
@@ -159,16 +157,6 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
             sent += len(entries)
         spool.remove()
     return sent
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lets one sender at a time take entries from a folder: a writer in its last attempt and the driver would
-    both send them.
-    """
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class Sender:

@@ -1,8 +1,10 @@
 """A real MLflow server on loopback with its files in an S3 store: runs, figures, registry; down, and back again."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -11,8 +13,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from d2ls.errors import TrackingError
+from pipeline import doctor
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import RunWriter, Store, saved_model
+from pipeline.training import tracked_run
+from pipeline.training.run_folder import RunFolder
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards
 
@@ -60,29 +65,40 @@ def test_a_server_that_is_not_there_is_named_quickly(server: Server) -> None:
     assert time.monotonic() - started < 60
 
 
-def test_the_whole_way_with_the_server_down_in_between(server: Server, tmp_path: Path) -> None:
+def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards")
-    recipe = make_recipe(shards)
+    recipe = make_recipe(shards, **{"storage": str(tmp_path / "runs"), "tracking.uri": server.url})
+    folder = RunFolder.of(recipe.storage, "served")
+    folder.create(recipe)
+    folder.claim()
+    with contextlib.ExitStack() as training:
+        with server.running():
+            with pytest.raises(TrackingError, match=r"--allowed-hosts localhost:\d+"):
+                Store.open(TrackingConfig(uri=f"http://localhost:{server.port}"))
+            store = Store.open(recipe.tracking)
+            with ThreadPoolExecutor(20) as threads:
+                at_once = threads.map(
+                    lambda name: store.start_run(recipe, shards.card, name), map(str, range(20))
+                )
+                assert len(set(at_once)) == 20
+            _, run = training.enter_context(tracked_run.tracked_run(recipe, shards.card, folder, "trial"))
+            writer = RunWriter(store.uri, run, folder.spool)
+            writer.metrics({"train/loss": 1.0}, 1)
+            deadline = time.monotonic() + 60
+            while len(writer.spool) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not len(writer.spool)
+        started = time.monotonic()
+        for step in range(2, 30):  # training goes on
+            writer.metrics({"train/loss": 1 / step}, step)
+            writer.picture("predictions", PICTURE, step) if step % 10 == 0 else None
+        assert time.monotonic() - started < 2.0
+        assert writer.close(timeout=1.0) == 30
+    assert folder.facts()["state"] == "finished"
     with server.running():
-        with pytest.raises(TrackingError, match=r"--allowed-hosts localhost:\d+"):
-            Store.open(TrackingConfig(uri=f"http://localhost:{server.port}"))
-        store = Store.open(TrackingConfig(uri=server.url))
-        run = store.start_run(recipe, shards.card, "served")
-        writer = RunWriter(store.uri, run, tmp_path / "spool")
-        writer.metrics({"train/loss": 1.0}, 1)
-        deadline = time.monotonic() + 60
-        while len(writer.spool) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not len(writer.spool)
-    started = time.monotonic()
-    for step in range(2, 30):  # training goes on
-        writer.metrics({"train/loss": 1 / step}, step)
-        writer.picture("predictions", PICTURE, step) if step % 10 == 0 else None
-    assert time.monotonic() - started < 2.0
-    assert writer.close(timeout=1.0) == 30
-    with server.running():
-        assert store.send_spooled(tmp_path / "spool") == 30
-        store.end_run(run)
+        assert store.run(run).status == "RUNNING"
+        (found,) = doctor.check_runs(store, recipe.storage)
+        assert "served: 30 log entries" in found.text
         history = store.client.get_metric_history(run, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, 30))
         pictures = [
@@ -90,7 +106,7 @@ def test_the_whole_way_with_the_server_down_in_between(server: Server, tmp_path:
         ]
         assert len(pictures) == 2
         assert store.run(run).status == "FINISHED"
-        assert not (tmp_path / "spool").exists()
+        assert not folder.spool.exists()
         checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
         version = store.register(
             run, checkpoint, "d2ls-served", card=shards.card, evaluation=None, recipe=recipe

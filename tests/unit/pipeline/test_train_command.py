@@ -8,7 +8,7 @@ import pytest
 from d2ls.errors import ConfigError, TrackingError, TrainingError
 from d2ls.shards import ShardSet
 from pipeline import doctor, train
-from pipeline.tracking import Store
+from pipeline.tracking import Store, connection
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
@@ -114,6 +114,29 @@ def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, 
     assert [finding.status for finding in doctor.check_runs(store, recipe.storage)] == ["warning"]
     assert store.ended == ("the-run", "FINISHED")
     assert doctor.check_runs(store, recipe.storage) == []
+
+
+def test_a_trial_waits_for_a_server_that_is_away_when_it_begins(folder, monkeypatch, caplog):
+    recipe, tries = tiny_recipe(folder), iter([False, False, True])
+    run, shards = RunFolder.of(recipe.storage, "patient"), ShardSet.open(recipe.shards.uri)
+    run.create(recipe)
+
+    def connect(config):
+        if not next(tries):
+            raise connection.UnreachableError("http://mlflow:5000 does not answer")
+        return StoreThatGoesAway()
+
+    monkeypatch.setattr(Store, "open", connect)
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
+    with train._tracked(recipe, shards, run, "the-sweep", True) as (_, run_id):
+        assert run_id == "the-run"
+    assert "Trying again for 600 s" in caplog.text
+    tries = iter([False])
+    with (
+        pytest.raises(TrackingError, match="does not answer"),
+        train._tracked(recipe, shards, run, None, True),
+    ):
+        pass
 
 
 def test_a_training_that_fails_is_noted_as_failed(folder, monkeypatch):
