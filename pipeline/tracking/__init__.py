@@ -1,7 +1,7 @@
 """Runs, figures and registered models in MLflow. No other package of the project imports mlflow.
 
 store = Store.open(recipe.tracking)                      # once, before any fan-out
-run_id = store.start_training_run(recipe, card, name)    # found again by its name
+run_id = store.start_run(recipe, card, name)             # the run folder keeps it: pipeline/training/tracked_run.py
 callback = TrackingCallback(store.uri, run_id, folder, recipe, shards)   # on rank 0
 version = store.register(run_id, checkpoint, "d2ls-demo", card=card, evaluation=None, recipe=recipe)
 store.promote("d2ls-demo", version.version, "because")
@@ -12,7 +12,7 @@ MLflow itself is imported on first use, so importing this package is quick.
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, should_promote
-from pipeline.tracking.runs import RunRow, table
+from pipeline.tracking.runs import RunRow
 from pipeline.tracking.store import Store
 from pipeline.tracking.writer import RunWriter
 
@@ -28,7 +28,6 @@ __all__ = [
     "Store",
     "TrackingCallback",
     "should_promote",
-    "table",
 ]
 
 

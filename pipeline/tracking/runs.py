@@ -1,7 +1,7 @@
 """Runs: opened, found again by their id, and as rows of a table."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -86,20 +86,6 @@ def row_of(run: "Run") -> RunRow:
         start=info.start_time / 1000,
         seconds=(end - info.start_time) / 1000 if end else None,
     )
-
-
-def table(rows: Iterable[RunRow], keys: Iterable[str], metric: str) -> str:
-    """Writes runs as a Markdown table, best first: name, swept keys, metric, status, minutes."""
-    keys = list(keys)
-    ranked = sorted(rows, key=lambda row: -row.metrics.get(metric, float("-inf")))
-    lines = ["| " + " | ".join(["run", *keys, metric, "state", "minutes"]) + " |"]
-    lines.append("|" + "---|" * (len(keys) + 4))
-    for row in ranked:
-        score = f"{row.metrics[metric]:.4f}" if metric in row.metrics else "-"
-        minutes = f"{row.seconds / 60:.1f}" if row.seconds is not None else "-"
-        cells = [row.name, *(row.params.get(key, "-") for key in keys), score, row.status.lower(), minutes]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def start(
