@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.tracking import ModelVersion, Store
 
 DESCRIPTION = (
-    "Scores the challenger and the reigning champion on the same, current report data, and makes the challenger "
+    "Scores the challenger and the champion on the same, current report data, and makes the challenger "
     "champion if it is better. Scores and reason go into the version's description. Never silently over a better one."
 )
 EXAMPLES = """\
@@ -54,7 +54,7 @@ def decide(
     *,
     cluster: "ClusterConfig | None" = None,
 ) -> "tuple[ModelVersion, str]":
-    """Makes a version champion if it beats the reigning one on the same report data.
+    """Makes a version champion if it beats the present one on the same report data.
 
     Args:
         store: where the registry is.
@@ -72,8 +72,8 @@ def decide(
     if champion is not None and champion.version == version.version:
         return champion, "it is already the champion"
     evaluation = evaluation or _score(store, version, recipe, cluster)
-    reigning = _score_champion(store, champion, recipe, cluster) if champion else None
-    better, reason = should_promote(evaluation.scores.miou, reigning.scores.miou if reigning else None)
+    present = _score_champion(store, champion, recipe, cluster) if champion else None
+    better, reason = should_promote(evaluation.scores.miou, present.scores.miou if present else None)
     where = f" ({recipe.roles.report} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
     against = f", version {champion.version}" if champion else ""
     reason = f"{reason}{against}{where}"

@@ -62,7 +62,7 @@ def resolve_uri(uri: str | None, folder: Path) -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Says whether the store is an MLflow server."""
+    """Returns whether the store is an MLflow server."""
     return uri.startswith(SERVERS)
 
 

@@ -95,7 +95,7 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
 
     Args:
         challenger: mean IoU of the challenger.
-        champion: of the reigning champion, None where none reigns.
+        champion: of the present champion, None where there is none.
 
     Returns:
         The decision, and the reason in words.
@@ -103,7 +103,7 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
     if math.isnan(challenger):
         return False, "the report split has no labelled pixel of a scored class, so there is no score"
     if champion is None:
-        return True, f"mIoU {challenger:.4f} on the report split; no champion reigned"
+        return True, f"mIoU {challenger:.4f} on the report split; there was no champion"
     if challenger > champion or math.isnan(champion):
         return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same report data"
     return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"

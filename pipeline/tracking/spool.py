@@ -74,7 +74,7 @@ class Spool:
     _bytes: int = field(default=0, repr=False)
 
     def put(self, entry: Entry, png: bytes | None = None) -> bool:
-        """Adds an entry; says False where the queue is full or the disk refuses it."""
+        """Adds an entry; returns False where the queue is full or the disk refuses it."""
         try:
             try:
                 return self._put(entry, png)

@@ -184,7 +184,7 @@ class Store:
         return registry.promote(self, name, version, reason)
 
     def champion(self, name: str) -> "ModelVersion | None":
-        """Returns the reigning version, None where none reigns."""
+        """Returns the champion, None where there is none."""
         from pipeline.tracking import registry
 
         return registry.by_alias(self, name, registry.CHAMPION)

@@ -152,7 +152,7 @@ def test_what_was_deleted_is_named_or_not_needed(
     with pytest.raises(TrackingError, match=r"d2ls-blobs has versions 2 and aliases challenger"):
         store.download("models:/d2ls-blobs@champion")
     call(promote, monkeypatch, "d2ls-blobs")
-    assert "no champion" in capsys.readouterr().out.splitlines()[-1]
+    assert "there was no champion" in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(TrackingError, match="mlflow runs restore"):
         call(register, monkeypatch, "second", "--no-evaluation")
 
