@@ -95,9 +95,10 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
         side = "small" if factor > 1 else "large"
         times = factor if factor > 1 else 1 / factor
+        finer = "take an image of finer pixels, or a model that was trained on such coarse ones"
         return None, (
             f"pixels of {here:.3g} m, the model was trained with {trained:.3g} m: things look {times:.2g} times too "
-            f"{side} to it, expect a poor map; consider --resample"
+            f"{side} to it, expect a poor map; {finer if factor > MAX_ENLARGEMENT else 'consider --resample'}"
         )
     return None, ""
 
