@@ -127,6 +127,9 @@ class ModelInfo:
         for key in ("pretrained", "weights"):
             if config.get(key):
                 yield f"config.{key} is {config[key]!r}; a saved model holds all its weights, remove the key"
+        reading: object = self.reading
+        if not isinstance(reading, Mapping) or not isinstance(reading.get("nodata"), int | float | None):
+            yield f"reading is {reading!r}; it is a mapping whose nodata is a pixel value"
         for key in ("mean", "std"):
             if len(normalization.get(key, self.bands)) != len(self.bands):
                 yield f"normalization.{key} has {len(normalization[key])} value(s) for {len(self.bands)} band(s)"

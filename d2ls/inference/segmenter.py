@@ -113,10 +113,13 @@ class Segmenter:
         """
         if bands != len(self.info.bands):
             raise DataError(
-                f"{where}: {bands} bands, the model takes {len(self.info.bands)} ({', '.join(self.info.bands)})"
+                f"{where}: {bands} bands, the model takes {len(self.info.bands)} ({', '.join(self.info.bands)}); "
+                "select them, for instance image[..., [0, 1, 2]]"
             )
         if dtype != self.info.dtype:
-            raise DataError(f"{where}: pixels are {dtype}, the model was trained on {self.info.dtype}")
+            raise DataError(
+                f"{where}: pixels are {dtype}, the model was trained on {self.info.dtype}; scale and convert them"
+            )
 
     def _map(
         self, image: npt.NDArray[np.generic], *, keep_probabilities: bool

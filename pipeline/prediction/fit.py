@@ -44,7 +44,7 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
         if len(chosen) != wanted or not all(1 <= band <= scene.count for band in chosen):
             raise DataError(
                 f"{scene.name}: --bands {','.join(map(str, chosen))}: the model takes {wanted} ({names}), "
-                f"the file has bands 1 to {scene.count}"
+                f"the file has bands 1 to {scene.count}; name {wanted} of them in the model's order"
             )
         return tuple(band - 1 for band in chosen), ""
     in_order = info.reading.get("band_order") == "positions"

@@ -52,7 +52,10 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
         top, found = _matches(source)
         jobs = _into(target, top, _without_maps(found), kind)
     if not jobs:
-        raise DataError(f"{source}: no image here. Formats: {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            f"{source}: no image here (hidden files and maps that were made here do not count). Name an image, a "
+            f"folder or a quoted pattern. Formats: {', '.join(IMAGE_SUFFIXES)}"
+        )
     if len(jobs) > 1 and suffix in MAP_SUFFIXES:
         raise ConfigError(
             f"{target}: {len(jobs)} scenes need a folder, not one file; name a folder, e.g. maps/"

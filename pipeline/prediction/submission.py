@@ -60,7 +60,9 @@ def _loveda_entry(image: str) -> str:
 def _uavid_entry(image: str) -> str:
     parts = PurePosixPath(image).with_suffix(".png").parts
     if len(parts) < 3 or parts[-2] != "Images" or not re.fullmatch(r"seq\d+", parts[-3]):
-        raise DataError(f"{image}: UAVid images lie at seqN/Images/NNNNNN.png")
+        raise DataError(
+            f"{image}: UAVid images lie at seqN/Images/NNNNNN.png; name the unpacked test folder as INPUT"
+        )
     return f"{parts[-3]}/Labels/{parts[-1]}"
 
 
@@ -83,7 +85,10 @@ def encode(rules: Rules, labels: npt.NDArray[np.uint8]) -> bytes:
     """
     if (labels >= rules.classes.num_classes).any():
         left = int((labels == IGNORE).sum())
-        raise DataError(f"{left or 'some'} pixels have no class; {rules.name} wants one for every pixel")
+        raise DataError(
+            f"{left or 'some'} pixels have no class; {rules.name} wants one for every pixel. Take the test images as "
+            "they are published, without nodata or transparency"
+        )
     pixels = rules.classes.colorize(labels) if rules.colors else labels
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")

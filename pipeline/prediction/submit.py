@@ -91,7 +91,9 @@ def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submissi
         wrong.append(f"{len(found)} images, {rules.count} are wanted")
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong[: submission.SHOWN])
-        raise DataError(f"these are not the test images of {rules.name}:\n{listed}")
+        raise DataError(
+            f"these are not the test images of {rules.name}; name its unpacked test folder as INPUT:\n{listed}"
+        )
     return found
 
 

@@ -178,7 +178,8 @@ def download(store: "Store", model_uri: str, folder: Path | None = None) -> Path
     found = _fetch(store, model_uri, _model_id(store, model_uri), "bundle", folder)
     if not (found / INFO_FILE).is_file():
         raise TrackingError(
-            f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used"
+            f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used: "
+            "python -m pipeline.register RUN"
         )
     return found
 
@@ -235,7 +236,8 @@ def _model_id(store: "Store", model_uri: str) -> str:
     version = find(store, model_uri)
     if not version.model_id:
         raise TrackingError(
-            f"{model_uri}: registered by something else; this project's models are logged models"
+            f"{model_uri}: registered by something else; register a run of this project: "
+            "python -m pipeline.register RUN"
         )
     return version.model_id
 

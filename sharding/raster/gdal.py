@@ -48,7 +48,9 @@ class GdalRaster(Raster):
             super().__init__(ref, self._info(georeference), georeference, reading)
         except rasterio.errors.RasterioError as error:
             self._env.__exit__(None, None, None)
-            raise DataError(f"{ref}: not a readable {_kind(ref)}: {error}") from error
+            raise DataError(
+                f"{ref}: not a readable {_kind(ref)}: {error}. Copy or download it again"
+            ) from error
         except DataError:
             self._env.__exit__(None, None, None)
             raise
@@ -150,7 +152,8 @@ class _told:  # noqa: N801  (a context manager, called like a function)
             )
             cause = error.__cause__ or error
             raise DataError(
-                f"{self._ref}: damaged {_kind(self._ref)}, cannot be read at {where}: {cause}"
+                f"{self._ref}: damaged {_kind(self._ref)}, cannot be read at {where}: {cause}. Copy or download it "
+                "again"
             ) from error
 
 

@@ -105,5 +105,8 @@ def open_scene(path: Path | str, reading: Reading = PLAIN) -> Scene:
     if not scene.dtype:
         scene.close()
         types = ", ".join((*INTEGER_TYPES, *FLOAT_TYPES))
-        raise DataError(f"{path}: pixels are {scene.info.dtype}, which is not read. Types: {types}")
+        raise DataError(
+            f"{path}: pixels are {scene.info.dtype}, which is not read. Types: {types}. Convert it, "
+            "for instance with gdal_translate -ot Float32"
+        )
     return scene

@@ -111,7 +111,7 @@ class WholeRaster(Raster):
     def _decode(self) -> Pixels:
         decoded = cv2.imdecode(np.frombuffer(self.encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         if decoded is None:
-            raise DataError(f"{self.ref}: damaged image, it cannot be decoded")
+            raise DataError(f"{self.ref}: damaged image, it cannot be decoded. Copy or download it again")
         if decoded.ndim == 2:
             decoded = decoded[..., None]
         elif decoded.shape[2] == 3:
@@ -152,9 +152,11 @@ def _header(ref: FileRef, georeference: Georeference, sidecars: tuple[str, ...])
     except Image.DecompressionBombError as error:
         raise DataError(f"{ref}: too large to decode whole ({error}). Convert it to a tiled TIFF.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{ref}: not a readable image, whatever its suffix says") from error
+        raise DataError(
+            f"{ref}: not a readable image, whatever its suffix says. Copy or download it again"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{ref}: not a readable image: {error}") from error
+        raise DataError(f"{ref}: not a readable image: {error}. Copy or download it again") from error
     bands = {
         "1": 1,
         "L": 1,

@@ -38,6 +38,8 @@ def edit(model: Path, change) -> None:
         (lambda v: v.update(ground_sampling_distance=-1), "ground_sampling_distance is -1"),
         (lambda v: v["normalization"]["mean"].pop(), r"normalization\.mean has 2 value\(s\) for 3 band"),
         (lambda v: v.update(config=[]), "must be mappings"),
+        (lambda v: v.update(reading=[0]), r"reading is \[0\]"),
+        (lambda v: v.update(reading={"nodata": "black"}), "reading is .*black"),
         (lambda v: v.pop("version"), "not the description of a model"),
         (lambda v: v.update(version=99), "model version 99"),
     ],
