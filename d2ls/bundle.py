@@ -140,10 +140,6 @@ class ModelInfo:
         distance = self.ground_sampling_distance
         if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
             yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
-        reading: object = self.reading
-        nodata = reading.get("nodata") if isinstance(reading, Mapping) else None
-        if nodata is not None and not isinstance(nodata, int | float):
-            yield f"reading.nodata is {nodata!r}; it is a pixel value, or null"
 
 
 def save_bundle(folder: Path, network: "nn.Module", info: ModelInfo) -> None:
