@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from d2ls.bundle import INFO_FILE, ModelInfo
 from d2ls.errors import TrackingError
 from d2ls.scratch import scratch_folder
-from pipeline.tracking import connection, run_tags
+from pipeline.tracking import connection, run_tags, runs
 from pipeline.tracking.model_card import model_card, scores
 from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, set_alias, versions
 from pipeline.tracking.saved_model import bundle_digest, fetch_bundle, save_model
@@ -108,6 +108,7 @@ def _made_before(store: "Store", run_id: str, name: str, tags: Mapping[str, str]
     """Returns the logged model that a killed process left without a version; deletes those it left unfinished."""
     client, found = store.client, None
     experiment = client.get_run(run_id).info.experiment_id
+    runs.refuse_moved(store, client.get_experiment(experiment))
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if model.status != "READY":
             client.delete_logged_model(model.model_id)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from d2ls.errors import ConfigError, TrackingError
-from pipeline import promote, register
+from pipeline import evaluate, promote, register
 from pipeline.tracking import Store, registration, registry, saved_model
 from pipeline.training.run_folder import RunFolder
 from tests.tracking_world import make_recipe, make_run, make_shards, make_store
@@ -179,3 +179,16 @@ def test_a_training_without_a_run_is_registered_with_a_new_one(
     run_id = registry.find(store, "models:/d2ls-blobs/1").run_id
     assert run_id not in ("", before)
     assert (folder.facts()["run_id"], store.run(run_id).status) == (run_id, "FINISHED")
+
+
+def test_a_report_on_a_model_whose_run_is_gone_goes_to_the_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(self: Store, run_id: str, text: str, file: str) -> None:
+        raise TrackingError(f"run {run_id}: not found")
+
+    call(register, monkeypatch, "first", "--no-evaluation")
+    monkeypatch.setattr(Store, "log_text", gone)
+    evaluate.main(["models:/d2ls-blobs/1", "--shards", "shards", "--split", "test", "--bootstrap", "0"])
+    assert "attached to the version alone" in caplog.text
+    assert "Evaluated on blobs, split test" in registry.by_version(store, "d2ls-blobs", "1").description

@@ -14,7 +14,7 @@ from pipeline.config import Recipe
 from pipeline.tracking import RunWriter, Store, connection
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
-from tests.tracking_world import make_recipe, make_shards, make_store
+from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,9 @@ def test_a_moved_project_goes_on_through_a_link(shards: ShardSet, tmp_path: Path
     store, folder = make_store(new), RunFolder.of(str(new / "runs"), "first")
     with pytest.raises(TrackingError, match=f"`ln -s {new} {old}`"):
         tracked_run.open_run(store, recipe, shards.card, folder, "training")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
+    with pytest.raises(TrackingError, match=f"`ln -s {new} {old}`"):
+        store.register(run_id, checkpoint, "d2ls-blobs", card=shards.card, recipe=recipe)
     assert not old.exists(), "nothing is written to the old place"
     old.symlink_to(new)
     assert tracked_run.open_run(store, recipe, shards.card, folder, "training") == run_id
