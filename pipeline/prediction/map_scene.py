@@ -229,11 +229,12 @@ class _Job:
         # Somebody may have put a file there in the hours since.
         outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
         if storage.is_local(outputs.target):
-            return self._write_local(parts, replace(outputs, target=str(storage.local_path(outputs.target))))
+            local = replace(outputs, target=str(storage.local_path(outputs.target)))
+            return self._write_local(parts, local, Path(local.parts))
         with scratch_folder("map") as folder:
             check_disk(self.plan.disk, str(folder))
             local = replace(outputs, target=str(folder / Path(outputs.target).name))
-            pixels = self._write_local(parts, local)
+            pixels = self._write_local(parts, local, folder)
             aux = aux_file(Path(local.target))
             if aux.exists():
                 storage.upload(aux, f"{outputs.target}.aux.xml")
@@ -241,23 +242,25 @@ class _Job:
                 storage.upload(Path(source), target)
             return pixels
 
-    def _write_local(self, parts: Parts, outputs: Outputs) -> tuple[int, ...]:
+    def _write_local(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
         info, scene, how = self.segmenter.info, self.scene, self.plan.provenance.to_json()
         about = json.dumps({**info.dataset, **{key: str(value) for key, value in info.extra.items()}})
         layout = Layout(scene.height, scene.width, scene.georeference, {MAP_TAG: how, "model": about})
         if self.options.probabilities:
             rows = _to_scene(parts.rows("probabilities"), self.grid, layout)
-            write_probabilities(Path(outputs.beside("probabilities.tif")), rows, layout, info.classes)
+            target = Path(outputs.beside("probabilities.tif"))
+            write_probabilities(target, rows, layout, info.classes, workspace=workspace)
         if self.options.overlay:
             from pipeline.prediction.overlay import write_overlay
 
             write_overlay(
                 Path(outputs.beside("overlay.jpg")), scene, self.plan.bands, parts.rows("labels"), self.grid,
-                info.classes, how,
+                info.classes, how, workspace,
             )  # fmt: skip
         counts = np.zeros(256, np.int64)
         rows = _counted(_to_scene(parts.rows("labels"), self.grid, layout), counts)
-        write_labels(Path(outputs.target), rows, layout, info.classes)  # last: it says that all is finished
+        # The map comes last: it says that all is finished.
+        write_labels(Path(outputs.target), rows, layout, info.classes, workspace=workspace)
         return (*counts[: info.classes.num_classes].tolist(), int(counts[255]))
 
 

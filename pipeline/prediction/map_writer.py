@@ -53,7 +53,9 @@ class Layout:
     tags: dict[str, str]
 
 
-def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
+def write_labels(
+    target: Path, rows: Rows, layout: Layout, classes: ClassTable, *, workspace: Path | None = None
+) -> None:
     """Writes a label map as GeoTIFF (`.tif`) or palette PNG (`.png`).
 
     Args:
@@ -61,6 +63,7 @@ def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) 
         rows: class ids and 255.
         layout: size, place, tags.
         classes: names and colours.
+        workspace: folder on the same disk for unfinished files; None: beside the target.
 
     Raises:
         ConfigError: another suffix, or too large for a PNG.
@@ -68,7 +71,7 @@ def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) 
     """
     suffix = target.suffix.lower()
     if suffix == ".png":
-        _write_png(target, rows, layout, classes)
+        _write_png(target, rows, layout, classes, workspace)
         return
     if suffix not in (".tif", ".tiff"):
         raise ConfigError(f"{target}: label maps are written as .tif or .png, not {suffix!r}")
@@ -81,11 +84,13 @@ def write_labels(target: Path, rows: Rows, layout: Layout, classes: ClassTable) 
 
     storage.write_bytes(aux_file(target), _categories(classes).encode())
     with _named(target):
-        _write_cog(target, rows, layout, 1, describe)
+        _write_cog(target, rows, layout, 1, describe, workspace)
 
 
-def write_probabilities(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
-    """Writes K bands of quantised probabilities (0..250 and 255), named by class, as GeoTIFF.
+def write_probabilities(
+    target: Path, rows: Rows, layout: Layout, classes: ClassTable, *, workspace: Path | None = None
+) -> None:
+    """Writes K bands of quantised probabilities (0..250 and 255), named by class, as GeoTIFF; see `write_labels`.
 
     Raises:
         StorageError: it cannot be written; nothing is left behind.
@@ -98,7 +103,7 @@ def write_probabilities(target: Path, rows: Rows, layout: Layout, classes: Class
         file.update_tags(**layout.tags)
 
     with _named(target):
-        _write_cog(target, rows, layout, classes.num_classes, describe)
+        _write_cog(target, rows, layout, classes.num_classes, describe, workspace)
 
 
 def quantize(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -144,10 +149,13 @@ def read_tags(uri: Path | str) -> dict[str, str]:
         return {}
 
 
-def _write_cog(target: Path, rows: Rows, layout: Layout, bands: int, describe: Any) -> None:
+def _write_cog(
+    target: Path, rows: Rows, layout: Layout, bands: int, describe: Any, workspace: Path | None
+) -> None:
     """Writes a plain tiled TIFF first: the cloud-optimised order is only made from a finished file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    plain, final = (target.with_name(f".{target.name}.{os.getpid()}.{part}.tmp") for part in ("plain", "cog"))
+    folder = workspace or target.parent
+    plain, final = (folder / f".{target.name}.{os.getpid()}.{part}.tmp" for part in ("plain", "cog"))
     profile = {
         "driver": "GTiff", "height": layout.height, "width": layout.width, "count": bands, "dtype": "uint8",
         "nodata": IGNORE, **_place(layout.georeference), "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
@@ -221,7 +229,7 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable) -> None:
+def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable, workspace: Path | None) -> None:
     if layout.height * layout.width > MAX_WHOLE_PIXELS:
         raise ConfigError(
             f"{target}: {layout.height} x {layout.width} pixels is too much for a PNG; write a .tif instead"
@@ -235,13 +243,13 @@ def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable) ->
     colors[: classes.num_classes] = classes.palette
     image.putpalette(colors.tobytes())
     with _named(target):
-        save_image(target, image, transparency=IGNORE, pnginfo=notes)
+        save_image(target, image, workspace, transparency=IGNORE, pnginfo=notes)
 
 
-def save_image(target: Path, image: Image.Image, **options: Any) -> None:
+def save_image(target: Path, image: Image.Image, workspace: Path | None = None, **options: Any) -> None:
     """Saves a picture whole or not at all; the format follows the suffix."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    partial = (workspace or target.parent) / f".{target.stem}.{os.getpid()}.tmp{target.suffix}"
     try:
         with _named(target):
             image.save(partial, **options)

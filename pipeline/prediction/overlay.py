@@ -30,6 +30,7 @@ def write_overlay(
     grid: "Grid",
     classes: ClassTable,
     comment: str,
+    workspace: Path | None = None,
 ) -> None:
     """Writes a JPEG of at most 2048 pixels a side: the image, half covered by the colours of the classes."""
     factor = min(1.0, LONGEST_SIDE / max(scene.height, scene.width))
@@ -40,7 +41,9 @@ def write_overlay(
     colors = classes.colorize(labels).astype(np.float32)
     opacity = np.where(labels == IGNORE, 0.0, OPACITY)[..., None]
     picture = displayable(pixels) * (1 - opacity) + colors * opacity
-    save_image(target, Image.fromarray(picture.round().astype(np.uint8)), quality=90, comment=comment)
+    save_image(
+        target, Image.fromarray(picture.round().astype(np.uint8)), workspace, quality=90, comment=comment
+    )
 
 
 def _thinned(rows: "Rows", grid: "Grid", size: tuple[int, int]) -> "npt.NDArray[np.uint8]":

@@ -27,7 +27,10 @@ PLAN_FILE = "plan.json"
 IN_USE = "in-use.lock"
 IN_USE_RECORD = "in-use.json"
 PRODUCT = "d2ls parts of a map"
-_OURS = re.compile(rf"\d{{6}}\.(labels|probabilities)|{PLAN_FILE}|{IN_USE}|{IN_USE_RECORD}|\..*\.tmp")
+_UNFINISHED = re.compile(r"\..*\.tmp(\..*)?")
+_OURS = re.compile(
+    rf"\d{{6}}\.(labels|probabilities)|{PLAN_FILE}|{IN_USE}|{IN_USE_RECORD}|{_UNFINISHED.pattern}"
+)
 
 
 class Parts:
@@ -51,6 +54,7 @@ class Parts:
         content = {"product": PRODUCT, **plan, "kinds": kinds, "width": width, "bands": bands}
         self._plan = json.dumps(content, sort_keys=True).encode()
         check_ours(uri)
+        self._remove(_UNFINISHED)  # of a killed process
         plan_file = storage.join(uri, PLAN_FILE)
         self._begun = storage.exists(plan_file) and storage.read_bytes(plan_file) == self._plan
         if not self._begun:
@@ -94,11 +98,14 @@ class Parts:
 
     def remove(self) -> None:
         """Deletes the parts, the plan as the last of them, and the folder where nothing else is in it."""
-        for entry in storage.list_files(self.uri):
-            if _OURS.fullmatch(entry.base_name) and entry.base_name not in (IN_USE, IN_USE_RECORD):
-                storage.delete(storage.join(self.uri, entry.base_name))
+        self._remove(_OURS)
         remove_empty(self.uri)
         self._begun = False
+
+    def _remove(self, names: re.Pattern[str]) -> None:
+        for entry in storage.list_files(self.uri):
+            if names.fullmatch(entry.base_name) and entry.base_name not in (IN_USE, IN_USE_RECORD):
+                storage.delete(storage.join(self.uri, entry.base_name))
 
     @staticmethod
     def _name(kind: str, index: int) -> str:

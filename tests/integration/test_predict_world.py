@@ -141,7 +141,7 @@ def bucket(monkeypatch):
         server.wait(10)
 
 
-def test_scenes_models_and_maps_in_an_object_store(tmp_path, bucket) -> None:
+def test_scenes_models_and_maps_in_an_object_store(tmp_path, bucket, monkeypatch) -> None:
     model = tiny_bundle(tmp_path / "model", model_info().classes)
     source = scene_file(tmp_path / "in" / "a" / "scene.tif")
     for file in model.iterdir():
@@ -154,3 +154,16 @@ def test_scenes_models_and_maps_in_an_object_store(tmp_path, bucket) -> None:
     np.testing.assert_array_equal(one, two)
     assert storage.exists(f"{bucket}/out/a/scene.probabilities.tif")
     assert not storage.list_files(f"{bucket}/out/a/scene.tif.parts")
+    tag = storage.fingerprint(f"{bucket}/out/a/scene.tif")
+    words = [str(model), f"{bucket}/in/a/scene.tif"]
+    monkeypatch.chdir(tmp_path)
+    assert predict.main([*words, "remote.tif"]) == 0
+    assert rasterio.open("remote.tif").read(1).shape == (150, 100)
+    assert predict.main([*words, f"{bucket}/out/a"]) == 0
+    assert storage.fingerprint(f"{bucket}/out/a/scene.tif") == tag
+    with rasterio.open(source, "r+") as file:  # as many bytes as before
+        file.write(255 - file.read())
+    assert source.stat().st_size == storage.info(words[1]).size
+    storage.upload(source, words[1])
+    assert predict.main([*words, f"{bucket}/out/a"]) == 0
+    assert storage.fingerprint(f"{bucket}/out/a/scene.tif") != tag

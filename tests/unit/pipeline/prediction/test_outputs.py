@@ -227,6 +227,27 @@ def test_hidden_files_and_folders_are_left_out_as_by_shard(tmp_path) -> None:
 # --- interrupted, at once, on a full disk, on changed scenes -----------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["tif", "png"])
+def test_a_kill_while_the_map_is_written_leaves_no_file_for_ever(tmp_path, kind) -> None:
+    source = scene_file(tmp_path / "scene.tif")
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from tests.unit.pipeline.prediction.test_outputs import run\n"
+        "from pipeline.prediction.parts import Parts; from d2ls import storage\n"
+        "storage.write_bytes = lambda uri, content: open(uri, 'wb').write(content)\n"
+        "run(*sys.argv[1:])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, source, tmp_path / f"map.{kind}"], cwd=Path(__file__).parents[4]
+    )
+    names = {file.name for file in (tmp_path / f"map.{kind}.parts").iterdir()}
+    assert any(".tmp" in name for name in names)
+    assert {"scene.tif", f"map.{kind}.parts"} >= {f.name for f in tmp_path.iterdir()} - {"map.tif.aux.xml"}
+    run(source, tmp_path / f"map.{kind}")
+    assert {f.name for f in tmp_path.iterdir()} - {"map.tif.aux.xml"} == {"scene.tif", f"map.{kind}"}
+
+
 def test_killed_between_the_last_band_and_the_map_it_goes_on(tmp_path, monkeypatch) -> None:
     source = scene_file(tmp_path / "scene.tif")
     run(source, tmp_path / "whole.tif")
