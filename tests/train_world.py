@@ -12,7 +12,8 @@ from d2ls.training.ranks import Ranks
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import set_keys
 from pipeline.training import build
-from tests.training_world import SIZE, run_ranks, tiny_shards
+from tests.rank_pool import RankPool
+from tests.training_world import SIZE, tiny_shards
 
 
 def recipe_values(folder, **changes):
@@ -41,7 +42,8 @@ def tiny_recipe(folder, **changes) -> Recipe:
 def undisturbed(recipe, folder):
     """Trains the recipe in gloo processes without Ray; returns the digest of the last weights and the history."""
     world_size = recipe.cluster.worker_range[1]
-    return run_ranks(world_size, _train, recipe.to_dict(), str(folder))[0]
+    with RankPool() as pool:
+        return pool.run(world_size, _train, recipe.to_dict(), str(folder))[0]
 
 
 def _train(values, folder):

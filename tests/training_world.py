@@ -1,17 +1,11 @@
-"""A tiny network, tiny shards and a trainer made of them without any recipe; and ranks as plain gloo processes."""
+"""A tiny network, tiny shards and a trainer made of them without any recipe."""
 
-import contextlib
-import os
-import socket
-import traceback
 import warnings
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from d2ls.bundle import ModelInfo
 from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
@@ -98,13 +92,15 @@ def make_trainer(
     ranks=None,
     device=None,
     callbacks=(),
+    drop_path=0.0,
     **settings,
 ):
     """Builds a trainer for this rank; `settings` go to LoopSettings."""
     ranks = ranks or Ranks.current()
     seed_everything(0)
-    network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=0.0)
-    network.to(ranks.device)
+    network = build_model(
+        backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=drop_path
+    ).to(ranks.device)
     loader = TrainingLoader(
         shards, "train", global_batch=global_batch, seed=3, rank=ranks.rank, world_size=ranks.world_size,
         augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),
@@ -157,45 +153,3 @@ def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not differing, differing[:5]
-
-
-def run_ranks(world_size, function, *arguments, timeout=240, backend="gloo"):
-    """Runs `function(*arguments)` in processes of one group; returns what each rank returns."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    answers = context.Queue()
-    processes = [
-        context.Process(
-            target=_rank, args=(rank, world_size, port, answers, backend, function, arguments), daemon=True
-        )
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        results = [answers.get(timeout=timeout) for _ in processes]
-    finally:
-        for process in processes:
-            process.join(10)
-            process.kill()
-    failures = [value for _, failed, value in results if failed]
-    assert not failures, "\n".join(failures)
-    return [value for _, _, value in sorted(results, key=lambda row: row[0])]
-
-
-def _rank(rank, world_size, port, answers, backend, function, arguments):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    try:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
-        answers.put((rank, False, function(*arguments)))
-        with contextlib.suppress(RuntimeError):
-            dist.barrier()
-    except BaseException:
-        answers.put((rank, True, traceback.format_exc()))
-    finally:
-        answers.close()
-        answers.join_thread()
-        os._exit(0)

@@ -5,8 +5,6 @@ Ranks are real processes of a gloo group; the loader itself is told its rank and
 
 import hashlib
 import itertools
-import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,18 +70,20 @@ def evaluated(shards, rank, world_size, workers, group):
     return matrix.tolist()
 
 
-def run_rank(folder, uri, rank, results):
+def run_rank(uri):
     """One process plays this rank in each of the worlds that have it."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=max(RANKS))
+    rank = dist.get_rank()
     groups = {world_size: dist.new_group(range(world_size)) for world_size in RANKS}
     shards = ShardSet.open(uri)
+    found = {}
     for world_size, workers in itertools.product(RANKS, WORKERS):
         if rank < world_size:
             samples = trained(shards, rank, world_size, workers)
-            matrix = evaluated(shards, rank, world_size, workers, groups[world_size])
-            results.put((rank, world_size, workers, samples, matrix))
-    dist.destroy_process_group()
+            found[world_size, workers] = (
+                samples,
+                evaluated(shards, rank, world_size, workers, groups[world_size]),
+            )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +94,12 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(shards, tmp_path_factory):
+def results(shards, ranks):
     """(world size, workers) to the ranks' results."""
-    context, table = multiprocessing.get_context("forkserver"), {}
-    folder, queue = tmp_path_factory.mktemp("groups"), context.Queue()
-    processes = [
-        context.Process(target=run_rank, args=(folder, shards.uri, rank, queue)) for rank in range(max(RANKS))
-    ]
-    for process in processes:
-        process.start()
-    for _ in range(sum(RANKS) * len(WORKERS)):
-        rank, world_size, workers, *found = queue.get(timeout=120)
-        table.setdefault((world_size, workers), {})[rank] = found
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    table = {}
+    for rank, found in enumerate(ranks.run(max(RANKS), run_rank, shards.uri)):
+        for case, result in found.items():
+            table.setdefault(case, {})[rank] = result
     return table
 
 
@@ -131,10 +122,3 @@ def test_one_confusion_matrix_for_all(results, shards):
     assert all(matrix == matrices[0] for matrix in matrices)
     labelled = sum(sum(row["class_pixels"]) for row in shards.rows("val").to_pylist())
     assert np.sum(matrices[0]) == labelled
-
-
-def test_the_loader_reads_no_rank_from_its_surroundings():
-    for path in Path("d2ls/loader").glob("*.py"):
-        text = path.read_text()
-        assert "torch.distributed" not in text
-        assert "RANK" not in text

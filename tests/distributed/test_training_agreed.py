@@ -10,7 +10,7 @@ from d2ls import storage
 from d2ls.errors import D2LSError, StorageError
 from d2ls.training import checkpoint
 from tests.fake_device import FakeDevice
-from tests.training_world import Recorder, make_trainer, run_ranks, tiny_shards, weights
+from tests.training_world import Recorder, make_trainer, tiny_shards, weights
 
 
 def refused(action):
@@ -142,13 +142,13 @@ def everything(shards, good, damaged):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, ranks):
     shards = tiny_shards(tmp_path_factory.mktemp("shards"))
     good, damaged = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("damaged")
     for folder in (good, damaged):
         make_trainer(shards, folder, epochs=1).run()
     (damaged / "step-00000003" / "model.safetensors").write_bytes(b"")
-    return run_ranks(2, everything, shards, str(good), str(damaged), timeout=120)
+    return ranks.run(2, everything, shards, str(good), str(damaged), timeout=120)
 
 
 def test_all_checkpoints_are_damaged(found):

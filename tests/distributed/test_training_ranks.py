@@ -1,7 +1,6 @@
 """The same training on 1, 2 and 4 ranks, with and without accumulation, in plain gloo processes."""
 
 import contextlib
-import itertools
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from tests.training_world import (
     StopAfter,
     assert_equal,
     make_trainer,
-    run_ranks,
     tiny_shards,
     weights,
 )
 
-CASES = list(itertools.product(["ratio", "infonce"], ["test_convnext", "test_resnet"]))
+CASES = [("ratio", "test_convnext"), ("infonce", "test_resnet")]
 GLOBAL_BATCH = 6  # uneven over 4 ranks
 
 
@@ -56,13 +54,13 @@ def with_and_without(shards, micro_batch):
 
 
 @pytest.fixture(scope="module", params=[(1, 2), (2, 2), (4, 1)], ids=["1 rank", "2 ranks", "4 ranks"])
-def several(request, shards):
+def several(request, shards, ranks):
     """Of every rank: the cases without and with accumulation.
 
     4 ranks have shares 2 2 1 1: with a micro-batch of 1 two of them fill up with a sample that does not count.
     """
     world_size, micro_batch = request.param
-    return run_ranks(world_size, with_and_without, shards, micro_batch)
+    return ranks.run(world_size, with_and_without, shards, micro_batch)
 
 
 def test_ranks_do_not_change_a_step(alone, several):
@@ -96,8 +94,8 @@ def cut_and_resumed(shards, folder, global_batch):
     return float(sum(value.double().sum() for value in weights(rest).values()))
 
 
-def test_two_ranks_resume_to_the_last_bit(shards, tmp_path):
-    first, second = run_ranks(2, cut_and_resumed, shards, str(tmp_path), 5)
+def test_two_ranks_resume_to_the_last_bit(shards, tmp_path, ranks):
+    first, second = ranks.run(2, cut_and_resumed, shards, str(tmp_path), 5)
     assert first == second
 
 
@@ -120,9 +118,9 @@ def keys_after(shards, folder, stop):
     return seen
 
 
-def test_another_number_of_ranks_goes_on_with_the_next_sample(shards, tmp_path):
+def test_another_number_of_ranks_goes_on_with_the_next_sample(shards, tmp_path, ranks):
     whole = keys_after(shards, tmp_path / "whole", None)
     keys_after(shards, tmp_path / "cut", 3)  # the third step is done again: its checkpoint was not written
-    parts = run_ranks(2, keys_after, shards, str(tmp_path / "cut"), None)
+    parts = ranks.run(2, keys_after, shards, str(tmp_path / "cut"), None)
     together = [first + second for first, second in zip(*parts, strict=True)]
     assert together == whole[2:]

@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 
 from d2ls.training.ranks import Ranks
-from tests.training_world import Recorder, make_trainer, run_ranks, weights
+from tests.rank_pool import RankPool
+from tests.training_world import Recorder, make_trainer, weights
 
 
 def first_step(shards, global_batch, micro_batch):
@@ -42,7 +43,8 @@ def test_two_processes_compute_one_step(shards, micro_batch):
         callbacks=[told],
     ).run()
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
-    found = run_ranks(2, first_step, shards, 5, micro_batch, backend=backend)
+    with RankPool() as ranks:
+        found = ranks.run(2, first_step, shards, 5, micro_batch, backend=backend)
     assert found[0] == found[1], "ranks disagree"
     if micro_batch is None:
         expected = {**told.steps[0].terms, "norm": told.steps[0].gradient_norm}

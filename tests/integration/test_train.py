@@ -30,6 +30,29 @@ def state_of(recipe, run_id):
     return Store.open(recipe.tracking).client.get_run(run_id).info.status
 
 
+@pytest.fixture(scope="module")
+def finished(session_ray, folder):
+    """A run that nothing disturbed, and what it told."""
+    told = []
+    result = train.run(
+        tiny_recipe(folder), name="finished", on_epoch=lambda row: told.append(row["epoch"]), quiet=True
+    )
+    return result, told
+
+
+def test_a_run_on_ray_equals_plain_processes(ray_cluster, folder, expected, finished):
+    recipe, (result, told) = tiny_recipe(folder), finished
+    assert_undisturbed(result, expected)
+    assert told == [1, 2, 3]
+    assert result.best_scores["select/miou"] == max(row["select/miou"] for row in expected[1])
+    network, info = load_bundle(local_path(result.best_checkpoint))
+    assert info.extra["run"] == "finished"
+    assert network.config["stages"] == 1
+    assert state_of(recipe, result.run_id) == "FINISHED"
+    assert RunFolder.of(recipe.storage, "finished").facts()["state"] == "finished"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.survives("a worker is killed (SIGKILL)")
 def test_a_worker_killed_in_mid_run_does_not_change_the_result(
@@ -50,10 +73,6 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
     record_property("difference", assert_undisturbed(result, expected))
     record_property("happened", "Ray started both workers again, from the newest complete checkpoint")
     assert told == [1, 2, 3]
-    assert result.best_scores["select/miou"] == max(row["select/miou"] for row in expected[1])
-    network, info = load_bundle(local_path(result.best_checkpoint))
-    assert info.extra["run"] == "killed"
-    assert network.config["stages"] == 1
     assert state_of(recipe, result.run_id) == "FINISHED"
     run = RunFolder.of(recipe.storage, "killed")
     assert run.facts()["state"] == "finished"
@@ -62,13 +81,13 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
 
 
 @pytest.mark.survives("the name of a finished run, or of a foreign folder, is used again")
-def test_a_name_in_use_is_refused(ray_cluster, folder, expected, record_property):
+def test_a_name_in_use_is_refused(ray_cluster, folder, finished, record_property):
     recipe = tiny_recipe(folder)
-    with pytest.raises(ConfigError, match="killed is there already"):
-        train.run(recipe, name="killed", quiet=True)
-    with pytest.raises(ConfigError, match="killed is finished"):
-        train.run(recipe, name="killed", resume=True, quiet=True)
-    assert train.run(recipe, name="killed", resume="auto", quiet=True).history[-1]["epoch"] == 3
+    with pytest.raises(ConfigError, match="finished is there already"):
+        train.run(recipe, name="finished", quiet=True)
+    with pytest.raises(ConfigError, match="finished is finished"):
+        train.run(recipe, name="finished", resume=True, quiet=True)
+    assert train.run(recipe, name="finished", resume="auto", quiet=True).history[-1]["epoch"] == 3
     foreign = local_path(recipe.storage) / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"a cat")

@@ -42,8 +42,23 @@ def test_nothing_to_resume_starts_anew(shards, tmp_path):
 
 
 def test_stochastic_depth_and_saving_in_mid_epoch_do_not_shift_random_numbers(shards, tmp_path):
-    first = make_trainer(shards, tmp_path / "a", epochs=1, checkpoint_every_steps=1)
-    second = make_trainer(shards, None, epochs=1)
-    first.run()
-    second.run()
-    assert_equal(weights(first), weights(second))
+    options = {"epochs": 1, "drop_path": 0.5}
+    whole = make_trainer(shards, **options)
+    whole.run()
+    undropped = make_trainer(shards, epochs=1)
+    undropped.run()
+    first = next(iter(weights(whole)))
+    assert not torch.equal(weights(whole)[first], weights(undropped)[first]), "nothing was dropped"
+
+    saving = make_trainer(shards, tmp_path / "saving", checkpoint_every_steps=1, **options)
+    saving.run()
+    assert_equal(weights(whole), weights(saving))
+
+    options["checkpoint_every_steps"] = 1
+    cut = make_trainer(shards, tmp_path / "cut", callbacks=[StopAfter(2)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    torch.manual_seed(99)
+    rest = make_trainer(shards, tmp_path / "cut", **options)
+    rest.run()
+    assert_equal(weights(whole), weights(rest))
