@@ -1,0 +1,255 @@
+"""Do the tests notice a fault? `python -m tests.mutations` puts in 40 faults, one at a time, and runs the tests.
+
+Each fault is one changed line in a copy of the tracked files. First come the tests that belong to the changed module,
+then all of the default tier, then the slow ones. The result is `tests/mutations.md`.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "tests" / "mutations.md"
+QUICK = "not slow and not faults and not cluster and not gpu"
+SLOW = "slow and not faults and not cluster and not gpu"
+
+
+class Mutation(NamedTuple):
+    """A fault: what is wrong then, in which file, the text (once in the file) and what stands there instead."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+    def applied(self, text: str) -> str:
+        """Returns the text with the fault; fails where the place is not found exactly once."""
+        count = text.count(self.old)
+        assert count == 1, (
+            f"{self.file}: {self.old!r} stands there {count} times; give the mutation another place"
+        )
+        return text.replace(self.old, self.new)
+
+
+MUTATIONS = [
+    Mutation("ignored pixels count in the loss", "d2ls/losses.py",
+             "return (labels != IGNORE).sum(", "return (labels >= 0).sum(",
+             "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
+    Mutation("Dice takes absent classes in", "d2ls/losses.py",
+             "((1 - score) * (present > 0)).mean()", "(1 - score).mean()",
+             "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
+    Mutation("half the distance between classes", "d2ls/losses.py",
+             "between = 2 * (means", "between = (means",
+             "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
+    Mutation("a sum over ranks is left out", "d2ls/losses.py",
+             "within = sum_over_ranks((vectors - means).pow(2).sum())", "within = (vectors - means).pow(2).sum()",
+             "tests/distributed/test_losses_over_ranks.py"),
+    Mutation("rows and columns of the confusion matrix are swapped", "d2ls/metrics.py",
+             "table.diagonal(), table.sum(axis=1), table.sum(axis=0)",
+             "table.diagonal(), table.sum(axis=0), table.sum(axis=1)", "tests/unit/d2ls/test_metrics.py"),
+    Mutation("classes that are not scored are in the mean", "d2ls/metrics.py",
+             "if flag and not math.isnan(value)", "if not math.isnan(value)", "tests/unit/d2ls/test_metrics.py"),
+    Mutation("ranks overlap where the batch is uneven", "d2ls/loader/plan.py",
+             "first = rank * share + min(rank, extra)", "first = rank * share", "tests/unit/d2ls/loader"),
+    Mutation("the last step of an epoch is lost", "d2ls/loader/plan.py",
+             "return -(-samples // global_batch)", "return samples // global_batch", "tests/unit/d2ls/loader"),
+    Mutation("mosaic where there should be none", "d2ls/loader/orders.py",
+             "if generator.random() >= probability:", "if generator.random() < probability:",
+             "tests/unit/d2ls/loader"),
+    Mutation("the unbalanced crop is taken", "d2ls/loader/augment.py",
+             "counts.max() < limit * counts.sum()", "counts.max() > limit * counts.sum()", "tests/unit/d2ls/loader"),
+    Mutation("a sample repeats for its commonest class", "d2ls/loader/weighting.py",
+             "factors, 1.0).max(axis=1)", "factors, 1.0).min(axis=1)", "tests/unit/d2ls/loader"),
+    Mutation("the cache evicts what was used last", "d2ls/loader/cache.py",
+             "key=lambda entry: entry[1].st_mtime_ns)", "key=lambda entry: -entry[1].st_mtime_ns)",
+             "tests/unit/d2ls/loader/test_cache.py"),
+    Mutation("unfiltered PNG rows are summed", "d2ls/png.py",
+             "summed[filters == _NONE] = pixels[filters == _NONE]", "pass", "tests/unit/d2ls/test_png.py"),
+    Mutation("two classes are swapped", "d2ls/labels.py",
+             "values = np.array([mapping[int(code)] for code in codes]",
+             "values = np.array(sorted(mapping.values())",
+             "tests/unit/d2ls/test_labels.py tests/integration/test_shard_sources.py"),
+    Mutation("a file is written in place, without a rename", "d2ls/storage.py",
+             "            _write_local(local_path(uri), content)\n",
+             "            local_path(uri).parent.mkdir(parents=True, exist_ok=True)\n"
+             "            local_path(uri).write_bytes(content)\n", "tests/unit/d2ls/test_storage.py"),
+    Mutation("windows above are forgotten", "d2ls/inference/stitch.py",
+             "self.carry = self.next_carry", "self.carry = torch.zeros_like(self.next_carry)",
+             "tests/unit/d2ls/test_inference_stitch.py"),
+    Mutation("weights of windows do not sum to one", "d2ls/inference/windows.py",
+             "return np.sin(share * np.pi / 2) ** 2", "return np.sin(share * np.pi / 2)",
+             "tests/unit/d2ls/test_inference_windows.py tests/unit/d2ls/test_inference_stitch.py"),
+    Mutation("a view is turned on instead of back", "d2ls/inference/augment.py",
+             "torch.rot90(maps, -self.turns", "torch.rot90(maps, self.turns",
+             "tests/unit/d2ls/test_inference_segmenter.py"),
+    Mutation("warm-up is a step late", "d2ls/training/schedule.py",
+             "return self.lr * (step + 1) / warm", "return self.lr * step / warm",
+             "tests/unit/d2ls/training/test_schedule.py"),
+    Mutation("averaged weights forget their start too slowly", "d2ls/training/ema.py",
+             "(1 + self.updates) / (10 + self.updates)", "(10 + self.updates) / (11 + self.updates)",
+             "tests/unit/d2ls/training/test_ema.py"),
+    Mutation("the best checkpoint is deleted", "d2ls/training/checkpoint.py",
+             "{checkpoint_name(state.step), checkpoint_name(state.best_step)}", "{checkpoint_name(state.step)}",
+             "tests/unit/d2ls/training/test_checkpoint.py tests/unit/d2ls/training/test_loop.py"),
+    Mutation("a checkpoint of another run is taken", "d2ls/training/checkpoint.py",
+             "if theirs.get(key) != ours.get(key)]", "if key not in theirs]",
+             "tests/unit/d2ls/training/test_checkpoint.py"),
+    Mutation("the later of two equal epochs is the best", "d2ls/training/loop.py",
+             "scores.miou > self.state.best_score", "scores.miou >= self.state.best_score",
+             "tests/unit/d2ls/training/test_checkpoint.py tests/unit/d2ls/training/test_loop.py"),
+    Mutation("samples that fill a batch are evaluated", "d2ls/training/evaluation.py",
+             "labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)", "labels = moved.labels",
+             "tests/unit/d2ls/training tests/distributed/test_training_ranks.py"),
+    Mutation("batch norm over ranks keeps the biased variance", "d2ls/training/batchnorm.py",
+             "variance * count / (count - 1).clamp_min(1)", "variance",
+             "tests/distributed/test_losses_over_ranks.py"),
+    Mutation("one rank decides for all", "d2ls/training/ranks.py",
+             "return min(self.gather(value))", "return max(self.gather(value))",
+             "tests/unit/d2ls/training tests/distributed"),
+    Mutation("the static branch answers", "d2ls/model/network.py",
+             "logits=logits[:, 0],", "logits=logits[:, -1],",
+             "tests/numerics tests/unit/d2ls/test_model_build.py"),
+    Mutation("pixels read the dictionary without its start", "d2ls/model/interactor.py",
+             "dictionary + initial, dictionary)", "dictionary, dictionary)", "tests/numerics"),
+    Mutation("statistics from validation images too", "sharding/plan.py",
+             "statistics=split == spec.train_split or", "statistics=True or",
+             "tests/unit/sharding tests/integration/test_shard_run.py"),
+    Mutation("a shard of another plan counts as done", "sharding/part.py",
+             "part.fingerprint == task.fingerprint and size", "size",
+             "tests/unit/sharding tests/integration/test_shard_run.py"),
+    Mutation("overlapping labels count twice", "sharding/tiling.py",
+             "first = max(start, covered) if tiling.once else start", "first = start",
+             "tests/unit/sharding/test_tiling.py"),
+    Mutation("labels are placed in the wrong column", "sharding/tiling.py",
+             "row, column = labelled.row - window.row, labelled.column - window.column",
+             "row, column = labelled.row - window.row, labelled.column - window.column + 1",
+             "tests/unit/sharding/test_tiling.py"),
+    Mutation("a scene in two splits is not seen", "sharding/verify.py",
+             "for scene, names in splits.items() if len(names) > 1]",
+             "for scene, names in splits.items() if len(names) > 2]",
+             "tests/unit/sharding tests/integration/test_shard_run.py"),
+    Mutation("a set that is being changed can be opened", "sharding/finish.py",
+             "for name in (CARD_FILE, INDEX_FILE):", "for name in (INDEX_FILE,):",
+             "tests/unit/sharding tests/integration/test_shard_run.py"),
+    Mutation("images of a scene are torn apart by a split", "sharding/sources/splitting.py",
+             "units = list(dict.fromkeys(unit(scene) for scene in scenes if scene.split == \"train\"))",
+             "units, unit = [scene.id for scene in scenes if scene.split == \"train\"], lambda scene: scene.id",
+             "tests/unit/sharding tests/integration/test_shard_sources.py"),
+    Mutation("an equal challenger becomes champion", "pipeline/tracking/registry.py",
+             "if challenger > champion or", "if challenger >= champion or",
+             "tests/integration/test_registry.py"),
+    Mutation("the final training has the length of a trial", "pipeline/searching/space.py",
+             "{**recipe.sweep.fixed, **values}, where=f\"final",
+             "{**recipe.sweep.fixed, **recipe.sweep.trial, **values}, where=f\"final",
+             "tests/unit/pipeline/searching"),
+    Mutation("a resumed search starts its budget again", "pipeline/searching/tpe.py",
+             "self._left = trials - len(finished)", "self._left = trials", "tests/unit/pipeline/searching"),
+    Mutation("an epoch that is done again stands there twice", "pipeline/training/run_folder.py",
+             "if row[\"epoch\"] < metrics[\"epoch\"]]", "if row[\"epoch\"] <= metrics[\"epoch\"]]",
+             "tests/unit/pipeline/training"),
+    Mutation("the local store is let through on two nodes", "pipeline/cluster.py",
+             "if cluster.nodes < 2 or os.environ", "if cluster.nodes < 3 or os.environ",
+             "tests/unit/pipeline/test_cluster.py"),
+]  # fmt: skip
+
+
+def main() -> int:
+    """Puts in the faults, or those whose text or file contains a word, and writes the table."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument(
+        "word", nargs="?", default="", help="only mutations whose description or file has it"
+    )
+    arguments.add_argument("--near", action="store_true", help="only the tests that belong to the module")
+    given = arguments.parse_args()
+    chosen = [each for each in MUTATIONS if given.word in each.what or given.word in each.file]
+    with tempfile.TemporaryDirectory(prefix="d2ls-mutations-") as folder:
+        tree = copy_of_tree(Path(folder))
+        near = sorted({path for each in chosen for path in each.tests.split()})
+        failing = first_failure(tree, QUICK, *near)
+        assert failing is None, f"without any fault {failing} fails"
+        rows = [(each, *caught(tree, each, near_only=given.near)) for each in chosen]
+    missed = [each.what for each, tier, _ in rows if tier == "-"]
+    if not given.word:
+        TABLE.write_text(page(rows), encoding="utf-8")
+    print(
+        f"{len(rows) - len(missed)} of {len(rows)} noticed" + "".join(f"\nmissed: {what}" for what in missed)
+    )
+    return 1 if missed else 0
+
+
+def copy_of_tree(folder: Path) -> Path:
+    """Copies what git tracks, and what is new and not ignored."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    ):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def caught(tree: Path, mutation: Mutation, *, near_only: bool) -> tuple[str, str]:
+    """Returns the tier and the first test that fails with the fault; `-` where none does."""
+    file = tree / mutation.file
+    sound = file.read_text(encoding="utf-8")
+    file.write_text(mutation.applied(sound), encoding="utf-8")
+    steps = [("default", QUICK, mutation.tests.split()), ("default", QUICK, []), ("slow", SLOW, [])]
+    try:
+        for tier, marks, tests in steps[: 1 if near_only else None]:
+            if name := first_failure(tree, marks, *tests):
+                print(f"{mutation.what}: {name}", flush=True)
+                return tier, name
+    finally:
+        file.write_text(sound, encoding="utf-8")
+    print(f"{mutation.what}: MISSED", flush=True)
+    return "-", "-"
+
+
+def first_failure(tree: Path, marks: str, *tests: str) -> str | None:
+    """Runs tests of a tree and returns the first that fails, None where all pass."""
+    # No bytecode: it would be told from the source by its size and second alone.
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*?\])?(?: - .*)?$", done.stdout, flags=re.MULTILINE)
+    return (
+        found[1]
+        if found
+        else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
+    )
+
+
+def page(rows: list[tuple[Mutation, str, str]]) -> str:
+    """Returns the table as Markdown."""
+    default = sum(tier == "default" for _, tier, _ in rows)
+    slow = sum(tier == "slow" for _, tier, _ in rows)
+    lines = [
+        "# Faults that the tests notice",
+        "",
+        "`python -m tests.mutations` puts one fault at a time into a copy of the code and writes this page.",
+        f"{datetime.datetime.now(datetime.UTC).date()}: of {len(rows)} faults the default tier notices {default}, "
+        f"the slow tier {slow} more.",
+        "",
+        "| file | fault | tier | noticed by |",
+        "|---|---|---|---|",
+        *(
+            f"| {each.file} | {each.what} | {tier} | {name.removeprefix('tests/')} |"
+            for each, tier, name in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
