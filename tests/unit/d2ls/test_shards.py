@@ -5,26 +5,20 @@ import pytest
 
 from d2ls.errors import ShardError
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, SCHEMA_VERSION, DatasetCard, ShardSet
-from pipeline.config.recipe import parse_recipe
-from pipeline.shard import run
-from sharding.scenery import write_scenery
+from tests.shards import make_shards
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("set")
-    write_scenery(folder / "raw", scenes={"Train": 2, "Val": 1}, size=64)
-    values = {"source": "loveda", "root": str(folder / "raw")}
-    card = run(
-        parse_recipe({"name": "t", "data": values, "shards": {"uri": str(folder / "out")}}), inline=True
-    )
-    return folder / "out", card
+    folder = tmp_path_factory.mktemp("sets") / "set"
+    make_shards(folder, [2])
+    return folder, make_shards(folder, [1], split="val").card
 
 
 def test_the_card_travels_as_json(made):
     _, card = made
     assert DatasetCard.from_json(card.to_json()) == card
-    assert json.loads(card.to_json())["classes"][3]["name"] == "water"
+    assert json.loads(card.to_json())["classes"][1]["name"] == "water"
 
 
 def test_a_set_opens_with_its_splits_and_rows(made):

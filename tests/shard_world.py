@@ -1,0 +1,27 @@
+"""Shards made from a few drawn scenes by the parts of `sharding` alone, without a recipe."""
+
+from sharding.finish import finish
+from sharding.plan import plan_shards
+from sharding.spec import ShardSpec
+from sharding.survey import survey
+from sharding.write import write_shard
+
+
+def spec_of(raw, uri="unused", **changes):
+    """A spec over scenes in the layout of LoveDA; three to four of them fill a shard."""
+    return ShardSpec(**{"name": "tiny", "uri": str(uri), "source": "loveda", "root": str(raw), **changes})
+
+
+def plan_of(spec):
+    """The plan of a spec whose raw data are sound."""
+    found = survey(spec)
+    found.require_sound()
+    return plan_shards(spec, found)
+
+
+def make(spec):
+    """Writes and finishes all shards; returns the card."""
+    plan = plan_of(spec)
+    for task in plan.tasks:
+        write_shard(task, spec.uri)
+    return finish(plan, spec)

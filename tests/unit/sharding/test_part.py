@@ -1,0 +1,55 @@
+"""The note beside a tar that says the shard is finished."""
+
+import numpy as np
+import pytest
+
+from sharding.part import PixelSums, ShardPart, finished_part
+from sharding.write import write_shard
+from tests.shard_world import plan_of, spec_of
+
+
+@pytest.fixture
+def written(raw, tmp_path):
+    """Folder, task and part of one shard."""
+    task = plan_of(spec_of(raw)).tasks[1]
+    return tmp_path, task, write_shard(task, str(tmp_path))
+
+
+def test_a_part_says_what_the_shard_holds_and_travels_as_json(written):
+    folder, task, part = written
+    assert part.shard.samples == len(part.rows) == task.samples == 3
+    assert part.shard.bytes == (folder / task.path).stat().st_size
+    assert ShardPart.from_json(part.to_json()) == part
+    assert finished_part(task, str(folder)) == part
+
+
+@pytest.mark.parametrize("missing", ["the note", "the tar", "the end of the tar", "the end of the note"])
+def test_a_shard_that_is_not_whole_is_not_finished(written, missing):
+    folder, task, _ = written
+    file = folder / (task.part if "note" in missing else task.path)
+    if "end" in missing:
+        file.write_bytes(file.read_bytes()[:-7])
+    else:
+        file.unlink()
+    assert finished_part(task, str(folder)) is None
+
+
+def test_the_shard_of_another_plan_is_not_finished(raw, written):
+    folder, task, _ = written
+    other = plan_of(spec_of(raw, seed=5)).tasks[1]
+    assert other.path == task.path
+    assert finished_part(other, str(folder)) is None
+
+
+def test_pixel_sums_count_pixels_with_data():
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (9, 8, 2)).astype(np.uint8)
+    valid = generator.random((9, 8)) > 0.4
+    sums = PixelSums()
+    sums.add(image, valid)
+    sums.add(image, None)
+    kept = [np.concatenate([image[valid][:, band], image[:, :, band].ravel()]).astype(int) for band in (0, 1)]
+    assert sums.count == [len(values) for values in kept]
+    assert sums.total == [int(values.sum()) for values in kept]
+    assert sums.squares == [int((values**2).sum()) for values in kept]
+    assert sums.highest == [int(values.max()) for values in kept]
