@@ -74,6 +74,8 @@ def print_summary(card: DatasetCard, uri: str) -> None:
         console.print(f"split {name}: {count} image(s) without labels, left out (the publisher keeps them)")
     for code, count in card.extra.get("strays", {}).items():
         console.print(f"stray label {code}: {count} pixel(s) taken as ignored")
+    for warning in card.extra.get("warnings", []):
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"digest {card.digest}", soft_wrap=True)
     console.print(f"shards, index, card and preview/ are in {uri}", soft_wrap=True)
 

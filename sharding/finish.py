@@ -17,11 +17,9 @@ from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardS
 from sharding.part import ShardPart, finished_part
 from sharding.plan import ShardPlan
 from sharding.preview import write_previews
-from sharding.scaling import MANY_BEYOND, Scale, range_warnings
+from sharding.scaling import Scale, value_warnings
 from sharding.spec import ShardSpec
 from sharding.survey import Survey
-
-FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 
 
 def unfinish(uri: str) -> None:
@@ -45,7 +43,7 @@ def finished_card(plan: ShardPlan, spec: ShardSpec) -> DatasetCard | None:
         for split in card.splits.values()
         for shard in split.shards
     )
-    return card if same and present and card.max_value == _max_value(spec, plan) else None
+    return card if same and present and card.max_value == plan.survey.max_value else None
 
 
 def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
@@ -72,7 +70,7 @@ def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
 def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> DatasetCard:
     """Makes the card from the parts of all shards."""
     survey = plan.survey
-    max_value = _max_value(spec, plan)
+    max_value = survey.max_value
     mean, std = statistics(parts, max_value, survey.scale)
     splits = {
         split: _split_card([part for part in parts if part.rows[0]["split"] == split], plan)
@@ -89,7 +87,7 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
     }
     extra |= {"options": options} if options else {}
-    if warnings := _value_warnings(parts, survey, max_value):
+    if warnings := value_warnings([part.sums for part in parts], survey):
         extra["warnings"] = warnings
     return DatasetCard(
         name=spec.name,
@@ -147,24 +145,6 @@ def _reading(survey: Survey) -> dict[str, Any]:
     )
 
 
-def _value_warnings(parts: Sequence[ShardPart], survey: Survey, max_value: float) -> list[str]:
-    """Says where the stated range of the pixels is far from what the training pixels hold."""
-    sums = [part.sums for part in parts if part.sums.count]
-    if survey.scale is None:
-        highest = max(max(item.highest) for item in sums)
-        return range_warnings(survey.dtype, highest, max_value)
-    warnings = []
-    for band, name in enumerate(survey.bands):
-        beyond = sum(item.beyond[band] for item in sums) / sum(item.count[band] for item in sums)
-        if beyond > MANY_BEYOND:
-            low, high = survey.scale[band]
-            warnings.append(
-                f"{beyond:.0%} of the training pixels of band {name} lie outside of data.scale [{low:g}, {high:g}] and "
-                "are clipped"
-            )
-    return warnings
-
-
 def split_digest(
     samples: Iterable[str], classes: ClassTable, bands: Sequence[str], dtype: str, tiling: dict[str, Any]
 ) -> str:
@@ -207,10 +187,6 @@ def _index_bytes(parts: Sequence[ShardPart]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
-
-
-def _max_value(spec: ShardSpec, plan: ShardPlan) -> float:
-    return 1.0 if plan.survey.scale else spec.max_value or FULL_RANGE[plan.survey.dtype]
 
 
 def _delete_strangers(plan: ShardPlan, uri: str) -> None:

@@ -1,7 +1,7 @@
 """Which values of an image stand for dark and bright: stated in the recipe, proposed from the pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +13,13 @@ from sharding.spec import ShardSpec
 from sharding.tiling import Window
 
 if TYPE_CHECKING:
-    from sharding.survey import SurveyedScene
+    from sharding.part import PixelSums
+    from sharding.survey import Survey, SurveyedScene
 
 Scale = tuple[tuple[float, float], ...]
 """Values of float images that stand for dark and bright, a pair a channel."""
+
+FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 
 MANY_BEYOND = 0.05
 """Share of clipped pixels of a channel that is warned about."""
@@ -56,15 +59,39 @@ def find_scale(
     return scale * len(bands) if len(scale) == 1 else scale
 
 
-def range_warnings(dtype: str, highest: float, max_value: float) -> list[str]:
-    """Says where 16-bit images use a small part of their stated range."""
-    if dtype != "uint16" or not highest or highest * FAR_BELOW > max_value:
+def full_scale(spec: ShardSpec, dtype: str) -> float:
+    """Returns the pixel value that stands for 1.0; 1 for float images, whose statistics are in their own units."""
+    return 1.0 if dtype == "float32" else spec.max_value or FULL_RANGE.get(dtype, 1.0)
+
+
+def value_warnings(sums: Iterable["PixelSums"], survey: "Survey") -> list[str]:
+    """Says where the stated range of the pixels is far from what the training pixels hold."""
+    seen = [item for item in sums if item.count]
+    if not seen:
         return []
-    digits = 10 ** (len(str(int(highest))) - 2) if highest >= 10 else 1
+    if survey.scale is None:
+        return _range_warnings(survey, max(max(item.highest) for item in seen))
+    warnings = []
+    for band, name in enumerate(survey.bands):
+        beyond = sum(item.beyond[band] for item in seen) / max(sum(item.count[band] for item in seen), 1)
+        if beyond > MANY_BEYOND:
+            low, high = survey.scale[band]
+            warnings.append(
+                f"{beyond:.0%} of the training pixels of band {name} lie outside of data.scale [{low:g}, {high:g}] and "
+                "are clipped"
+            )
+    return warnings
+
+
+def _range_warnings(survey: "Survey", highest: int) -> list[str]:
+    """Says where 16-bit images use a small part of their stated range."""
+    if survey.dtype != "uint16" or not highest or highest * FAR_BELOW > survey.max_value:
+        return []
+    digits = 10 ** max(len(str(highest)) - 2, 0)
     proposed = math.ceil(highest / digits) * digits
     return [
-        f"the highest pixel is {highest:g}, data.max_value is {max_value:g}: pictures are dark and changes of "
-        f"brightness hardly show. Say data.max_value={proposed}"
+        f"the highest training pixel is {highest}, data.max_value is {survey.max_value:g}: pictures are dark and "
+        f"changes of brightness hardly show. Say data.max_value={proposed}"
     ]
 
 

@@ -12,7 +12,7 @@ from sharding.raster.bands import band_text, bands_by_name, bands_in_order, cont
 from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES
 from sharding.raster.grids import compare_grids
 from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
-from sharding.scaling import Scale, find_scale
+from sharding.scaling import Scale, find_scale, full_scale
 from sharding.sources.base import LeftOut, Scene, Source, nearest
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
@@ -53,6 +53,7 @@ class Survey:
         reading: what is known about the images beyond what they say.
         band_order: see `Source`; empty for sources that know their files.
         dtype: of the pixels as they are stored in shards.
+        max_value: pixel value that stands for 1.0.
         scale: of float images, values that stand for dark and bright, a pair a channel.
         tilings: split to tiling.
         scenes: labelled scenes in order of split and name.
@@ -75,6 +76,7 @@ class Survey:
     reading: Reading
     band_order: str
     dtype: str
+    max_value: float
     scale: Scale | None
     tilings: dict[str, Tiling]
     scenes: tuple[SurveyedScene, ...]
@@ -147,6 +149,7 @@ def survey(spec: ShardSpec) -> Survey:
         reading=source.reading,
         band_order=source.band_order if source.name == "custom" else "",
         dtype=dtype,
+        max_value=full_scale(spec, dtype),
         scale=scale,
         tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in surveyed},
         scenes=tuple(surveyed),

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE, LabelCodes
-from sharding.part import histogram
+from sharding.part import PixelSums, histogram
 from sharding.raster import Raster, Reading, open_raster
 from sharding.raster.base import Mask
 from sharding.raster.class_ids import ClassIds
+from sharding.scaling import Scale, value_warnings
 from sharding.survey import Survey, SurveyedScene, report_problems
 from sharding.tiling import Tiling, Window, tiles
 
@@ -33,6 +34,9 @@ class Rules(NamedTuple):
     codes: LabelCodes
     reading: Reading
     num_classes: int
+    scale: Scale | None
+    summed: str
+    """Split whose pixels are summed up; empty where their range says nothing (8 bit)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class SceneCheck:
     split: str
     counts: LabelCounts
     problems: tuple[str, ...]
+    sums: PixelSums
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class Validation:
 
 def rules(survey: Survey) -> Rules:
     """Takes what `check_scenes` needs out of a survey."""
-    return Rules(survey.codes, survey.reading, survey.classes.num_classes)
+    summed = "" if survey.dtype == "uint8" else survey.train_split
+    return Rules(survey.codes, survey.reading, survey.classes.num_classes, survey.scale, summed)
 
 
 def scene_groups(survey: Survey) -> list[tuple[SurveyedScene, ...]]:
@@ -105,7 +111,8 @@ def validated(survey: Survey, checks: Iterable[SceneCheck]) -> Validation:
         counts[check.split] += check.counts
     more = () if found else unteachable(survey, counts)
     problems = dict.fromkeys((*survey.problems, *found, *more))
-    warnings = () if found else odd(survey, counts)
+    warnings = value_warnings((check.sums for check in checks), survey)
+    warnings += [] if found else odd(survey, counts)
     return Validation(
         replace(survey, problems=tuple(problems), warnings=(*survey.warnings, *warnings)),
         {} if found else counts,
@@ -191,33 +198,41 @@ def _labels_of(survey: Survey, split: str) -> Iterator[LabelCounts]:
 
 
 def _check_scene(item: SurveyedScene, rules: Rules) -> SceneCheck:
-    scene, info = item.scene, item.info
+    scene, info, sums = item.scene, item.info, PixelSums()
     assert scene.mask is not None
     try:
         with open_raster(scene.image, rules.reading) as image, open_raster(scene.mask) as mask:
             labels = ClassIds(mask, rules.codes, image if item.resampled else None)
             one_grid = item.resampled or (info.height, info.width) == (mask.info.height, mask.info.width)
             if one_grid:
-                counts, problems = _look(_areas(image, scene.region), item, image, labels, rules)
+                counts, problems = _look(_areas(image, scene.region), item, image, labels, rules, sums)
             else:
-                counts, problems = _look(_areas(image), item, image, None, rules)
-                problems += _look(_areas(mask), item, None, labels, rules)[1]
+                counts, problems = _look(_areas(image), item, image, None, rules, sums)
+                problems += _look(_areas(mask), item, None, labels, rules, sums)[1]
     except DataError as error:
         counts, problems = LabelCounts((0,) * rules.num_classes), [str(error)]
-    return SceneCheck(scene.split, counts, tuple(problems))
+    return SceneCheck(scene.split, counts, tuple(problems), sums)
 
 
 def _look(
-    areas: Iterable[Window], item: SurveyedScene, image: Raster | None, labels: ClassIds | None, rules: Rules
+    areas: Iterable[Window],
+    item: SurveyedScene,
+    image: Raster | None,
+    labels: ClassIds | None,
+    rules: Rules,
+    sums: PixelSums,
 ) -> tuple[LabelCounts, list[str]]:
-    """Reads windows of image and label image, of each up to its first fault."""
+    """Reads windows of image and label image, of each up to its first fault; adds pixels to the sums."""
     counts, faults = LabelCounts((0,) * rules.num_classes), {}
     bands = item.bands if max(item.bands, default=0) < item.info.bands else None
+    summed = bands is not None and item.scene.split == rules.summed
     for area in areas:
         valid = None
-        if image and "image" not in faults:
+        if image and item.info.read_as and "image" not in faults:
             try:
-                valid = image.read(area, bands)[1]
+                pixels, valid = image.read(area, bands)
+                if summed and (pixels.dtype == np.uint16 or rules.scale):
+                    sums.add(pixels, valid, rules.scale)
             except DataError as error:
                 faults["image"] = str(error)
         if labels and "labels" not in faults:

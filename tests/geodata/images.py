@@ -14,6 +14,7 @@ from d2ls.errors import DataError
 from d2ls.labels import IGNORE
 from d2ls.loader import Augmentation, TrainingLoader
 from d2ls.shards import ShardSet
+from pipeline.shard import check
 from sharding.raster.scene import open_scene
 from tests.geodata import case
 from tests.geodata.world import (
@@ -26,6 +27,7 @@ from tests.geodata.world import (
     pair,
     pixels,
     problems,
+    recipe,
     samples,
     shard,
     tif,
@@ -406,6 +408,8 @@ def _(tmp_path):
     batch = next(iter(TrainingLoader(ShardSet.open(str(tmp_path / "shards")), "train", **LOADING).epoch(0)))
     assert batch.images.dtype == torch.float32
     assert (batch.images.isnan().all(1) == (batch.labels == IGNORE)).all()
+    checked = check(recipe(tmp_path, data={"scale": [0, 0.1]}), inline=True)
+    assert "of band red lie outside" in str(checked.survey.warnings)
     assert "of band red lie outside" in str(shard(tmp_path, data={"scale": [0, 0.1]}).extra["warnings"])
 
 
@@ -458,6 +462,7 @@ def _(tmp_path):
     pair(tmp_path, image=image)
     warnings = shard(tmp_path).extra["warnings"]
     assert len(warnings) == 1
-    assert "the highest pixel is 3987" in warnings[0]
+    assert "the highest training pixel is 3987" in warnings[0]
     assert "data.max_value=4000" in warnings[0]
+    assert warnings[0] in check(recipe(tmp_path), inline=True).survey.warnings
     assert "warnings" not in shard(tmp_path, data={"max_value": 4000}).extra
