@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 from pyarrow import fs
@@ -21,6 +21,8 @@ SILENT_SECONDS = 300.0
 """A record of use in an object store that is older than this was left by a killed process of another machine."""
 
 _BEAT_SECONDS = 30.0
+
+State = Literal["finished", "outdated", "missing"]
 
 
 class BusyError(StorageError):
@@ -57,31 +59,31 @@ class Outputs:
         """Folder of the finished rows while the map is being made."""
         return f"{self.target}.parts"
 
-    def check(self, wanted: Provenance, *, overwrite: bool) -> bool:
+    def check(self, wanted: Provenance, *, overwrite: bool) -> State:
         """Refuses to replace what is not ours to replace.
 
         A map of ours may be completed, or made again where its scene has changed since. All else needs `overwrite`.
 
         Returns:
-            Whether all files are there, made as wanted.
+            `finished`: all files are there, made as wanted; `outdated`: one shows the scene before it changed;
+            `missing`: something is still to be made.
 
         Raises:
             ConfigError: a file of the user, or another map, is in the way.
         """
-        finished = not overwrite
+        states: set[State] = set()
         for file in self.files:
             kind = storage.info(file).type
             if kind == fs.FileType.NotFound:
-                finished = False
+                states.add("missing")
                 continue
             if kind != fs.FileType.File:
                 raise ConfigError(f"{file}: is a folder; name a file as OUTPUT, for instance {file}/map.tif")
-            if not overwrite:
-                finished &= self._is_as_wanted(file, wanted)
+            states.add("missing" if overwrite else self._state_of(file, wanted))
         self._check_aux_file(overwrite)
-        return finished
+        return "outdated" if "outdated" in states else "missing" if "missing" in states else "finished"
 
-    def _is_as_wanted(self, file: str, wanted: Provenance) -> bool:
+    def _state_of(self, file: str, wanted: Provenance) -> State:
         found = read_provenance(file)
         if found is None:
             raise ConfigError(
@@ -93,7 +95,7 @@ class Outputs:
                 f"{file}: is a map {wanted.difference(found)}, it is left as it is. Name another OUTPUT, or replace "
                 "it with --overwrite"
             )
-        return found.is_same_map(wanted)
+        return "finished" if found.is_same_map(wanted) else "outdated"
 
     def _check_aux_file(self, overwrite: bool) -> None:
         """Class names lie in `<map>.aux.xml`, which belongs to the map where there is one."""

@@ -19,8 +19,11 @@ from sharding.raster.scene import Scene
 MAX_WINDOWS = 2_000_000
 """Windows of a scene; at ten a second, more than two days."""
 
-LABEL_BYTES, PROBABILITY_BYTES = 0.5, 1.5
-"""Disk that a pixel takes while a map is made (rows, plain and final file), for labels and for each probability."""
+LABEL_BYTES, PROBABILITY_BYTES = 0.6, 1.5
+"""Disk that a pixel takes while a map is made (rows, plain and final file), for labels and for each probability.
+
+Measured on maps of an untrained network, which compress badly.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,16 @@ def plan_scene(
         "nodata": options.reading(info).nodata, "page": options.page,
     }  # fmt: skip
     provenance = Provenance.of(source, scene.info.sidecars, model, settings)
-    finished = outputs.check(provenance, overwrite=options.overwrite)
-    if not finished:
+    state = outputs.check(provenance, overwrite=options.overwrite)
+    if state != "finished":
         check_ours(outputs.parts)
-    notes = (band_note, size_note, _place_note(scene, target), _nodata_note(info, options))
+    changed = "changed since it was mapped, it is mapped again" if state == "outdated" else ""
+    notes = (changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options))
     probabilities = PROBABILITY_BYTES * info.classes.num_classes if options.probabilities else 0.0
     return ScenePlan(
         source, outputs, scene.height, scene.width, bands, size, windows,
         round(rows * columns * (LABEL_BYTES + probabilities)), provenance,
-        tuple(note for note in notes if note), finished,
+        tuple(note for note in notes if note), state == "finished",
     )  # fmt: skip
 
 
