@@ -97,7 +97,8 @@ def open_run(
             recipe, card, folder.name, kind, folder=folder.uri, parent_run_id=parent,
             keep=lambda new: folder.note(run_id=new, told=None),
         )  # fmt: skip
-    folder.note(store=store.uri, folder=folder.uri)
+    opener = facts.get("driver") or process_identity.this_process()  # until somebody claims the folder
+    folder.note(store=store.uri, folder=folder.uri, driver=opener)
     return run_id
 
 
@@ -127,10 +128,10 @@ def unsettled(storage_uri: str) -> Iterator[RunFolder]:
         with suppress(CheckpointError, StorageError):  # another's file; the run itself will tell
             facts = folder.facts()
             owner = facts.get("driver", "")
-            if facts.get("state") == RUNNING and process_identity.is_gone(owner):
+            if facts.get("state", RUNNING) == RUNNING and process_identity.is_gone(owner):
                 folder.end(KILLED, f"process {process_identity.process_id(owner)} of it is gone")
                 facts = folder.facts()
-            if not facts.get("run_id") or facts.get("state") == RUNNING:
+            if not facts.get("run_id") or facts.get("state", RUNNING) == RUNNING:
                 continue
             if folder.waiting() or facts.get("told") != STATUS.get(facts.get("state", "")):
                 yield folder

@@ -97,6 +97,18 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     assert sorted(points(store, run_id)) == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_was_opened_and_never_begun_is_closed(
+    recipe: Recipe, shards: ShardSet, store: Store
+) -> None:
+    folder = RunFolder.of(recipe.storage, "opened")
+    folder.create(recipe)
+    run_id = tracked_run.open_run(store, recipe, shards.card, folder, "trial")  # by a sweep, for its trial
+    assert doctor.check_runs(store, recipe.storage) == []
+    folder.note(driver=dead_process())
+    assert len(doctor.check_runs(store, recipe.storage)) == 1
+    assert store.run(run_id).status == "KILLED"
+
+
 def away(uri: str) -> "Store":
     raise MlflowException("API request to http://mlflow failed with exception connection refused")
 
