@@ -20,6 +20,7 @@ from sharding.preview import write_previews
 from sharding.scaling import Scale, value_warnings
 from sharding.spec import ShardSpec
 from sharding.survey import Survey
+from sharding.validate import LabelCounts, unseen_classes
 
 
 def unfinish(uri: str) -> None:
@@ -87,7 +88,9 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
     }
     extra |= {"options": options} if options else {}
-    if warnings := value_warnings([part.sums for part in parts], survey):
+    counts = {name: LabelCounts(split.class_pixels, split.ignored_pixels) for name, split in splits.items()}
+    unseen = [text for _, text in unseen_classes(survey, counts)]
+    if warnings := unseen + value_warnings([part.sums for part in parts], survey):
         extra["warnings"] = warnings
     return DatasetCard(
         name=spec.name,

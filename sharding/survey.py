@@ -137,7 +137,10 @@ def survey(spec: ShardSpec) -> Survey:
     dtype = _common_type(surveyed, problems)
     check = _scene_check(surveyed, source, problems)
     if not surveyed and not problems:
-        problems.append(f"{spec.root}: no labelled image in it ({sum(hidden.values())} without labels)")
+        problems.append(
+            f"{spec.root}: no labelled image in it ({sum(hidden.values())} without labels). Correct data.root, "
+            "data.splits or, of your own data, data.custom"
+        )
     if dtype:
         spec.codec.check(len(indices), dtype)
     bands = tuple(source.bands[index] for index in indices)
@@ -170,7 +173,8 @@ def survey(spec: ShardSpec) -> Survey:
 def _split_problems(spec: ShardSpec, found: set[str]) -> list[str]:
     names = {*spec.splits, *(name for name in spec.tiling if name != "default")}
     return [
-        f"split {name!r}: the data set has none. {nearest(name, sorted(found))}"
+        f"{'data.splits' if name in spec.splits else 'data.tiling'} names the split {name!r}, which is not there. "
+        f"{nearest(name, sorted(found))}"
         for name in sorted(names - found)
     ]
 
@@ -223,7 +227,7 @@ class _Look:
             with open_raster(scene.image, self.source.reading) as image, open_raster(scene.mask) as labels:
                 return self._compare(scene, image, labels)
         except DataError as error:
-            self.problems.append(str(error))
+            self.problems.append(unreadable(error, self.source.name == "custom"))
             return None
 
     def _compare(self, scene: Scene, image: Raster, labels: Raster) -> SurveyedScene:
@@ -277,7 +281,10 @@ class _Look:
                 self.problems.append(_sizes(image, labels))
             return False
         if not difference.same_ground:
-            self.problems.append(f"{labels.ref}: {difference.text}; image {image.ref}")
+            self.problems.append(
+                f"{labels.ref}: {difference.text}; image {image.ref}. Correct the georeference of one of them, "
+                "pair other files (data.custom.images, data.custom.masks), or say data.custom.align: ignore"
+            )
         elif align == "refuse":
             self.problems.append(
                 f"{labels.ref}: on another grid than its image {image.ref}: {difference.text}. data.custom.align: "
@@ -287,6 +294,16 @@ class _Look:
             self.notes.append(f"{labels.ref}: resampled to the grid of {image.ref}: {difference.text}")
             return True
         return False
+
+
+def unreadable(error: DataError, own: bool) -> str:
+    """Returns the text of an error in reading a file, with a way out where it names none."""
+    text = str(error).rstrip(".")
+    if "data.custom" in text or "onvert" in text:
+        return f"{text}."
+    return f"{text}. " + (
+        "Replace the file, or name it in data.custom.unused" if own else "Get it from the publisher again"
+    )
 
 
 def _sizes(image: Raster, labels: Raster) -> str:
@@ -300,7 +317,7 @@ def _sizes(image: Raster, labels: Raster) -> str:
                 f". EXIF turns {raster.ref} (orientation {raster.info.orientation}); images are taken as displayed, "
                 "so the other one must be upright as well"
             )
-    return text
+    return f"{text}. Save both in one size, or pair other files (data.custom.images, data.custom.masks)"
 
 
 def _different_names(surveyed: list[SurveyedScene], source: Source) -> list[str]:

@@ -46,10 +46,10 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.size is None and self.stride is not None:
-            raise ConfigError("a stride needs a tile size; set both or neither")
+            raise ConfigError("data.tiling: a stride needs a size; set both or neither")
         if self.size is not None and not 1 <= self.step <= self.size:
             raise ConfigError(
-                f"tile stride {self.step} must be between 1 and the tile size {self.size}: "
+                f"data.tiling: stride {self.step} must be between 1 and the size {self.size}: "
                 "a larger one would leave pixels out"
             )
 

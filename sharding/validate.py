@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from d2ls.errors import DataError
+from d2ls.errors import DataError, LabelError
 from d2ls.labels import IGNORE, LabelCodes
 from sharding.part import PixelSums, histogram
 from sharding.raster import Raster, Reading, open_raster
 from sharding.raster.base import Mask
 from sharding.raster.class_ids import ClassIds
 from sharding.scaling import Scale, value_warnings
-from sharding.survey import Survey, SurveyedScene, report_problems
+from sharding.survey import Survey, SurveyedScene, report_problems, unreadable
 from sharding.tiling import Tiling, Window, tiles
 
 BLOCK = 2048
@@ -37,6 +37,7 @@ class Rules(NamedTuple):
     scale: Scale | None
     summed: str
     """Split whose pixels are summed up; empty where their range says nothing (8 bit)."""
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Validation:
 def rules(survey: Survey) -> Rules:
     """Takes what `check_scenes` needs out of a survey."""
     summed = "" if survey.dtype == "uint8" else survey.train_split
-    return Rules(survey.codes, survey.reading, survey.classes.num_classes, survey.scale, summed)
+    return Rules(
+        survey.codes, survey.reading, survey.classes.num_classes, survey.scale, summed, survey.own_classes
+    )
 
 
 def scene_groups(survey: Survey) -> list[tuple[SurveyedScene, ...]]:
@@ -145,12 +148,12 @@ def unteachable(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"
         for split in empty
     ]
-    return problems + [text for needed, text in _unseen(survey, counts) if needed]
+    return problems + [text for needed, text in unseen_classes(survey, counts) if needed]
 
 
 def odd(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what is possible but seldom meant."""
-    warnings = [text for needed, text in _unseen(survey, counts) if not needed]
+    warnings = [text for needed, text in unseen_classes(survey, counts) if not needed]
     warnings += [
         f"split {split!r}: {found.ignored_share:.0%} of the pixels are ignored, more than {MOST_IGNORED:.0%}. If that "
         "is not meant, correct data.custom.ignored or the `codes` of the classes"
@@ -165,7 +168,7 @@ def odd(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
     return warnings
 
 
-def _unseen(survey: Survey, counts: Mapping[str, LabelCounts]) -> Iterator[tuple[bool, str]]:
+def unseen_classes(survey: Survey, counts: Mapping[str, LabelCounts]) -> Iterator[tuple[bool, str]]:
     """Yields whether it must be mended, and a text, for each class without a pixel in a split that has some."""
     for split, found in counts.items():
         for index, count in enumerate(found.classes):
@@ -210,7 +213,7 @@ def _check_scene(item: SurveyedScene, rules: Rules) -> SceneCheck:
                 counts, problems = _look(_areas(image), item, image, None, rules, sums)
                 problems += _look(_areas(mask), item, None, labels, rules, sums)[1]
     except DataError as error:
-        counts, problems = LabelCounts((0,) * rules.num_classes), [str(error)]
+        counts, problems = LabelCounts((0,) * rules.num_classes), [unreadable(error, rules.own)]
     return SceneCheck(scene.split, counts, tuple(problems), sums)
 
 
@@ -234,12 +237,13 @@ def _look(
                 if summed and (pixels.dtype == np.uint16 or rules.scale):
                     sums.add(pixels, valid, rules.scale)
             except DataError as error:
-                faults["image"] = str(error)
+                faults["image"] = unreadable(error, rules.own)
         if labels and "labels" not in faults:
             try:
                 counts += _count(labels.read(area), valid, rules.num_classes)
             except DataError as error:
-                faults["labels"] = str(error)
+                told = isinstance(error, LabelError)
+                faults["labels"] = str(error) if told else unreadable(error, rules.own)
     return counts, list(faults.values())
 
 

@@ -123,9 +123,13 @@ class Source(ABC):
             if key in masks or not masks_needed:
                 yield key, image, masks.get(key)
             else:
-                self.missing.append(f"{image}: no label image for it")
+                self.missing.append(
+                    f"{image}: no label image for it. Unpack the labels again, or take the image away"
+                )
         self.missing += [
-            f"{ref}: no image for this label image" for key, ref in masks.items() if key not in images
+            f"{ref}: no image for this label image. Unpack the images again, or take the label image away"
+            for key, ref in masks.items()
+            if key not in images
         ]
 
     def nothing_found(self, expected: str) -> DataError:

@@ -76,7 +76,8 @@ class Cloud(Source):
         groups = sorted({scene.group for scene in found if scene.group}, key=natural)
         if not groups:
             self.missing.append(
-                "data.options.resplit needs Landsat scene ids in all file names; they are not in all of these"
+                "data.options.resplit needs Landsat scene ids in all file names, and some of these have none. Rename "
+                "the files, or set data.options.resplit=false"
             )
             return found
         splits = draw(groups, SHARES, self._seed)

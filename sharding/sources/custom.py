@@ -36,11 +36,14 @@ class Custom(Source):
         super().__init__(root, protocol, access)
         self.own = own
         refuse_equal_colors(own.classes)
-        self.classes = ClassTable.create(
-            (item.name for item in own.classes),
-            (item.color for item in own.classes),
-            (item.scored for item in own.classes),
-        )
+        try:
+            self.classes = ClassTable.create(
+                (item.name for item in own.classes),
+                (item.color for item in own.classes),
+                (item.scored for item in own.classes),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"data.custom.classes: {error}") from error
         self.codes = label_codes(own)
         self.bands, self.band_order = own.bands, own.band_order
         self.reading, self.align = own.reading, own.align

@@ -13,7 +13,7 @@ from typing import Any
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
 from sharding.files import FileTree
-from sharding.sources.base import Protocol, Scene, Source, collect, option, refuse_unknown
+from sharding.sources.base import Protocol, Scene, Source, collect, nearest, option, refuse_unknown
 from sharding.sources.splitting import draw
 
 
@@ -65,14 +65,19 @@ class Grass(Source):
     def _held_out(self, keys: list[str]) -> set[str]:
         if isinstance(self._val, dict):
             if len(keys) < 2:
-                raise ConfigError(f"data.options.val: {len(keys)} training image(s) cannot be divided")
+                raise ConfigError(
+                    f"data.options.val: {len(keys)} training image(s) cannot be divided; at least two are needed "
+                    "below img_dir/train"
+                )
             share = float(self._val["fraction"])
             splits = draw(keys, {"train": 1 - share, "val": share}, int(self._val.get("seed", 42)))
             return {key for key, split in splits.items() if split == "val"}
         names = {str(name) for name in self._val}
         unknown = sorted(names - set(keys))
         if unknown:
-            raise ConfigError(f"data.options.val: no training image {unknown[0]!r}")
+            raise ConfigError(
+                f"data.options.val: no training image {unknown[0]!r}. {nearest(unknown[0], keys)}"
+            )
         return names
 
 

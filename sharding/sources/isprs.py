@@ -103,11 +103,16 @@ class Isprs(Source):
         hidden = split == "test" and not any(tile in masks for tile in present)
         for tile in present:
             if tile not in masks and not hidden:
-                self.missing.append(f"{images[tile]}: no {kind} label image for it ({split})")
+                self.missing.append(
+                    f"{images[tile]}: no {kind} label image for it ({split}). Unpack the labels again, or choose "
+                    "others with data.options.train_labels and data.options.eval_labels"
+                )
             else:
                 yield Scene(tile, split, images[tile], masks.get(tile), tile, tags={"labels": kind})
         orphans = [tile for tile in tiles if tile in masks and tile not in images]
-        self.missing += [f"{masks[tile]}: no image for this label image" for tile in orphans]
+        self.missing += [
+            f"{masks[tile]}: no image for this label image. Unpack the images again" for tile in orphans
+        ]
 
     def _note_strangers(self, images: Mapping[str, FileRef]) -> None:
         for tile, ref in images.items():

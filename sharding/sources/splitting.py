@@ -28,8 +28,8 @@ def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dic
     if len(units) < len(fractions):
         raise ConfigError(
             f"{len(units)} scene(s) cannot fill {len(fractions)} splits ({', '.join(fractions)}): "
-            "scenes are never divided. Name fewer splits in data.custom.split.fractions, or let data.custom.scene "
-            "make smaller scenes."
+            "scenes are never divided. Give more scenes or, of your own data, name fewer splits in "
+            "data.custom.split.fractions or make smaller scenes with data.custom.scene."
         )
     order = list(units)
     random.Random(seed).shuffle(order)

@@ -1,10 +1,12 @@
 import unicodedata
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from d2ls.errors import ConfigError, DataError
+from sharding.plan import plan_shards
 from sharding.sources import open_source
 from sharding.sources.own import OwnClass
 from sharding.sources.splitting import draw
@@ -272,3 +274,40 @@ def test_bands_and_16_bit_are_stated_in_the_card(tmp_path):
     assert card.tiling["val"]["once"] is True
     with pytest.raises(ConfigError, match=r"data\.bands: no band 'b9'\. Allowed: b1, b2, b3, b4, b5"):
         make(spec(tmp_path / "raw", tmp_path / "o", data, bands=("b9",)))
+
+
+def test_every_problem_of_a_file_names_a_way_out(tmp_path):
+    build(tmp_path)
+    (tmp_path / "a" / "img" / "part1.png").write_bytes(b"broken")
+    save(tmp_path / "b" / "img" / "part1.png", texture(1, 41, 50))
+    save(tmp_path / "c" / "lab" / "part1_label.png", texture(1, 40, 50, 1)[..., 0])
+    found = survey(spec(tmp_path, "out"))
+    assert len(found.problems) == 3
+    for text, key in zip(found.problems, ("unused", "images", "classes"), strict=True):
+        assert f"data.custom.{key}" in text
+
+
+def test_splits_that_are_not_made_or_not_there_are_named(tmp_path):
+    build(tmp_path)
+    found = survey(spec(tmp_path, "out", splits=("train", "val")))
+    assert [(item.why, item.count) for item in found.left_out] == [("split 'test' is not in data.splits", 2)]
+    found = survey(spec(tmp_path, "out", splits=("train", "vall")))
+    assert found.problems == ("data.splits names the split 'vall', which is not there. Did you mean val?",)
+    found = survey(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
+    assert found.problems == ("data.tiling names the split 'tset', which is not there. Did you mean test?",)
+
+
+def test_samples_have_short_keys_of_their_own(tmp_path):
+    build(tmp_path)
+    for name in ("x-y z", "x-y+z"):
+        save(tmp_path / "a" / "img" / f"{name}.png", texture(1, 40, 50))
+        save(tmp_path / "a" / "lab" / f"{name}_label.png", np.full((40, 50, 3), RED, np.uint8))
+    shard_spec = spec(tmp_path, "out")
+    found = survey(shard_spec)
+    with pytest.raises(DataError, match="two samples would be called 'train_a_x-y_z'"):
+        plan_shards(shard_spec, found)
+    scenes = [
+        replace(item, scene=replace(item.scene, id=f"{'x' * 90}/{k}")) for k, item in enumerate(found.scenes)
+    ]
+    planned = plan_shards(shard_spec, replace(found, scenes=tuple(scenes)))
+    assert {len(key) for task in planned.tasks for cut in task.cuts for key, _ in cut.tiles} == {64}

@@ -8,7 +8,7 @@ from d2ls.errors import DataError
 from sharding.sources.own import OwnClass
 from sharding.survey import survey
 from sharding.validate import LabelCounts, check_scenes, require_teachable, rules, scene_groups, validated
-from tests.sharding_world import BLUE, GREY, RED, build, own, spec
+from tests.sharding_world import BLUE, GREY, RED, build, make, own, spec
 from tests.trees import save, texture
 
 
@@ -103,3 +103,11 @@ def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     assert len(found.warnings) == len(warnings)
     for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):
         assert text.startswith(expected)
+
+
+def test_a_class_without_a_pixel_in_a_split_stands_in_the_card(tmp_path):
+    build(tmp_path / "raw")
+    for part in (1, 2):
+        save(tmp_path / "raw" / "c" / "lab" / f"part{part}_label.png", np.full((40, 50, 3), RED, np.uint8))
+    card = make(spec(tmp_path / "raw", tmp_path / "out"))
+    assert card.extra["warnings"] == ["class 'water' has no pixel in the split 'val': it has no score there"]
