@@ -29,6 +29,8 @@ SECRETS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "MLFLOW_")
 LONGEST_ROOT = 16
 """Characters; below it Ray makes sockets, whose paths may have 107, with names of its own of up to 90."""
 
+REACH_SECONDS = 2.0
+
 STARTS = 2
 """How often a local Ray is started before giving up: its own limit of 30 s is short where the machine is busy."""
 
@@ -52,7 +54,7 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        address: where its head listens.
+        address: where its head listens; empty: no Ray, this process alone.
         nodes: number of live nodes; at least 2 where it can grow.
         cpus: all of them, busy or not, those of nodes that are still to be started among them.
         gpus: likewise.
@@ -84,8 +86,33 @@ class Cluster:
     def describe(self) -> str:
         """Says in a few words what it is."""
         kind = "local Ray" if self.own else f"Ray cluster at {self.address}"
+        kind = kind if self.address else "this process"
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{kind}{nodes}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
+
+def address_of(config: ClusterConfig) -> str | None:
+    """Returns the address of the cluster to join, from the recipe or RAY_ADDRESS; None: Ray is started here."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def this_machine() -> Cluster:
+    """Returns what a training in this process, or a Ray that is started here, can use. Nothing is started."""
+    return Cluster("", 1, float(_cpus()), float(len(_gpus())), own=True)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that this process may use, found without importing PyTorch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [each for each in chosen.split(",") if each.strip() not in ("", "-1")]
+    return [file.name for file in Path("/dev").glob("nvidia[0-9]*")]
 
 
 @contextlib.contextmanager
@@ -194,6 +221,7 @@ def _join(address: str) -> None:
     """Joins a running cluster; its nodes get this checkout, so that all run the same code."""
     import ray
 
+    _reach(address)
     packages = [str(ROOT / name) for name in ("d2ls", "sharding", "pipeline")]
     environment = {"py_modules": packages, "env_vars": _forwarded(), "excludes": ["__pycache__"]}
     try:
@@ -206,6 +234,23 @@ def _join(address: str) -> None:
             f"no Ray cluster answers at {address}: {error}. Look with `ray status --address {address}`; unset "
             "cluster.address and RAY_ADDRESS to start a local one. Where the message speaks of tokens, set "
             "RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN on all machines"
+        ) from error
+
+
+def _reach(address: str) -> None:
+    """Refuses an address where nobody listens at once; Ray itself would ask for minutes.
+
+    Raises:
+        ResourceError: no connection within two seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, or a form that Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address}: {error}. Start it, or correct cluster.address or RAY_ADDRESS"
         ) from error
 
 

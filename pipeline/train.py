@@ -1,10 +1,10 @@
-"""`python -m pipeline.train RECIPE`: trains a network on Ray workers, resumable by name."""
+"""`python -m pipeline.train RECIPE`: trains a network, here or on Ray workers, resumable by name."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from d2ls import errors
 from d2ls.errors import TrainingError
@@ -16,8 +16,6 @@ from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from d2ls.shards import ShardSet
-    from pipeline.cluster import Cluster
-    from pipeline.training.worker import Job
 
 EXAMPLES = """\
   python -m pipeline.train demo                          # a recipe that comes with the project
@@ -67,6 +65,7 @@ def run(
     quiet: bool = False,
     track: bool = True,
     profile: bool = False,
+    in_process: bool | None = None,
 ) -> TrainResult:
     """Trains a network as a recipe says.
 
@@ -75,22 +74,75 @@ def run(
         name: name of the run, new unless it is resumed; None makes one up.
         resume: go on with the run of this name. `auto`: if there is one, else start it; a finished one is returned.
         parent_run_id: MLflow run of the sweep that this is a trial of.
-        on_epoch: called in this process with the flat metrics of every new epoch.
+        on_epoch: called with the flat metrics of every new epoch; an error of it ends the run.
         quiet: show nothing.
         track: log to MLflow.
         profile: write a trace of some steps into the run folder.
+        in_process: train in this process, without Ray; None: where the recipe asks for one worker and no cluster.
 
     Raises:
         ConfigError: the name is taken, or there is nothing to resume.
         ResourceError: the cluster cannot give what the recipe asks for.
         TrainingError: training cannot go on.
     """
+    from pipeline.training.progress import ProgressWatcher
+    from pipeline.training.progress_view import ProgressView, SilentView
+
+    recipe = recipe.anchored()
+    name = name or run_folder.new_name(recipe)
+    view = SilentView() if quiet else ProgressView(recipe.train.epochs)
+    training = epochs(
+        recipe, name=name, resume=resume, parent_run_id=parent_run_id, track=track, profile=profile,
+        in_process=in_process, say=view.say,
+    )  # fmt: skip
+    with view, ProgressWatcher(RunFolder.of(recipe.storage, name), view.show):
+        try:
+            while True:
+                metrics = next(training)
+                view.epoch(metrics)
+                if on_epoch:
+                    on_epoch(metrics)
+        except StopIteration as end:
+            finished: TrainResult = end.value
+        except BaseException as error:
+            with suppress(StopIteration):
+                training.throw(error)  # so that folder and MLflow say how it ended
+            raise
+    return finished
+
+
+def epochs(
+    recipe: Recipe,
+    *,
+    name: str,
+    resume: Resume = False,
+    parent_run_id: str | None = None,
+    run_is_open: bool = False,
+    track: bool = True,
+    profile: bool = False,
+    in_process: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Generator[dict[str, float], None, TrainResult]:
+    """Trains as `run` does and yields the flat metrics of every new epoch.
+
+    Closing the iterator stops the training and frees all that it holds.
+
+    Args:
+        recipe: as for `run`, and so are the arguments that are not named here.
+        name: as for `run`.
+        resume: as for `run`.
+        parent_run_id: as for `run`.
+        run_is_open: the caller opened the folder's MLflow run, and will settle it.
+        track: as for `run`.
+        profile: as for `run`.
+        in_process: as for `run`.
+        say: called with a line for the user.
+    """
     from d2ls.shards import ShardSet
     from pipeline import cluster, doctor
     from pipeline.training.worker import Job
 
     recipe = recipe.anchored()
-    name = name or run_folder.new_name(recipe)
     folder = RunFolder.of(recipe.storage, name)
     started = folder.exists()
     if resume == "auto" and started and folder.facts().get("state") == run_folder.FINISHED:
@@ -102,26 +154,44 @@ def run(
         _check_resume(recipe, folder)
     doctor.quick(recipe)
     shards = ShardSet.open(recipe.shards.uri)
-    with cluster.connect(recipe.cluster) as ray_cluster:
-        cluster.check_resources(recipe, ray_cluster)
+    here = needs_no_ray(recipe) if in_process is None else in_process
+    with nullcontext(cluster.this_machine()) if here else cluster.connect(recipe.cluster) as machines:
+        cluster.check_resources(recipe, machines)
         if fresh:
             folder.create(recipe)
         folder.claim()
-        with _tracked(recipe, shards, folder, parent_run_id, track) as (store, run_id):
-            view = _view(name, recipe, shards, ray_cluster, quiet)
-            with view:
-                job = Job(
-                    recipe=recipe.to_dict(),
-                    folder=folder.uri,
-                    name=name,
-                    shards=shards.uri,
-                    store=store,
-                    run_id=run_id,
-                    cpus=recipe.cluster.cpus_per_worker,
-                    profile=profile,
-                )
-                _fit(job, recipe, folder, ray_cluster, view, on_epoch)
+        with _tracked(recipe, shards, folder, parent_run_id, track, run_is_open) as (store, run_id):
+            samples = shards.card.splits[recipe.roles.train].samples
+            say(
+                f"training {name}: {recipe.model.architecture}, {recipe.model.backbone}, {samples} samples of "
+                f"{shards.card.name}, {recipe.cluster.workers} worker(s) on {machines.describe()}"
+            )
+            job = Job(
+                recipe=recipe.to_dict(),
+                folder=folder.uri,
+                name=name,
+                shards=shards.uri,
+                store=store,
+                run_id=run_id,
+                cpus=recipe.cluster.cpus_per_worker,
+                gpu=machines.use_gpu(recipe.cluster),
+                profile=profile,
+            )
+            if here:
+                from pipeline.training import in_process as own
+
+                yield from own.epochs(job, max_failures=recipe.cluster.max_failures)
+            else:
+                from pipeline.training import group
+
+                yield from group.epochs(job, recipe, machines, folder)
     return result(folder)
+
+
+def needs_no_ray(recipe: Recipe) -> bool:
+    """Returns whether a recipe is trained in the calling process: one worker, and no cluster is named."""
+    named = recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+    return recipe.cluster.worker_range == (1, 1) and not named
 
 
 def result(folder: RunFolder) -> TrainResult:
@@ -163,116 +233,35 @@ def _check_resume(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _tracked(
-    recipe: Recipe, shards: "ShardSet", folder: RunFolder, parent_run_id: str | None, track: bool
+    recipe: Recipe,
+    shards: "ShardSet",
+    folder: RunFolder,
+    parent_run_id: str | None,
+    track: bool,
+    run_is_open: bool = False,
 ) -> AbstractContextManager[tuple[str, str]]:
     """Opens the MLflow run and ends it, and the folder, in the right state; yields store and run."""
+    if run_is_open:
+        facts = folder.facts()
+        return _folder_alone(folder, facts["store"], facts["run_id"])
     if track:
         kind: tracked_run.Kind = "trial" if parent_run_id else "training"
         return tracked_run.tracked_run(recipe, shards.card, folder, kind, parent_run_id)
-    return _untracked(folder)
+    return _folder_alone(folder)
 
 
 @contextmanager
-def _untracked(folder: RunFolder) -> Iterator[tuple[str, str]]:
+def _folder_alone(folder: RunFolder, store: str = "", run_id: str = "") -> Iterator[tuple[str, str]]:
+    """Ends the folder in the right state, and leaves MLflow to another process, or to nobody."""
     with tracked_run.ended(folder, last=True):
-        yield "", ""
-
-
-def _view(name: str, recipe: Recipe, shards: "ShardSet", ray_cluster: "Cluster", quiet: bool) -> Any:
-    from pipeline.training.progress_view import ProgressView, SilentView
-
-    if quiet:
-        return SilentView()
-    view = ProgressView(recipe.train.epochs)
-    view.say(
-        f"training {name}: {recipe.model.architecture}, {recipe.model.backbone}, "
-        f"{shards.card.splits[recipe.roles.train].samples} samples of {shards.card.name}, "
-        f"{recipe.cluster.workers} worker(s) on {ray_cluster.describe()}"
-    )
-    return view
-
-
-def _fit(
-    job: "Job",
-    recipe: Recipe,
-    folder: RunFolder,
-    ray_cluster: "Cluster",
-    view: Any,
-    on_epoch: Callable[[dict[str, float]], None] | None,
-) -> None:
-    """Runs the worker group to its end, and shows what it does."""
-    from pipeline.training.progress import ProgressWatcher
-
-    folder.clear_failure()
-
-    def tell(metrics: dict[str, float]) -> None:
-        view.epoch(metrics)
-        if on_epoch:
-            on_epoch(metrics)
-
-    known = len(folder.epochs())
-    with ProgressWatcher(folder, tell, view.show, known):
-        _run_group(job, recipe, ray_cluster, folder)
-
-
-def _run_group(job: "Job", recipe: Recipe, ray_cluster: "Cluster", folder: RunFolder) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-
-    from pipeline.training.interrupt import interruptible_trainer
-    from pipeline.training.worker import run_worker
-
-    low, high = recipe.cluster.worker_range
-    scaling = ScalingConfig(
-        num_workers=high if low == high else (low, high),  # type: ignore[arg-type]
-        use_gpu=ray_cluster.use_gpu(recipe.cluster),
-        resources_per_worker=ray_cluster.per_worker(recipe.cluster),
-    )
-    with tempfile.TemporaryDirectory(prefix="d2ls-ray-") as scratch:
-        # Ray keeps nothing of worth there: checkpoints are ours, in the run folder.
-        config = RunConfig(
-            name=folder.name,
-            storage_path=scratch,
-            failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-        )
-        trainer = interruptible_trainer()(
-            run_worker, train_loop_config=job.to_config(), scaling_config=scaling, run_config=config
-        )
-        try:
-            trainer.fit()
-        except KeyboardInterrupt:
-            trainer.abort()
-            raise
-        except TrainingFailedError as error:
-            _raise_failure(folder)
-            raise TrainingError(_explain(error, folder, recipe)) from error
-    _raise_failure(folder)
-
-
-def _raise_failure(folder: RunFolder) -> None:
-    """Raises in this process the error that ended the workers."""
-    failure = folder.failure()
-    if failure is None:
-        return
-    kind = getattr(errors, failure["type"], TrainingError)
-    raise kind(failure["message"])
-
-
-def _explain(error: Exception, folder: RunFolder, recipe: Recipe) -> str:
-    """Names the workers' own error, not Ray's wrapping of it."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    lines = [
-        f"worker {rank}: {str(cause).strip().splitlines()[-1]}" for rank, cause in sorted(failures.items())
-    ]
-    detail = "; ".join(lines) or str(error)
-    return (
-        f"run {folder.name} failed {recipe.cluster.max_failures + 1} time(s): {detail}. "
-        f"Go on from its newest checkpoint with --resume {folder.name}"
-    )
+        yield store, run_id
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, trains, prints what to do next."""
-    parser = cli.parser("pipeline.train", "Train a D2LS network on Ray workers; resumable by name.", EXAMPLES)
+    parser = cli.parser(
+        "pipeline.train", "Train a D2LS network, here or on Ray workers; resumable by name.", EXAMPLES
+    )
     cli.add_recipe(parser)
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--name", help="name of the run (default: made up from recipe and time)")

@@ -1,15 +1,25 @@
-"""A tiny recipe over drawn scenes, and sweeps over it through the command line."""
+"""Sweeps for tests: a tiny recipe that is really trained, and trials that only pretend, a few milliseconds an epoch."""
 
+import io
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
+from rich.console import Console
 
+from d2ls.errors import ShardError
+from pipeline import sweep as command
+from pipeline.config import Recipe, parse_recipe
+from pipeline.searching.report import METRIC
 from pipeline.tracking import RunRow, Store
 from pipeline.training.run_folder import RunFolder
 from sharding.scenery import write_scenery
+from tests.train_world import recipe_values
 
 TINY = {
     "name": "tiny",
@@ -44,7 +54,7 @@ def sweep(*words: str) -> list[str]:
 
 
 def run(place: Path, *words: str, status: int = 0) -> str:
-    """Runs a sweep to its end and returns what it said."""
+    """Runs a sweep in a process of its own to its end and returns what it printed."""
     done = subprocess.run(sweep(*words), cwd=place, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -59,3 +69,77 @@ def trials(place: Path, name: str) -> dict[str, dict]:
     """The trial files of a sweep by key."""
     files = (place / "runs" / name / "trials").glob("[!.]*.json")
     return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+BREAKS, DIES, DIES_ALWAYS = 0.5, 0.25, 0.125
+"""Learning rates with which a pretended trial raises in epoch 2, or its process ends there: once, or always."""
+
+
+def pretend(recipe: Recipe, name: str, run_id: str | None, context):
+    """A trial that trains nothing: its score is its learning rate times the epoch, plus a little for its seed.
+
+    Like a training it goes on where it was, and writes down what happens to it.
+    """
+    place = Path(recipe.storage, "pretended")
+    place.mkdir(parents=True, exist_ok=True)
+    checkpoint, lr = place / name, recipe.train.optimizer.lr
+
+    def metrics(epoch):
+        scored = epoch % recipe.train.evaluate_every == 0 or epoch == recipe.train.epochs
+        score = {METRIC: lr * epoch + 1e-4 * recipe.seed} if scored else {}
+        return {"epoch": float(epoch), "train/loss": 1.0, **score}
+
+    done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    note(place, f"begin {name} {os.getpid()} {done}")
+    try:
+        for epoch in range(done + 1, recipe.train.epochs + 1):
+            time.sleep(0.005)
+            if epoch == 2 and lr == BREAKS:
+                raise ShardError("a shard is broken")
+            if epoch == 2 and (lr == DIES_ALWAYS or (lr == DIES and done == 0)):
+                os._exit(1)
+            checkpoint.write_text(str(epoch))
+            yield metrics(epoch)
+        return SimpleNamespace(history=[metrics(epoch) for epoch in range(1, recipe.train.epochs + 1)])
+    finally:
+        note(place, f"end {name}")
+
+
+def note(place: Path, line: str) -> None:
+    with (place / "log.txt").open("a") as log:
+        log.write(f"{line}\n")
+
+
+def happened(folder: Path, word: str) -> list[list[str]]:
+    """The lines of pretended trials that begin with a word, without it."""
+    lines = (folder / "runs" / "pretended" / "log.txt").read_text().splitlines()
+    return [line.split()[1:] for line in lines if line.split()[0] == word]
+
+
+def recipe_of(folder: Path, **changes) -> Recipe:
+    """A recipe for pretended trials of one worker; see `tests.train_world.recipe_values`."""
+    keys = {"cluster__workers": 1, "train__epochs": 4, "cluster__max_failures": 1, **changes}
+    return parse_recipe(recipe_values(folder, **keys))
+
+
+def over(*rates: float, **section) -> dict:
+    """A section `sweep` over learning rates, one trial at a time, without a final training."""
+    return {
+        "space": {"train.optimizer.lr": {"values": list(rates)}},
+        "concurrent": 1,
+        "final": False,
+        "fixed": {},
+        **section,
+    }
+
+
+def run_pretended(recipe: Recipe, **options):
+    """Runs a sweep of pretended trials in this process; returns its result and what it printed."""
+    console = Console(file=io.StringIO(), width=300)
+    result = command.run(recipe, console=console, train_one=pretend, **options)
+    return result, console.file.getvalue()
+
+
+if __name__ == "__main__":  # a driver to be killed: recipe file, then the options of `run_pretended` as JSON
+    recipe = parse_recipe(yaml.safe_load(Path(sys.argv[1]).read_text()))
+    command.run(recipe, train_one=pretend, **json.loads(sys.argv[2]))

@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,23 +144,28 @@ class Trainer:
             NonFiniteLossError: on every rank, before the step.
             CheckpointError: a checkpoint cannot be written or read.
         """
+        for _ in self.epochs():
+            pass
+        return self.state
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Trains as `run` does, and yields the flat metrics of each epoch when it ends.
+
+        Closing the iterator stops the training after that epoch; its checkpoints are then complete.
+        """
         try:
-            self._train()
+            self._prepare()
+            for callback in self.callbacks:
+                callback.on_start(self.state.history)
+            while self.state.step < self.schedule.total_steps:
+                self._train_epoch()
+                yield self._end_epoch()
+            if self.checkpointer and self.ranks.first:
+                self._tell_checkpoint(self.checkpointer.finished(wait=True))
         except BaseException:
             self._close(failed=True)
             raise
         self._close()
-        return self.state
-
-    def _train(self) -> None:
-        self._prepare()
-        for callback in self.callbacks:
-            callback.on_start(self.state.history)
-        while self.state.step < self.schedule.total_steps:
-            self._train_epoch()
-            self._end_epoch()
-        if self.checkpointer and self.ranks.first:
-            self._tell_checkpoint(self.checkpointer.finished(wait=True))
 
     def _close(self, *, failed: bool = False) -> None:
         """Closes everything, whatever one of them raises; the first error of the run is the one that is raised."""
@@ -346,7 +351,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_step(report)
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> dict[str, float]:
         self._read_step()
         terms = self.state.take_terms()
         last = self.state.step == self.schedule.total_steps
@@ -360,6 +365,7 @@ class Trainer:
             self._save(report)
         for callback in self.callbacks:
             callback.on_epoch(metrics)
+        return dict(metrics)
 
     def _evaluate(self, terms: dict[str, float]) -> EvaluationReport:
         self.network.eval()

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.searching.space import describe, trial_key
@@ -26,6 +26,7 @@ class Trial:
         score: best `METRIC` so far, None before the first evaluation.
         epoch: epochs done.
         best_epoch: epoch of `score`.
+        curve: `METRIC` by epoch, from the first session on; the epoch as text, as in JSON.
         seconds: wall time.
         run_id: its MLflow run.
         error: why it failed.
@@ -38,9 +39,15 @@ class Trial:
     score: float | None = None
     epoch: int = 0
     best_epoch: int = 0
+    curve: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     run_id: str | None = None
     error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ran to its end or was pruned: nothing is left to do."""
+        return self.status in ("finished", "pruned")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""

@@ -1,4 +1,4 @@
-"""Optuna's TPE as a Ray Tune search: conditional keys, no configuration twice, and finished trials told on resume.
+"""Optuna's TPE as a search: conditional keys, no configuration twice, and finished trials told on resume.
 
 Ray's own OptunaSearch cannot be told finished trials where the space has conditions, so this asks Optuna directly.
 Imported only where a sweep asks for `search: tpe`.
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-from ray.tune.search import Searcher
 
 from pipeline.config.sweep import Axis
 from pipeline.searching.space import Values, resolve, trial_key
@@ -17,15 +16,14 @@ ASKS_PER_TRIAL = 100
 """How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""
 
 
-class TreeParzenSearch(Searcher):
-    """Suggests configurations `{"values": {...}}`.
+class TreeParzenSearch:
+    """Proposes configurations where Optuna expects high scores.
 
     Args:
         space: swept keys.
         flat: the recipe's other keys, for conditions.
-        metric: what is maximised.
         seed: seed of the sampler.
-        finished: configurations with a score, from an earlier session of the same sweep.
+        finished: configurations with their scores, from an earlier session of the same sweep.
         first: configurations to run before any suggestion (started earlier, not finished).
         trials: configurations in all, those of earlier sessions counted in.
     """
@@ -35,13 +33,11 @@ class TreeParzenSearch(Searcher):
         space: Mapping[str, Axis],
         flat: Mapping[str, Any],
         *,
-        metric: str,
         seed: int,
-        finished: Iterable[tuple[Values, float]],
+        finished: Iterable[tuple[Values, float | None]],
         first: Iterable[Values],
         trials: int,
     ) -> None:
-        super().__init__(metric=metric, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         finished = list(finished)
         # The sampler has moved on by the finished trials: another seed, else it would draw the same start again.
@@ -50,38 +46,34 @@ class TreeParzenSearch(Searcher):
         self._space, self._flat = space, flat
         self._scores: dict[str, float | None] = {}
         self._asked: dict[str, optuna.Trial] = {}
-        self._left = trials - len(finished)
+        self.left = trials - len(finished)
         for values, score in finished:
             trial, again = self._ask(values)
-            self._study.tell(trial, score)
+            self._close(trial, score)
             self._scores[trial_key(again)] = score
         self._first = list(first)
 
-    def suggest(self, trial_id: str) -> Any:
-        """Returns the next configuration; `Searcher.FINISHED` where the budget or the space is used up."""
-        if self._left <= 0:
-            return Searcher.FINISHED
+    def propose(self) -> Values | None:
+        """Returns the next configuration; None where the budget or the space is used up."""
+        if self.left <= 0:
+            return None
         for _ in range(ASKS_PER_TRIAL):
             trial, values = self._ask(self._first.pop(0) if self._first else None)
             key = trial_key(values)
             if key not in self._scores:
                 self._scores[key] = None
-                self._asked[trial_id] = trial
-                self._left -= 1
-                return {"values": values}
+                self._asked[key] = trial
+                self.left -= 1
+                return values
             self._close(trial, self._scores[key])
-        return Searcher.FINISHED
+        return None
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keeps nothing: scores count when a trial ends."""
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Tells Optuna the score of a trial that ended."""
-        trial = self._asked.pop(trial_id, None)
+    def tell(self, values: Values, score: float | None) -> None:
+        """Tells Optuna the score of a configuration; None where its trial failed."""
+        trial = self._asked.pop(trial_key(values), None)
         if trial is not None:
-            self._close(trial, None if error or not result else result.get(self.metric))
+            self._scores[trial_key(values)] = score
+            self._close(trial, score)
 
     def _ask(self, values: Values | None) -> tuple[optuna.Trial, Values]:
         if values is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from d2ls import storage
-from d2ls.errors import CheckpointError, StorageError
+from d2ls.errors import StorageError
 from d2ls.training.reports import Callback, StepReport
 from pipeline.training.run_folder import RunFolder
 
@@ -120,24 +120,15 @@ def _replace(uri: str, content: bytes) -> None:
 
 
 class ProgressWatcher:
-    """Follows a run folder from the driver, in a thread.
+    """Shows the latest step of a run folder while a run goes on, from a thread.
 
     Args:
         folder: folder of the run.
-        on_epoch: called once for every new epoch, in order.
         show: called with the latest progress.
-        known: epochs that were finished before; they are not told again.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        on_epoch: Callable[[dict[str, float]], None],
-        show: Callable[[Mapping[str, Any]], None],
-        known: int = 0,
-    ) -> None:
-        self._folder, self._on_epoch, self._show = folder, on_epoch, show
-        self._told, self._size = known, -1
+    def __init__(self, folder: RunFolder, show: Callable[[Mapping[str, Any]], None]) -> None:
+        self._folder, self._show = folder, show
         self._stop = threading.Event()
         self._pause = 0.3 if storage.is_local(folder.uri) else 5.0
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -159,12 +150,5 @@ class ProgressWatcher:
         try:
             if latest := self._folder.latest():
                 self._show(latest)
-            size = storage.info(self._folder.history).size or 0
-            rows = self._folder.epochs() if size != self._size else []
-        except (StorageError, CheckpointError, ValueError):
-            return
-        self._size = size
-        for row in rows:
-            if row["epoch"] > self._told:
-                self._told = int(row["epoch"])
-                self._on_epoch(row)
+        except Exception as error:  # what is only shown must not end the thread, nor mask an error of the run
+            logging.getLogger(__name__).debug("progress is not shown: %s", error)

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -29,12 +30,35 @@ from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 from pipeline.config.recipe import STORAGE_VARIABLE
 
+LONGEST_NAME = 128
+"""Characters of a run's name: those of trials add to their sweep's, and file systems take 255 bytes."""
+
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
 
 
 def absolute(uri: str) -> str:
     """Makes a local location absolute, as workers have another working folder; others stay as they are."""
     return str(storage.local_path(uri)) if storage.is_local(uri) else uri
+
+
+def check_name(name: str, option: str) -> None:
+    """Refuses a name that cannot be a folder's, an object's and an MLflow run's on every system.
+
+    Letters of ASCII only: the same letter with an accent is two different texts in Unicode, and looks like one name.
+
+    Args:
+        name: of a run or a sweep.
+        option: where it comes from, for the message.
+
+    Raises:
+        ConfigError: a path, an empty or overlong name, spaces, control characters or letters outside of ASCII.
+    """
+    if not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}", name):
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:20]}... ({len(name)} characters)"
+        raise ConfigError(
+            f"{option} {shown!r}: use up to {LONGEST_NAME} of the letters a-z and A-Z, digits, '-', '_' and '.', the "
+            "first one no '-' or '.'"
+        )
 
 
 def new_name(recipe: Recipe) -> str:
@@ -76,10 +100,7 @@ class RunFolder:
         Raises:
             ConfigError: a name that cannot be a folder's.
         """
-        if not name or name.startswith(".") or any(sign in name for sign in "/\\:?#"):
-            raise ConfigError(
-                f"run name {name!r}: use letters, digits, '-', '_' and '.', not starting with '.'"
-            )
+        check_name(name, "run name")
         return cls(storage.join(absolute(storage_uri), name), name)
 
     @property

@@ -1,23 +1,22 @@
-"""What a Ray Train worker runs: builds from the recipe, trains, tells the driver.
+"""What trains: builds from the recipe and runs the loop, in the calling process or as a Ray Train worker.
 
 The driver sends plain values alone, so that the controller and the cluster never import PyTorch for this project.
 """
 
-import hashlib
 import logging
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2ls import storage
 from d2ls.errors import D2LSError, NonFiniteLossError, StorageError
-from d2ls.training.reports import Callback
 from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
+
+    from d2ls.shards import ShardSet
+    from d2ls.training.reports import Callback
+    from pipeline.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Job:
         store: MLflow store; empty: nothing is tracked.
         run_id: MLflow run.
         cpus: CPUs of a worker.
+        gpu: compute on a GPU where there is one.
         profile: write a trace of some steps of rank 0 into the run folder.
     """
 
@@ -42,6 +42,7 @@ class Job:
     store: str = ""
     run_id: str = ""
     cpus: float = 1.0
+    gpu: bool = True
     profile: bool = False
 
     def to_config(self) -> dict[str, Any]:
@@ -49,38 +50,23 @@ class Job:
         return asdict(self)
 
 
-def spool_folder(folder: str) -> str:
-    """Returns the local folder where metrics wait for MLflow: in the run folder, or beside it for an object store."""
-    if storage.is_local(folder):
-        return storage.join(folder, "spool")
-    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return str(Path(tempfile.gettempdir()) / f"d2ls-spool-{digest}")
-
-
-class RayReport(Callback):
-    """Tells Ray Train of every epoch; all ranks do, Ray keeps rank 0's numbers."""
-
-    def on_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Reports, and waits until all ranks have."""
-        from ray import train
-
-        train.report(dict(metrics))
-
-
 def run_worker(config: dict[str, Any]) -> None:
-    """Trains as one rank of a worker group.
+    """Trains as one rank of a Ray Train worker group; every rank tells Ray of every epoch.
 
-    An error that trying again does not mend is noted in the run folder. Raising it makes Ray end the peers, which may
+    An error that trying again does not fix is noted in the run folder. Raising it makes Ray end the peers, which may
     be waiting for this rank in a collective; the group that Ray then starts finds the note and returns at once, and the
     driver raises the error. Others (a lost peer, a full object store) have no note, and the next group goes on from our
     newest checkpoint.
     """
+    from ray import train
+
     job = Job(**config)
     folder = RunFolder(job.folder, job.name)
     if folder.failure() is not None:
         return
     try:
-        _train(job, folder)
+        for metrics in epochs(job):
+            train.report(metrics)
     except StorageError:
         raise
     except D2LSError as error:
@@ -91,14 +77,18 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 def _heard_by_all(error: D2LSError) -> bool:
-    """Says whether no peer is left waiting: all raise the same error, or there is none."""
+    """Returns whether no peer is left waiting: all raise the same error, or there is none."""
     import torch.distributed as dist
 
     alone = not dist.is_initialized() or dist.get_world_size() == 1
     return alone or isinstance(error, NonFiniteLossError)
 
 
-def _train(job: Job, folder: RunFolder) -> None:
+def epochs(job: Job) -> Iterator[dict[str, float]]:
+    """Builds everything and trains as one rank, in this process; yields the metrics of each epoch when it ends.
+
+    Closing the iterator stops the training after that epoch and ends all threads and processes that it started.
+    """
     from d2ls.shards import ShardSet
     from d2ls.training.ranks import Ranks
     from pipeline.config import parse_recipe
@@ -106,23 +96,24 @@ def _train(job: Job, folder: RunFolder) -> None:
 
     recipe = parse_recipe(job.recipe)
     build.use_threads(job.cpus)
-    ranks = Ranks.current(_device())
+    ranks = Ranks.current(_device(job.gpu))
     shards = ShardSet.open(job.shards)
     loaders = build.loaders(recipe, shards, ranks)
-    callbacks = _callbacks(job, folder, recipe, shards) if ranks.first else [RayReport()]
+    callbacks = _callbacks(job, recipe, shards) if ranks.first else []
     try:
-        build.trainer(
-            recipe, shards, ranks, loaders, checkpoints=folder.checkpoints, callbacks=callbacks, run=job.name,
-            store=job.store,
-        ).run()  # fmt: skip
+        yield from build.trainer(
+            recipe, shards, ranks, loaders, checkpoints=RunFolder(job.folder, job.name).checkpoints,
+            callbacks=callbacks, run=job.name, store=job.store,
+        ).epochs()  # fmt: skip
     finally:
         loaders.close()
 
 
-def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[Callback]":
+def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback]":
     """Callbacks of rank 0."""
     from pipeline.training.progress import ProgressWriter
 
+    folder = RunFolder(job.folder, job.name)
     callbacks: list[Callback] = []
     if job.store:
         from pipeline.tracking import TrackingCallback
@@ -133,14 +124,18 @@ def _callbacks(job: Job, folder: RunFolder, recipe: Any, shards: Any) -> "list[C
         from d2ls.training.profiling import ProfileCallback
 
         callbacks.append(ProfileCallback(folder.profile))
-    return [*callbacks, ProgressWriter(folder), RayReport()]
+    return [*callbacks, ProgressWriter(folder)]
 
 
-def _device() -> "torch.device":
+def _device(gpu: bool) -> "torch.device":
     import torch
 
-    if not torch.cuda.is_available():
+    if not gpu or not torch.cuda.is_available():
         return torch.device("cpu")
+    if not torch.distributed.is_initialized():
+        return torch.device(
+            "cuda", 0
+        )  # the only one that Ray, or whoever set CUDA_VISIBLE_DEVICES, gave this process
     from ray.train.torch import get_device
 
     device: torch.device = get_device()

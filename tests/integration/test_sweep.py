@@ -1,74 +1,81 @@
-"""The sweep through its command line: real Ray, Tune, Train and MLflow, killed on the way and resumed."""
+"""One real sweep through its command line: shards, two trials in one process, the best one at length, a champion."""
 
+import io
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from d2ls.errors import D2LSError
+from pipeline import sweep, train
+from pipeline.config import load_recipe
 from pipeline.config.tracking import TrackingConfig
+from pipeline.searching.space import trial_recipe
 from pipeline.tracking import Store
-from tests.sweep_world import make_place, run, sweep, tracked, trials
+from pipeline.training.run_folder import RunFolder
+from tests.sweep_world import make_place, tracked, trials
+from tests.train_world import assert_undisturbed, undisturbed
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(2000),  # several sweeps one after the other; a busy machine is no failure
-]
+SMALL = [
+    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial={train.epochs: 1}", "sweep.concurrent=1",
+    "tracking.figures_every=9", "evaluate.bootstrap=5",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with raw scenes and a recipe."""
-    return make_place(tmp_path_factory.mktemp("sweep"))
+    """A working folder with raw scenes and a recipe; the working folder of all tests here."""
+    folder, before = make_place(tmp_path_factory.mktemp("sweep")), Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
 
 
-def kill_after_first_trial(place: Path, name: str, *words: str) -> None:
-    """Starts a sweep and kills its driver as soon as a trial is finished and another one is not."""
-    with (place / "killed.log").open("w") as log:
-        driver = subprocess.Popen(
-            sweep("tiny.yaml", "--name", name, *words), cwd=place, stdout=log, stderr=log
-        )
-        try:
-            deadline = time.monotonic() + 400
-            while not any(trial["status"] == "finished" for trial in trials(place, name).values()):
-                assert driver.poll() is None, (place / "killed.log").read_text()
-                assert time.monotonic() < deadline, "no trial finished"
-                time.sleep(0.1)
-        finally:
-            driver.send_signal(signal.SIGKILL)
-            driver.wait()
+@pytest.fixture(scope="module")
+def said(place: Path) -> str:
+    """What the sweep `first` printed."""
+    text = io.StringIO()
+    with redirect_stdout(text):
+        sweep.main(["tiny.yaml", "--name", "first", *SMALL])
+    return text.getvalue()
 
 
-def test_sweep_killed_and_resumed_ends_with_a_champion(place: Path):
-    kill_after_first_trial(place, "first", "sweep.concurrent=1", "--repeat", "2")
-    before = {key: trial for key, trial in trials(place, "first").items() if trial["status"] == "finished"}
-    assert 1 <= len(before) < 4
-
-    text = run(place, "--resume", "first")
-
-    after = trials(place, "first")
-    assert len(after) == 5, "four configurations, and the best one with a second seed"
-    assert {trial["status"] for trial in after.values()} == {"finished"}
-    assert all(after[key] == trial for key, trial in before.items()), "a finished trial was touched"
-    assert "champion" in text
-    assert "the noise of" in text, "--repeat was forgotten"
+def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, said: str):
+    ended = trials(place, "first")
+    assert {trial["status"] for trial in ended.values()} == {"finished"}
+    assert len(ended) == 2
+    assert "champion" in said
     store = Store.open(TrackingConfig(), folder=place)
     parent = tracked(store, place, "first")
-    children = store.children(parent.run_id)
-    assert parent.status == "FINISHED"
-    assert sorted(row.status for row in children) == ["FINISHED"] * 6
-    assert len({row.name for row in children}) == 6, "a run is doubled"
-    assert all("select/miou" in row.metrics for row in children)
+    rows = store.children(parent.run_id)
+    assert [parent.status, *(row.status for row in rows)] == ["FINISHED"] * 4
+    assert {row.name for row in rows} == {"first-final", *(trial["name"] for trial in ended.values())}
+    assert all("select/miou" in row.metrics for row in rows)
     champion = store.champion("d2ls-tiny")
     assert champion is not None
-    assert champion.run_id in {row.run_id for row in children}
+    assert champion.run_id in {row.run_id for row in rows}
+    states = [RunFolder.of("runs", row.name).facts() for row in rows]
+    assert {facts["state"] for facts in states} == {"finished"}
+    assert len({facts["driver"] for facts in states if not facts["name"].endswith("final")}) == 1, (
+        "the process of the first trial did not serve the second"
+    )
 
 
-def test_model_loads_in_a_fresh_process_without_pickle(place: Path):
+def test_the_second_trial_of_a_process_equals_the_same_training_alone(place: Path, said: str):
+    recipe = load_recipe("tiny.yaml", SMALL).anchored()
+    last = max(
+        trials(place, "first").values(),
+        key=lambda trial: RunFolder.of("runs", trial["name"]).facts()["created"],
+    )
+    expected = undisturbed(trial_recipe(recipe, last["values"]), place / "alone")
+    assert_undisturbed(train.result(RunFolder.of(recipe.storage, last["name"])), expected)
+
+
+@pytest.mark.slow
+def test_model_loads_in_a_fresh_process_without_pickle(place: Path, said: str):
     code = (
         "import mlflow, numpy as np; m = mlflow.pyfunc.load_model('models:/d2ls-tiny@champion');"
         "out = m.predict(np.random.default_rng(0).integers(0, 255, (1, 70, 81, 3), dtype=np.uint8));"
@@ -85,57 +92,27 @@ def test_model_loads_in_a_fresh_process_without_pickle(place: Path):
     assert "shape (1, 70, 81) uint8" in done.stdout, done.stderr
 
 
-def test_the_plan_says_what_would_be_tried_and_how_long_it_takes(place: Path):
-    before = sorted(place.rglob("*"))
-    text = run(place, "tiny.yaml", "--plan", "--repeat", "3")
-    assert "Plan: 4 trial(s) of 2 epoch(s)" in text
-    assert "with 2 further seed(s)" in text
-    assert "temperature=0.5 stages=1" in text
-    assert re.search(
-        r"about \d+ (s|min): a trial \d+ s, final training and evaluation \d+ s, [\d.]+ s a step of 4", text
-    ), text
-    assert sorted(place.rglob("*")) == before, "a plan leaves nothing"
-
-
-def test_pruned_trials_end_and_free_their_workers(place: Path):
-    run(
-        place, "tiny.yaml", "--name", "pruned", "sweep.scheduler=asha", "sweep.grace_epochs=1", "sweep.final=false",
-        "sweep.reduction_factor=2", "train.epochs=4", "sweep.concurrent=1",
-        "sweep.space={train.optimizer.lr: {values: [1e-2, 1e-8, 1e-7, 1e-9]}}",
-    )  # fmt: skip
-    ended = trials(place, "pruned")
-    assert len(ended) == 4
-    assert {trial["status"] for trial in ended.values()} == {"finished", "pruned"}
-    store = Store.open(TrackingConfig(), folder=place)
-    rows = {row.name: row.status for row in store.children(tracked(store, place, "pruned").run_id)}
-    for trial in ended.values():
-        assert rows[trial["name"]] == ("FINISHED" if trial["status"] == "finished" else "KILLED")
-
-
-def test_the_best_one_of_a_search_over_ranges_is_repeated(place: Path):
-    text = run(
-        place, "tiny.yaml", "--name", "ranges", "--repeat", "2", "sweep.search=tpe", "sweep.trials=2",
-        "sweep.final=false", "train.epochs=1",
-        "sweep.space={train.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}}",
-    )  # fmt: skip
-    assert len(trials(place, "ranges")) == 3
-    assert "2 seeds" in text
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["tiny.yaml", "--name", "refused", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
         (["tiny.yaml", "--name", "first"], "taken"),
+        (["tiny.yaml", "--name", "../out"], r"--name '\.\./out': use up to 128"),
+        (["tiny.yaml", "--resume", "a/b"], "--resume 'a/b': use up to 128"),
         (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
         (["--resume", "first", "train.epochs=9"], "train.epochs was 2, is 9"),
         (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
         (["tiny.yaml", "roles.select=nothing"], "no split"),
+        (["tiny.yaml", "roles.report=train"], "train is also used"),
+        (["tiny.yaml", "cluster.address=127.0.0.1:1"], "no Ray cluster answers"),
         (["nowhere.yaml"], "no such recipe"),
     ],
 )
-def test_wrong_input_is_refused_without_a_traceback(place: Path, words: list[str], message: str):
-    text = run(place, *words, status=1)
-    assert message in text
-    assert "Traceback" not in text
+def test_wrong_input_is_refused_before_anything_starts(
+    place: Path, said: str, words: list[str], message: str
+):
+    before = sorted(file.name for file in place.iterdir())
+    with pytest.raises(D2LSError, match=message):
+        sweep.main(words)
+    assert sorted(file.name for file in place.iterdir()) == before
     assert not (place / "runs" / "refused").exists(), "its name is free"

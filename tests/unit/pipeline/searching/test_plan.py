@@ -1,18 +1,16 @@
-"""What a sweep says before it starts: trials, resources, disk, time; and the arithmetic where it cannot."""
+"""What a sweep says before it starts: trials, resources; and the arithmetic where it cannot."""
 
 import io
+import sys
+import time
 
 import pytest
 from rich.console import Console
 
 from d2ls.errors import ResourceError
-from d2ls.shards import ShardSet
-from pipeline.console import in_words
-from pipeline.searching import estimate
+from pipeline import sweep
+from pipeline.cluster import Cluster
 from pipeline.searching.plan import LISTED, Plan
-from pipeline.searching.space import configurations
-from pipeline.training import pace
-from pipeline.training.pace import Pace
 from tests.train_world import tiny_recipe
 
 SPACE = {"model.stages": {"values": [0, 1]}, "model.drop_path": {"values": [0.0, 0.1]}}
@@ -20,13 +18,14 @@ SPACE = {"model.stages": {"values": [0, 1]}, "model.drop_path": {"values": [0.0,
 
 @pytest.fixture
 def recipe(tmp_path):
+    (tmp_path / "shards").mkdir()
     return tiny_recipe(
         tmp_path, sweep={"space": SPACE, "trial": {"train.epochs": 1, "cluster.workers": 1}, "concurrent": 2}
     )
 
 
-def planned(recipe, cpus=2.0, **options):
-    return Plan.make(recipe, configurations(recipe), cpus, 0.0, **options)
+def planned(recipe, cpus=2.0, gpus=0.0, **options):
+    return Plan.make(recipe, Cluster("", 1, cpus, gpus, own=True), **options)
 
 
 def shown(plan):
@@ -49,15 +48,10 @@ def test_a_long_list_of_configurations_is_cut(recipe):
     assert "and 7 more" in shown(planned(many))
 
 
-def test_disk_counts_every_run_that_keeps_checkpoints(recipe):
-    alone = planned(recipe.with_values({"sweep.final": False}))
-    assert planned(recipe).disk_gb == pytest.approx(alone.disk_gb * 5 / 4)
-    assert planned(recipe, repeat=3).disk_gb == pytest.approx(alone.disk_gb * 7 / 4)
-
-
-def test_time_is_measured_on_the_largest_network(recipe):
-    assert planned(recipe).trial.model.stages == 1
-    assert planned(recipe).final.train.epochs == 3
+def test_a_gpu_a_worker_limits_trials_at_once(recipe):
+    plan = planned(recipe.with_values({"sweep.concurrent": None}), cpus=64.0, gpus=3.0)
+    assert plan.concurrent == 3
+    assert plan.resources == "0.5 of 64 CPUs, 1 of 3 GPUs"
 
 
 def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(recipe):
@@ -65,61 +59,15 @@ def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(recipe):
         planned(recipe, cpus=0.25)
 
 
-def test_the_pace_is_that_of_real_steps_and_nothing_is_kept(recipe, tmp_path):
-    ShardSet.open(recipe.shards.uri)
-    before = sorted(tmp_path.rglob("*"))
-    found = pace.measure(recipe.to_dict(), recipe.shards.uri, "cpu")
-    assert 0 < found.forward < found.step
-    assert (found.share, found.crop) == (2, recipe.loader.augmentation.crop_size)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_time_adds_up(recipe):
-    shards = ShardSet.open(recipe.shards.uri)
-    plan = planned(recipe, repeat=2)
-    of_four = Pace(step=100.0, forward=20.0, share=4, crop=recipe.loader.augmentation.crop_size)
-    steps = -(-shards.card.splits["train"].samples // 4)
-    rows = shards.rows("val")
-    samples = sum(
-        h * w for h, w in zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
-    ) / (of_four.crop**2)
-    # Five seconds a sample forward; a trial has one worker and one epoch, the final training two and three.
-    trial = steps * 100.0 + samples * 5.0
-    final = 3 * (steps * 50.0 + samples * 5.0 / 2) + of_four.evaluation(shards, "test")
-    assert of_four.training(plan.trial, shards) == pytest.approx(trial)
-    # Two rounds of trials, one of repeats, the final training.
-    total = 3 * (trial + estimate.START_SECONDS) + final + estimate.START_SECONDS
-    text = estimate.describe_time(plan, of_four, of_four, shards)
-    assert f"about {in_words(total)}: " in text
-    assert "at most" not in text
-    pruned = planned(recipe.with_values({"sweep.scheduler": "asha"}))
-    assert "at most about" in estimate.describe_time(pruned, of_four, of_four, shards)
-
-
-def test_a_larger_crop_costs_more_and_another_network_is_timed_too(recipe):
-    shards, crop = ShardSet.open(recipe.shards.uri), recipe.loader.augmentation.crop_size
-    pace_of_four = Pace(step=100.0, forward=0.0, share=4, crop=crop)
-    halved = recipe.with_values(
-        {"sweep.trial": {"loader.augmentation.crop_size": crop // 2, "cluster.workers": 2}}
+def test_a_plan_starts_nothing_and_says_what_only_the_cluster_knows(recipe, tmp_path, monkeypatch, capsys):
+    recipe = recipe.with_values({"cluster.address": "ray://head:10001"})
+    file, before = tmp_path / "recipe.yaml", sorted(tmp_path.rglob("*"))
+    file.write_text(recipe.to_yaml())
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it would raise
+    started = time.monotonic()
+    sweep.main([str(file), "--plan"])
+    assert time.monotonic() - started < 2
+    assert "4 trial(s) of 1 epoch(s), 1 worker(s) each (as many at once as ray://head:10001 holds)" in (
+        capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     )
-    plan = planned(halved)
-    assert pace_of_four.training(plan.final, shards) == pytest.approx(
-        4 * pace_of_four.training(plan.trial, shards)
-    )
-    assert not plan.differs_at_last
-    assert planned(recipe.with_values({"sweep.trial": {"model.backbone": "test_resnet"}})).differs_at_last
-
-
-class Nowhere:
-    """A cluster on which nothing can be timed."""
-
-    own = True
-
-    def per_worker(self, config):
-        raise MemoryError
-
-
-def test_what_cannot_be_timed_is_said_and_stops_nothing(recipe):
-    console = Console(file=io.StringIO(), width=200)
-    estimate.show_time(console, planned(recipe), ShardSet.open(recipe.shards.uri), Nowhere())
-    assert "time unknown: MemoryError: no message" in console.file.getvalue()
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, file]), "a plan leaves nothing"

@@ -2,7 +2,7 @@
 
 from pipeline.config.sweep import Axis
 from pipeline.searching.space import trial_key
-from pipeline.searching.tpe import Searcher, TreeParzenSearch
+from pipeline.searching.tpe import TreeParzenSearch
 
 SPACE = {
     "model.stages": Axis(values=(1, 2)),
@@ -14,19 +14,14 @@ FLAT = {"model.architecture": "d2ls", "model.dictionary": "dynamic"}
 
 def drain(search: TreeParzenSearch) -> list[dict]:
     found = []
-    while True:
-        name = f"trial-{len(found)}"
-        suggestion = search.suggest(name)
-        if suggestion == Searcher.FINISHED:
-            return found
-        found.append(suggestion["values"])
-        search.on_trial_complete(name, {"score": float(suggestion["values"]["model.stages"])})
+    while (values := search.propose()) is not None:
+        found.append(values)
+        search.tell(values, float(values["model.stages"]))
+    return found
 
 
 def make(trials: int, finished=(), first=()) -> TreeParzenSearch:
-    return TreeParzenSearch(
-        SPACE, FLAT, metric="score", seed=0, finished=finished, first=first, trials=trials
-    )
+    return TreeParzenSearch(SPACE, FLAT, seed=0, finished=finished, first=first, trials=trials)
 
 
 def test_every_configuration_once_until_the_space_is_used_up():
@@ -40,6 +35,7 @@ def test_every_configuration_once_until_the_space_is_used_up():
 def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
     earlier = drain(make(4))
     search = make(5, finished=[(values, 1.0) for values in earlier[:3]], first=[earlier[3]])
+    assert search.left == 2
     found = drain(search)
     assert found[0] == earlier[3]
     assert len(found) == 2
@@ -48,6 +44,6 @@ def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
 
 def test_a_failed_trial_is_not_asked_again():
     search = make(6)
-    first = search.suggest("a")["values"]
-    search.on_trial_complete("a", error=True)
+    first = search.propose()
+    search.tell(first, None)
     assert first not in drain(search)

@@ -1,5 +1,7 @@
 import logging
 
+import pytest
+
 from d2ls.training.reports import StepReport
 from pipeline.training.progress import ProgressWatcher, ProgressWriter
 from pipeline.training.progress_view import ProgressView, clock, epoch_line, progress_line
@@ -15,11 +17,11 @@ def report(step, **changes):
     return StepReport(**{**values, **changes})
 
 
-def test_the_driver_hears_of_every_epoch_once_and_of_remarks(tmp_path):
+def test_steps_epochs_and_remarks_are_written_and_shown(tmp_path):
     folder = RunFolder.of(str(tmp_path), "run")
     folder.add_epoch({"epoch": 1.0})
-    told, shown = [], []
-    with ProgressWatcher(folder, told.append, shown.append, known=1):
+    shown = []
+    with ProgressWatcher(folder, shown.append):
         writer = ProgressWriter(folder)
         for step in range(1, 9):
             writer.on_step(report(step))
@@ -28,10 +30,25 @@ def test_the_driver_hears_of_every_epoch_once_and_of_remarks(tmp_path):
             if step % 4 == 0:
                 writer.on_epoch({"epoch": step / 4 + 1, "train/loss": 1.0})
         writer.close()
-    assert [row["epoch"] for row in told] == [2, 3]
-    assert told[-1]["speed/data_share"] == 0.5
+    assert [row["epoch"] for row in folder.epochs()] == [1, 2, 3]
+    assert folder.epochs()[-1]["speed/data_share"] == 0.5
     assert shown[-1]["notes"] == ["samples are accumulated"]
     assert shown[-1]["step"] == 8
+
+
+def test_what_cannot_be_shown_ends_nothing(tmp_path):
+    folder = RunFolder.of(str(tmp_path), "run")
+    folder.add_epoch({"epoch": 1.0})
+    asked = []
+    ProgressWriter(folder).close()
+
+    def breaks(progress):
+        asked.append(progress)
+        raise ValueError("no terminal")
+
+    with pytest.raises(KeyError, match="the first error"), ProgressWatcher(folder, breaks):
+        raise KeyError("the first error")
+    assert asked
 
 
 def test_the_line_says_where_the_run_stands():

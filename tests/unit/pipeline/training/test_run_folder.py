@@ -32,10 +32,32 @@ def test_names_are_unique_and_readable(recipe):
     assert all(name.startswith("tiny-2") for name in names)
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "s3:x", "q?"])
-def test_a_name_that_is_no_folder_is_refused(name):
-    with pytest.raises(ConfigError, match="run name"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../up",
+        "a/b",
+        ".hidden",
+        "-x",
+        "s3:x",
+        "q?",
+        "two words",
+        "a\nb",
+        "a\x00",
+        "a" * 300,
+        "straße",
+        "a\\b",
+    ],
+)
+def test_a_name_that_cannot_be_a_folder_everywhere_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^run name '.{0,150}: use up to 128 of the letters"):
         RunFolder.of("runs", name)
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 128, "first-try_2.0", "_x"])
+def test_a_plain_name_is_taken(name):
+    assert RunFolder.of("runs", name).name == name
 
 
 def test_a_taken_name_is_refused(folder, recipe):

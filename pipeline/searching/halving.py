@@ -1,0 +1,62 @@
+"""Asynchronous successive halving (ASHA): which trials are stopped early.
+
+Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), in the stopping variant of Ray Tune. Ray's
+own scheduler keeps the scores in a pickle; here they come from the trial files, so that a resumed sweep decides by all
+of its trials.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.searching.report import Trial
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Stops a trial at a rung unless it is among the best of those that got there before.
+
+    Attributes:
+        grace_epochs: epochs before the first rung.
+        reduction_factor: one of so many trials goes on at a rung; rungs are so many times further apart.
+        epochs: epochs of a trial; at the last one nothing is stopped.
+    """
+
+    grace_epochs: int
+    reduction_factor: int
+    epochs: int
+
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs at which trials are compared, first to last."""
+        found, epoch = [], self.grace_epochs
+        while epoch < self.epochs:
+            found.append(epoch)
+            epoch *= self.reduction_factor
+        return found
+
+    def stops(self, trial: Trial, others: Iterable[Trial]) -> bool:
+        """Returns whether a trial should end now.
+
+        Args:
+            trial: with the score of the epoch that has just ended.
+            others: all other trials of the sweep.
+        """
+        reached = [rung for rung in self.rungs if rung <= trial.epoch]
+        if not reached:
+            return False
+        rung = reached[-1]
+        own, epoch = _score_at(trial, rung)
+        if own is None or epoch != trial.epoch:
+            return False  # compared at this rung before
+        scores = [score for other in others if (score := _score_at(other, rung)[0]) is not None]
+        if not scores:
+            return False
+        return own < float(np.percentile(scores, 100 * (1 - 1 / self.reduction_factor)))
+
+
+def _score_at(trial: Trial, rung: int) -> tuple[float | None, int]:
+    """Returns a trial's score at its first evaluation from a rung on, and that epoch."""
+    epochs = sorted(epoch for epoch in map(int, trial.curve) if epoch >= rung)
+    return (trial.curve[str(epochs[0])], epochs[0]) if epochs else (None, 0)

@@ -1,0 +1,118 @@
+"""The trial files of a sweep, written by the sweep's own process alone."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from d2ls import storage
+from d2ls.errors import ConfigError, StorageError
+from pipeline.config import Recipe
+from pipeline.searching.report import METRIC, SEED, Trial
+from pipeline.searching.space import Values, trial_key
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrialRecords:
+    """Trials by key, in memory and in `<folder>/<key>.json`.
+
+    A file that cannot be written now is written with the next change of any trial: a storage that is away for a while
+    does not end a sweep.
+
+    Attributes:
+        folder: location of the files.
+        trials: all trials that ever started.
+    """
+
+    folder: str
+    trials: dict[str, Trial] = field(default_factory=dict)
+    _unsaved: set[str] = field(default_factory=set)
+
+    @classmethod
+    def load(cls, folder: str) -> "TrialRecords":
+        """Reads the files of a sweep; none are there before its first trial.
+
+        Raises:
+            ConfigError: a file is damaged; names it.
+        """
+        names = [entry.base_name for entry in storage.list_files(folder)]
+        files = [storage.join(folder, name) for name in names if name.endswith(".json") and name[0] != "."]
+        return cls(folder, {trial.key: trial for trial in map(_read, files)})
+
+    def start(self, sweep: str, values: Values) -> Trial:
+        """Notes that a trial starts, or goes on."""
+        key = trial_key(values)
+        trial = self.trials.get(key) or Trial(key, f"{sweep}-{key}", values)
+        return self.save(replace(trial, status="started", error=None))
+
+    def save(self, trial: Trial) -> Trial:
+        """Replaces a trial; returns it."""
+        self.trials[trial.key] = trial
+        self._unsaved.add(trial.key)
+        try:
+            self.flush()
+        except StorageError as error:
+            _log.warning("the record of a trial cannot be written now: %s", error)
+        return trial
+
+    def flush(self) -> None:
+        """Writes what could not be written before.
+
+        Raises:
+            StorageError: it still cannot.
+        """
+        for key in sorted(self._unsaved):
+            content = json.dumps(self.trials[key].to_dict(), indent=2).encode()
+            storage.write_bytes(storage.join(self.folder, f"{key}.json"), content)
+            self._unsaved.discard(key)
+
+    def searched(self, recipe: Recipe) -> dict[str, Trial]:
+        """Returns the trials of the search, by key: all but the repeats of the best one with further seeds."""
+        swept = SEED in recipe.sweep.space
+        found = {key: trial for key, trial in self.trials.items() if swept or SEED not in trial.values}
+        return dict(sorted(found.items()))
+
+    def get(self, values: Values) -> Trial | None:
+        """Returns the trial of a configuration; None where it never started."""
+        return self.trials.get(trial_key(values))
+
+    def ended(self, values: Values) -> bool:
+        """Returns whether a configuration has run to its end, or was pruned."""
+        trial = self.get(values)
+        return trial is not None and trial.ended
+
+
+def progressed(trial: Trial, result: Mapping[str, Any], seconds: float) -> Trial:
+    """Returns a trial with what its process reported.
+
+    Args:
+        trial: as it was.
+        result: what is known of `epoch` and its score (`METRIC`), `curve` (scores by epoch), `status` and `error`.
+        seconds: wall time so far.
+    """
+    curve = {**trial.curve, **result.get("curve", {})}
+    if METRIC in result:
+        curve[f"{result['epoch']:.0f}"] = float(result[METRIC])
+    best = max(curve, key=lambda epoch: (curve[epoch], -int(epoch)), default=None)
+    return replace(
+        trial,
+        status=result.get("status", trial.status),
+        error=result.get("error"),
+        epoch=max([int(result.get("epoch", trial.epoch)), *map(int, curve)]),
+        score=None if best is None else curve[best],
+        best_epoch=0 if best is None else int(best),
+        curve=curve,
+        seconds=seconds,
+    )
+
+
+def _read(uri: str) -> Trial:
+    try:
+        return Trial(**json.loads(storage.read_bytes(uri)))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{uri}: not the record of a trial ({error}); delete it, its trial runs again"
+        ) from error

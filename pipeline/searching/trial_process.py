@@ -1,0 +1,117 @@
+"""The process of a trial, as Ray Tune runs it: an epoch is a step, and the process serves the next trial.
+
+A trial with one worker trains here, in the process that holds the worker's resources. One with several workers waits
+here for its worker group. Either way the training is an iterator over epochs: in this process nothing computes between
+two steps, and closing the iterator frees what the trial holds.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from d2ls.errors import D2LSError
+from pipeline.config import Recipe, parse_recipe
+from pipeline.searching.report import METRIC
+from pipeline.searching.space import trial_recipe
+
+Training = Generator[dict[str, float], None, Any]
+"""Yields the metrics of an epoch; returns None, or something with a `history` of them."""
+
+TrainOne = Callable[[Recipe, str, str | None, "TrialContext"], Training]
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What every trial of a sweep shares; plain values, sent to the trial's process.
+
+    Attributes:
+        recipe: the sweep's recipe.
+        parent_run_id: MLflow run of the sweep.
+        train: starts or continues the training of a trial; tests put their own here.
+    """
+
+    recipe: Mapping[str, Any]
+    parent_run_id: str
+    train: TrainOne
+
+
+def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialContext) -> Training:
+    """Trains a trial: in this process where it has one worker, which then leaves the process as it was.
+
+    Args:
+        recipe: of the trial.
+        name: of its run.
+        run_id: its MLflow run; None: it opens its own.
+        context: what the trials share.
+    """
+    from pipeline import train
+
+    here = recipe.cluster.worker_range == (1, 1)
+    training = train.epochs(
+        recipe,
+        name=name,
+        resume="auto",
+        parent_run_id=context.parent_run_id,
+        run_is_open=run_id is not None,
+        in_process=here,
+    )
+    if not here:
+        return training
+    from pipeline.training.process_state import unchanged_after
+
+    return unchanged_after(training)
+
+
+class TrialProcess(tune.Trainable):
+    """Reports each evaluated epoch: `epoch` and its score (`METRIC`).
+
+    The last report has `status`, `finished` or `failed`, with `error`. Only a process that dies is an error to Tune,
+    which then starts the trial again.
+    """
+
+    def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
+        """Begins the first trial of this process."""
+        self._context = context
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next evaluation; the last step goes to the end of the training."""
+        report: dict[str, Any] = {}
+        try:
+            while True:
+                metrics = next(self._training)
+                report = {key: metrics[key] for key in ("epoch", METRIC) if key in metrics}
+                if METRIC in metrics and metrics["epoch"] < self._epochs:
+                    return report
+        except StopIteration as end:
+            history = end.value.history if end.value else []
+            curve = {f"{row['epoch']:.0f}": row[METRIC] for row in history if METRIC in row}
+            return {**report, "curve": curve, "status": "finished", "done": True}
+        except (
+            Exception
+        ) as error:  # whatever it was, the report says it beside the trial, and the sweep goes on
+            words = str(error) if isinstance(error, D2LSError) else f"{type(error).__name__}: {error}"
+            return {**report, "status": "failed", "error": words, "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Ends the trial, which may have been pruned, and begins the next one in this process."""
+        self._training.close()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the trial."""
+        self._training.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Does nothing: the run folder has the checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Does nothing: a trial continues from its run folder."""
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        recipe = trial_recipe(parse_recipe(self._context.recipe), config["values"])
+        self._epochs = recipe.train.epochs
+        self._training = self._context.train(recipe, config["name"], config["run_id"], self._context)
