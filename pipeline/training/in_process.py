@@ -24,26 +24,33 @@ def epochs(job: Job, *, max_failures: int) -> Generator[dict[str, float]]:
     Raises:
         D2LSError: the training cannot go on.
     """
-    told, failures = 0.0, 0
-    while True:
-        try:
-            for metrics in worker.epochs(job):
-                if metrics["epoch"] > told:
-                    told = metrics["epoch"]
-                    yield metrics
-            return
-        except Exception as error:
-            known = isinstance(error, D2LSError)
-            failures += 1
-            if known and not isinstance(error, StorageError):
-                raise
-            words = str(error) if known else f"{type(error).__name__}: {error}"
-            if failures <= max_failures:
+    told, failures, training = 0.0, 0, worker.epochs(job)
+    try:
+        while True:
+            try:
+                metrics = next(training)
+            except StopIteration:
+                return
+            except Exception as error:
+                failures += 1
+                ours = isinstance(error, D2LSError)
+                if ours and (failures > max_failures or not isinstance(error, StorageError)):
+                    raise
+                if failures > max_failures:
+                    raise TrainingError(_words(error, job.name, failures)) from error
+                words = f"{type(error).__name__}: {error}"
                 _log.warning("run %s, failure %d of at most %d: %s", job.name, failures, max_failures, words)
-            elif known:
-                raise
-            else:
-                raise TrainingError(
-                    f"run {job.name} failed {failures} time(s): {words}. Go on from its newest checkpoint with "
-                    f"--resume {job.name}"
-                ) from error
+                training = worker.epochs(job)
+                continue
+            if metrics["epoch"] > told:
+                told = metrics["epoch"]
+                yield metrics
+    finally:
+        training.close()
+
+
+def _words(error: Exception, name: str, failures: int) -> str:
+    return (
+        f"run {name} failed {failures} time(s): {type(error).__name__}: {error}. Go on from its newest checkpoint with "
+        f"--resume {name}"
+    )

@@ -4,7 +4,7 @@ The driver sends plain values alone, so that the controller and the cluster neve
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def _heard_by_all(error: D2LSError) -> bool:
     return alone or isinstance(error, NonFiniteLossError)
 
 
-def epochs(job: Job) -> Iterator[dict[str, float]]:
+def epochs(job: Job) -> Generator[dict[str, float]]:
     """Builds everything and trains as one rank, in this process; yields the metrics of each epoch when it ends.
 
     Closing the iterator stops the training after that epoch and ends all threads and processes that it started.
@@ -133,9 +133,7 @@ def _device(gpu: bool) -> "torch.device":
     if not gpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if not torch.distributed.is_initialized():
-        return torch.device(
-            "cuda", 0
-        )  # the only one that Ray, or whoever set CUDA_VISIBLE_DEVICES, gave this process
+        return torch.device("cuda", 0)  # the one that Ray, or CUDA_VISIBLE_DEVICES, gave this process
     from ray.train.torch import get_device
 
     device: torch.device = get_device()

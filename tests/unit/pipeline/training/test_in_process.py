@@ -1,0 +1,99 @@
+"""Training in the calling process: what is tried again, what is not, and how it ends."""
+
+import os
+
+import pytest
+
+from d2ls.errors import ShardError, StorageError, TrainingError
+from pipeline import train
+from pipeline.training import in_process, worker
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.worker import Job
+from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
+
+JOB = Job(recipe={}, folder="runs/one", name="one", shards="shards")
+
+
+def failing(*errors):
+    """Trainings of three epochs: each but the last raises after its second one, the next goes on from there."""
+    left, closed = list(errors), []
+
+    def epochs(job):
+        start = 1 if len(left) == len(errors) else 2
+        try:
+            for epoch in range(start, 4):
+                yield {"epoch": float(epoch)}
+                if epoch == 2 and left:
+                    raise left.pop(0)
+        finally:
+            closed.append(job.name)
+
+    return epochs, closed
+
+
+@pytest.mark.parametrize("error", [StorageError("503"), RuntimeError("cuDNN error")])
+def test_what_may_pass_is_tried_again_and_each_epoch_told_once(monkeypatch, error):
+    epochs, closed = failing(error, error)
+    monkeypatch.setattr(worker, "epochs", epochs)
+    assert [row["epoch"] for row in in_process.epochs(JOB, max_failures=2)] == [1, 2, 3]
+    assert len(closed) == 3
+
+
+def test_too_many_failures_end_the_training_with_the_first_cause(monkeypatch):
+    monkeypatch.setattr(worker, "epochs", failing(*[RuntimeError("out of memory")] * 2)[0])
+    with pytest.raises(
+        TrainingError, match=r"one failed 2 time\(s\): RuntimeError: out of memory.*--resume one"
+    ):
+        list(in_process.epochs(JOB, max_failures=1))
+    monkeypatch.setattr(worker, "epochs", failing(StorageError("503"))[0])
+    with pytest.raises(StorageError, match="503"):
+        list(in_process.epochs(JOB, max_failures=0))
+
+
+def test_what_would_only_come_again_is_raised_at_once(monkeypatch):
+    epochs, closed = failing(ShardError("cut off"))
+    monkeypatch.setattr(worker, "epochs", epochs)
+    with pytest.raises(ShardError, match="cut off"):
+        list(in_process.epochs(JOB, max_failures=9))
+    assert len(closed) == 1
+
+
+def test_closing_ends_the_training(monkeypatch):
+    epochs, closed = failing()
+    monkeypatch.setattr(worker, "epochs", epochs)
+    training = in_process.epochs(JOB, max_failures=9)
+    next(training)
+    training.close()
+    assert closed == ["one"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("in-process")
+
+
+def test_one_worker_trains_here_without_ray_and_goes_on_after_an_error(folder, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None, train__epochs=2)
+    assert train.needs_no_ray(recipe)
+    assert not train.needs_no_ray(recipe.with_values({"cluster.workers": 2}))
+    assert not train.needs_no_ray(recipe.with_values({"cluster.address": "local"}))
+
+    def fails(metrics):
+        raise OSError(f"listener of epoch {metrics['epoch']}")
+
+    with pytest.raises(OSError, match="listener of epoch 1"):
+        train.run(recipe, name="one", on_epoch=fails, quiet=True, track=False)
+    run = RunFolder.of(recipe.storage, "one")
+    assert run.facts()["state"] == "failed"
+    told = []
+    result = train.run(recipe, name="one", resume=True, on_epoch=told.append, quiet=True, track=False)
+    assert [row["epoch"] for row in told] == [2]
+    assert run.facts()["driver"].split(":")[-2] == str(os.getpid())
+    assert_undisturbed(result, undisturbed(recipe, folder / "expected"))
+
+
+def test_another_process_may_be_asked_for_by_the_environment(folder, monkeypatch):
+    recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert not train.needs_no_ray(recipe)
