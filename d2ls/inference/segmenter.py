@@ -91,7 +91,7 @@ class Segmenter:
     @torch.inference_mode()
     def tensor_probabilities(self, raw: Tensor) -> Tensor:
         """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device."""
-        images = self._normalize(raw.to(self.device, non_blocking=True))
+        images = self._normalize(self._on_device(raw))
         return average_views(self._softmax, images, self.views)
 
     @torch.inference_mode()
@@ -102,7 +102,7 @@ class Segmenter:
         """
         if self.views != (View(),):
             return self.tensor_probabilities(raw).argmax(1)
-        logits: Tensor = self.network(self._normalize(raw.to(self.device, non_blocking=True))).logits
+        logits: Tensor = self.network(self._normalize(self._on_device(raw))).logits
         return logits.argmax(1)
 
     def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
@@ -149,6 +149,12 @@ class Segmenter:
     def grid(self, height: int, width: int) -> Grid:
         """Windows over an image of this size."""
         return Grid(height, width, self.window, overlap_pixels(self.window, self.overlap))
+
+    def _on_device(self, raw: Tensor) -> Tensor:
+        """Copies raw pixels; to a GPU from page-locked memory, else the copy would wait for all work before it."""
+        if self.device.type == "cuda" and raw.device.type == "cpu":
+            raw = raw.pin_memory()
+        return raw.to(self.device, non_blocking=True)
 
     def _normalize(self, raw: Tensor) -> Tensor:
         normalization = self.network.normalization
