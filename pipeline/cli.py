@@ -94,8 +94,8 @@ def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command: quiet libraries, clear errors, exit status 0, 1 (error) or 130 (interrupted)."""
-    # Threads that wait for each other sleep: spinning ones take the processor from the thread they wait for, where other
-    # processes run beside. Read when torch is loaded, by workers that Ray starts here too.
+    # Threads that wait for each other sleep: beside other work, spinning ones take the processor from the thread they
+    # wait for. Read when torch is loaded, by workers that Ray starts here too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
