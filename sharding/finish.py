@@ -90,7 +90,13 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
     extra |= {"options": options} if options else {}
     counts = {name: LabelCounts(split.class_pixels, split.ignored_pixels) for name, split in splits.items()}
     unseen = [text for _, text in unseen_classes(survey, counts)]
-    if warnings := unseen + value_warnings([part.sums for part in parts], survey):
+    warnings = unseen + value_warnings([part.sums for part in parts], survey)
+    warnings += [
+        f"band {name} has one value only, and training divides by its deviation: leave it out with data.bands"
+        for name, spread in zip(survey.bands, std, strict=True)
+        if not spread
+    ]
+    if warnings:
         extra["warnings"] = warnings
     return DatasetCard(
         name=spec.name,
@@ -129,7 +135,10 @@ def statistics(
     total = [sum(item.total[band] for item in sums) for band in bands]
     squares = [sum(item.squares[band] for item in sums) for band in bands]
     if not all(count):
-        raise DataError("no pixel of the training split holds data in every band: no mean, no deviation")
+        raise DataError(
+            "no pixel of the training split holds data: no mean, no deviation. Look at nodata values, alpha "
+            "channels and masks of the images, and at data.custom.nodata"
+        )
     # count*squares - total**2 is exact in integers: no cancellation
     spread = [math.sqrt(count[band] * squares[band] - total[band] ** 2) for band in bands]
     if scale is None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from d2ls.errors import DataError
 from d2ls.labels import ClassTable, LabelCodes
 from sharding.raster import Raster, RasterInfo, Reading, open_raster
@@ -143,6 +145,7 @@ def survey(spec: ShardSpec) -> Survey:
         )
     if dtype:
         spec.codec.check(len(indices), dtype)
+    problems += _nodata_problems(source.reading.nodata, dtype)
     bands = tuple(source.bands[index] for index in indices)
     scale = find_scale(spec, bands, dtype, surveyed, problems)
     return Survey(
@@ -357,6 +360,17 @@ def _common_type(surveyed: list[SurveyedScene], problems: list[str]) -> str:
             f"{rare} for instance: {types[rare][0].scene.image}. Convert them to one type"
         )
     return max(types, key=lambda name: len(types[name])) if types else "uint8"
+
+
+def _nodata_problems(nodata: float | None, dtype: str) -> list[str]:
+    if nodata is None or dtype not in INTEGER_TYPES:
+        return []
+    limits = np.iinfo(dtype)
+    if nodata == int(nodata) and limits.min <= nodata <= limits.max:
+        return []
+    return [
+        f"data.custom.nodata: {nodata:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
+    ]
 
 
 def _scene_check(surveyed: list[SurveyedScene], source: Source, problems: list[str]) -> str:

@@ -142,7 +142,7 @@ def require_teachable(survey: Survey) -> None:
 
 def unteachable(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what makes a set useless: a split that is ignored whole, a class without a pixel to learn from."""
-    empty = [split for split, found in counts.items() if not found.labelled]
+    empty = [split for split, found in counts.items() if found.ignored and not found.labelled]
     problems = [
         f"split {split!r}: every pixel is ignored, {counts[split].ignored} of them. Correct `codes` in "
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"

@@ -49,7 +49,7 @@ class GdalRaster(Raster):
         except rasterio.errors.RasterioError as error:
             self._env.__exit__(None, None, None)
             raise DataError(
-                f"{ref}: not a readable {_kind(ref)}: {error}. Copy or download it again"
+                f"{ref}: not a readable {_kind(ref)}: {str(error).rstrip('.')}. Copy or download it again"
             ) from error
         except DataError:
             self._env.__exit__(None, None, None)
@@ -150,7 +150,7 @@ class _told:  # noqa: N801  (a context manager, called like a function)
                 if area is None
                 else f"rows {area.row} to {area.row + area.height}, columns {area.column} to {area.column + area.width}"
             )
-            cause = error.__cause__ or error
+            cause = str(error.__cause__ or error).rstrip(".")
             raise DataError(
                 f"{self._ref}: damaged {_kind(self._ref)}, cannot be read at {where}: {cause}. Copy or download it "
                 "again"
@@ -161,23 +161,28 @@ def _opened(ref: FileRef, page: int | None) -> Any:
     """Opens the file, or one page of it.
 
     Raises:
-        DataError: several pages and none chosen, no such page, or a TIFF stored in another orientation.
+        DataError: several pages and none chosen, no such page, CMYK, or a TIFF stored in another orientation.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         remote = {} if storage.is_local(ref.path) else {"opener": storage.open_input}
         file = rasterio.open(ref.gdal, **remote)
         pages = file.subdatasets if file.driver == "GTiff" else []
+        if page is not None and page > max(len(pages), 1):
+            file.close()
+            raise DataError(f"{ref}: page {page} was asked for, the file has {max(len(pages), 1)}")
         if len(pages) > 1:
             file.close()
             if page is None:
                 raise DataError(
                     f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image, for instance "
-                    "data.custom.page: 1 in a recipe or --page 1 for a map, or save it as a file of its own"
+                    "data.custom.page: 1 in a recipe (for images, not for label images) or --page 1 for a map, or "
+                    "save it as a file of its own"
                 )
-            if page > len(pages):
-                raise DataError(f"{ref}: page {page} was asked for, the file has {len(pages)} pages")
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
+    if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        file.close()
+        raise DataError(f"{ref}: colours are stored as CMYK, which has no one translation; save it as RGB")
     if ref.suffix in TIFF_SUFFIXES and (orientation := tiff_orientation(ref)) != 1:
         file.close()
         raise DataError(

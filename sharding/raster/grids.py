@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import rasterio.errors
 import rasterio.warp
 
 from sharding.raster.base import Georeference, Mask, Raster, crs_text
@@ -125,7 +124,7 @@ def _moved(points: Points, source: Georeference, target: Georeference) -> Points
         shape = x.shape
         try:
             x, y = rasterio.warp.transform(source.crs, target.crs, x.ravel(), y.ravel())
-        except rasterio.errors.RasterioError:
+        except Exception:  # GDAL's own errors, which rasterio does not turn into its own here
             return np.full(shape, np.nan), np.full(shape, np.nan)
         x, y = np.asarray(x).reshape(shape), np.asarray(y).reshape(shape)
     return _applied(~target.transform, (x, y))
@@ -168,6 +167,8 @@ def _differences(
     if here.transform.e * there.transform.e < 0:
         names = ("north-up", "south-up")
         found.append(f"{names[here.transform.e > 0]} and {names[there.transform.e > 0]}")
+    if _same_crs(here, there) and abs(turn := _angle(there) - _angle(here)) > 0.01:
+        found.append(f"turned by {turn:.2f} degrees")
     if math.hypot(*top_left) > TOLERANCE:
         across, down = top_left
         found.append(f"labels start {_length(across, metres)} across and {_length(down, metres)} down")
@@ -188,6 +189,11 @@ def _crs_text(here: Georeference, there: Georeference) -> str:
 def _without_datum(crs: Any) -> dict[str, Any]:
     datum = ("datum", "ellps", "a", "b", "rf", "towgs84", "nadgrids")
     return {key: value for key, value in crs.to_dict().items() if key not in datum}
+
+
+def _angle(place: Georeference) -> float:
+    """Direction of a row of pixels in degrees."""
+    return math.degrees(math.atan2(place.transform.d, place.transform.a))
 
 
 def _side(place: Georeference) -> float:

@@ -223,15 +223,30 @@ def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
     found = sorted(file for file in (*names, Path(f"{path}.aux.xml")) if file.is_file())
     if not found:
         return NOWHERE, ()
+    for file in found:
+        if file.suffix != ".xml":
+            _check_world(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                georeference = Georeference.of(file)
+            with rasterio.open(path) as image:
+                georeference = Georeference.of(image)
     except rasterio.errors.RasterioError as error:
         raise DataError(f"{ref}: not readable with {', '.join(map(str, found))}: {error}") from error
     states = [file.stat() for file in found]
     return georeference, tuple(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
+
+
+def _check_world(file: Path) -> None:
+    """Refuses a world file that GDAL would pass over in silence."""
+    try:
+        numbers = [float(word) for word in file.read_text().split()]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6:
+        raise DataError(
+            f"{file}: a world file holds six numbers; correct it, or delete it if it is something else"
+        )
 
 
 def _png_depth(content: bytes) -> int:

@@ -8,6 +8,7 @@ from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from rasterio.warp import transform as project
 
 from d2ls.errors import DataError
@@ -333,6 +334,55 @@ def _(tmp_path):
     assert "labels start 3.00 pixels across" in problems(tmp_path, images=images)
 
 
+@case("a world file that holds something else", "refused, named")
+def _(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "a.pgw").write_text("hello")
+    tif(tmp_path / "labels" / "a.tif", ids())
+    assert "a.pgw: a world file holds six numbers" in problems(tmp_path, images="images/*.png")
+
+
+@case("CMYK as JPEG or TIFF", "refused")
+def _(tmp_path):
+    for suffix in ("tif", "jpg"):
+        path = tmp_path / "images" / f"a.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("CMYK", (WIDTH, HEIGHT)).save(path)
+        tif(tmp_path / "labels" / "a.tif", ids())
+        assert "CMYK" in problems(tmp_path, images=f"images/*.{suffix}")
+
+
+@case(
+    "label image in a CRS that cannot be projected (a local one)",
+    "refused; `align: ignore` pairs pixels",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    local = rasterio.CRS.from_wkt('LOCAL_CS["arbitrary",UNIT["metre",1]]')
+    tif(tmp_path / "labels" / "a.tif", ids(), crs=local)
+    assert "cannot be projected to the image" in problems(tmp_path, align="resample")
+    assert problems(tmp_path, align="ignore") == ""
+
+
+@case("`data.custom.nodata: -9999` for uint8 images", "refused: it can never occur")
+def _(tmp_path):
+    pair(tmp_path)
+    assert "data.custom.nodata: -9999 is no value of uint8 images" in problems(tmp_path, nodata=-9999)
+
+
+@case("an image placed by RPC only", "taken without a georeference, which `--check` says")
+def _(tmp_path):
+    rpcs = RPC(
+        height_off=0, height_scale=1, lat_off=50, lat_scale=1, line_off=64, line_scale=64, long_off=10, long_scale=1,
+        samp_off=96, samp_scale=96, line_den_coeff=[1.0] + [0.0] * 19, line_num_coeff=[0.0] * 20,
+        samp_den_coeff=[1.0] + [0.0] * 19, samp_num_coeff=[0.0] * 20,
+    )  # fmt: skip
+    pair(tmp_path, crs=None, transform=None, rpcs=rpcs)
+    found = check(recipe(tmp_path), inline=True).survey
+    assert not found.problems
+    assert "placed by RPC only" in str(found.notes)
+
+
 @case("TIFF of three pages", "refused; `data.custom.page: 2` takes one")
 def _(tmp_path):
     pages = [Image.fromarray(pixels(number).transpose(1, 2, 0)) for number in range(3)]
@@ -341,7 +391,7 @@ def _(tmp_path):
     pages[0].save(path, save_all=True, append_images=pages[1:])
     assert "3 pages in one TIFF" in problems(tmp_path)
     assert "data.custom.page" in problems(tmp_path)
-    assert "page 4 was asked for, the file has 3 pages" in problems(tmp_path, page=4)
+    assert "page 4 was asked for, the file has 3" in problems(tmp_path, page=4)
     shard(tmp_path, page=2)
     np.testing.assert_array_equal(samples(tmp_path)["train_a"][0], pixels(1).transpose(1, 2, 0))
     with pytest.raises(DataError, match="3 pages"):
