@@ -200,7 +200,7 @@ class LabelCodes:
             )
             raise LabelError(
                 f"{where}: label ids are whole numbers, this image of {raw.dtype} holds "
-                f"{_listed(raw, strange, origin, str)}. Save the class ids as an integer type{declare}."
+                f"{_listed(raw, strange, origin, '{:.6g}'.format)}. Save the class ids as an integer type{declare}."
             )
         known = next(iter(self.ids))
         ids = self._lookup(

@@ -1,7 +1,7 @@
 """What `python -m pipeline.shard` shows: progress, summary table, problems."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,13 +127,13 @@ def print_validation(found: "Validation", root: str) -> None:
     console = Console()
     if survey.scenes:
         console.print(validation_table(found))
-    below = f"{root.rstrip('/')}/"
+    below = f"{Path(root).expanduser().absolute()}/"
 
     def listed(title: str, lines: Sequence[str], style: str = "") -> None:
         if lines:
             console.print(f"[{style}]{title}[/]" if style else title, soft_wrap=True)
-        for line in lines:
-            console.print(f"- {line.replace(below, '')}", soft_wrap=True, markup=False, highlight=False)
+        for line in alike_once(line.replace(below, "") for line in lines):
+            console.print(f"- {line}", soft_wrap=True, markup=False, highlight=False)
 
     listed("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in survey.left_out])
     listed("notes", survey.notes)
@@ -144,6 +144,19 @@ def print_validation(found: "Validation", root: str) -> None:
     console.print(end, soft_wrap=True)
 
 
+def alike_once(lines: Iterable[str]) -> list[str]:
+    """Lists lines `file: text`; of those with one text the first and the number of further files."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(line.partition(": ")[2] or line, []).append(line)
+    return [
+        group[0]
+        if len(group) == 1
+        else f"{group[0].rstrip('.')} (and {len(group) - 1} more with the same text)"
+        for group in groups.values()
+    ]
+
+
 def validation_table(found: "Validation") -> Any:
     """Makes the table of `--check`: a column a split, what the files are above, shares of the classes below."""
     from rich.table import Table
@@ -151,7 +164,7 @@ def validation_table(found: "Validation") -> Any:
     survey = found.survey
     splits = list(dict.fromkeys((*(item.scene.split for item in survey.scenes), *survey.unlabelled)))
     columns = {split: [item for item in survey.scenes if item.scene.split == split] for split in splits}
-    table = Table(title=", ".join(survey.bands) + f" ({survey.dtype})", title_justify="left")
+    table = Table(title=f"bands taken: {', '.join(survey.bands)} ({survey.dtype})", title_justify="left")
     table.add_column("")
     for split in splits:
         table.add_column(split, justify="right", overflow="fold")

@@ -187,8 +187,8 @@ def _role_problems(spec: ShardSpec, scenes: list[Scene]) -> tuple[list[str], lis
     there = list(dict.fromkeys(scene.split for scene in scenes))
     roles = {"train": spec.train_split, "select": spec.select_split, "report": spec.report_split}
     texts = {
-        role: f"roles.{role} names the split {split!r}, which is not there. {nearest(split, there)}. "
-        "Name scenes for it in data.custom.split, or another split in the roles"
+        role: f"roles.{role} names the split {split!r}, which is not there. Name scenes for it in data.custom.split, "
+        f"or another split in the roles. {nearest(split, there)}"
         for role, split in roles.items()
         if there and split and split not in there
     }

@@ -113,7 +113,7 @@ def validated(survey: Survey, checks: Iterable[SceneCheck]) -> Validation:
     for check in checks:
         counts[check.split] += check.counts
     more = () if found else unteachable(survey, counts)
-    problems = dict.fromkeys((*survey.problems, *found, *more))
+    problems = dict.fromkeys(text.rstrip(".") for text in (*survey.problems, *found, *more))
     warnings = value_warnings((check.sums for check in checks), survey)
     warnings += [] if found else odd(survey, counts)
     return Validation(

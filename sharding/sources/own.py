@@ -106,11 +106,11 @@ class OwnData:
             groups = re.compile(self.scene).groups
         except re.error as error:
             raise ConfigError(
-                f"data.custom.scene: {self.scene!r} is not a regular expression: {error}; {example}"
+                f"data.custom.scene: {self.scene} is not a regular expression: {error}; {example}"
             ) from error
         if not groups:
             raise ConfigError(
-                f"data.custom.scene: {self.scene!r} has no group in parentheses, which would name the scene; {example}"
+                f"data.custom.scene: {self.scene} has no group in parentheses, which would name the scene; {example}"
             )
 
 

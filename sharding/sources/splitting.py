@@ -130,7 +130,9 @@ class SplitLists:
             keys = self._look_up(line)
             found += keys if len(keys) == 1 else []
             if len(keys) != 1:
-                strange.append(f"line {number} ({line.strip()!r}) fits {len(keys) or 'no'} image(s)")
+                strange.append(
+                    f"line {number} ({line.strip()!r}) fits {len(keys) or 'no'} image{'s' * bool(keys)}"
+                )
         if strange:
             problems.append(
                 f"{ref}: {len(strange)} of {len(lines)} lines name no image, or several: {strange[0]}. Images are "

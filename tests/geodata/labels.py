@@ -242,7 +242,7 @@ def _(tmp_path):
 )
 def _(tmp_path):
     pair(tmp_path)
-    refused(tmp_path, "roles.select names the split 'val', which is not there. Allowed: train. Name scenes for it in "
+    refused(tmp_path, "roles.select names the split 'val', which is not there. Name scenes for it in "
             "data.custom.split", split={"fractions": {"train": 1.0}})  # fmt: skip
 
 
@@ -252,8 +252,8 @@ def _(tmp_path):
 )
 def _(tmp_path):
     pair(tmp_path)
-    refused(tmp_path, "data.custom.scene: 's\\\\d' has no group in parentheses", scene=r"s\d")
-    refused(tmp_path, "data.custom.scene: '(s\\\\d' is not a regular expression", scene=r"(s\d")
+    refused(tmp_path, "data.custom.scene: s\\d has no group in parentheses", scene=r"s\d")
+    refused(tmp_path, "data.custom.scene: (s\\d is not a regular expression", scene=r"(s\d")
 
 
 @case("a symbolic link that leads to itself, to nothing or to a folder above it", "refused; names the link")

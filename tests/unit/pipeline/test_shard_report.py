@@ -63,3 +63,17 @@ def test_problems_stand_below_the_table(tmp_path, capsys):
     assert status == 1
     assert shown.index("with label image") < shown.index("- a/img/part1.png: no label image for it")
     assert shown.rstrip().endswith("nothing was written")
+
+
+def test_one_problem_of_many_files_is_told_once_with_paths_below_the_root(tmp_path, capsys, monkeypatch):
+    build(tmp_path / "raw", scenes="abcd")
+    for path in (tmp_path / "raw").glob("?/lab/*.png"):
+        save(path, np.full((40, 50, 3), (1, 2, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    status, shown = run_check(tmp_path.relative_to(tmp_path), capsys)
+    assert status == 1
+    lines = [line for line in shown.splitlines() if line.startswith("- ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("- a/lab/part1_label.png: unknown label colour (1, 2, 3) in 2000 pixels")
+    assert lines[0].endswith("(and 7 more with the same text)")
+    assert "8 problem(s)" in shown
