@@ -2,7 +2,6 @@
 
 from d2ls.model.baseline import BASELINES, Baseline
 from d2ls.model.build import build_model
-from d2ls.model.export import export_program
 from d2ls.model.network import D2LS
 from d2ls.model.normalization import Normalization, backbone_normalization
 from d2ls.model.output import D2LSOutput
@@ -17,7 +16,6 @@ __all__ = [
     "Normalization",
     "backbone_normalization",
     "build_model",
-    "export_program",
     "load_published",
     "load_weights",
 ]

@@ -1,26 +1,182 @@
-"""The network as a program without Python, for any batch, height and width."""
+"""A trained network as one file that runs without this project: a torch.export program (.pt2) or ONNX.
 
+The normalisation is part of the program. What is written is read back, by onnxruntime or by `torch.export.load`, and
+compared with the network at random sizes before the file gets its name.
+"""
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from d2ls.model.baseline import Baseline
-from d2ls.model.network import D2LS
+from d2ls.errors import ConfigError, WeightsError
 
-SMALLEST_EXPORTED = 64
+if TYPE_CHECKING:
+    from d2ls.bundle import ModelInfo
+
+SMALLEST = 64
+"""Least height and width: below, the deepest map would be one pixel high, which needs another program."""
+
+TOLERANCE = 1e-4
+"""Largest difference of probabilities, relative to their standard deviation, that rounding explains."""
+
+PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
+"""What each suffix needs beside torch."""
+
+Run = Callable[[Tensor], Tensor]
 
 
-def export_program(model: D2LS | Baseline) -> ExportedProgram:
-    """Exports a network in evaluation mode; batch, height and width stay free, height and width 64 at least.
-
-    Below 64 the deepest map has a side of one pixel, where the exporter would need a second program.
+class PixelsToProbabilities(nn.Module):
+    """Raw pixels in, class probabilities out: what is exported.
 
     Args:
-        model: any network of `build_model`; it is put into evaluation mode.
+        network: with a `.normalization` module; takes normalised images, returns an object with `.logits`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Takes raw values as float32, B bands H W; returns B K H W."""
+        normalize = self.network.normalization
+        assert isinstance(normalize, nn.Module)
+        logits: Tensor = self.network(normalize(images)).logits
+        return logits.softmax(dim=1)
+
+
+def check_target(target: Path) -> None:
+    """Refuses what could not be written, before any work.
+
+    Raises:
+        ConfigError: another suffix, or a package that this one needs is missing.
+    """
+    if target.suffix not in PACKAGES:
+        raise ConfigError(f"{target}: models are exported as {' or '.join(PACKAGES)}; name the file so")
+    for package in PACKAGES[target.suffix]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"{target}: ONNX needs the package {package} ({error}). Install the extra `export`: "
+                "pip install 'd2ls-pipeline[export]', or '.[export]' in a checkout; or write a .pt2"
+            ) from error
+
+
+def export_model(
+    network: nn.Module, info: "ModelInfo", target: Path, *, size: int | None = None, checks: int = 3
+) -> float:
+    """Writes a network and its description as a program: `.onnx` or, for torch.export, `.pt2`.
+
+    The number of images is free, and so are height and width, from 64 pixels on, unless `size` is given.
+
+    Args:
+        network: on the CPU; it is put into evaluation mode.
+        info: its description. ONNX gets it as metadata (`onnx_metadata`), a `.pt2` as the extra file `model.json`.
+        target: local file; replaced where it exists.
+        size: height and width of all images; None leaves them free.
+        checks: number of random batches that are compared.
 
     Returns:
-        A program from normalised images (B bands H W, float32) to `D2LSOutput`.
+        The largest difference of probabilities found, relative to their standard deviation.
+
+    Raises:
+        ConfigError: see `check_target`; or a size below 64.
+        WeightsError: the program does not give what the network gives; nothing is written.
     """
-    example = torch.zeros(2, model.config["bands"], 98, 135, device=next(model.parameters()).device)
-    free = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+    check_target(target)
+    if size is not None and size < SMALLEST:
+        raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels a side at least")
+    model, bands = PixelsToProbabilities(network).eval(), len(info.bands)
+    axes = {0: Dim.AUTO} if size else {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    example = torch.full((2, bands, size or 98, size or 135), 100.0)
     with torch.no_grad():
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=free)
+        program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        partial = Path(folder, target.name)
+        run = (_write_onnx if target.suffix == ".onnx" else _write_pt2)(program, info, partial)
+        worst = max(_difference(model, run, shape) for shape in _shapes(bands, size, checks))
+        if not worst <= TOLERANCE:
+            raise WeightsError(
+                f"{target}: the program differs from the network by {worst:.2g} of the probabilities' standard "
+                f"deviation, {TOLERANCE:g} is allowed; nothing is written"
+            )
+        partial.replace(target)
+    return worst
+
+
+def onnx_metadata(info: "ModelInfo") -> dict[str, str]:
+    """Returns the metadata of an ONNX file, each value as JSON.
+
+    All but `d2ls`, the whole description, are those that the QGIS plugin Deepness reads. It divides pixels by 255
+    before it standardises them, so its standard deviation of 1/255 gives the raw values back. Its documentation says
+    `tiles_size`, its code reads `tile_size`.
+    """
+    values: dict[str, Any] = {
+        "model_type": "Segmentor",
+        "class_names": dict(enumerate(info.classes.names)),
+        "tile_size": info.window,
+        "tiles_size": info.window,
+        "tiles_overlap": 25,
+        "seg_thresh": 0.0,
+        "seg_small_segment": 0,
+        "standardization_mean": [0.0] * len(info.bands),
+        "standardization_std": [1 / 255] * len(info.bands),
+    }
+    if info.ground_sampling_distance is not None:
+        values["resolution"] = info.ground_sampling_distance * 100
+    return {name: json.dumps(value) for name, value in values.items()} | {"d2ls": info.to_json()}
+
+
+def _write_pt2(program: ExportedProgram, info: "ModelInfo", file: Path) -> Run:
+    torch.export.save(program, file, extra_files={"model.json": info.to_json()})
+    loaded = torch.export.load(file).module()
+    return lambda images: loaded(images)
+
+
+def _write_onnx(program: ExportedProgram, info: "ModelInfo", file: Path) -> Run:
+    import onnx
+    import onnxruntime
+
+    exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=["probabilities"])
+    assert exported is not None
+    model = exported.model_proto
+    _name_axes(model.graph)
+    onnx.helper.set_model_props(model, onnx_metadata(info))
+    onnx.save(model, file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _name_axes(graph: Any) -> None:
+    """Calls the free axes of input and output `batch`, `height`, `width`; torch.export numbers them."""
+    del graph.value_info[:]  # the shapes in between would still tell the old names
+    for value in (graph.input[0], graph.output[0]):
+        for name, axis in zip(
+            ("batch", "", "height", "width"), value.type.tensor_type.shape.dim, strict=True
+        ):
+            if axis.dim_param:
+                axis.dim_param = name
+
+
+def _shapes(bands: int, size: int | None, checks: int) -> list[tuple[int, int, int, int]]:
+    draw = np.random.default_rng(0)
+    sides = np.full((checks, 2), size) if size else draw.integers(SMALLEST, 160, (checks, 2))
+    return [(int(draw.integers(1, 4)), bands, height, width) for height, width in sides.tolist()]
+
+
+def _difference(model: nn.Module, run: Run, shape: tuple[int, ...]) -> float:
+    images = torch.from_numpy(np.random.default_rng(shape).integers(0, 256, shape).astype(np.float32))
+    with torch.no_grad():
+        expected, found = model(images), run(images)
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.std().clamp_min(1e-12))

@@ -1,9 +1,16 @@
-"""The network as a compiled and as an exported program."""
+"""A network as a compiled program, and as a file: what an exported one holds, and what is refused."""
 
+import json
+
+import onnx
+import onnxruntime
 import pytest
 import torch
 
-from d2ls.model import build_model, export_program
+from d2ls.errors import ConfigError, WeightsError
+from d2ls.model import build_model, export
+from d2ls.model.export import check_target, export_model
+from tests.inference_stubs import Output, Scale, model_info
 
 
 @pytest.mark.parametrize("classes", [4, 20])
@@ -31,33 +38,87 @@ def test_compile_of_the_head_has_no_graph_break(classes):
         torch.testing.assert_close(found_grads[name], grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def exported():
-    torch.manual_seed(0)
-    model = build_model(backbone="convnext_atto", num_classes=4, stages=1).eval()
-    return model, export_program(model)
+class Stub(torch.nn.Module):
+    """One convolution over normalised pixels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.normalization = torch.nn.Conv2d(3, 4, 5, padding=2), Scale(255.0)
+
+    def forward(self, images):
+        return Output(self.conv(images))
 
 
-def test_export_holds_at_random_sizes(exported):
-    model, program = exported
-    run = program.module()
-    generator = torch.Generator().manual_seed(1)
-    for batch, height, width in torch.randint(64, 130, (4, 3), generator=generator).tolist():
-        images = torch.randn(batch % 4 + 1, 3, height, width)
-        with torch.no_grad():
-            found, wanted = run(images), model(images)
-        torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found.dictionaries[-1], wanted.dictionaries[-1], rtol=1e-4, atol=1e-5)
+PIXELS = torch.randint(0, 256, (2, 3, 70, 81), generator=torch.Generator().manual_seed(1)).float()
 
 
-def test_export_to_onnx_keeps_sizes_free(exported, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    from onnx.reference import ReferenceEvaluator
-
-    model, program = exported
-    torch.onnx.export(program, (), tmp_path / "model.onnx", verbose=False)
-    images = torch.randn(1, 3, 66, 75)
-    found = ReferenceEvaluator(onnx.load(tmp_path / "model.onnx")).run(None, {"images": images.numpy()})[0]
+def expected(network, pixels):
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), model(images).logits, rtol=1e-4, atol=1e-5)
+        return network(network.normalization(pixels)).logits.softmax(1)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    target = tmp_path_factory.mktemp("onnx") / "new" / "model.onnx"
+    assert export_model(Stub(), model_info(gsd=0.3, window=256), target) < 1e-4
+    assert [file.name for file in target.parent.iterdir()] == ["model.onnx"]
+    return target
+
+
+def test_onnx_takes_raw_pixels_of_any_size(onnx_file):
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["images"]
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert [each.shape for each in session.get_outputs()] == [["batch", 4, "height", "width"]]
+    (found,) = session.run(["probabilities"], {"images": PIXELS.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected(Stub(), PIXELS), rtol=1e-4, atol=1e-6)
+
+
+def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):
+    model = onnx.load(onnx_file)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    values = {name: json.loads(text) for name, text in texts.items()}
+    description = values.pop("d2ls")
+    assert values.pop("standardization_std") == pytest.approx([1 / 255] * 3)
+    assert values == {
+        "model_type": "Segmentor",
+        "class_names": {"0": "ground", "1": "house", "2": "road", "3": "tree"},
+        "resolution": 30.0,
+        "tile_size": 256,
+        "tiles_size": 256,
+        "tiles_overlap": 25,
+        "seg_thresh": 0.0,
+        "seg_small_segment": 0,
+        "standardization_mean": [0.0, 0.0, 0.0],
+    }
+    assert description["bands"] == ["red", "green", "blue"]
+
+
+def test_a_fixed_size_leaves_the_number_of_images_free(tmp_path):
+    target = tmp_path / "model.pt2"
+    export_model(Stub(), model_info(), target, size=72, checks=1)
+    files = {"model.json": ""}
+    run = torch.export.load(target, extra_files=files).module()
+    assert json.loads(files["model.json"])["window"] == 32
+    pixels = PIXELS[:, :, :, :72].repeat(2, 1, 2, 1)[:, :, :72]
+    torch.testing.assert_close(run(pixels), expected(Stub(), pixels))
+    with pytest.raises(Exception, match="72"):
+        run(PIXELS)
+
+
+def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: lambda images: torch.zeros(1))
+    with pytest.raises(WeightsError, match="differs from the network"):
+        export_model(Stub(), model_info(), tmp_path / "model.pt2", checks=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"model\.h5.*\.onnx or \.pt2"):
+        check_target(tmp_path / "model.h5")
+    with pytest.raises(ConfigError, match="64 pixels"):
+        export_model(Stub(), model_info(), tmp_path / "model.pt2", size=32)
+    monkeypatch.setitem(export.PACKAGES, ".onnx", ("onnx", "no_such_runtime"))
+    with pytest.raises(ConfigError, match=r"no_such_runtime.*'\.\[export\]'"):
+        check_target(tmp_path / "model.onnx")

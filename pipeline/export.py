@@ -1,0 +1,67 @@
+"""`python -m pipeline.export MODEL model.onnx`: a trained model as one file that runs without this project."""
+
+from pathlib import Path
+
+from d2ls import storage
+from d2ls.errors import ConfigError
+from pipeline.cli import parser, run_command
+
+DESCRIPTION = (
+    "Writes a trained model as ONNX or as a torch.export program (.pt2): raw pixels in (float32, B bands H W), class "
+    "probabilities out (B K H W). The file is compared with the network, in onnxruntime or torch, before it gets its "
+    "name."
+)
+EXAMPLES = """\
+  python -m pipeline.export models:/d2ls-loveda@champion loveda.onnx        any number of images of any size from 64
+  python -m pipeline.export runs/demo-final demo.onnx --size 512           512 x 512 alone, as QGIS Deepness wants it
+  python -m pipeline.export runs/demo-final demo.pt2                       for torch.export.load
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, exports, says what the file takes and gives."""
+    arguments = parser("pipeline.export", DESCRIPTION, EXAMPLES)
+    add = arguments.add_argument
+    add("model", metavar="MODEL", help="models:/name@alias, models:/name/version, runs:/id/path, or a folder")
+    add("output", metavar="OUTPUT", help="local file: model.onnx or model.pt2")
+    add("--size", type=int, metavar="N", help="height and width of all images (default: free, at least 64)")
+    add("--overwrite", action="store_true", help="replace OUTPUT where it exists")
+    add(
+        "--store", "--tracking-uri", dest="store", metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )  # fmt: skip
+    values = arguments.parse_args(argv)
+    target = _target(values.output, overwrite=values.overwrite)
+
+    from d2ls.bundle import load_bundle
+    from d2ls.model.export import check_target, export_model
+    from pipeline.models import fetch_model
+
+    check_target(target)
+    with fetch_model(values.model, tracking_uri=values.store) as folder:
+        network, info = load_bundle(folder, where=values.model)
+    difference = export_model(network, info, target, size=values.size)
+    sides = f"{values.size} {values.size}" if values.size else "H W"
+    print(f"{target}: images (B {len(info.bands)} {sides}: {', '.join(info.bands)}; raw {info.dtype} values as "  # noqa: T201
+          f"float32) to probabilities (B {info.classes.num_classes} {sides})")  # fmt: skip
+    print(f"equal to the network within {difference:.1g} of the probabilities' standard deviation")  # noqa: T201
+
+
+def _target(output: str, *, overwrite: bool) -> Path:
+    """Returns the local file to write.
+
+    Raises:
+        ConfigError: it is elsewhere, a folder, or exists and may not be replaced.
+    """
+    if not storage.is_local(output):
+        raise ConfigError(f"{output}: name a local file, and copy it from there")
+    target = storage.local_path(output)
+    if target.is_dir():
+        raise ConfigError(f"{output}: is a folder; name a file, for instance {Path(output, 'model.onnx')}")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{output}: exists; give --overwrite to replace it, or name another file")
+    return target
+
+
+if __name__ == "__main__":
+    run_command(main)
