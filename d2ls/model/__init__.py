@@ -5,7 +5,7 @@ from d2ls.model.build import build_model
 from d2ls.model.network import D2LS
 from d2ls.model.normalization import Normalization, backbone_normalization
 from d2ls.model.output import D2LSOutput
-from d2ls.model.published import load_published
+from d2ls.model.published import build_published, load_published
 from d2ls.model.weights import load_weights
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Normalization",
     "backbone_normalization",
     "build_model",
+    "build_published",
     "load_published",
     "load_weights",
 ]

@@ -9,16 +9,20 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
+from d2ls.model.baseline import Baseline
+from d2ls.model.build import build_model
+from d2ls.model.network import D2LS
 from d2ls.model.weights import refuse_differences
 
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
 _BLOCK = {
     "layer_scale": "gamma", "block.0": "conv_dw", "block.2": "norm", "block.3": "mlp.fc1", "block.5": "mlp.fc2"
 }  # fmt: skip
+_QUERIES = "decoder.token.basic_queries.weight"
 _PLAIN = {
     "pe_layer.positional_encoding_gaussian_matrix": "head.position.frequencies",
     "aggregator.weight": "aggregator.mix.weight",
-    "decoder.token.basic_queries.weight": "head.static.vectors",
+    _QUERIES: "head.static.vectors",
 }
 _PREFIXES = {
     "decoder.token.token_mlp": "head.dynamic.expand",
@@ -38,6 +42,33 @@ _UNUSED = re.compile(
     r"decoder\.interactor\.layers\.\d+\.(self_attn|mlp|norm1|norm3)\..+"
     r"|decoder\.interactor\.(layers\.\d+\.cross_attn_\w+|final_attn_token_to_image)\.k_proj\.bias"
 )
+
+
+def build_published(
+    state_dict: Mapping[str, Tensor], backbone: str
+) -> tuple[D2LS | Baseline, tuple[str, ...]]:
+    """Builds the network of a checkpoint of the published code; its sizes follow from the checkpoint.
+
+    Args:
+        state_dict: see `load_published`.
+        backbone: timm name of the ConvNeXt that it was trained with; its normalisation is the published one.
+
+    Returns:
+        The network, and the names that were dropped.
+
+    Raises:
+        WeightsError: not a checkpoint of the published network, or one with another backbone.
+    """
+    names = [name.removeprefix("net.") for name in state_dict]
+    queries = next((value for name, value in state_dict.items() if name.endswith(_QUERIES)), None)
+    if queries is None:
+        raise WeightsError(
+            f"no {_QUERIES} among {len(names)} entries ({', '.join(names[:3])} ...): not of the published network"
+        )
+    num_classes, embed_dim = queries.shape
+    stages = 1 + max((int(found[1]) for found in map(_LAYER.fullmatch, names) if found), default=-1)
+    model = build_model(backbone=backbone, num_classes=num_classes, embed_dim=embed_dim, stages=stages)
+    return model, load_published(model, state_dict)
 
 
 def load_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:

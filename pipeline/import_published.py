@@ -1,0 +1,59 @@
+"""`python -m pipeline.import_published CHECKPOINT FOLDER RECIPE`: a checkpoint of the authors' code as a model."""
+
+from pathlib import Path
+
+from d2ls.errors import ConfigError
+from pipeline.cli import add_recipe, parser, run_command
+
+DESCRIPTION = (
+    "Turns a checkpoint of the published D2LS code into a model folder that every command takes. RECIPE names its "
+    "shards (classes in the checkpoint's order, bands) and its ConvNeXt; the number of stages is the checkpoint's. "
+    "What the network does not use is dropped, and named."
+)
+EXAMPLES = """\
+  python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda
+  python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda --register
+  python -m pipeline.evaluate models/published --recipe loveda              then: what it scores here
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, imports, says what was dropped and where the model is."""
+    arguments = parser("pipeline.import_published", DESCRIPTION, EXAMPLES)
+    arguments.add_argument("checkpoint", metavar="CHECKPOINT", help="local .ckpt, .pth or .safetensors file")
+    arguments.add_argument("folder", metavar="FOLDER", help="local folder to write; must not exist")
+    add_recipe(arguments)
+    arguments.add_argument(
+        "--register", action="store_true", help="also register it, in a run of its own, alias challenger"
+    )
+    values = arguments.parse_args(argv)
+    target = Path(values.folder)
+    if target.exists():
+        raise ConfigError(f"{target}: exists; name a folder that does not")
+
+    from d2ls.shards import ShardSet
+    from pipeline.config import load_recipe
+    from pipeline.training.published_checkpoint import import_checkpoint
+
+    recipe = load_recipe(values.recipe, values.overrides)
+    card = ShardSet.open(recipe.shards.uri).card
+    recipe, dropped = import_checkpoint(values.checkpoint, target, recipe, card)
+    for name, count in dropped.items():
+        print(f"dropped: {name} ({count})")  # noqa: T201
+    print(f"{target}: a model of {card.classes.num_classes} classes, {recipe.model.stages} stages")  # noqa: T201
+    if values.register:
+        from pipeline.tracking import Store
+
+        store = Store.open(recipe.tracking)
+        run = store.start_run(recipe, card, target.name, "import")
+        try:
+            version = store.register(run, target, recipe.model_name, card=card, recipe=recipe)
+        except BaseException:
+            store.end_run(run, "FAILED")
+            raise
+        store.end_run(run)
+        print(f"{version.uri} is registered, alias challenger")  # noqa: T201
+
+
+if __name__ == "__main__":
+    run_command(main)

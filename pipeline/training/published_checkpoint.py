@@ -1,0 +1,75 @@
+"""A checkpoint of the authors' code as a model folder, described by a recipe and the card of its shards."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2ls.bundle import ModelInfo, save_bundle
+from d2ls.errors import WeightsError
+from d2ls.model import build_published
+from d2ls.model.weights import read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d2ls.shards import DatasetCard
+    from pipeline.config import Recipe
+
+
+def import_checkpoint(
+    checkpoint: str, target: Path, recipe: "Recipe", card: "DatasetCard"
+) -> tuple["Recipe", dict[str, int]]:
+    """Writes the model of a published checkpoint; the folder appears whole or not at all.
+
+    Args:
+        checkpoint: local file with the state dict.
+        target: folder to write; it must not exist.
+        recipe: names the backbone.
+        card: of the shards; classes and bands must be those of the checkpoint.
+
+    Returns:
+        The recipe with the checkpoint's number of stages; and the names that were dropped, numbers in them as `*`, with
+        how often each stood there.
+
+    Raises:
+        WeightsError: not such a checkpoint, or one for other classes, bands or backbone.
+    """
+    weights = _read(checkpoint)
+    try:
+        network, dropped = build_published(weights, recipe.model.backbone)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{checkpoint}: {error}. Is model.backbone ({recipe.model.backbone}) the checkpoint's?"
+        ) from error
+    theirs = (network.config["num_classes"], 3, "uint8")
+    ours = (card.classes.num_classes, len(card.bands), card.dtype)
+    if theirs != ours:
+        raise WeightsError(
+            f"{checkpoint}: is for {theirs[0]} classes, 3 bands of uint8; {recipe.shards.uri} holds {ours[0]} classes "
+            f"({', '.join(card.classes.names)}), {ours[1]} bands of {ours[2]}. Name the recipe of its data set"
+        )
+    recipe = recipe.with_values({"model.stages": network.config["stages"]})
+    info = ModelInfo.from_card(
+        network,
+        card,
+        window=recipe.loader.augmentation.crop_size,
+        recipe_digest=recipe.digest(),
+        imported_from=Path(checkpoint).name,
+        dropped=list(dropped),
+    )
+    partial = target.with_name(f".{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    save_bundle(partial, network, info)
+    partial.rename(target)
+    return recipe, dict(sorted(Counter(re.sub(r"\.\d+\.", ".*.", name) for name in dropped).items()))
+
+
+def _read(checkpoint: str) -> "dict[str, Tensor]":
+    try:
+        return read_weights(checkpoint)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}. A file that holds more than tensors is first saved without the rest, where the authors' code is "
+            "installed: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
+        ) from error
