@@ -6,6 +6,7 @@ compared with the network at random sizes before the file gets its name.
 
 import importlib
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,7 @@ def check_target(target: Path) -> None:
     """
     if target.suffix not in PACKAGES:
         raise ConfigError(f"{target}: models are exported as {' or '.join(PACKAGES)}; name the file so")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime sends events, from its import on
     for package in PACKAGES[target.suffix]:
         try:
             importlib.import_module(package)
