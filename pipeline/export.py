@@ -1,7 +1,5 @@
 """`python -m pipeline.export MODEL model.onnx`: a trained model as one file that runs without this project."""
 
-from pathlib import Path
-
 from d2ls import storage
 from d2ls.errors import ConfigError
 from pipeline.cli import parser, run_command
@@ -31,36 +29,22 @@ def main(argv: list[str] | None = None) -> None:
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     values = arguments.parse_args(argv)
-    target = _target(values.output, overwrite=values.overwrite)
+    if not storage.is_local(values.output):
+        raise ConfigError(f"{values.output}: name a local file, and copy it from there")
+    target = storage.local_path(values.output)
 
     from d2ls.bundle import load_bundle
     from d2ls.model.export import check_target, export_model
     from pipeline.models import fetch_model
 
-    check_target(target)
+    check_target(target, overwrite=values.overwrite)
     with fetch_model(values.model, tracking_uri=values.store) as folder:
         network, info = load_bundle(folder, where=values.model)
-    difference = export_model(network, info, target, size=values.size)
+    difference = export_model(network, info, target, size=values.size, overwrite=values.overwrite)
     sides = f"{values.size} {values.size}" if values.size else "H W"
     print(f"{target}: images (B {len(info.bands)} {sides}: {', '.join(info.bands)}; raw {info.dtype} values as "  # noqa: T201
           f"float32) to probabilities (B {info.classes.num_classes} {sides})")  # fmt: skip
     print(f"equal to the network within {difference:.1g} of the probabilities' standard deviation")  # noqa: T201
-
-
-def _target(output: str, *, overwrite: bool) -> Path:
-    """Returns the local file to write.
-
-    Raises:
-        ConfigError: it is elsewhere, a folder, or exists and may not be replaced.
-    """
-    if not storage.is_local(output):
-        raise ConfigError(f"{output}: name a local file, and copy it from there")
-    target = storage.local_path(output)
-    if target.is_dir():
-        raise ConfigError(f"{output}: is a folder; name a file, for instance {Path(output, 'model.onnx')}")
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{output}: exists; give --overwrite to replace it, or name another file")
-    return target
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """`python -m pipeline.import_published CHECKPOINT FOLDER RECIPE`: a checkpoint of the authors' code as a model."""
 
-from pathlib import Path
-
-from d2ls.errors import ConfigError
+from d2ls import storage
 from pipeline.cli import add_recipe, parser, run_command
 
 DESCRIPTION = (
@@ -27,9 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         "--register", action="store_true", help="also register it, in a run of its own, alias challenger"
     )
     values = arguments.parse_args(argv)
-    target = Path(values.folder)
-    if target.exists():
-        raise ConfigError(f"{target}: exists; name a folder that does not")
+    storage.check_free(values.folder, "name a folder that does not exist")
 
     from d2ls.shards import ShardSet
     from pipeline.config import load_recipe
@@ -37,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
     recipe = load_recipe(values.recipe, values.overrides)
     card = ShardSet.open(recipe.shards.uri).card
+    target = storage.local_path(values.folder)
     recipe, dropped = import_checkpoint(values.checkpoint, target, recipe, card)
     for name, count in dropped.items():
         print(f"dropped: {name} ({count})")  # noqa: T201

@@ -7,7 +7,6 @@ compared with the network at random sizes before the file gets its name.
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from d2ls import storage
 from d2ls.errors import ConfigError, WeightsError
+from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
@@ -53,12 +54,15 @@ class PixelsToProbabilities(nn.Module):
         return logits.softmax(dim=1)
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, *, overwrite: bool = False) -> None:
     """Refuses what could not be written, before any work.
 
     Raises:
         ConfigError: another suffix, or a package that this one needs is missing.
+        StorageError: the file exists and may not be replaced.
     """
+    if not overwrite:
+        storage.check_free(target, "name another file, or replace it with --overwrite (overwrite=True)")
     if target.suffix not in PACKAGES:
         raise ConfigError(f"{target}: models are exported as {' or '.join(PACKAGES)}; name the file so")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime sends events, from its import on
@@ -73,7 +77,13 @@ def check_target(target: Path) -> None:
 
 
 def export_model(
-    network: nn.Module, info: "ModelInfo", target: Path, *, size: int | None = None, checks: int = 3
+    network: nn.Module,
+    info: "ModelInfo",
+    target: Path,
+    *,
+    size: int | None = None,
+    overwrite: bool = False,
+    checks: int = 3,
 ) -> float:
     """Writes a network and its description as a program: `.onnx` or, for torch.export, `.pt2`.
 
@@ -82,18 +92,20 @@ def export_model(
     Args:
         network: on the CPU; it is put into evaluation mode.
         info: its description. ONNX gets it as metadata (`onnx_metadata`), a `.pt2` as the extra file `model.json`.
-        target: local file; replaced where it exists.
+        target: local file.
         size: height and width of all images; None leaves them free.
+        overwrite: replace a file that exists.
         checks: number of random batches that are compared.
 
     Returns:
         The largest difference of probabilities found, relative to their standard deviation.
 
     Raises:
-        ConfigError: see `check_target`; or a size below 64.
+        ConfigError: another suffix, a missing package, or a size below 64.
+        StorageError: the file exists already.
         WeightsError: the program does not give what the network gives; nothing is written.
     """
-    check_target(target)
+    check_target(target, overwrite=overwrite)
     if size is not None and size < SMALLEST:
         raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels a side at least")
     model, bands = PixelsToProbabilities(network).eval(), len(info.bands)
@@ -102,8 +114,8 @@ def export_model(
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        partial = Path(folder, target.name)
+    with scratch_folder("export", root=target.parent) as folder:
+        partial = folder / target.name
         run = (_write_onnx if target.suffix == ".onnx" else _write_pt2)(program, info, partial)
         worst = max(_difference(model, run, shape) for shape in _shapes(bands, size, checks))
         if not worst <= TOLERANCE:

@@ -9,6 +9,7 @@ from d2ls.bundle import ModelInfo, save_bundle
 from d2ls.errors import WeightsError
 from d2ls.model import build_published
 from d2ls.model.weights import read_weights
+from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +59,12 @@ def import_checkpoint(
         imported_from=Path(checkpoint).name,
         dropped=list(dropped),
     )
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    save_bundle(partial, network, info)
-    partial.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder("import", root=target.parent) as folder:
+        partial = folder / target.name
+        partial.mkdir()
+        save_bundle(partial, network, info)
+        partial.rename(target)
     return recipe, dict(sorted(Counter(re.sub(r"\.\d+\.", ".*.", name) for name in dropped).items()))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from d2ls.errors import ConfigError, WeightsError
+from d2ls.errors import StorageError, WeightsError
 from d2ls.model import Normalization
 from pipeline.import_published import main
 from pipeline.models import load_model
@@ -67,7 +67,7 @@ def test_a_checkpoint_becomes_a_registered_model(world, capsys):
 def test_what_is_refused_leaves_nothing(world):
     folder, theirs = world
     (folder / "mine").mkdir()
-    with pytest.raises(ConfigError, match="mine: exists"):
+    with pytest.raises(StorageError, match="mine: exists"):
         command(folder, target="mine")
     torch.save({"state_dict": {"net.conv.weight": torch.ones(1)}}, folder / "other.ckpt")
     with pytest.raises(WeightsError, match=r"other\.ckpt: no decoder\.token.*\(conv\.weight"):
