@@ -152,25 +152,6 @@ class LabelCodes:
         codes = {_pack_color(color): value for color, value in self.colors.items()}
         return self._lookup(_pack(raw), codes, where, origin, as_color=True)
 
-    def decode(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Turns class ids back into raw codes: H W (ids) or H W 3 (colours); the first code of a class is used.
-
-        Raises:
-            LabelError: a class id (or 255) has no raw code.
-        """
-        codes: dict[int, int | Color] = {}
-        for raw_id, value in self.ids.items():
-            codes.setdefault(value, raw_id)
-        for color, value in self.colors.items():
-            codes.setdefault(value, color)
-        wide = any(not 0 <= raw_id <= 255 for raw_id in self.ids)
-        lookup = np.zeros((256, 3) if self.colors else (256,), dtype=np.int64 if wide else np.uint8)
-        for value in np.unique(ids).tolist():
-            if value not in codes:
-                raise LabelError(f"class id {value} has no raw code; codes exist for {sorted(codes)}")
-            lookup[value] = codes[value]
-        return lookup[np.asarray(ids, dtype=np.uint8)]
-
     def _encode_ids(
         self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
     ) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,7 @@ S3_ATTEMPTS = 8
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
     """Says whether the location is on the local file system."""
-    return urlsplit(os.fspath(uri)).scheme in ("", "file") or _is_drive(os.fspath(uri))
+    return urlsplit(os.fspath(uri)).scheme in ("", "file")
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:
@@ -255,7 +255,3 @@ def _s3(endpoint: str) -> fs.FileSystem:
     return fs.S3FileSystem(
         endpoint_override=parts.netloc, scheme=parts.scheme, region=region, retry_strategy=patience
     )
-
-
-def _is_drive(text: str) -> bool:
-    return len(text) > 1 and text[1] == ":"

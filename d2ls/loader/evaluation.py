@@ -79,11 +79,6 @@ class EvaluationLoader(PooledLoader):
     def __iter__(self) -> Iterator[Batch]:
         return self._made(self._orders())
 
-    @property
-    def total_batches(self) -> int:
-        """Batches of all ranks together."""
-        return len(self._batches)
-
     def _orders(self) -> Iterator[BatchOrder]:
         for step in self._mine:
             yield evaluation_order(step, self._batches[step], self.records, self._batch_size)

@@ -47,12 +47,6 @@ class EpochBatches:
         """Samples that the last global batch takes a second time."""
         return self.plan.wrapped
 
-    def sample_keys(self, step: int) -> tuple[str, ...]:
-        """Returns the keys of the whole global batch of a step, without reading anything."""
-        lanes = range(self.plan.global_batch)
-        rows = (int(self.plan.lane(lane).rows[step]) for lane in lanes)
-        return tuple(self.loader.records[row].key for row in rows)
-
 
 class TrainingLoader(PooledLoader):
     """Makes the batches of any epoch; worker processes start once and stay for all of them.

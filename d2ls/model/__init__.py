@@ -6,7 +6,6 @@ from d2ls.model.network import D2LS
 from d2ls.model.normalization import Normalization, backbone_normalization
 from d2ls.model.output import D2LSOutput
 from d2ls.model.published import build_published, load_published
-from d2ls.model.weights import load_weights
 
 __all__ = [
     "BASELINES",
@@ -18,5 +17,4 @@ __all__ = [
     "build_model",
     "build_published",
     "load_published",
-    "load_weights",
 ]

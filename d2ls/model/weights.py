@@ -40,19 +40,6 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_weights(module: nn.Module, weights: str | os.PathLike[str] | State) -> None:
-    """Loads every weight of a module from a file or a state dict; nothing may be left over or missing.
-
-    Raises:
-        WeightsError: names or shapes differ; the first ones are named.
-    """
-    state, source = (
-        (weights, "weights") if isinstance(weights, Mapping) else (read_weights(weights), os.fspath(weights))
-    )
-    refuse_differences(module.state_dict(), state, source)
-    module.load_state_dict(dict(state))
-
-
 def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     """Loads backbone weights from a local file, in timm's naming, in that of the original authors where timm knows
     it, or in ours. What only a classifier uses may be in the file too.
