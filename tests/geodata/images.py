@@ -39,7 +39,7 @@ LOADING = {
     "seed": 0,
     "augmentation": Augmentation(crop_size=96, vertical_flip=0.5, brightness_contrast=1.0, sharpen=1.0),
 }
-SOUTH_UP = PLACE * Affine(1, 0, 0, 0, -1, HEIGHT)
+SOUTH_UP = PLACE @ Affine(1, 0, 0, 0, -1, HEIGHT)
 """Rows from the south to the north over the same ground."""
 
 
@@ -84,21 +84,21 @@ def _(tmp_path):
 )
 def _(tmp_path):
     pair(tmp_path)
-    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(0.5, 0))
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE @ Affine.translation(0.5, 0))
     assert "labels start 0.50 pixels = 0.30 m across" in problems(tmp_path)
 
 
 @case("label image shifted by less than 0.1 pixel", "taken as they are")
 def _(tmp_path):
     pair(tmp_path)
-    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(0.05, -0.05))
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE @ Affine.translation(0.05, -0.05))
     assert problems(tmp_path) == ""
 
 
 @case("label image 141 km away", "refused with the distance, whatever `align` says of resampling")
 def _(tmp_path):
     pair(tmp_path)
-    tif(tmp_path / "labels" / "a.tif", ids(), transform=Affine.translation(1e5, 1e5) * PLACE)
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=Affine.translation(1e5, 1e5) @ PLACE)
     for align in ("refuse", "resample"):
         assert "other ground, 235702.26 pixels = 141.4 km away" in problems(tmp_path, align=align)
 
@@ -110,7 +110,7 @@ def _(tmp_path):
 def _(tmp_path):
     coarse = ids(height=HEIGHT // 2, width=WIDTH // 2)
     pair(tmp_path)
-    tif(tmp_path / "labels" / "a.tif", coarse, transform=PLACE * Affine.scale(2))
+    tif(tmp_path / "labels" / "a.tif", coarse, transform=PLACE @ Affine.scale(2))
     assert "pixels of 0.6 m and 1.2 m" in problems(tmp_path)
     shard(tmp_path, align="resample", data={"tiling": {"default": {"size": 64}}})
     expected = np.kron(coarse, np.ones((2, 2))).astype(np.uint8)
@@ -121,7 +121,7 @@ def _(tmp_path):
 
 @case("label image in another CRS", "refused with both; `align: resample` projects it")
 def _(tmp_path):
-    corners = [PLACE * corner for corner in ((0, 0), (WIDTH, HEIGHT))]
+    corners = [PLACE @ corner for corner in ((0, 0), (WIDTH, HEIGHT))]
     (west, east), (north, south) = project(CRS, "EPSG:4326", *zip(*corners, strict=True))
     pair(tmp_path)
     place = Affine((east - west) / WIDTH, 0, west, 0, (south - north) / HEIGHT, north)
@@ -148,7 +148,7 @@ def _(tmp_path):
 )
 def _(tmp_path):
     pair(tmp_path)
-    tif(tmp_path / "labels" / "a.tif", ids()[:, 32:], transform=PLACE * Affine.translation(32, 0))
+    tif(tmp_path / "labels" / "a.tif", ids()[:, 32:], transform=PLACE @ Affine.translation(32, 0))
     assert "labels start 32.00 pixels = 19.20 m across" in problems(tmp_path)
     shard(tmp_path, align="resample")
     labels = samples(tmp_path)["train_a"][1]
@@ -330,7 +330,7 @@ def _(tmp_path):
     assert problems(tmp_path, images=images) == ""
     shard(tmp_path, images=images)
     np.testing.assert_allclose(samples(tmp_path)["train_a"][2]["transform"], tuple(PLACE)[:6])
-    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE * Affine.translation(3, 0))
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE @ Affine.translation(3, 0))
     assert "labels start 3.00 pixels across" in problems(tmp_path, images=images)
 
 
