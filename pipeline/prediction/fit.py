@@ -91,14 +91,14 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             return None, ""
         size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
         _check_resampling(scene, here, trained, size)
-        return size, f"resampled from {here:.3g} m a pixel to {trained:.3g} m, as in training"
+        return size, f"resampled from {_round(here)} m a pixel to {_round(trained)} m, as in training"
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
         side = "small" if factor > 1 else "large"
         times = factor if factor > 1 else 1 / factor
         finer = "take an image of finer pixels, or a model that was trained on such coarse ones"
         return None, (
-            f"pixels of {here:.3g} m, the model was trained with {trained:.3g} m: things look {times:.2g} times too "
-            f"{side} to it, expect a poor map; {finer if factor > MAX_ENLARGEMENT else 'consider --resample'}"
+            f"pixels of {_round(here)} m, the model was trained with {_round(trained)} m: things look {_round(times)} "
+            f"times too {side} to it, expect a poor map; {finer if factor > MAX_ENLARGEMENT else 'consider --resample'}"
         )
     return None, ""
 
@@ -106,8 +106,8 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
 def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int, int]) -> None:
     factor = here / trained
     numbers = (
-        f"{scene.name}: --resample from {here:.3g} m a pixel to the model's {trained:.3g} m turns {scene.height:,} x "
-        f"{scene.width:,} pixels into {size[0]:,} x {size[1]:,}"
+        f"{scene.name}: --resample from {_round(here)} m a pixel to the model's {_round(trained)} m turns "
+        f"{scene.height:,} x {scene.width:,} pixels into {size[0]:,} x {size[1]:,}"
     )
     if factor > MAX_ENLARGEMENT:
         raise ConfigError(
@@ -119,6 +119,11 @@ def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int
             f"{numbers}: less than {SMALLEST_SIDE} pixels a side show nothing. Leave out --resample, or take a model "
             "that was trained on finer pixels"
         )
+
+
+def _round(number: float) -> str:
+    """Writes a number with two or three digits that count."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}" if number >= 10 else f"{number:.3g}"
 
 
 def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None) -> None:

@@ -44,6 +44,10 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
     _check_kind(target, file=suffix in MAP_SUFFIXES)
     single = not is_pattern(source) and storage.info(source).type != fs.FileType.Directory
     if single:
+        if storage.info(source).type == fs.FileType.NotFound:
+            raise DataError(
+                f"{source}: no such file or folder. Name an image, a folder or a quoted pattern as INPUT"
+            )
         if read_provenance(source) is not None:
             raise ConfigError(f"{source}: is a map that was made here, not an image; name the image as INPUT")
         top = source.rpartition("/")[0]

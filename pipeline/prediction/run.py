@@ -155,7 +155,8 @@ def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) 
     free = check_disk(0, request.target)
     room = f", {megabytes(free)} free" if free is not None else ""
     tell(
-        f"{len(survey.open)} scene(s){before}, {survey.windows:,} windows, up to {megabytes(survey.disk)} on disk{room}"
+        f"{len(survey.open)} scene(s){before}, {survey.windows:,} window(s), up to {megabytes(survey.disk)} on "
+        f"disk{room}"
     )
     notes: dict[str, list[str]] = {}
     for plan in survey.open:

@@ -414,7 +414,7 @@ def test_windows_are_counted_without_being_made() -> None:
 @pytest.mark.parametrize(
     ("metres", "words", "message"),
     [
-        (9700, ["--resample"], r"9\.7e\+03 m a pixel to the model's 0\.3 m turns 90 x 70 .* 2,910,000 x .* 32,333 tim"),
+        (9700, ["--resample"], r"9,700 m a pixel to the model's 0\.3 m turns 90 x 70 .* 2,910,000 x .* 32,333 tim"),
         (0.001, ["--resample"], r"turns 90 x 70 pixels into 1 x 1: less than 32 pixels a side"),
         (0.3, ["--window", "16"], r"--window 16: at least 32 pixels"),
         (0.3, ["--bands", "1,2"], "--bands 1,2: the model takes 3"),
@@ -453,7 +453,7 @@ def test_what_it_takes_and_what_looks_odd_is_said_before_the_work(tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         main([fine, str(tmp_path / "in"), str(tmp_path / "out")])
     lines = said[0].splitlines()
-    assert lines[0].startswith("2 scene(s), 78 windows, up to 0.0 MiB on disk, ")
+    assert lines[0].startswith("2 scene(s), 78 window(s), up to 0.0 MiB on disk, ")
     assert (
         "a.tif and 1 more: pixels of 5 m, the model was trained with 0.3 m: things look 17 times too small"
         in lines[1]
