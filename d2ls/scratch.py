@@ -4,12 +4,16 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "d2ls.tmp-"
 """Begins the name of every scratch folder, and of nothing else: what bears it and has no owner may be removed."""
+
+GRACE_SECONDS = 60.0
+HOLD_TRIES = 5
 
 
 @contextmanager
@@ -43,22 +47,62 @@ def remove_abandoned(root: Path | None = None) -> list[Path]:
     removed = []
     for folder in (root or Path(tempfile.gettempdir())).glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, or another process removes it at this moment
-            if _abandoned(folder):
-                shutil.rmtree(folder)
+            if _removed(folder):
                 removed.append(folder)
     return removed
 
 
-def _abandoned(folder: Path) -> bool:
-    """Returns whether nobody holds a folder of this user."""
+@contextmanager
+def only_process(name: str) -> Iterator[None]:
+    """Keeps some work to one process of this user on this machine; a killed one's hold ends with it.
+
+    Args:
+        name: of the work, as a part of a file name.
+
+    Raises:
+        BlockingIOError: another process is at it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{PREFIX}{name}-{os.getuid()}"
+    hold = _hold_on(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+        os.close(hold)
+
+
+def _hold_on(folder: Path) -> int:
+    for attempt in range(HOLD_TRIES):
+        folder.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # removed in between
+            hold = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if folder.stat().st_ino == os.fstat(hold).st_ino:
+                    return hold
+                os.close(hold)  # its name is gone, or another's now
+            except BlockingIOError:
+                os.close(hold)
+                if attempt == HOLD_TRIES - 1:
+                    raise
+                time.sleep(0.05)  # perhaps only somebody who looks whether it was left behind
+    raise BlockingIOError(f"{folder}: other processes make and remove it all the time")
+
+
+def _removed(folder: Path) -> bool:
+    """Removes a folder of this user that nobody holds; returns whether it was one."""
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         return False
     hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # An empty one was perhaps just made, and is not held yet.
+        if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < GRACE_SECONDS:
+            return False
+        shutil.rmtree(folder)
     except BlockingIOError:
         return False
     finally:
         os.close(hold)
-    # Empty: perhaps just made, and not held yet. There is nothing to gain by removing it either.
-    return any(folder.iterdir())
+    return True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from d2ls import storage
 from d2ls.errors import ConfigError, D2LSError, ShardError, StorageError
+from d2ls.scratch import remove_abandoned
 from pipeline import cli
 from pipeline.config import Recipe, load_recipe
 
@@ -67,6 +68,7 @@ def examine(recipe: Recipe | None) -> Iterable[Finding]:
     """Looks at everything, one finding after the other; without a recipe at what needs none."""
     yield check_versions()
     yield check_memory_disk()
+    yield from check_leftovers(recipe)
     if recipe is None:
         yield from _guarded("tracking", lambda: check_tracking(None))
         return
@@ -118,6 +120,17 @@ def check_memory_disk() -> Finding:
             "machine", "warning", f"{text}; Ray and a training worker want 4 GiB: end other programs"
         )
     return Finding("machine", "ok", text)
+
+
+def check_leftovers(recipe: Recipe | None) -> list[Finding]:
+    """Removes temporary folders of processes that were killed: in the temporary folder and below local runs."""
+    from pipeline.training.run_folder import default_storage
+
+    uri = recipe.anchored().storage if recipe else default_storage()
+    runs = storage.local_path(uri).glob("*/checkpoints") if storage.is_local(uri) else ()
+    removed = [folder for root in (None, *runs) for folder in remove_abandoned(root)]
+    names = ", ".join(map(str, removed))
+    return [Finding("left over", "ok", f"removed, their processes are gone: {names}")] if removed else []
 
 
 def check_tracking(recipe: Recipe | None) -> list[Finding]:

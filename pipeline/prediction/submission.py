@@ -5,7 +5,6 @@ Written and checked by the same rules; a check names everything that is wrong, n
 
 import io
 import re
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.labels import IGNORE, ClassTable
+from d2ls.scratch import scratch_folder
 from sharding.files import natural
 from sharding.sources.loveda import LoveDA
 from sharding.sources.uavid import UAVid
@@ -121,8 +121,8 @@ def write(
     zipped = target.suffix.lower() == ".zip"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            partial = Path(scratch, "submission.zip" if zipped else "submission")
+        with scratch_folder("submission", root=target.parent) as scratch:
+            partial = scratch / ("submission.zip" if zipped else "submission")
             (_write_zip if zipped else _write_folder)(rules, partial, entries)
             if expected is not None:
                 check(rules, partial, expected, name=str(target))

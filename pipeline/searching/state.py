@@ -1,18 +1,15 @@
 """What going on with a sweep needs: `<storage>/<name>/sweep.json`, and that no other process goes on with it."""
 
-import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from d2ls import storage
 from d2ls.errors import ConfigError
+from d2ls.scratch import only_process
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import FREE_ON_RESUME, apply_overrides
 
@@ -96,10 +93,9 @@ def only_driver(storage_uri: str, name: str) -> Iterator[None]:
     """
     # Not in the storage: object stores know no locks, and a sweep that is refused should leave nothing there.
     digest = hashlib.sha256(storage.join(storage_uri, name).encode()).hexdigest()[:16]
-    file = Path(tempfile.gettempdir()) / f"d2ls-sweep-{os.getuid()}-{digest}.lock"
-    with file.open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(only_process(f"sweep-{digest}"))
         except BlockingIOError:
             raise ConfigError(
                 f"sweep {name} is being run by another process; wait for it, or stop it first"

@@ -1,11 +1,11 @@
 """Training on a Ray Train worker group."""
 
-import tempfile
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from d2ls import errors, storage
 from d2ls.errors import StorageError, TrainingError
+from d2ls.scratch import scratch_folder
 from pipeline.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -87,10 +87,12 @@ def _fit(job: dict[str, Any], scaling: dict[str, Any], max_failures: int) -> str
 
     from pipeline.training.worker import run_worker
 
-    with tempfile.TemporaryDirectory(prefix="d2ls-ray-") as scratch:
+    with scratch_folder("train") as scratch:
         # Ray keeps nothing of value there: checkpoints are ours, in the run folder.
         config = RunConfig(
-            name=job["name"], storage_path=scratch, failure_config=FailureConfig(max_failures=max_failures)
+            name=job["name"],
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=max_failures),
         )
         trainer = TorchTrainer(
             run_worker, train_loop_config=job, scaling_config=ScalingConfig(**scaling), run_config=config

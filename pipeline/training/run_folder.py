@@ -153,10 +153,11 @@ class RunFolder:
         Raises:
             ConfigError: a run of this name is there already.
         """
-        self.check_free()
+        with self._alone():
+            self.check_free()
+            self._add({"name": self.name, "recipe_digest": recipe.digest(), "created": time.time()})
         storage.make_folder(self.checkpoints)
         storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
-        self.note(name=self.name, recipe_digest=recipe.digest(), created=time.time())
 
     def exists(self) -> bool:
         """Says whether a run of this name was started, or something else lies in its place."""

@@ -1,10 +1,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
-from d2ls.scratch import PREFIX, remove_abandoned, scratch_folder
+from d2ls.scratch import PREFIX, only_process, remove_abandoned, scratch_folder
 
 KILLED = """
 import os, signal, sys
@@ -53,4 +54,38 @@ def test_another_users_folder_stays(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: uid + 1)
     assert remove_abandoned(tmp_path) == []
     monkeypatch.undo()
+    assert remove_abandoned(tmp_path) == [folder]
+
+
+HOLDING = """
+import sys
+import tempfile
+from d2ls.scratch import only_process
+with only_process("sweep-x"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_name_is_held_by_one_process_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(BlockingIOError), only_process("sweep-x"):
+        pass
+    other.kill()
+    other.communicate()
+    with only_process("sweep-x"), only_process("sweep-y"):
+        assert remove_abandoned() == []
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_old_empty_folder_is_removed_and_a_new_one_is_not(tmp_path):
+    folder = tmp_path / f"{PREFIX}sweep-x"
+    folder.mkdir()
+    assert remove_abandoned(tmp_path) == []
+    os.utime(folder, (0, 0))
     assert remove_abandoned(tmp_path) == [folder]

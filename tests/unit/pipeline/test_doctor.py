@@ -53,3 +53,18 @@ def test_every_problem_gets_a_line(folder, monkeypatch, capsys):
     assert findings["cluster"].line() == "ok      cluster     two"
     assert findings["tracking"].status == "ok"
     assert "torch 2." in findings["versions"].text
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("D2LS_STORAGE", str(tmp_path))
+    left = [
+        tmp_path / "tmp" / "d2ls.tmp-model-a",
+        tmp_path / "runs" / "one" / "checkpoints" / "d2ls.tmp-checkpoint-b",
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "half").touch()
+    (finding,) = doctor.check_leftovers(None)
+    assert all(str(folder) in finding.text and not folder.exists() for folder in left)
+    assert doctor.check_leftovers(None) == []

@@ -116,6 +116,19 @@ def test_two_writers_lose_nothing_of_each_other(folder):
     assert len([key for key in folder.facts() if key.startswith(("driver-", "sweep-"))]) == 20
 
 
+def test_of_runs_that_take_one_name_at_once_one_gets_it(recipe):
+    def take(number):
+        try:
+            RunFolder.of(recipe.storage, "taken").create(recipe.with_values({"seed": number}))
+        except ConfigError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as threads:
+        (winner,) = [number for number in threads.map(take, range(8)) if number is not None]
+    assert RunFolder.of(recipe.storage, "taken").recipe().seed == winner
+
+
 def test_what_the_sweep_pruned_stays_pruned(folder):
     folder.end(run_folder.FAILED)
     assert folder.facts()["state"] == "failed"
