@@ -127,7 +127,7 @@ def run(
     if (card := finished_card(plan, spec)) is not None:
         return card
     for warning in found.warnings:
-        _log.warning("%s", warning)
+        _log.warning("warning: %s", warning)
     require_teachable(found)
     with only_writer(spec.uri):
         if (card := finished_card(plan, spec)) is not None:  # by the command that this one waited for

@@ -77,3 +77,15 @@ def test_one_problem_of_many_files_is_told_once_with_paths_below_the_root(tmp_pa
     assert lines[0].startswith("- a/lab/part1_label.png: unknown label colour (1, 2, 3) in 2000 pixels")
     assert lines[0].endswith("(and 7 more with the same text)")
     assert "8 problem(s)" in shown
+
+
+def test_sharding_warns_before_it_writes_and_shows_warnings_of_the_card(tmp_path, capsys, caplog):
+    build(tmp_path / "raw", scenes="abcde")
+    for part in (1, 2):
+        save(tmp_path / "raw" / "c" / "lab" / f"part{part}_label.png",
+             np.full((40, 50, 3), (255, 0, 0), np.uint8))  # fmt: skip
+    run_check(tmp_path, capsys)
+    split = "data.custom.split={scenes: {train: [a, b], val: [c], unused: [d, e]}}"
+    assert main([str(tmp_path / "own.yaml"), split, "--inline"]) == 0
+    assert "warning: roles.report names the split 'test', which is not there" in caplog.text
+    assert "warning: class 'water' has no pixel in the split 'val'" in capsys.readouterr().out
