@@ -25,22 +25,27 @@ def crown(
 ) -> "ModelVersion":
     """Registers the selected checkpoint as challenger; makes it champion where the recipe says so and it is better.
 
-    The reigning champion is scored again on the same report data, so that both scores mean the same; on the Ray workers
+    The present champion is scored again on the same report data, so that both scores mean the same; on the Ray workers
     of `cluster`, or in this process.
 
     Returns:
         The registered version, with its aliases.
     """
     from pipeline.promote import decide
+    from pipeline.tracking.connection import patiently
+    from pipeline.training.tracked_run import PATIENCE
 
-    version = store.register(
-        trained.run_id,
-        trained.best_checkpoint,
-        recipe.model_name,
-        card=card,
-        evaluation=evaluation.to_dict(),
-        recipe=recipe,
-    )
+    def register() -> "ModelVersion":
+        return store.register(
+            trained.run_id,
+            trained.best_checkpoint,
+            recipe.model_name,
+            card=card,
+            evaluation=evaluation.to_dict(),
+            recipe=recipe,
+        )
+
+    version = patiently(register, PATIENCE)
     console.print(f"  {version.uri} registered, alias challenger")
     if recipe.registry.promote == "never":
         console.print(

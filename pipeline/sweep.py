@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -242,17 +242,23 @@ def _opened(
 def _settle(sweep: "Sweep") -> None:
     """Tells MLflow what it has not heard of the sweep and its trials; where it is away, the folders keep it."""
     from pipeline.searching.records import TrialRecords
+    from pipeline.tracking.connection import UnreachableError
 
-    try:
+    folders = [sweep.place]
+    with suppress(D2LSError):  # a damaged record: the sweep itself has said so
         trials = TrialRecords.load(storage.join(sweep.folder, "trials")).trials.values()
-        for folder in [*map(sweep.place_of, trials), sweep.place]:
+        folders = [*map(sweep.place_of, trials), sweep.place]
+    for folder in folders:
+        try:
             if folder.facts().get("state") == run_folder.RUNNING:  # its process died with Tune's
                 folder.end(run_folder.KILLED)
             tracked_run.settle(sweep.store, folder)
-    except D2LSError as error:  # it must not hide what ended the sweep
-        logging.getLogger(__name__).warning(
-            "%s. `python -m pipeline.doctor` sends what waits and closes the runs", error
-        )
+        except D2LSError as error:  # it must not hide what ended the sweep
+            logging.getLogger(__name__).warning(
+                "%s. `python -m pipeline.doctor` sends what waits and closes the runs", error
+            )
+            if isinstance(error, UnreachableError):
+                return
 
 
 def _context(sweep: "Sweep", train_one: "TrainOne | None") -> "TrialContext":

@@ -226,7 +226,7 @@ def probe(uri: str) -> None:
         with _environment(**limits):
             client.search_experiments(max_results=1)
     except MlflowException as error:
-        if _unreachable(error):
+        if unreachable(error):
             raise UnreachableError(
                 f"tracking server {uri} does not answer ({str(error).splitlines()[0][:300]}). Start it with "
                 "`mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
@@ -301,7 +301,7 @@ def named(uri: str, **about: Any) -> Iterator[None]:
         yield
     except MlflowException as error:
         what = "".join(f", {key} {value}" for key, value in about.items())
-        kind = UnreachableError if is_server(uri) and _unreachable(error) else TrackingError
+        kind = UnreachableError if is_server(uri) and unreachable(error) else TrackingError
         raise kind(f"tracking store {shown(uri)}{what}: {error.message}") from error
 
 
@@ -351,7 +351,7 @@ def shown(uri: str) -> str:
     return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
 
 
-def _unreachable(error: Exception) -> bool:
+def unreachable(error: Exception) -> bool:
     """Returns whether a request of MLflow's had no answer, or none but errors of the server."""
     return "API request to" in str(error) and "failed with exception" in str(error)
 
