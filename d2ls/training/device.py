@@ -6,6 +6,7 @@ once the next step's forward and backward pass are queued. The GPU has work all 
 """
 
 import contextlib
+import gc
 import re
 import resource
 import sys
@@ -175,6 +176,7 @@ class CudaDevice(Device):
                 raise
             return False
         finally:
+            gc.collect()  # a graph that was cut off may hold itself
             self._runtime.empty_cache()
         return True
 

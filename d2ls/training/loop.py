@@ -162,6 +162,9 @@ class Trainer:
                 yield self._end_epoch()
             if self.checkpointer and self.ranks.first:
                 self._tell_checkpoint(self.checkpointer.finished(wait=True))
+        except GeneratorExit:  # stopped by the caller, which is no error
+            self._close()
+            raise
         except BaseException:
             self._close(failed=True)
             raise

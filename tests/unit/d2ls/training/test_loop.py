@@ -134,3 +134,12 @@ def test_a_callback_that_cannot_be_closed_hides_nothing(shards, tmp_path, broken
     assert caplog.text.count("Failing.close failed too") == (2 if broken else 1)
     with pytest.raises(RuntimeError, match="after shutdown"):
         trainer.checkpointer.save(trainer.state, trainer.network, trainer.optimizer)
+
+
+def test_a_run_that_is_stopped_early_still_says_what_could_not_be_closed(shards):
+    callbacks = [Failing(), Recorder()]
+    epochs = make_trainer(shards, callbacks=callbacks, epochs=2).epochs()
+    next(epochs)
+    with pytest.raises(OSError, match="tracking is gone"):
+        epochs.close()
+    assert [callback.closed for callback in callbacks] == [1, 1]
