@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from d2ls import storage
 from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.inference import Segmenter, span_count
 from d2ls.inference.windows import spans
+from pipeline.models import read_files
 from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping
 from pipeline.prediction import plan as planning
@@ -29,6 +31,7 @@ from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.outputs import BusyError, Outputs, hold
 from pipeline.prediction.provenance import read_provenance
 from pipeline.prediction.request import MapOptions
+from pipeline.prediction.workers import ModelWorker
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -459,6 +462,32 @@ def test_what_it_takes_and_what_looks_odd_is_said_before_the_work(tmp_path, monk
         in lines[1]
     )
     assert lines[2].startswith("about ")
+
+
+def test_workers_get_what_a_scene_needs_and_their_maps_are_found(
+    tmp_path, model, monkeypatch, capsys
+) -> None:
+    for name in ("a", "b"):
+        scene_file(tmp_path / "in" / f"{name}.tif")
+    (tmp_path / "in" / "c.tif").write_bytes(b"II*")
+    worked = []
+
+    def here(function, pieces, folder, where, settings, config):
+        assert config.workers == 2
+        worker = ModelWorker(read_files(folder), where, settings)
+        for number, piece in enumerate(pickle.loads(pickle.dumps(pieces))):
+            worked.append(piece[0])
+            yield number, worker.work(function, piece)
+
+    monkeypatch.setattr("pipeline.prediction.workers.spread", here)
+    words = [model, str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "2"]
+    with pytest.raises(DataError, match="1 of 3 scenes"):
+        main(words)
+    assert [Path(source).name for source, _ in worked] == ["a.tif", "b.tif"]
+    with pytest.raises(DataError, match="1 of 3 scenes"):
+        main(words)
+    assert len(worked) == 2
+    assert capsys.readouterr().err.count("finished before") == 2
 
 
 def test_a_disk_without_room_is_said_first(tmp_path, model, monkeypatch) -> None:
