@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2ls.errors import NonFiniteLossError
 from d2ls.losses import D2LSLoss
 from d2ls.model import build_model
-from d2ls.training.device import Device, Stopwatch, open_device
+from d2ls.training.device import CudaDevice, Device, Stopwatch, open_device
 from tests.fake_device import GARBAGE, FakeDevice
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
@@ -175,3 +175,18 @@ def test_the_cpu_needs_no_waiting():
     assert 0 <= watch.seconds()["forward"] < 1
     assert device.reading(torch.ones(1))() == [1.0]
     assert device.peak_memory() > 1e7
+
+
+def test_on_cuda_batch_norm_over_ranks_is_pytorchs_own():
+    """Layers with an activation inside keep it; the optimizer's parameters and a checkpoint's names stay."""
+    network = build_model(backbone="test_efficientnet", num_classes=4, stages=1, embed_dim=32, heads=2)
+    before, names = dict(network.named_parameters()), list(network.state_dict())
+    plain = [type(layer).__name__ for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert "BatchNormAct2d" in plain
+    assert CudaDevice.normalize_over_ranks(FakeDevice(), network) is network
+    synced = [layer for layer in network.modules() if isinstance(layer, torch.nn.SyncBatchNorm)]
+    assert len(synced) == len(plain)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+    assert sum(hasattr(layer, "act") for layer in synced) == plain.count("BatchNormAct2d")
+    assert all(parameter is before[name] for name, parameter in network.named_parameters())
+    assert list(network.state_dict()) == names
