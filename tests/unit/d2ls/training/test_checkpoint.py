@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_state_loads_without_pickle(shards, tmp_path):
 
 def two_checkpoints(shards, folder):
     """Trains without learning: both epochs score the same, so the first stays the best and both are kept."""
-    make_trainer(shards, folder, epochs=2, lr=0.0).run()
+    trainer = make_trainer(shards, folder, epochs=2, lr=0.0)
+    trainer.schedule = replace(trainer.schedule, final_lr=0.0)
+    trainer.run()
     assert [found.step for found in complete_checkpoints(str(folder))] == [3, 6]
 
 
