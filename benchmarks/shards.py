@@ -14,19 +14,20 @@ import shutil
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from d2ls.codecs import decode_image
 from pipeline.config.recipe import parse_recipe
 from pipeline.shard import run, shard_spec
-from sharding.codecs import Codec, decode_image
+from sharding.codecs import Codec
 from sharding.plan import plan_shards
 from sharding.raster import open_raster
 from sharding.scenery import make_scene, write_scenery
 from sharding.survey import survey
-from sharding.tiling import Window
 from sharding.write import write_shard
 
 
@@ -220,8 +221,8 @@ def codecs(options):
             encode.append(time.process_time() - started)
             share.append(len(content) / image.nbytes)
             decode.append(min(cpu(decode_image, content, codec.name) for _ in range(3)))
-            window = Window(130, 210, 512, 512)
-            crop.append(min(cpu(decode_image, content, codec.name, window) for _ in range(3)))
+            part = partial(decode_image, content, codec.name, box=(130, 210, 512, 512))
+            crop.append(min(cpu(part) for _ in range(3)))
         row = [1000 * statistics.median(values) for values in (encode, decode, crop)]
         print(f"{name:15s} {statistics.mean(share):10.2f} {row[0]:8.1f} {row[1]:8.1f} {row[2]:8.1f}")
 

@@ -1,10 +1,10 @@
-"""Image and label codecs of the shards: PNG, lossless WebP, JPEG, tiled TIFF; labels are always PNG."""
+"""How shards are written: PNG, lossless WebP, JPEG, tiled TIFF; labels are always PNG. `d2ls.codecs` decodes them."""
 
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from rasterio.io import MemoryFile
 
 from d2ls.errors import ConfigError, ShardError
 from d2ls.png import grey_png
-from sharding.tiling import Window
 
 CodecName = Literal["png", "webp", "jpg", "tif"]
 TIFF_BLOCK = 256
@@ -99,38 +98,9 @@ class Codec:
         return settings
 
 
-def decode_image(content: bytes, suffix: str, window: Window | None = None) -> Image:
-    """Decodes an image member of a shard to H W C; of a TIFF only the blocks that the window touches.
-
-    Raises:
-        ShardError: the bytes are no image of this kind.
-    """
-    if suffix == "tif":
-        return _decode_tiff(content, window)
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None:
-        raise ShardError(f"not a readable {suffix} image ({len(content)} bytes)")
-    image = decoded[..., None] if decoded.ndim == 2 else cv2.cvtColor(decoded, _TO_RGB[decoded.shape[2]])
-    if window is not None:
-        image = image[window.row : window.row + window.height, window.column : window.column + window.width]
-    return cast(Image, np.ascontiguousarray(image))
-
-
 def encode_mask(ids: npt.NDArray[np.uint8]) -> bytes:
     """Encodes H W class ids as a grey PNG."""
     return grey_png(ids)
-
-
-def decode_mask(content: bytes) -> npt.NDArray[np.uint8]:
-    """Decodes a label member of a shard to H W class ids.
-
-    Raises:
-        ShardError: not an 8-bit grey image.
-    """
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.ndim != 2 or decoded.dtype != np.uint8:
-        raise ShardError(f"not a readable label image ({len(content)} bytes)")
-    return cast(npt.NDArray[np.uint8], decoded)
 
 
 def crc32(content: bytes) -> int:
@@ -138,7 +108,6 @@ def crc32(content: bytes) -> int:
     return isal_zlib.crc32(content)
 
 
-_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 _TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 
 
@@ -191,21 +160,6 @@ def _tif(codec: Codec, image: Image) -> bytes:
         with memory.open(driver="GTiff", **shape, **profile) as file:
             file.write(image.transpose(2, 0, 1))
         return bytes(memory.read())
-
-
-def _decode_tiff(content: bytes, window: Window | None) -> Image:
-    area = (
-        ((window.row, window.row + window.height), (window.column, window.column + window.width))
-        if window
-        else None
-    )
-    try:
-        with warnings.catch_warnings(), MemoryFile(content) as memory:
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with memory.open() as file:
-                return np.ascontiguousarray(file.read(window=area).transpose(1, 2, 0))
-    except rasterio.errors.RasterioError as error:
-        raise ShardError(f"not a readable tif image ({len(content)} bytes): {error}") from error
 
 
 _ENCODERS: dict[str, Callable[[Codec, Image], bytes]] = {"png": _png, "webp": _webp, "jpg": _jpg, "tif": _tif}

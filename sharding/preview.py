@@ -6,10 +6,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from d2ls import storage
+from d2ls.codecs import decode_image, decode_mask
 from d2ls.display import displayable
 from d2ls.labels import ClassTable
 from d2ls.shards import ShardSet
-from sharding.codecs import decode_image, decode_mask
 
 CELL = 192
 """Side of a sample on the sheet, in pixels."""
@@ -87,7 +87,9 @@ def _sample_pictures(shards: ShardSet, row: dict[str, Any]) -> tuple[Image.Image
     image = decode_image(
         storage.read_range(tar, row["image_offset"], row["image_length"]), row["image_suffix"]
     )
-    ids = decode_mask(storage.read_range(tar, row["mask_offset"], row["mask_length"]))
+    ids = decode_mask(
+        storage.read_range(tar, row["mask_offset"], row["mask_length"]), (row["height"], row["width"])
+    )
     picture = Image.fromarray(displayable(image, shards.card.max_value))
     label = Image.fromarray(shards.card.classes.colorize(ids, ignore_color=IGNORED))
     picture.thumbnail((CELL, CELL))

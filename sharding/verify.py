@@ -9,9 +9,10 @@ from blake3 import blake3
 from pyarrow import fs
 
 from d2ls import storage
+from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import D2LSError, ShardError
 from d2ls.shards import INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
-from sharding.codecs import crc32, decode_image, decode_mask
+from sharding.codecs import crc32
 from sharding.finish import set_digest, split_digest
 from sharding.part import histogram, sample_digest
 from sharding.survey import report_problems
@@ -116,12 +117,10 @@ def _verify_sample(content: bytes, members: dict[str, tuple[int, int]], row: Row
     for part in ("image", "mask"):
         if crc32(parts[part]) != row[f"{part}_crc32"]:
             raise ShardError(f"CRC of the {part} differs")
-    image, ids = decode_image(parts["image"], row["image_suffix"]), decode_mask(parts["mask"])
     size = (row["height"], row["width"])
-    if image.shape != (*size, len(card.bands)) or str(image.dtype) != card.dtype or ids.shape != size:
-        raise ShardError(
-            f"image {image.shape} {image.dtype}, labels {ids.shape}, expected {size} {card.dtype}"
-        )
+    expected = (*size, len(card.bands), card.dtype)
+    image = decode_image(parts["image"], row["image_suffix"], expected=expected)
+    ids = decode_mask(parts["mask"], size)
     counts = histogram(ids)
     if counts[: card.classes.num_classes].tolist() != row["class_pixels"]:
         raise ShardError("class pixels differ from the index")

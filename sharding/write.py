@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls import storage
+from d2ls.codecs import decode_image
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
-from sharding.codecs import crc32, decode_image, encode_mask
+from sharding.codecs import crc32, encode_mask
 from sharding.part import PixelSums, ShardPart, histogram, sample_digest
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Raster, WholeRaster, open_raster

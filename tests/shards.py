@@ -63,7 +63,7 @@ def tiff(image, **options):
         "tiled": True,
         "blockxsize": 32,
         "blockysize": 16,
-        "compress": "deflate",
+        "compress": "zstd",
         "predictor": 2,
         **options,
     }

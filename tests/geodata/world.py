@@ -90,7 +90,7 @@ def samples(root):
     import json
     import tarfile
 
-    from sharding.codecs import decode_image, decode_mask
+    from d2ls.codecs import decode_image, decode_mask
 
     found = {}
     for tar_file in sorted((root / "shards").rglob("*.tar")):

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
 from pipeline.shard import main, run
-from sharding.codecs import decode_image, decode_mask
 from sharding.scenery import write_scenery
 from sharding.target import only_writer
 from sharding.verify import verify

@@ -153,23 +153,6 @@ def test_a_missing_shard_is_not_a_bad_sample(shards):
         list(load(shards, bad_samples="skip"))
 
 
-def test_a_palette_mask_is_read_by_index(tmp_path, shards):
-    from PIL import Image
-
-    mask = np.random.default_rng(0).integers(0, 4, (48, 64)).astype(np.uint8)
-    image = Image.fromarray(mask, mode="P")
-    image.putpalette([7, 7, 7, 9, 9, 9, 1, 2, 3, 4, 5, 6])
-    image.save(tmp_path / "mask.png")
-    content = (tmp_path / "mask.png").read_bytes()
-    row = shards.index.to_pylist()[2]
-    with shard_of(shards, row).open("ab") as file:
-        start = file.tell()
-        file.write(content)
-    shards = changed_row(shards, mask_offset=start, mask_length=len(content))
-    loader = EvaluationLoader(shards, "train", batch_size=3, verify="never")
-    assert np.array_equal(next(iter(loader)).labels[2].numpy(), mask)
-
-
 def test_a_dead_worker_is_reported(shards):
     arguments = {"global_batch": 2, "augmentation": Augmentation(crop_size=32), "seed": 0, "workers": 1}
     with TrainingLoader(shards, "train", **arguments) as loader:

@@ -1,22 +1,13 @@
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2ls.errors import ShardError
-from d2ls.loader.tiff import open_tiff
+from d2ls.tiff import open_tiff
 from tests.shards import picture, tiff
 
-KINDS = [
-    {"compress": "none", "predictor": 1},
-    {"compress": "deflate", "predictor": 2},
-    {"compress": "deflate", "predictor": 1, "tiled": False, "blockysize": 7},
-    {"compress": "none", "predictor": 1, "tiled": False, "blockysize": 7},
-    {"compress": "zstd", "predictor": 2},
-    {"compress": "zstd", "predictor": 2, "endianness": "big"},
-    {"compress": "none", "predictor": 1, "endianness": "big"},
-]
+KINDS = [{"compress": "none", "predictor": 1}, {"compress": "zstd", "predictor": 2}]
 IMAGE = picture(0, 50, 70, 4, "uint16")[0]
 FILES = [tiff(IMAGE, **kind) for kind in KINDS]
 
@@ -46,7 +37,7 @@ def test_any_window_of_any_kind(data, kind):
     assert found.dtype.isnative
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_only_the_touched_blocks_are_read(kind):
     content = FILES[kind]
     layout = open_tiff(Log(content), len(content))
@@ -58,14 +49,17 @@ def test_only_the_touched_blocks_are_read(kind):
     assert whole.count > 4 * log.count
 
 
-def test_eight_bits_as_opencv_writes_them():
-    image = picture(3, 40, 30)[0]
-    _, content = cv2.imencode(".tif", image[:, :, ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])
-    layout = open_tiff(Log(content.tobytes()), len(content))
-    assert np.array_equal(layout.window(Log(content.tobytes()), (0, 0, 40, 30)), image)
-
-
-@pytest.mark.parametrize("options", [{"compress": "lzw"}, {"interleave": "band"}, {"BIGTIFF": "YES"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compress": "lzw"},
+        {"compress": "deflate"},
+        {"interleave": "band"},
+        {"BIGTIFF": "YES"},
+        {"endianness": "big"},
+        {"tiled": False},
+    ],
+)
 def test_other_kinds_are_left_to_others(options):
     content = tiff(IMAGE, **options)
     assert open_tiff(Log(content), len(content)) is None
@@ -76,7 +70,7 @@ def test_no_tiff_at_all():
     assert open_tiff(Log(b"II*\0" + b"\xff" * 4), 8) is None
 
 
-@pytest.mark.parametrize("kind", [1, 4])
+@pytest.mark.parametrize("kind", [1])
 def test_a_damaged_block_is_an_error(kind):
     content = bytearray(FILES[kind])
     layout = open_tiff(Log(bytes(content)), len(content))

@@ -1,32 +1,32 @@
-"""Windows of TIFF images: only the tiles or strips that a window touches are read and inflated.
+"""Windows of TIFF images as `sharding` writes them: only the blocks that a window touches are read and inflated.
 
-Read here: classic TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
-tiles or strips, uncompressed, deflate or Zstandard, without predictor or (integers) with the horizontal one.
-`open_tiff` returns None for anything else.
+Read here: classic little-endian TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
+tiles, uncompressed or Zstandard, without predictor or (integers) with the horizontal one. `open_tiff` returns None for
+anything else.
 """
 
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from d2ls.errors import ShardError
-from d2ls.loader.orders import Box
 
 Read = Callable[[int, int], bytes]
-Compression = Literal["none", "deflate", "zstd"]
+"""Gives `length` bytes of a file from `offset` on."""
+
+Box = tuple[int, int, int, int]
+"""Top, left, height, width."""
 
 _ONE_THREAD = 2**15 - 1  # values up to which torch stays in the calling thread: waking others costs more
 _HEAD = 4096  # bytes read first; the directory lies there where the writer put it in front
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _DEFAULTS = {258: (1,), 259: (1,), 277: (1,), 284: (1,), 317: (1,), 339: (1,)}
-_COMPRESSIONS: dict[int, Compression] = {1: "none", 8: "deflate", 32946: "deflate", 50000: "zstd"}
+_NONE, _ZSTD = 1, 50000
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,12 @@ class Tiff:
         height: H.
         width: W.
         channels: C.
-        dtype: of a pixel as stored, with byte order.
-        block: height and width of a tile (a strip is a tile as wide as the image).
+        dtype: of a pixel.
+        block: height and width of a tile; those at the lower and right edge are filled up.
         offsets: first byte of each block, row by row.
         lengths: bytes of each block.
-        compression: of the blocks.
+        compressed: whether blocks are compressed by Zstandard.
         predictor: whether blocks hold horizontal differences.
-        strips: whether the last block ends with the image.
     """
 
     height: int
@@ -53,25 +52,24 @@ class Tiff:
     block: tuple[int, int]
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
-    compression: Compression
+    compressed: bool
     predictor: bool
-    strips: bool
 
     def window(self, read: Read, box: Box) -> npt.NDArray[Any]:
         """Reads a window of the image.
 
         Args:
-            read: gives `length` bytes of the file from `offset` on.
+            read: gives bytes of the file.
             box: the window; it lies inside the image.
 
         Returns:
-            h w C, uint8, uint16 or float32 in native byte order.
+            h w C, uint8, uint16 or float32.
 
         Raises:
             ShardError: a block is damaged.
         """
         top, left, height, width = box
-        out = np.empty((height, width, self.channels), self.dtype.newbyteorder("="))
+        out = np.empty((height, width, self.channels), self.dtype)
         block_height, block_width = self.block
         across = -(-self.width // block_width)
         for row in range(top // block_height, -(-(top + height) // block_height)):
@@ -88,30 +86,24 @@ class Tiff:
         """Reads some rows of a block: only these where it is not compressed."""
         first, last = rows
         stride = self.block[1] * self.channels * self.dtype.itemsize
-        if self.compression == "none":
+        if self.compressed:
+            packed = read(self.offsets[number], self.lengths[number])
+            data = _inflated(packed, self.block[0] * stride, number)[first * stride : last * stride]
+        else:
             if self.lengths[number] < last * stride:
                 raise ShardError(
                     f"TIFF block {number} holds {self.lengths[number]} bytes, not {last * stride}"
                 )
             data = memoryview(read(self.offsets[number] + first * stride, (last - first) * stride))
-        else:
-            packed = read(self.offsets[number], self.lengths[number])
-            whole = _inflated(packed, self.compression, self._block_height(number) * stride, number)
-            data = whole[first * stride : last * stride]
         block = np.frombuffer(data, self.dtype).reshape(last - first, self.block[1], self.channels)
         return _running_sums(block) if self.predictor else block
-
-    def _block_height(self, number: int) -> int:
-        """Rows of a block: the last strip of an image ends with it, tiles are filled up."""
-        height, width = self.block
-        if not self.strips:
-            return height
-        return min(height, self.height - number // -(-self.width // width) * height)
 
 
 def _running_sums(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Sums rows up from the left, channel by channel, modulo the range of the dtype; quicker than NumPy."""
-    sums = np.array(block, block.dtype.newbyteorder("="))
+    import torch  # sharding, which has no use for torch otherwise, comes here for Zstandard alone
+
+    sums = np.array(block)
     signed = torch.from_numpy(sums.view(f"i{sums.itemsize}"))  # wraps around as unsigned numbers do
     at_once = len(signed) if torch.get_num_threads() == 1 else max(1, _ONE_THREAD // signed[0].numel())
     for top in range(0, len(signed), at_once):
@@ -119,13 +111,10 @@ def _running_sums(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return sums
 
 
-def _inflated(packed: bytes, compression: Compression, length: int, number: int) -> memoryview:
+def _inflated(packed: bytes, length: int, number: int) -> memoryview:
     try:
-        if compression == "deflate":
-            data = memoryview(zlib.decompress(packed))
-        else:
-            data = memoryview(pa.decompress(packed, length, codec="zstd"))
-    except (zlib.error, OSError) as error:
+        data = memoryview(pa.decompress(packed, length, codec="zstd"))
+    except OSError as error:
         raise ShardError(f"TIFF block {number} is damaged: {error}") from error
     if len(data) != length:
         raise ShardError(f"TIFF block {number} holds {len(data)} bytes, not {length}")
@@ -135,8 +124,7 @@ def _inflated(packed: bytes, compression: Compression, length: int, number: int)
 def open_tiff(read: Read, length: int) -> Tiff | None:
     """Reads the layout of a TIFF file; None where it is damaged or of a kind that is not read here."""
     head = read(0, min(_HEAD, length))
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
-    if order is None:
+    if head[:4] != b"II*\0":
         return None
 
     def within(offset: int, count: int) -> bytes:
@@ -145,55 +133,50 @@ def open_tiff(read: Read, length: int) -> Tiff | None:
         return head[offset : offset + count] if offset + count <= len(head) else read(offset, count)
 
     try:
-        tags = _directory(within, order)
-        return None if tags is None else _layout(tags, order)
+        tags = _directory(within)
+        return None if tags is None else _layout(tags)
     except (struct.error, KeyError, IndexError, ZeroDivisionError):
         return None
 
 
-def _directory(read: Read, order: str) -> dict[int, tuple[int, ...]] | None:
-    (start,) = struct.unpack(order + "I", read(4, 4))
-    (count,) = struct.unpack(order + "H", read(start, 2))
+def _directory(read: Read) -> dict[int, tuple[int, ...]] | None:
+    (start,) = struct.unpack("<I", read(4, 4))
+    (count,) = struct.unpack("<H", read(start, 2))
     entries = read(start + 2, count * 12 + 4)
-    if struct.unpack(order + "I", entries[-4:]) != (0,):
+    if struct.unpack("<I", entries[-4:]) != (0,):
         return None  # several images
     tags: dict[int, tuple[int, ...]] = dict(_DEFAULTS)
     for at in range(0, count * 12, 12):
-        tag, kind, number = struct.unpack_from(order + "HHI", entries, at)
+        tag, kind, number = struct.unpack_from("<HHI", entries, at)
         if kind not in _TYPES:
             continue
-        layout = f"{order}{number}{_TYPES[kind]}"
+        layout = f"<{number}{_TYPES[kind]}"
         size = struct.calcsize(layout)
-        (offset,) = struct.unpack_from(order + "I", entries, at + 8)
+        (offset,) = struct.unpack_from("<I", entries, at + 8)
         values = entries[at + 8 : at + 8 + size] if size <= 4 else read(offset, size)
         tags[tag] = struct.unpack(layout, values)
     return tags
 
 
-def _layout(tags: dict[int, tuple[int, ...]], order: str) -> Tiff | None:
+def _layout(tags: dict[int, tuple[int, ...]]) -> Tiff | None:
     (width,), (height,), (channels,) = tags[256], tags[257], tags[277]
-    bits, formats = set(tags[258]), set(tags[339])
-    whole = bits in ({8}, {16}) and formats == {1} and tags[317][0] in (1, 2)
-    floats = bits == {32} and formats == {3} and tags[317][0] == 1
+    bits, formats, (predictor,) = set(tags[258]), set(tags[339]), tags[317]
+    integers = bits in ({8}, {16}) and formats == {1} and predictor in (1, 2)
+    floats = bits == {32} and formats == {3} and predictor == 1
     chunky = tags[284] == (1,) or channels == 1
-    if not (whole or floats) or not chunky or tags[259][0] not in _COMPRESSIONS:
+    if not (integers or floats) or not chunky or tags[259][0] not in (_NONE, _ZSTD):
         return None
-    if tags.get(262) == (6,) or tags.get(266, (1,)) != (1,):
-        return None  # YCbCr, or bits from the low end
-    tiled = 322 in tags
-    block = (tags[323][0], tags[322][0]) if tiled else (min(tags.get(278, (height,))[0], height), width)
-    offsets, lengths = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
+    block, offsets, lengths = (tags[323][0], tags[322][0]), tags[324], tags[325]
     if len(offsets) != -(-height // block[0]) * -(-width // block[1]) or len(lengths) != len(offsets):
         return None
     return Tiff(
         height=height,
         width=width,
         channels=channels,
-        dtype=np.dtype(f"{order}{'f' if floats else 'u'}{bits.pop() // 8}"),
+        dtype=np.dtype(f"<{'f' if floats else 'u'}{bits.pop() // 8}"),
         block=block,
         offsets=offsets,
         lengths=lengths,
-        compression=_COMPRESSIONS[tags[259][0]],
-        predictor=tags[317] == (2,),
-        strips=not tiled,
+        compressed=tags[259] == (_ZSTD,),
+        predictor=predictor == 2,
     )
