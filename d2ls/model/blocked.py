@@ -3,6 +3,9 @@
 Two things are won. Kept for backward are only the pixel features themselves and the small attention weights; all else
 is computed again. And on a CPU the pixels are taken in blocks that stay in cache, so that no temporary of full size
 is ever written. Other devices take all pixels as one block. Letters as in `plain`; G stands for B and T or S together.
+
+Kept because it is ahead of `torch.utils.checkpoint` over `plain` (benchmarks/blocked.py). In the derivations, dX is the
+gradient of the loss with respect to X; a product of matrices is written side by side, `'` transposes.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,7 +65,12 @@ class Gather(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx: Any, features: Tensor, position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes context and passes the features on."""
+        """Computes context and passes the features on.
+
+        For each group: scores S = Q (E + P)', attention A = softmax of S over the N pixels, context X = A E, with Q the
+        rows (R C), E the features (N C), P the position (N C). Only S is made block by block, as it alone needs the sum
+        E + P; the softmax needs all pixels. A (R N) is kept, E + P is not.
+        """
         (G, N, _), R = features.shape, rows.shape[1]
         scores = rows.new_empty(G, R, N)
         for own, _, part in blocks(G, 1, N, BLOCK, rows.device.type):
@@ -75,7 +83,17 @@ class Gather(torch.autograd.Function):
     @staticmethod
     @backward_by_hand
     def backward(ctx: Any, d_context: Tensor, d_passed: Tensor) -> tuple[Tensor | None, ...]:
-        """Adds the slope of the context to the slope that comes from later readers of the features."""
+        """Adds the gradient through the context to that of the later readers of the features.
+
+        X = A E gives dA = dX E', and a first part of dE: A' dX. The softmax gives, for each row over the pixels,
+        dS = A (dA - sum(A dA)), entry by entry (`_softmax_backward`). S = Q (E + P)' gives dQ = dS (E + P), which is a
+        sum over pixels and so over blocks, and a second part of dE: dS' Q. The features were passed on, so what their
+        later readers ask for (`d_passed`) is a third part:
+
+            dE = d_passed + A' dX + dS' Q
+
+        The position has no gradient: its frequencies are a buffer.
+        """
         features, position, rows, attention = ctx.saved_tensors
         d_attention = torch.bmm(d_context, features.mT)
         d_scores = _softmax_backward(d_attention, attention, -1)
@@ -105,7 +123,13 @@ class Refine(torch.autograd.Function):
         eps: float,
         heads: int,
     ) -> Tensor:
-        """Computes the refined features."""
+        """Computes the refined features.
+
+        For each group and block of pixels: scores S = Q (E + P)' + o, one row for each head and class; attention A =
+        softmax of S over the classes of a head; read Y = E + A' V, the sum over heads being part of the product, as A
+        has H K rows; result Z = LayerNorm(Y). Pixels do not meet each other, so a block is done in one go. A and the
+        two numbers of the norm for each pixel (mean, 1 / deviation) are kept; Y, as large as E, is not.
+        """
         (G, R, C), N = rows.shape, features.shape[1]
         keep = any(ctx.needs_input_grad)
         refined = features.new_empty(G, N, C)
@@ -128,7 +152,18 @@ class Refine(torch.autograd.Function):
     @staticmethod
     @backward_by_hand
     def backward(ctx: Any, d_refined: Tensor) -> tuple[Tensor | None, ...]:
-        """Computes the sums before the norm again."""
+        """Computes the sums before the norm again.
+
+        For each block, with Y = E + A' V made once more: the norm's own backward gives dY from dZ, Y and the kept
+        statistics, and sums d_weight and d_bias over blocks. Y = E + A' V gives dV = A dY and dA = V dY', and dY is a
+        first part of dE. The softmax over the classes of a head gives dS = A (dA - sum over those classes of A dA).
+        S = Q (E + P)' + o gives do = sum of dS over pixels, dQ = dS (E + P), and the second part of dE:
+
+            dE = dY + dS' Q
+
+        dQ, dV and do are sums over pixels: they gather over blocks in float32. Where S branches read the same features
+        (`share` of them), the first to come writes dE and the others add to it.
+        """
         features, position, rows, values, weight, bias, attention, statistics = ctx.saved_tensors
         G, share, C = len(rows), len(rows) // len(features), rows.shape[2]
         d_features = torch.empty_like(features)
@@ -180,7 +215,13 @@ class Upsample(torch.autograd.Function):
         eps: float,
         size: tuple[int, int],
     ) -> Tensor:
-        """Computes logits."""
+        """Computes logits.
+
+        For each block of map rows: the features, renamed to 4 sub-pixels of C/4 channels (the first pixel shuffle), are
+        normalised, Z = LayerNorm(U); F = gelu(gelu(Z)), the second shuffle between them being a mere renaming, holds 16
+        sub-pixels of c = C/16 channels; logits L = F W', with W the class vectors (K c). Nothing but the inputs is
+        kept: F is as large as E, and cheap to make again.
+        """
         (G, K, _), (height, width) = vectors.shape, size
         rows = features.view(G, height, width, -1)
         logits = features.new_empty(G, K, height, 2, 2, width, 2, 2)
@@ -196,7 +237,13 @@ class Upsample(torch.autograd.Function):
     @staticmethod
     @backward_by_hand
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
-        """Computes all between features and logits again."""
+        """Computes all between features and logits again.
+
+        With U, Z, gelu(Z) and F made once more for the block: L = F W' gives dW = dL' F, a sum over blocks, and
+        dF = dL W. Each gelu multiplies by its derivative at its own input: first at gelu(Z), then at Z. The norm's own
+        backward gives dU and sums d_weight and d_bias. U is E with its channels renamed, so dE is dU with the names
+        turned back (`_swap`).
+        """
         features, vectors, weight, bias = ctx.saved_tensors
         (G, K, c), (height, width) = vectors.shape, ctx.size
         rows = features.view(G, height, width, -1)
