@@ -58,4 +58,4 @@ def test_runs_and_models_behind_a_password(
     version = store.register(run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe)
     store.end_run(run)
     assert store.run(run).metrics["select/miou"] == 0.5
-    assert (store.download(version.uri) / "model.safetensors").is_file()
+    assert (store.download(version.uri, tmp_path / "copy") / "model.safetensors").is_file()

@@ -112,7 +112,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
             run, checkpoint, "d2ls-served", card=shards.card, evaluation=None, recipe=recipe
         )
         store.promote("d2ls-served", version.version, "first")
-        bundle = store.download("models:/d2ls-served@champion")
+        bundle = store.download("models:/d2ls-served@champion", tmp_path / "copy")
         assert saved_model.bundle_digest(bundle) == saved_model.bundle_digest(checkpoint)
         assert bundle != checkpoint
     assert not [
