@@ -3,20 +3,18 @@
 import io
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from d2ls import storage
 from d2ls.codecs import decode_image, decode_mask
-from d2ls.display import displayable
-from d2ls.labels import ClassTable
+from d2ls.display import GAP, INK, LINE, PAPER, displayable, draw_legend, fitted, legend_height, write
 from d2ls.shards import ShardSet
 
 CELL = 192
 """Side of a sample on the sheet, in pixels."""
 
 COLUMNS, ROWS = 4, 4
-GAP, LINE = 6, 18
-INK, PAPER, IGNORED = (30, 30, 30), (250, 250, 250), (110, 110, 110)
+IGNORED = (110, 110, 110)
 
 
 def write_previews(shards: ShardSet) -> list[str]:
@@ -35,8 +33,8 @@ def contact_sheet(shards: ShardSet, split: str) -> Image.Image:
     rows = -(-count // COLUMNS)
     columns = min(COLUMNS, count)
     width = max(columns * (2 * CELL + 2 * GAP) + GAP, 560)
-    legend = _legend_lines(shards.card.classes, width)
-    sheet = Image.new("RGB", (width, rows * (CELL + LINE + GAP) + LINE * (legend + 2)), PAPER)
+    legend = legend_height(shards.card.classes, width)
+    sheet = Image.new("RGB", (width, rows * (CELL + LINE + GAP) + legend + 2 * LINE), PAPER)
     draw = ImageDraw.Draw(sheet)
     for place, row in enumerate(chosen):
         left = GAP + (place % COLUMNS) * (2 * CELL + 2 * GAP)
@@ -44,12 +42,12 @@ def contact_sheet(shards: ShardSet, split: str) -> Image.Image:
         image, label = _sample_pictures(shards, row)
         sheet.paste(image, (left, top))
         sheet.paste(label, (left + CELL, top))
-        draw.text((left, top + CELL + 1), row["key"][:52], INK, _font(12))
+        write(draw, (left, top + CELL + 1), row["key"][:52])
     facts = shards.card.splits[split]
     title = f"{shards.card.name} / {split}: {facts.samples} samples of {facts.scenes} scenes"
     top = rows * (CELL + LINE + GAP) + GAP
-    draw.text((GAP, top), title, INK, _font(14))
-    _draw_legend(draw, shards.card.classes, top + LINE + 4, width)
+    write(draw, (GAP, top), title, 14)
+    draw_legend(draw, shards.card.classes, top + LINE + 4, width, IGNORED)
     return sheet
 
 
@@ -60,15 +58,15 @@ def class_histogram(shards: ShardSet) -> Image.Image:
     height = 26 + card.classes.num_classes * (len(splits) * 14 + 10)
     picture = Image.new("RGB", (760, height + 8), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((GAP, 4), f"{card.name}: share of the labelled pixels", INK, _font(14))
+    write(draw, (GAP, 4), f"{card.name}: share of the labelled pixels", 14)
     top = 28
     for index, name in enumerate(card.classes.names):
         draw.rectangle((GAP, top + 2, GAP + 12, top + 14), card.classes.palette[index], INK)
-        draw.text((GAP + 18, top), name[:22], INK, _font(12))
+        write(draw, (GAP + 18, top), name[:22])
         for split, facts in splits:
             share = facts.class_pixels[index] / max(sum(facts.class_pixels), 1)
             draw.rectangle((230, top + 2, 230 + int(400 * share), top + 12), card.classes.palette[index], INK)
-            draw.text((238 + int(400 * share), top), f"{100 * share:.2f} % {split}", INK, _font(11))
+            write(draw, (238 + int(400 * share), top), f"{100 * share:.2f} % {split}", 11)
             top += 14
         top += 10
     return picture
@@ -90,25 +88,5 @@ def _sample_pictures(shards: ShardSet, row: dict[str, Any]) -> tuple[Image.Image
     ids = decode_mask(
         storage.read_range(tar, row["mask_offset"], row["mask_length"]), (row["height"], row["width"])
     )
-    picture = Image.fromarray(displayable(image, shards.card.max_value))
-    label = Image.fromarray(shards.card.classes.colorize(ids, ignore_color=IGNORED))
-    picture.thumbnail((CELL, CELL))
-    label.thumbnail((CELL, CELL), Image.Resampling.NEAREST)
-    return picture, label
-
-
-def _legend_lines(classes: ClassTable, width: int) -> int:
-    return -(-(classes.num_classes + 1) // max(1, width // 150))
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, classes: ClassTable, top: int, width: int) -> None:
-    entries = [*zip(classes.names, classes.palette, strict=True), ("ignored", IGNORED)]
-    across = max(1, width // 150)
-    for place, (name, color) in enumerate(entries):
-        left, line = GAP + (place % across) * 150, top + (place // across) * LINE
-        draw.rectangle((left, line, left + 13, line + 13), color, INK)
-        draw.text((left + 18, line), name[:20], INK, _font(12))
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
+    label = shards.card.classes.colorize(ids, ignore_color=IGNORED)
+    return fitted(displayable(image, shards.card.max_value), CELL), fitted(label, CELL, labels=True)
