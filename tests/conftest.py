@@ -72,7 +72,8 @@ def nothing_is_left(tmp_path_factory):
     for process in processes:
         process.kill()
     remove_abandoned(folder)  # a Ray that ends late writes once more into its folder
-    files = sorted(path.name for path in folder.iterdir())
+    # A process that was killed leaves the folder of `multiprocessing`; nothing can prevent that.
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("pymp-"))
     shutil.rmtree(folder, ignore_errors=True)
     assert not commands, "processes are left"
     assert not files, "temporary files are left"
