@@ -18,21 +18,8 @@ from d2ls.shards import ShardSet
 from pipeline.shard import check
 from sharding.raster.scene import open_scene
 from tests.geodata import case
-from tests.geodata.world import (
-    CRS,
-    HEIGHT,
-    PIXEL,
-    PLACE,
-    WIDTH,
-    ids,
-    pair,
-    pixels,
-    problems,
-    recipe,
-    samples,
-    shard,
-    tif,
-)
+from tests.geodata.tiffs import CRS, HEIGHT, PIXEL, PLACE, WIDTH, ids, pixels, tif
+from tests.geodata.world import pair, problems, recipe, samples, shard
 
 LOADING = {
     "global_batch": 1,

@@ -10,7 +10,8 @@ from PIL import Image
 from d2ls.errors import DataError, LabelError
 from pipeline.shard import check
 from tests.geodata import case
-from tests.geodata.world import ids, pair, pixels, problems, recipe, samples, shard, tif
+from tests.geodata.tiffs import ids, pixels, tif
+from tests.geodata.world import pair, problems, recipe, samples, shard
 
 
 def refused(root, *words, **custom):

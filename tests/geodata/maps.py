@@ -18,7 +18,7 @@ from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
 from tests.geodata import case
-from tests.geodata.world import CRS, HEIGHT, WIDTH, pixels, tif
+from tests.geodata.tiffs import CRS, HEIGHT, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
 
 

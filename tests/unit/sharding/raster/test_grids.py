@@ -10,7 +10,7 @@ from sharding.files import FileRef
 from sharding.raster import open_raster
 from sharding.raster.grids import AlignedLabels, compare_grids
 from sharding.tiling import Window
-from tests.geodata.world import CRS, PIXEL, PLACE, ids, pixels, tif
+from tests.geodata.tiffs import CRS, PIXEL, PLACE, ids, pixels, tif
 
 
 def opened(path):
