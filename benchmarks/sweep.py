@@ -1,12 +1,13 @@
-"""What does a trial cost beside its training loop, and what does resuming a sweep cost?
+"""What does a trial cost beside its training loop, and what do `pipeline.train` and resuming a sweep cost?
 
-    python -m benchmarks.sweep               # about ten minutes on two cores
+    python -m benchmarks.sweep               # about six minutes on two cores
 
-The same tiny sweep, one trial at a time, runs with short and with long trials. What a trial takes is the time between
-the ends of two trials; what grows with the epochs is the loop, the rest is the cost of a trial: starting Tune's and
-Train's processes, imports, MLflow, checkpoints and figures. The yardstick is a plain Python process that trains the
-same network on the same data by the same loop, without Ray and MLflow. Then the finished sweep is resumed: nothing is
-left to do. The results belong into benchmarks/results/sweep.md with date, hardware and load.
+The same tiny sweep, one trial at a time, runs with short and with long trials. The first trial takes the time from its
+proposal to its end, a later one that between the ends of two trials; what grows with the epochs is the loop, the rest
+is the cost of a trial: its process, imports, MLflow, checkpoints and figures. The yardstick is a plain Python process
+that trains the same network on the same data by the same loop, without Ray and MLflow; `pipeline.train` trains it with
+MLflow. Then the finished sweep is resumed: nothing is left to do. The results belong into benchmarks/results/sweep.md
+with date, hardware and load.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from tests import sweep_world
 
 TRIALS = 4
+KINDS = ("plain process", "first trial", "later trial", "pipeline.train")
 
 PLAIN = """
 import sys, tempfile
@@ -46,13 +48,14 @@ def timed(place: Path, *words: str) -> float:
     return time.perf_counter() - started
 
 
-def between_ends(place: Path, name: str) -> list[float]:
-    """Seconds from the end of a trial to the end of the next."""
+def of_trials(place: Path, name: str) -> tuple[float, float]:
+    """Seconds of the first trial, and the median of the later ones."""
     records = sweep_world.trials(place, name)
     assert len(records) == TRIALS, f"{name}: {sorted(records)}"
     files = [place / "runs" / name / "trials" / f"{key}.json" for key in records]
-    ends = sorted(file.stat().st_mtime for file in files)
-    return [after - before for before, after in itertools.pairwise(ends)]
+    ended = sorted((file.stat().st_mtime, file.stem) for file in files)
+    later = [after[0] - before[0] for before, after in itertools.pairwise(ended)]
+    return records[ended[0][1]]["seconds"], statistics.median(later)
 
 
 def main() -> None:
@@ -65,26 +68,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
         place = sweep_world.make_place(Path(scratch))
         common = ("tiny.yaml", "sweep.concurrent=1", "train.epochs=1")
-        whole, walls, plain = {}, {}, {}
+        whole: dict[str, float] = {}
+        walls: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for name, count in zip(("short", "long"), epochs, strict=True):
             words = sweep_world.sweep(*common, "--name", name, f"sweep.trial.train.epochs={count}")
             whole[name] = timed(place, *words)
-            walls[name] = statistics.median(between_ends(place, name))
-            plain[name] = timed(place, sys.executable, "-c", PLAIN, str(count))
-            print(
-                f"{name}: {walls[name]:.1f} s a trial, {plain[name]:.1f} a plain process",
-                flush=True,
-            )
+            first, later = of_trials(place, name)
+            plain = timed(place, sys.executable, "-c", PLAIN, str(count))
+            train = [sys.executable, "-m", "pipeline.train", "tiny.yaml", "--name", f"train-{name}"]
+            alone = timed(place, *train, f"train.epochs={count}")
+            for kind, seconds in zip(KINDS, (plain, first, later, alone), strict=True):
+                walls[kind].append(seconds)
+            print(f"{name}: {dict(zip(KINDS, (plain, first, later, alone), strict=True))}", flush=True)
         again = timed(place, *sweep_world.sweep("--resume", "short"))
     apart = epochs[1] - epochs[0]
-    epoch, plain_epoch = ((times["long"] - times["short"]) / apart for times in (walls, plain))
-    cost, plain_cost = walls["short"] - epochs[0] * epoch, plain["short"] - epochs[0] * plain_epoch
-    print("\n| seconds | a trial | plain process | ratio |\n|---|---|---|---|")
-    for name, count in zip(("short", "long"), epochs, strict=True):
-        ratio = walls[name] / plain[name]
-        print(f"| {count} epochs | {walls[name]:.1f} | {plain[name]:.1f} | {ratio:.2f} |")
-    print(f"| of that, an epoch | {epoch:.2f} | {plain_epoch:.2f} | {epoch / plain_epoch:.2f} |")
-    print(f"| **beside the loop** | {cost:.1f} | {plain_cost:.1f} | {cost / plain_cost:.2f} |")
+    print(f"\n| seconds | {' | '.join(KINDS)} |\n|---|{'---|' * len(KINDS)}")
+    for row, count in enumerate(epochs):
+        print(f"| {count} epochs | {' | '.join(f'{walls[kind][row]:.1f}' for kind in KINDS)} |")
+    epoch = {kind: (long - short) / apart for kind, (short, long) in walls.items()}
+    print(f"| of that, an epoch | {' | '.join(f'{epoch[kind]:.2f}' for kind in KINDS)} |")
+    beside = [f"{walls[kind][0] - epochs[0] * epoch[kind]:.1f}" for kind in KINDS]
+    print(f"| **beside the loop** | {' | '.join(beside)} |")
     print("\n| | seconds |\n|---|---|")
     print(
         f"| whole sweep: {TRIALS} short trials, final training, evaluation, registry | {whole['short']:.1f} |"

@@ -30,6 +30,8 @@ LONGEST_ROOT = 16
 """Characters; below it Ray makes sockets, whose paths may have 107, with names of its own of up to 90."""
 
 REACH_SECONDS = 2.0
+HEAD_CALL, CLIENT_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
+"""Calls without an effect, on a head and on its port for clients; a cluster with tokens refuses them to strangers."""
 
 STARTS = 2
 """How often a local Ray is started before giving up: its own limit of 30 s is short where the machine is busy."""
@@ -238,10 +240,10 @@ def _join(address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Refuses an address where nobody listens at once; Ray itself would ask for minutes.
+    """Refuses at once an address where nobody listens, or whose cluster wants another token; Ray asks for long.
 
     Raises:
-        ResourceError: no connection within two seconds.
+        ResourceError: no connection within two seconds, or no right token.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -252,6 +254,28 @@ def _reach(address: str) -> None:
         raise ResourceError(
             f"no Ray cluster answers at {address}: {error}. Start it, or correct cluster.address or RAY_ADDRESS"
         ) from error
+    if _wants_token(f"{host}:{port}", CLIENT_CALL if address.startswith("ray://") else HEAD_CALL):
+        raise ResourceError(
+            f"the Ray cluster at {address} wants a token, and this process has none or another one: set "
+            "RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of that cluster"
+        )
+
+
+def _wants_token(target: str, call: str) -> bool:
+    """Returns whether a call with the token of this process, if it has one, is refused for its token."""
+    import grpc
+
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not token and file.is_file():
+        token = file.read_text(encoding="utf-8").strip()
+    header = (("authorization", f"Bearer {token}"),) if token else None
+    with grpc.insecure_channel(target) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=REACH_SECONDS, metadata=header)
+        except grpc.RpcError as error:  # any other answer is left to Ray
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _forwarded() -> dict[str, str]:

@@ -2,11 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from d2ls.errors import ResourceError, StorageError, TrackingError
-from pipeline.cluster import Cluster, _forwarded, _keep_secrets, _start_local, check_resources
+from pipeline.cluster import Cluster, _forwarded, _keep_secrets, _reach, _start_local, check_resources
 from tests.train_world import tiny_recipe
 
 
@@ -123,3 +126,62 @@ def test_a_local_ray_that_never_starts_is_said_so(monkeypatch, tmp_path):
     forget_addresses(monkeypatch)
     with pytest.raises(ResourceError, match=r"did not start: .* timed out .* overloaded"):
         _start_local(False, tmp_path)
+
+
+class Server:
+    """A gRPC server that takes one token, as a Ray head with token authentication does."""
+
+    def __init__(self, token):
+        self.asked = []
+
+        def answer(request, context):
+            if dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(inner, details):  # noqa: N805
+                self.asked.append(details.method)
+                return grpc.unary_unary_rpc_method_handler(answer)
+
+        self._server = grpc.server(ThreadPoolExecutor(1), handlers=[Handler()])
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def close(self):
+        self._server.stop(0).wait()
+
+
+@pytest.fixture
+def server():
+    started = Server("right")
+    yield started
+    started.close()
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_a_cluster_with_another_token_is_refused_at_once(server, monkeypatch, tmp_path, scheme, token):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=r"wants a token.*RAY_AUTH_TOKEN of that cluster$"):
+        _reach(scheme + server.address)
+    assert time.monotonic() - started < 2
+
+
+def test_the_right_token_and_whatever_else_answers_is_left_to_ray(server, monkeypatch, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("right\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    _reach(server.address)
+    assert server.asked == ["/ray.rpc.NodeInfoGcsService/GetClusterId"]
+    _reach("auto")
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once():
+    with pytest.raises(ResourceError, match=r"no Ray cluster answers at ray://127\.0\.0\.1:1: "):
+        _reach("ray://127.0.0.1:1")
