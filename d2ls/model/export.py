@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from d2ls import storage
-from d2ls.errors import ConfigError, WeightsError
+from d2ls.errors import ConfigError, StorageError, WeightsError
 from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def check_target(target: Path, *, overwrite: bool = False) -> None:
         ConfigError: another suffix, or a package that this one needs is missing.
         StorageError: the file exists and may not be replaced.
     """
+    if target.is_dir():
+        raise StorageError(f"{target}: is a folder; name a file, for instance {target / 'model.onnx'}")
     if not overwrite:
         storage.check_free(target, "name another file, or replace it with --overwrite (overwrite=True)")
     if target.suffix not in PACKAGES:

@@ -51,4 +51,6 @@ def test_what_the_command_refuses_before_it_reads_the_model(tmp_path) -> None:
     assert existing.read_text() == "mine"
     with pytest.raises(WeightsError, match="no such folder"):
         main([str(tmp_path / "none"), str(existing), "--overwrite"])
+    with pytest.raises(StorageError, match="is a folder"):
+        main(["runs/none", str(tmp_path), "--overwrite"])
     assert existing.read_text() == "mine"
