@@ -104,7 +104,6 @@ def test_model_loads_in_a_fresh_process_without_pickle(place: Path, said: str):
         (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
         (["tiny.yaml", "roles.select=nothing"], "no split"),
         (["tiny.yaml", "roles.report=train"], "train is also used"),
-        (["tiny.yaml", "cluster.address=127.0.0.1:1"], "no Ray cluster answers"),
         (["nowhere.yaml"], "no such recipe"),
     ],
 )
