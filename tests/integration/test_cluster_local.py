@@ -18,11 +18,12 @@ with cluster.connect(ClusterConfig(workers=1)):
     from ray import tune
 
     def trial(config):
-        tune.report({"key": os.environ["AWS_SECRET_ACCESS_KEY"], "address": os.environ["RAY_ADDRESS"]})
+        key = os.environ["AWS_SECRET_ACCESS_KEY"]
+        tune.report({"key": key == "can" + "ary", "address": os.environ["RAY_ADDRESS"]})
 
     run = tune.RunConfig(storage_path=sys.argv[1], verbose=0)
     (result,) = tune.Tuner(trial, run_config=run).fit()
-    assert result.metrics["key"] == "can" + "ary", result.metrics
+    assert result.metrics["key"]
     assert result.metrics["address"] == ray.get_runtime_context().gcs_address
     folder = Path(ray.get_runtime_context().get_temp_dir())
     held = [file for file in folder.rglob("*") if file.is_file() and b"canary" in file.read_bytes()]
