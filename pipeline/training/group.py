@@ -37,7 +37,8 @@ def epochs(
 
     folder.clear_failure()
     told = max((row["epoch"] for row in folder.epochs()), default=0.0)
-    fit = ray.remote(num_cpus=0, resources=HEAD, max_retries=0)(_fit)
+    # Not inside the placement group of a trial, which holds what the trial's own process takes and nothing more.
+    fit = ray.remote(num_cpus=0, resources=HEAD, max_retries=0, scheduling_strategy="DEFAULT")(_fit)
     answer = fit.remote(job.to_config(), _scaling(recipe, cluster), recipe.cluster.max_failures)
     pause = LOOK_SECONDS if storage.is_local(folder.uri) else LOOK_SECONDS_REMOTE
     running = True

@@ -35,8 +35,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_pruned(place: Path, name: str, epochs: int = 4) -> dict[str, dict]:
-    """All four records of every trial agree, pruned trials stopped, and those that ran on were right to."""
+def check_pruned(place: Path, name: str, epochs: int = 4, ahead: int = 0) -> dict[str, dict]:
+    """All four records of every trial agree, pruned trials stopped, and those that ran on were right to.
+
+    A worker group trains on while Tune decides: it may be so many epochs ahead of the record.
+    """
     ended = trials(place, name)
     assert {trial["status"] for trial in ended.values()} == {"finished", "pruned"}
     store = Store.open(TrackingConfig(), folder=place)
@@ -47,7 +50,8 @@ def check_pruned(place: Path, name: str, epochs: int = 4) -> dict[str, dict]:
         folder = RunFolder.of(str(place / "runs"), trial["name"])
         assert rows[trial["name"]] == ("KILLED" if pruned else "FINISHED")
         assert folder.facts()["state"] == trial["status"]
-        assert len(folder.epochs()) == trial["epoch"] == (trial["epoch"] if pruned else epochs)
+        assert trial["epoch"] <= len(folder.epochs()) <= trial["epoch"] + ahead
+        assert trial["epoch"] < epochs if pruned else trial["epoch"] == epochs
     best = max(ended.values(), key=lambda trial: trial["score"])
     rule = Halving(1, 2, epochs)
     assert best["status"] == "finished" or rule.stops(
@@ -75,7 +79,7 @@ def test_a_pruned_trial_with_a_worker_group_ends_its_workers(place: Path):
     space = "sweep.space={train.optimizer.lr: {values: [3e-3, 1e-9]}}"
     run(place, "tiny.yaml", "--name", "groups", *words, space, "sweep.concurrent=1", "loss.contrastive=none",
         "sweep.fixed={}")  # fmt: skip
-    check_pruned(place, "groups")
+    check_pruned(place, "groups", ahead=2)
 
 
 def kill_when(driver: "subprocess.Popen[bytes]", ready, log: Path) -> None:
