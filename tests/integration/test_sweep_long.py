@@ -107,7 +107,8 @@ def test_a_killed_sweep_goes_on_as_the_undisturbed_one(place: Path, seed: int):
     name, log = f"killed-{seed}", place / f"killed-{seed}.log"
     with log.open("w") as out:
         driver = subprocess.Popen(sweep(*words, "--name", name), cwd=place, stdout=out, stderr=out)
-        moment = random.Random(seed).uniform(1, 10)
+        epochs = sum(trial["epoch"] for trial in trials(place, "undisturbed").values())
+        moment = random.Random(seed).uniform(1, epochs - 1)
         kill_when(
             driver, lambda: sum(trial["epoch"] for trial in trials(place, name).values()) >= moment, log
         )
