@@ -55,6 +55,16 @@ class Halving:
             return False
         return own < float(np.percentile(scores, 100 * (1 - 1 / self.reduction_factor)))
 
+    def overdue(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Returns the trials whose verdict a kill cut off: the last score is there, and it is too low."""
+        known = list(trials)
+        return [
+            trial
+            for trial in known
+            if trial.status == "started"
+            and self.stops(trial, [other for other in known if other is not trial])
+        ]
+
 
 def _score_at(trial: Trial, rung: int) -> tuple[float | None, int]:
     """Returns a trial's score at its first evaluation from a rung on, and that epoch."""

@@ -12,7 +12,7 @@ from pipeline.searching.records import TrialRecords
 from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
 from pipeline.searching.search import ListedSearch, Search, make_search
 from pipeline.searching.space import Values, describe, trial_recipe
-from pipeline.searching.trials import TrialEvents, run_trials
+from pipeline.searching.trials import TrialEvents, halving, run_trials
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
 
@@ -73,6 +73,9 @@ def search(sweep: Sweep, plan: Plan, context: "TrialContext") -> SweepSummary:
     from pipeline.console import stage
 
     records = TrialRecords.load(storage.join(sweep.folder, "trials"))
+    rule = halving(sweep.recipe)
+    for trial in rule.overdue(records.searched(sweep.recipe).values()) if rule else ():
+        _end_run(sweep, records.save(replace(trial, status="pruned")))
     found = make_search(sweep.recipe, records)
     stage(sweep.console, f"trials ({found.left} of {plan.trials} to run)")
     concurrent = plan.concurrent or 1

@@ -1,5 +1,7 @@
 """Which trials successive halving stops."""
 
+from dataclasses import replace
+
 from pipeline.searching.halving import Halving
 from pipeline.searching.report import Trial
 
@@ -42,3 +44,11 @@ def test_with_a_factor_of_three_the_best_third_goes_on():
     others = [trial(str(score), score) for score in (0.1, 0.2, 0.3, 0.4)]
     assert rule.stops(trial("x", 0.25), others)
     assert not rule.stops(trial("x", 0.35), others)
+
+
+def test_a_verdict_that_a_kill_cut_off_is_made_up_for():
+    better, worse = trial("a", 0.5, 0.6, 0.7, 0.8), replace(trial("b", 0.1), status="started")
+    ended = [replace(better, status="finished"), replace(trial("c", 0.2), status="pruned")]
+    assert RULE.overdue([*ended, worse]) == [worse]
+    assert RULE.overdue([*ended, replace(trial("b", 0.9), status="started")]) == []
+    assert RULE.overdue([*ended, replace(trial("b", 0.6, 0.7, 0.1), status="started")]) == [], "no rung"
