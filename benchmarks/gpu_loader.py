@@ -23,14 +23,14 @@ import torch
 
 from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
-from d2ls.model import build_model
+from d2ls.models import build_model
 from d2ls.shards import ShardSet
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.loop import LoopSettings, Trainer
+from d2ls.training.callbacks import Callback
+from d2ls.training.evaluator import Evaluator
 from d2ls.training.optimizer import build_optimizer
-from d2ls.training.ranks import Ranks
-from d2ls.training.reports import Callback
+from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
+from d2ls.training.trainer import Trainer, TrainerSettings
 
 
 class Rows(Callback):
@@ -45,7 +45,7 @@ class Rows(Callback):
     def on_epoch(self, metrics):
         whole = sum(report.seconds["step"] for report in self.steps)
         waited = sum(report.seconds["data"] for report in self.steps)
-        share = self.steps[-1].flop_share
+        share = self.steps[-1].mfu
         cells = (
             int(metrics["epoch"]), f"{len(self.steps) * self.batch / whole:.1f}", f"{waited / whole:.1%}",
             f"{self.steps[-1].memory_bytes / 2**30:.2f}", "" if share is None else f"{share:.1%}",
@@ -68,10 +68,10 @@ def make_data(folder, options):
 
 
 def train(shards, options):
-    ranks = Ranks.current(torch.device(options.device, 0 if options.device == "cuda" else None))
+    group = ProcessGroup.current(torch.device(options.device, 0 if options.device == "cuda" else None))
     network = build_model(
         backbone=options.backbone, num_classes=shards.card.classes.num_classes, stages=options.stages
-    ).to(ranks.device)
+    ).to(group.device)
     pinned = options.device == "cuda"
     augmentation = Augmentation(
         crop_size=options.size,
@@ -86,15 +86,15 @@ def train(shards, options):
     )  # fmt: skip
     selection = EvaluationLoader(shards, "val", batch_size=1, pin_memory=pinned, window=options.size)
     schedule = Schedule(lr=1e-4, steps_per_epoch=loader.steps_per_epoch, epochs=options.epochs)
-    settings = LoopSettings(
+    settings = TrainerSettings(
         global_batch=options.batch, precision=options.precision, channels_last=options.channels_last,
         compile=options.compile, evaluate_every=options.epochs, sample_shape=(3, options.size, options.size),
     )  # fmt: skip
     with contextlib.closing(loader), contextlib.closing(selection):
         Trainer(
             network=network, loss=D2LSLoss(), optimizer=build_optimizer(network, lr=1e-4), schedule=schedule,
-            batches=loader.epoch, evaluator=Evaluator("val", shards.card.classes, lambda: selection, ranks),
-            settings=settings, ranks=ranks, callbacks=[Rows(options.batch)],
+            batches=loader.epoch, evaluator=Evaluator("val", shards.card.classes, lambda: selection, group),
+            settings=settings, group=group, callbacks=[Rows(options.batch)],
         ).run()  # fmt: skip
 
 

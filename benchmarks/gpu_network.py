@@ -27,8 +27,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2ls.losses import D2LSLoss
-from d2ls.model import D2LSOutput, build_model
-from d2ls.training.flops import peak_teraflops
+from d2ls.models import D2LSOutput, build_model
+from d2ls.training.flops import peak_tflops
 from tests.textbook import TextbookD2LS
 
 MODES = ("fp32", "tf32", "bf16", "bf16+channels_last", "bf16+compile")
@@ -149,7 +149,7 @@ def rows(training, options):
                 ratios = [
                     f"{seconds[network] / seconds[o]:.2f}" if o in seconds else "" for o in NETWORKS[:2]
                 ]
-                peak = peak_teraflops(options.name, mode.split("+")[0])
+                peak = peak_tflops(options.name, mode.split("+")[0])
                 cells = [
                     mode,
                     batch,

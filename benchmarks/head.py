@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from d2ls.model import build_model
-from d2ls.model.published import published_name
+from d2ls.models import build_model
+from d2ls.models.published import published_name
 from tests.textbook import TextbookD2LS
 
 BACKBONES = {"base": "convnext_base", "small": "convnext_small", "tiny": "convnext_tiny"}

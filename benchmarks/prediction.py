@@ -56,7 +56,7 @@ def info(window: int) -> ModelInfo:
 
 
 def true_network(backbone: str) -> torch.nn.Module:
-    from d2ls.model import build_model
+    from d2ls.models import build_model
 
     torch.manual_seed(0)
     return build_model(backbone=backbone, num_classes=7, stages=3).eval()

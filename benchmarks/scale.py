@@ -132,7 +132,7 @@ def network_bytes(backbone: str) -> tuple[int, int]:
     """Bytes of a gradient, and of a checkpoint with weights, AdamW's moments and Lookahead's slow weights."""
     import torch
 
-    from d2ls.model import build_model
+    from d2ls.models import build_model
 
     with torch.device("meta"):
         model = build_model(backbone=backbone, num_classes=7, stages=3, pretrained=False)

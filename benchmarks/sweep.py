@@ -28,15 +28,15 @@ KINDS = ("plain process", "first trial", "later trial", "pipeline.train")
 PLAIN = """
 import sys, tempfile
 from d2ls.shards import ShardSet
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 from pipeline.config import load_recipe
 from pipeline.training import build
 recipe = load_recipe("tiny.yaml", [f"train.epochs={sys.argv[1]}"])
 build.use_threads(recipe.cluster.cpus_per_worker)
-shards, ranks = ShardSet.open(recipe.shards.uri), Ranks()
-loaders = build.loaders(recipe, shards, ranks)
+shards, group = ShardSet.open(recipe.shards.uri), ProcessGroup()
+loaders = build.loaders(recipe, shards, group)
 with tempfile.TemporaryDirectory() as scratch:
-    build.trainer(recipe, shards, ranks, loaders, checkpoints=scratch).run()
+    build.trainer(recipe, shards, group, loaders, checkpoints=scratch).run()
 loaders.close()
 """
 

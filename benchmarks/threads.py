@@ -24,7 +24,7 @@ def passes(options):
     """Wall and processor seconds of each pass, for some seconds."""
     import torch
 
-    from d2ls.model import build_model
+    from d2ls.models import build_model
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

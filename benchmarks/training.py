@@ -32,8 +32,8 @@ def train_here(job, started):
     import torch
 
     from d2ls.shards import ShardSet
-    from d2ls.training.ranks import Ranks
-    from d2ls.training.reports import Callback
+    from d2ls.training.callbacks import Callback
+    from d2ls.training.process_group import ProcessGroup
     from pipeline.config import parse_recipe
     from pipeline.training import build
     from pipeline.training.worker import RayReport
@@ -49,12 +49,12 @@ def train_here(job, started):
     imported = time.time()
     torch.set_num_threads(1)
     recipe, clock = parse_recipe(job["values"]), Clock()
-    ranks = Ranks.current()
+    group = ProcessGroup.current()
     shards = ShardSet.open(recipe.shards.uri)
-    loaders = build.loaders(recipe, shards, ranks)
+    loaders = build.loaders(recipe, shards, group)
     callbacks = [clock, RayReport()] if job["ray"] else [clock]
     trainer = build.trainer(
-        recipe, shards, ranks, loaders, checkpoints=job["checkpoints"], callbacks=callbacks
+        recipe, shards, group, loaders, checkpoints=job["checkpoints"], callbacks=callbacks
     )
     if not job["checkpoints"]:
         trainer.checkpointer = None
@@ -70,7 +70,7 @@ def train_here(job, started):
         "started": started,
         "imported": imported,
         "first_step": clock.marks[0][0],
-        "rank": ranks.rank,
+        "rank": group.rank,
     }
 
 

@@ -30,8 +30,8 @@ class ModelInfo:
     """What one must know to use trained weights.
 
     Attributes:
-        config: arguments of `d2ls.model.build_model`.
-        normalization: arguments of `d2ls.model.Normalization`: mean, std and max_value of the raw pixels.
+        config: arguments of `d2ls.models.build_model`.
+        normalization: arguments of `d2ls.models.Normalization`: mean, std and max_value of the raw pixels.
         classes: the K classes.
         bands: names of the image channels, in order.
         dtype: `uint8`, `uint16` or `float32` (NaN: a band without data), of the raw pixels.
@@ -169,7 +169,7 @@ def load_bundle(folder: Path, *, where: str = "") -> tuple["nn.Module", ModelInf
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from d2ls.model import Normalization, build_model
+    from d2ls.models import Normalization, build_model
 
     where = where or str(folder)
     info = read_info(folder, where=where)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from d2ls.distributed import gather_over_ranks, sum_over_ranks
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
-from d2ls.model.output import D2LSOutput
+from d2ls.models.d2ls import D2LSOutput
 
 ContrastiveKind = Literal["none", "ratio", "infonce"]
 IgnoredPixels = Literal["exclude", "include"]

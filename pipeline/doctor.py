@@ -233,7 +233,7 @@ def check_roles(recipe: Recipe, shards: "ShardSet") -> list[Finding]:
 def check_architecture(recipe: Recipe) -> None:
     """Refuses a baseline whose library is missing on this machine."""
     if recipe.model.architecture != "d2ls":
-        from d2ls.model.baseline import check_library
+        from d2ls.models.baselines import check_library
 
         check_library(recipe.model.architecture)
 

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     target = storage.local_path(values.output)
 
     from d2ls.bundle import load_bundle
-    from d2ls.model.export import check_target, export_model
+    from d2ls.models.export import check_target, export_model
     from pipeline.models import fetch_model
 
     check_target(target, overwrite=values.overwrite)

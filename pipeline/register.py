@@ -139,7 +139,7 @@ def _checkpoint(folder: "RunFolder", wanted: str) -> tuple[str, int]:
     """Returns location and optimizer step of a checkpoint of a run."""
     if wanted not in ("best", "last"):
         return wanted, 0
-    from d2ls.training.found import complete_checkpoints
+    from d2ls.training.checkpoint_files import complete_checkpoints
 
     best = folder.best() if wanted == "best" else None
     if best:

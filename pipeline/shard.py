@@ -214,7 +214,7 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
     from d2ls.errors import ConfigError
     from d2ls.loader.preview import batch_sheet
     from d2ls.shards import ShardSet
-    from d2ls.training.ranks import Ranks
+    from d2ls.training.process_group import ProcessGroup
     from pipeline.shard_report import print_batches
     from pipeline.training.build import loaders
 
@@ -223,7 +223,7 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
     storage.check_free(path, "name another file after --batches")
     here = recipe.model_copy(update={"loader": recipe.loader.model_copy(update={"workers": 0})})
     shards = ShardSet.open(recipe.shards.uri)
-    training = loaders(here, shards, Ranks()).training
+    training = loaders(here, shards, ProcessGroup()).training
     batches = [batch for batch, _ in zip(training.epoch(0), range(SHOWN_BATCHES), strict=False)]
     Image.fromarray(batch_sheet(batches, shards.card.classes)).save(path)
     print_batches(path, len(batches), recipe)

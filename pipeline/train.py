@@ -200,7 +200,7 @@ def result(folder: RunFolder) -> TrainResult:
     Raises:
         TrainingError: it holds no finished epoch with a checkpoint.
     """
-    from d2ls.training.found import complete_checkpoints
+    from d2ls.training.checkpoint_files import complete_checkpoints
 
     history, best = folder.epochs(), folder.best()
     checkpoints = complete_checkpoints(folder.checkpoints)

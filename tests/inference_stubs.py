@@ -78,7 +78,7 @@ def tiny_bundle(
 ) -> Path:
     """A true D2LS network, as small as they come, untrained, as a bundle folder."""
     from d2ls.bundle import save_bundle
-    from d2ls.model import build_model
+    from d2ls.models import build_model
 
     torch.manual_seed(seed)
     top = 255.0 if dtype == "uint8" else 65535.0

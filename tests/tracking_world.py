@@ -144,7 +144,7 @@ def make_checkpoint(folder: Path, shards: ShardSet, recipe: Recipe, seed: int = 
     import torch
 
     from d2ls.bundle import save_bundle
-    from d2ls.model import build_model
+    from d2ls.models import build_model
 
     torch.manual_seed(seed)
     model = recipe.model
@@ -245,7 +245,7 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
 def train_falsely(store, run, spool, recipe, shards, network, top, epochs):
     """Reports a made-up training through the real callback."""
     from d2ls.metrics import score
-    from d2ls.training.reports import EvaluationReport, StepReport
+    from d2ls.training.callbacks import EvaluationReport, StepReport
     from pipeline.tracking import TrackingCallback
 
     rng = np.random.default_rng(int(top * 1000))

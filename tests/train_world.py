@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from d2ls import storage
 from d2ls.shards import ShardSet
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import set_keys
 from pipeline.training import build
@@ -49,10 +49,10 @@ def undisturbed(recipe, folder):
 def _train(values, folder):
     recipe = parse_recipe(values)
     torch.set_num_threads(1)
-    ranks = Ranks.current()
+    group = ProcessGroup.current()
     shards = ShardSet.open(recipe.shards.uri)
-    loaders = build.loaders(recipe, shards, ranks)
-    trainer = build.trainer(recipe, shards, ranks, loaders, checkpoints=folder)
+    loaders = build.loaders(recipe, shards, group)
+    trainer = build.trainer(recipe, shards, group, loaders, checkpoints=folder)
     state = trainer.run()
     loaders.close()
     return _digest(trainer.network.state_dict()), [plain(row) for row in state.history]

@@ -10,17 +10,17 @@ import torch
 from d2ls.bundle import ModelInfo
 from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
-from d2ls.model import build_model
+from d2ls.models import build_model
 from d2ls.shards import INDEX_FILE, ShardSet
+from d2ls.training.callbacks import Callback
 from d2ls.training.checkpoint import Checkpointer
-from d2ls.training.ema import AveragedWeights
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.loop import LoopSettings, Trainer
+from d2ls.training.ema import ExponentialMovingAverage
+from d2ls.training.evaluator import Evaluator
 from d2ls.training.optimizer import build_optimizer
-from d2ls.training.ranks import Ranks
-from d2ls.training.reports import Callback
+from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
-from d2ls.training.state import seed_everything
+from d2ls.training.train_state import seed_everything
+from d2ls.training.trainer import Trainer, TrainerSettings
 
 SIZE = 64
 
@@ -89,24 +89,24 @@ def make_trainer(
     lookahead=False,
     lr=1e-3,
     loss=None,
-    ranks=None,
+    group=None,
     device=None,
     callbacks=(),
     drop_path=0.0,
     **settings,
 ):
-    """Builds a trainer for this rank; `settings` go to LoopSettings."""
-    ranks = ranks or Ranks.current()
+    """Builds a trainer for this rank; `settings` go to TrainerSettings."""
+    group = group or ProcessGroup.current()
     seed_everything(0)
     network = build_model(
         backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=drop_path
-    ).to(ranks.device)
+    ).to(group.device)
     loader = TrainingLoader(
-        shards, "train", global_batch=global_batch, seed=3, rank=ranks.rank, world_size=ranks.world_size,
+        shards, "train", global_batch=global_batch, seed=3, rank=group.rank, world_size=group.world_size,
         augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),
-        pin_memory=ranks.device.type == "cuda",
+        pin_memory=group.device.type == "cuda",
     )  # fmt: skip
-    selection = EvaluationLoader(shards, "val", batch_size=1, rank=ranks.rank, world_size=ranks.world_size)
+    selection = EvaluationLoader(shards, "val", batch_size=1, rank=group.rank, world_size=group.world_size)
     steps = loader.steps_per_epoch
 
     def describe(state):
@@ -122,17 +122,17 @@ def make_trainer(
             "val",
             shards.card.classes,
             lambda: selection,
-            ranks,
+            group,
             settings.get("precision", "fp32"),
             settings.get("channels_last", False),
         ),
-        settings=LoopSettings(global_batch=global_batch, seed=3, **settings),
-        ranks=ranks,
+        settings=TrainerSettings(global_batch=global_batch, seed=3, **settings),
+        group=group,
         callbacks=callbacks,
-        checkpointer=Checkpointer(str(folder), ranks, describe, {"seed": 3, "steps": steps})
+        checkpointer=Checkpointer(str(folder), group, describe, {"seed": 3, "steps": steps})
         if folder
         else None,
-        averaged=AveragedWeights(network, ema) if ema else None,
+        ema=ExponentialMovingAverage(network, ema) if ema else None,
         device=device,
     )
 
@@ -143,8 +143,8 @@ def weights(trainer):
     state = trainer.optimizer.state_dict()["state"]
     for index, values in state.items():
         found |= {f"optimizer.{index}.{name}": value.clone() for name, value in values.items()}
-    if trainer.averaged:
-        found |= {f"averaged.{name}": value.clone() for name, value in trainer.averaged.weights.items()}
+    if trainer.ema:
+        found |= {f"averaged.{name}": value.clone() for name, value in trainer.ema.weights.items()}
     return found
 
 

@@ -36,10 +36,10 @@ from d2ls import storage
 from d2ls.bundle import WEIGHTS_FILE, ModelInfo, write_bundle
 from d2ls.errors import CheckpointError, StorageError
 from d2ls.scratch import scratch_folder
-from d2ls.training.ema import AveragedWeights
-from d2ls.training.found import COMPLETE_FILE, Found, checkpoint_name, complete_checkpoints
-from d2ls.training.ranks import Ranks
-from d2ls.training.state import STATE_VERSION, TrainingState
+from d2ls.training.checkpoint_files import COMPLETE_FILE, CheckpointRef, checkpoint_name, complete_checkpoints
+from d2ls.training.ema import ExponentialMovingAverage
+from d2ls.training.process_group import ProcessGroup
+from d2ls.training.train_state import STATE_VERSION, TrainingState
 
 RAW_FILE = "raw.safetensors"
 STATE_FILE = "state.pt"
@@ -56,36 +56,36 @@ class Checkpointer:
 
     Attributes:
         root: folder or URI that holds them.
-        ranks: the ranks of the run; rank 0 writes.
+        group: the ranks of the run; rank 0 writes.
         describe: makes the model description for a state.
         identity: what must be equal for a run to go on (seed, global batch, data digest, ...).
     """
 
     root: str
-    ranks: Ranks
+    group: ProcessGroup
     describe: Callable[[TrainingState], ModelInfo]
     identity: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: concurrent.futures.Future[Found] | None = None
+        self._running: concurrent.futures.Future[CheckpointRef] | None = None
 
     def save(
         self,
         state: TrainingState,
         network: nn.Module,
         optimizer: Optimizer,
-        averaged: AveragedWeights | None = None,
+        ema: ExponentialMovingAverage | None = None,
         *,
         best: bool = False,
-    ) -> Found | None:
+    ) -> CheckpointRef | None:
         """Starts writing a checkpoint; rank 0 alone.
 
         Args:
             state: progress of the run.
             network: unwrapped, raw weights.
             optimizer: its optimizer.
-            averaged: averaged weights, where they are used.
+            ema: averaged weights, where they are used.
             best: whether this state has the best selection score so far.
 
         Returns:
@@ -100,10 +100,10 @@ class Checkpointer:
             "identity": dict(self.identity),
             "progress": state.to_dict(),
             "optimizer": _copied(optimizer.state_dict()),
-            "averaged_updates": averaged.updates if averaged else 0,
+            "averaged_updates": ema.updates if ema else 0,
         }
         raw = _copied(dict(network.state_dict()))
-        kept = _copied(dict(averaged.weights)) if averaged else raw
+        kept = _copied(dict(ema.weights)) if ema else raw
         info = self.describe(state)
         pinned = (
             {checkpoint_name(state.step), checkpoint_name(state.best_step)}
@@ -112,11 +112,11 @@ class Checkpointer:
         )
         pointer = _pointer(state) if best else None
         self._running = self._thread.submit(
-            self._write, state.step, info, kept, raw if averaged else None, content, pinned, pointer
+            self._write, state.step, info, kept, raw if ema else None, content, pinned, pointer
         )
         return before
 
-    def finished(self, *, wait: bool = False) -> Found | None:
+    def finished(self, *, wait: bool = False) -> CheckpointRef | None:
         """Returns the checkpoint that has become complete since the last call, if any; rank 0 alone.
 
         Raises:
@@ -131,13 +131,13 @@ class Checkpointer:
         """Waits until nothing is being written."""
         self._thread.shutdown()
 
-    def newest(self) -> Found | None:
+    def newest(self) -> CheckpointRef | None:
         """Finds the newest complete checkpoint; all ranks call it and get the same answer."""
         listed = self._listed()
         return listed[-1] if listed else None
 
     def restore(
-        self, network: nn.Module, optimizer: Optimizer, averaged: AveragedWeights | None = None
+        self, network: nn.Module, optimizer: Optimizer, ema: ExponentialMovingAverage | None = None
     ) -> TrainingState | None:
         """Puts the newest undamaged checkpoint into network and optimizer; all ranks call it.
 
@@ -150,19 +150,19 @@ class Checkpointer:
         candidates = self._listed()
         for candidate in reversed(candidates):
             with contextlib.ExitStack() as stack:
-                folder, problem = self.ranks.together(lambda: _fetch(candidate.uri, stack))  # noqa: B023 (called at once)
-                problem = next(filter(None, self.ranks.gather(problem)), "")
+                folder, problem = self.group.run_together(lambda: _fetch(candidate.uri, stack))  # noqa: B023 (called at once)
+                problem = next(filter(None, self.group.all_gather(problem)), "")
                 if not problem:
-                    return self.ranks.together(lambda: self._load(folder, network, optimizer, averaged))  # noqa: B023
+                    return self.group.run_together(lambda: self._load(folder, network, optimizer, ema))  # noqa: B023
                 _log.warning("%s is damaged (%s); taking the one before", candidate.uri, problem)
         if candidates:
             raise CheckpointError(f"{self.root}: every checkpoint is damaged; start a run under a new name")
         return None
 
-    def _listed(self) -> list[Found]:
+    def _listed(self) -> list[CheckpointRef]:
         """Lists the complete checkpoints, oldest first: rank 0 looks, all ranks get its answer."""
-        found = self.ranks.together(lambda: complete_checkpoints(self.root) if self.ranks.first else [])
-        listed: list[Found] = self.ranks.broadcast(found)
+        found = self.group.run_together(lambda: complete_checkpoints(self.root) if self.group.is_main else [])
+        listed: list[CheckpointRef] = self.group.broadcast(found)
         return listed
 
     def clear_orphans(self) -> None:
@@ -177,7 +177,7 @@ class Checkpointer:
                 storage.delete(path)
 
     def _load(
-        self, folder: Path, network: nn.Module, optimizer: Optimizer, averaged: AveragedWeights | None
+        self, folder: Path, network: nn.Module, optimizer: Optimizer, ema: ExponentialMovingAverage | None
     ) -> TrainingState:
         from safetensors.torch import load_file
 
@@ -186,8 +186,8 @@ class Checkpointer:
         raw = folder / RAW_FILE
         network.load_state_dict(load_file(raw if raw.exists() else folder / WEIGHTS_FILE))
         optimizer.load_state_dict(content["optimizer"])
-        if averaged is not None:
-            averaged.load(load_file(folder / WEIGHTS_FILE), content["averaged_updates"])
+        if ema is not None:
+            ema.load(load_file(folder / WEIGHTS_FILE), content["averaged_updates"])
         return TrainingState.from_dict(content["progress"])
 
     def _check_identity(self, content: Mapping[str, Any], folder: Path) -> None:
@@ -216,7 +216,7 @@ class Checkpointer:
         content: dict[str, Any],
         pinned: set[str],
         pointer: dict[str, Any] | None,
-    ) -> Found:
+    ) -> CheckpointRef:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -237,7 +237,7 @@ class Checkpointer:
                     f"{uri}: the checkpoint could not be written: {_reason(error, scratch)}. Older checkpoints are "
                     "intact; make room or mend the storage, then go on with --resume"
                 ) from error
-        return Found(uri, step)
+        return CheckpointRef(uri, step)
 
     def _prune(self, pinned: set[str]) -> None:
         for found in complete_checkpoints(self.root):

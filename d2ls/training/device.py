@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls.loader import Batch
-from d2ls.training.batchnorm import normalize_over_ranks
+from d2ls.training.batch_norm import normalize_over_ranks
 
 Precision = Literal["fp32", "tf32", "bf16"]
 

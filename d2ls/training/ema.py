@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class AveragedWeights:
+class ExponentialMovingAverage:
     """Exponential moving average of all floating-point tensors of a state dict; others are copied.
 
     Args:

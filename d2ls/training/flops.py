@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2ls.training.device import Precision
 
-TERAFLOPS: dict[str, dict[Precision, float]] = {
+PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "H200": {"bf16": 989.0, "tf32": 494.0, "fp32": 67.0},
     "H100 NVL": {"bf16": 835.0, "tf32": 417.0, "fp32": 60.0},
     "H100 PCIe": {"bf16": 756.0, "tf32": 378.0, "fp32": 51.0},
@@ -54,12 +54,12 @@ def _without_backward(network: nn.Module, counter: FlopCounterMode) -> float:
     return float(sum(counts.values()))
 
 
-def peak_teraflops(name: str, precision: Precision) -> float | None:
+def peak_tflops(name: str, precision: Precision) -> float | None:
     """Returns the peak of a GPU in 1e12 FLOP/s by its product name; None where it is not in the table.
 
     A part of a GPU (a MIG instance) has no peak of its own here.
     """
     if re.search(r"\bMIG\b", name):
         return None
-    found = (peaks[precision] for words, peaks in TERAFLOPS.items() if re.search(rf"\b{words}\b", name))
+    found = (peaks[precision] for words, peaks in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name))
     return next(found, None)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from d2ls.errors import D2LSError
-from d2ls.training.reports import Callback, EvaluationReport, StepReport
+from d2ls.training.callbacks import Callback, EvaluationReport, StepReport
 from pipeline import figures
 from pipeline.tracking import connection, samples
 from pipeline.tracking.monitor import Monitor
@@ -95,8 +95,8 @@ class TrackingCallback(Callback):
         values["speed/data_share"] = clocks["data"] / whole
         rates = {
             "speed/images_per_second": [each.images_per_second for each in steps],
-            "speed/teraflops": [each.teraflops for each in steps],
-            "speed/flop_share": [each.flop_share for each in steps if each.flop_share is not None],
+            "speed/model_tflops": [each.model_tflops for each in steps],
+            "speed/mfu": [each.mfu for each in steps if each.mfu is not None],
         }
         for name, found in rates.items():
             if found:

@@ -9,22 +9,22 @@ import torch
 from d2ls.bundle import ModelInfo
 from d2ls.loader import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
-from d2ls.model import Normalization, build_model
+from d2ls.models import Normalization, build_model
 from d2ls.shards import DatasetCard, ShardSet
+from d2ls.training.callbacks import Callback
 from d2ls.training.checkpoint import Checkpointer
-from d2ls.training.ema import AveragedWeights
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.loop import LoopSettings, Trainer
+from d2ls.training.ema import ExponentialMovingAverage
+from d2ls.training.evaluator import Evaluator
 from d2ls.training.optimizer import build_optimizer
-from d2ls.training.ranks import Ranks
-from d2ls.training.reports import Callback
+from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
-from d2ls.training.state import TrainingState, seed_everything
+from d2ls.training.train_state import TrainingState, seed_everything
+from d2ls.training.trainer import Trainer, TrainerSettings
 from pipeline.config import Recipe
 
 if TYPE_CHECKING:
     from d2ls.loader import EvaluationLoader
-    from d2ls.model import D2LS, Baseline
+    from d2ls.models import D2LS, Baseline
 
 
 @dataclass
@@ -110,7 +110,7 @@ def augmentation(recipe: Recipe) -> Augmentation:
     return Augmentation(**values)
 
 
-def loaders(recipe: Recipe, shards: ShardSet, ranks: Ranks) -> Loaders:
+def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
     """Builds the loaders of a rank."""
     values = recipe.loader
     cache = CacheConfig(values.cache or "", int(values.cache_gb * 1e9))
@@ -120,28 +120,28 @@ def loaders(recipe: Recipe, shards: ShardSet, ranks: Ranks) -> Loaders:
         global_batch=recipe.train.global_batch,
         augmentation=augmentation(recipe),
         seed=recipe.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=group.rank,
+        world_size=group.world_size,
         workers=values.workers,
         shuffle_window=values.shuffle_window,
         class_weighting=values.class_weighting,
         bad_samples=values.bad_samples,
         skip_limit=values.skip_limit,
         cache=cache,
-        pin_memory=ranks.device.type == "cuda",
+        pin_memory=group.device.type == "cuda",
     )
     selection = EvaluationLoader(
         shards,
         recipe.roles.select,
         batch_size=recipe.evaluate.batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=group.rank,
+        world_size=group.world_size,
         workers=values.workers,
         window=selection_window(recipe, shards),
         bad_samples=values.bad_samples,
         skip_limit=values.skip_limit,
         cache=cache,
-        pin_memory=ranks.device.type == "cuda",
+        pin_memory=group.device.type == "cuda",
     )
     return Loaders(training, selection)
 
@@ -168,10 +168,10 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     )
 
 
-def settings(recipe: Recipe, card: DatasetCard) -> LoopSettings:
+def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
     """Takes the loop's settings from the recipe."""
     train, crop = recipe.train, recipe.loader.augmentation.crop_size
-    return LoopSettings(
+    return TrainerSettings(
         global_batch=train.global_batch,
         seed=recipe.seed,
         micro_batch=train.micro_batch,
@@ -190,7 +190,7 @@ def settings(recipe: Recipe, card: DatasetCard) -> LoopSettings:
 def trainer(
     recipe: Recipe,
     shards: ShardSet,
-    ranks: Ranks,
+    group: ProcessGroup,
     built: Loaders,
     *,
     checkpoints: str,
@@ -203,14 +203,14 @@ def trainer(
     Args:
         recipe: the resolved recipe.
         shards: the shard set.
-        ranks: the ranks of the run.
+        group: the ranks of the run.
         built: the loaders.
         checkpoints: folder of the checkpoints.
         callbacks: told what happens.
         run: name of the run, kept in the model's description.
         store: MLflow store that `model.init` is looked up in, if not the recipe's.
     """
-    net = network(recipe, shards.card, store).to(ranks.device)
+    net = network(recipe, shards.card, store).to(group.device)
     options = recipe.train.optimizer.model_dump()
     steps = built.training.steps_per_epoch
     window = recipe.loader.augmentation.crop_size
@@ -237,15 +237,15 @@ def trainer(
             split=recipe.roles.select,
             classes=shards.card.classes,
             batches=lambda: built.selection,
-            ranks=ranks,
+            group=group,
             precision=recipe.train.precision,
             channels_last=recipe.train.channels_last,
         ),
         settings=settings(recipe, shards.card),
-        ranks=ranks,
+        group=group,
         callbacks=callbacks,
-        checkpointer=Checkpointer(checkpoints, ranks, describe, identity(recipe, shards.card, steps)),
-        averaged=AveragedWeights(net, recipe.train.ema_decay) if recipe.train.ema_decay else None,
+        checkpointer=Checkpointer(checkpoints, group, describe, identity(recipe, shards.card, steps)),
+        ema=ExponentialMovingAverage(net, recipe.train.ema_decay) if recipe.train.ema_decay else None,
     )
 
 

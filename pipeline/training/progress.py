@@ -9,7 +9,7 @@ from typing import Any
 
 from d2ls import storage
 from d2ls.errors import StorageError
-from d2ls.training.reports import Callback, StepReport
+from d2ls.training.callbacks import Callback, StepReport
 from pipeline.training.run_folder import RunFolder
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from d2ls.bundle import ModelInfo, save_bundle
 from d2ls.errors import WeightsError
-from d2ls.model import build_published
-from d2ls.model.weights import read_weights
+from d2ls.models import build_published
+from d2ls.models.weights import read_weights
 from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:

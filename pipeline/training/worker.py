@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from d2ls.shards import ShardSet
-    from d2ls.training.reports import Callback
+    from d2ls.training.callbacks import Callback
     from pipeline.config import Recipe
 
 
@@ -90,19 +90,19 @@ def epochs(job: Job) -> Generator[dict[str, float]]:
     Closing the iterator stops the training after that epoch and ends all threads and processes that it started.
     """
     from d2ls.shards import ShardSet
-    from d2ls.training.ranks import Ranks
+    from d2ls.training.process_group import ProcessGroup
     from pipeline.config import parse_recipe
     from pipeline.training import build
 
     recipe = parse_recipe(job.recipe)
     build.use_threads(job.cpus)
-    ranks = Ranks.current(_device(job.gpu))
+    group = ProcessGroup.current(_device(job.gpu))
     shards = ShardSet.open(job.shards)
-    loaders = build.loaders(recipe, shards, ranks)
-    callbacks = _callbacks(job, recipe, shards) if ranks.first else []
+    loaders = build.loaders(recipe, shards, group)
+    callbacks = _callbacks(job, recipe, shards) if group.is_main else []
     try:
         yield from build.trainer(
-            recipe, shards, ranks, loaders, checkpoints=RunFolder(job.folder, job.name).checkpoints,
+            recipe, shards, group, loaders, checkpoints=RunFolder(job.folder, job.name).checkpoints,
             callbacks=callbacks, run=job.name, store=job.store,
         ).epochs()  # fmt: skip
     finally:
@@ -121,7 +121,7 @@ def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback
         started = folder.facts().get("created")
         callbacks.append(TrackingCallback(job.store, job.run_id, folder.spool, recipe, shards, started))
     if job.profile:
-        from d2ls.training.profiling import ProfileCallback
+        from d2ls.training.profiler import ProfileCallback
 
         callbacks.append(ProfileCallback(folder.profile))
     return [*callbacks, ProgressWriter(folder)]

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ls.losses import D2LSLoss
-from d2ls.model import D2LSOutput
-from d2ls.training.batchnorm import normalize_over_ranks
+from d2ls.models import D2LSOutput
+from d2ls.training.batch_norm import normalize_over_ranks
 
 K, C, SHARES = 3, 16, (3, 1)
 LOSSES = {

@@ -89,7 +89,7 @@ def filled(shards, rank):
     """
     trainer = make_trainer(shards, epochs=1, global_batch=3, micro_batch=1, backbone="test_resnet", lr=0.0)
     plain = make_trainer(
-        shards, epochs=1, global_batch=3, backbone="test_resnet", ranks=type(trainer.ranks)()
+        shards, epochs=1, global_batch=3, backbone="test_resnet", group=type(trainer.group)()
     )
     made = trainer.batches
     trainer.batches = lambda epoch, start: list(made(epoch, start))[:1]

@@ -16,7 +16,7 @@ import yaml
 
 from d2ls.errors import CheckpointError, ShardError
 from d2ls.shards import ShardSet
-from d2ls.training.found import complete_checkpoints
+from d2ls.training.checkpoint_files import complete_checkpoints
 from pipeline import cluster, train
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder

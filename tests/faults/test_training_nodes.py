@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from d2ls.errors import StorageError
-from d2ls.training.found import complete_checkpoints
+from d2ls.training.checkpoint_files import complete_checkpoints
 from pipeline import train
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder

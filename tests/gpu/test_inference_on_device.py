@@ -6,9 +6,9 @@ import torch
 
 from d2ls.bundle import ModelInfo
 from d2ls.inference import Segmenter
-from d2ls.model import build_model
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.ranks import Ranks
+from d2ls.models import build_model
+from d2ls.training.evaluator import Evaluator
+from d2ls.training.process_group import ProcessGroup
 from tests.training_world import SIZE, make_trainer
 
 SAME_PIXELS = 0.999
@@ -25,10 +25,10 @@ CASES = [("cpu", "test_resnet"), *(pytest.param("cuda", name, marks=pytest.mark.
 def test_evaluation_gives_the_same_scores(device, shards, backbone):
     tables = []
     for place, layout in ((torch.device("cpu"), False), (device, True)):
-        ranks = Ranks.current(place)
-        trainer = make_trainer(shards, ranks=ranks, backbone=backbone)
+        group = ProcessGroup.current(place)
+        trainer = make_trainer(shards, group=group, backbone=backbone)
         evaluator = Evaluator(
-            "val", shards.card.classes, trainer.evaluator.batches, ranks, channels_last=layout
+            "val", shards.card.classes, trainer.evaluator.batches, group, channels_last=layout
         )
         tables.append(evaluator(trainer.network.eval())[0])
     assert tables[0].sum() == tables[1].sum() > 0

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 from tests.training_world import SIZE, Recorder, StopAfter, assert_equal, make_trainer, weights
 
 BACKBONES = ["test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
@@ -46,7 +46,9 @@ def test_five_steps_and_a_resume_that_goes_on_exactly(
     reference, told = Recorder(), Recorder()
     plain = {"backbone": backbone, "epochs": 1}
     make_trainer(shards, callbacks=[reference], **plain).run()
-    whole = make_trainer(shards, tmp_path / "whole", ranks=Ranks.current(device), callbacks=[told], **options)
+    whole = make_trainer(
+        shards, tmp_path / "whole", group=ProcessGroup.current(device), callbacks=[told], **options
+    )
     whole.run()
     assert len(told.steps) >= 5
     assert all(math.isfinite(value) for report in told.steps for value in report.terms.values())
@@ -55,7 +57,7 @@ def test_five_steps_and_a_resume_that_goes_on_exactly(
     for part in ("forward", "backward", "optimizer"):
         assert all(report.seconds[part] > 0 for report in told.steps)
 
-    options["ranks"] = Ranks.current(device)
+    options["group"] = ProcessGroup.current(device)
     cut = make_trainer(shards, tmp_path / "cut", callbacks=[StopAfter(4)], **options)
     with pytest.raises(KeyboardInterrupt):
         cut.run()
@@ -71,7 +73,7 @@ def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
     """CUDA itself raises where a call waits; the readings of the step before wait by an event, which it allows."""
     trainer = make_trainer(
         shards,
-        ranks=Ranks.current(torch.device("cuda", 0)),
+        group=ProcessGroup.current(torch.device("cuda", 0)),
         backbone=backbone,
         ema=0.9,
         lookahead=True,
@@ -96,9 +98,9 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
     """Memory is limited in earnest, to what about three of eight samples need."""
     place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch": 8, "epochs": 1}
     options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
-    trainer = make_trainer(shards, ranks=Ranks.current(place), **options)
+    trainer = make_trainer(shards, group=ProcessGroup.current(place), **options)
     device, shape = trainer._device, options["sample_shape"]
-    from d2ls.training.memory import probe_memory
+    from d2ls.training.probe_memory import probe_memory
 
     attempt = probe_memory(trainer.network, trainer.optimizer, shape, device, "fp32")
     torch.cuda.empty_cache()
@@ -120,9 +122,11 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
 @pytest.mark.gpu
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_rehearsal_leaves_no_trace_on_a_gpu(shards, backbone):
-    from d2ls.training.memory import probe_memory
+    from d2ls.training.probe_memory import probe_memory
 
-    trainer = make_trainer(shards, ranks=Ranks.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9)
+    trainer = make_trainer(
+        shards, group=ProcessGroup.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9
+    )
     before, random = weights(trainer), torch.cuda.get_rng_state(0)
     probe_memory(trainer.network, trainer.optimizer, (3, SIZE, SIZE), trainer._device, "bf16")(2)
     assert_equal(weights(trainer), before)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 from tests.rank_pool import RankPool
 from tests.training_world import Recorder, make_trainer, weights
 
@@ -16,7 +16,7 @@ def first_step(shards, global_batch, micro_batch):
     torch.cuda.set_device(place)
     told = Recorder()
     trainer = make_trainer(
-        shards, ranks=Ranks.current(place), epochs=1, global_batch=global_batch, micro_batch=micro_batch,
+        shards, group=ProcessGroup.current(place), epochs=1, global_batch=global_batch, micro_batch=micro_batch,
         backbone="test_resnet", callbacks=[told], ema=0.9, sample_shape=(3, 64, 64),
     )  # fmt: skip
     trainer.run()
@@ -36,7 +36,7 @@ def test_two_processes_compute_one_step(shards, micro_batch):
     told = Recorder()
     make_trainer(
         shards,
-        ranks=Ranks.current(device),
+        group=ProcessGroup.current(device),
         epochs=1,
         global_batch=5,
         backbone="test_resnet",

@@ -9,7 +9,7 @@ import torch
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from d2ls.errors import StorageError, WeightsError
-from d2ls.model import Normalization
+from d2ls.models import Normalization
 from pipeline.import_published import main
 from pipeline.models import load_model
 from tests.named import fill, named_tensor

@@ -15,7 +15,7 @@ import torch
 from d2ls.bundle import ModelInfo, load_bundle, save_bundle
 from d2ls.errors import TrackingError, WeightsError
 from d2ls.inference import Segmenter
-from d2ls.model import build_model
+from d2ls.models import build_model
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
 from pipeline.tracking import ModelVersion, code, registry, saved_model, should_promote

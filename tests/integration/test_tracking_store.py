@@ -12,7 +12,7 @@ import pytest
 from d2ls.errors import TrackingError
 from d2ls.metrics import score
 from d2ls.shards import ShardSet
-from d2ls.training.reports import EvaluationReport, StepReport
+from d2ls.training.callbacks import EvaluationReport, StepReport
 from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import RunWriter, Store, TrackingCallback
@@ -102,7 +102,7 @@ def test_a_training_writes_metrics_and_figures_that_move(
     assert metrics["speed/data_share"] == 1 / 8
     parts = ("data", "forward", "backward", "optimizer")
     assert [metrics[f"speed/{part}_seconds"] for part in parts] == [1, 2, 4, 1]
-    assert (metrics["speed/images_per_second"], metrics["speed/teraflops"], metrics["speed/flop_share"]) == (
+    assert (metrics["speed/images_per_second"], metrics["speed/model_tflops"], metrics["speed/mfu"]) == (
         9,
         20,
         0.5,

@@ -9,7 +9,7 @@ import torch
 
 from d2ls.losses import D2LSLoss, contrastive_ratio, infonce
 from d2ls.metrics import confusion_matrix, score
-from d2ls.model import D2LSOutput
+from d2ls.models import D2LSOutput
 from tests.named import named_tensor
 
 K = 6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2ls.model import build_model, load_published
+from d2ls.models import build_model, load_published
 from tests.named import fill, named_tensor, relative_error
 
 FOLDER = Path(__file__).parent / "goldens"

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from d2ls.model import blocked, build_model, load_published, plain
-from d2ls.model.published import published_name
+from d2ls.models import build_model, load_published, pixel_kernels, pixel_ops
+from d2ls.models.published import published_name
 from tests.named import fill, named_tensor, relative_error
 from tests.textbook import TextbookD2LS, TorchvisionConvNeXt
 
@@ -58,31 +58,31 @@ def leaves(*shapes):
 @pytest.mark.parametrize("T", [1, 2])
 @pytest.mark.parametrize("block", [5, 1024])
 @pytest.mark.parametrize("device", ["cpu", "other"])
-def test_gradient_of_blocked_equals_plain(monkeypatch, T, block, device):
-    """The blocked functions are the plain ones, also where blocks do not divide the map; in float64."""
+def test_kernels_equal_plain_operations(monkeypatch, T, block, device):
+    """The kernels are the plain operations, also where blocks do not divide the map; in float64."""
     B, S, H, K, N, C = 2, 2, 2, 3, 12, 16
-    monkeypatch.setattr(blocked, "BLOCK", block)
-    cut = blocked.blocks
-    monkeypatch.setattr(blocked, "blocks", lambda g, share, n, step, _: cut(g, share, n, step, device))
+    monkeypatch.setattr(pixel_kernels, "BLOCK", block)
+    cut = pixel_kernels.blocks
+    monkeypatch.setattr(pixel_kernels, "blocks", lambda g, share, n, step, _: cut(g, share, n, step, device))
     position = named_tensor("p", (N, C)).double()
 
     features, rows = leaves((B, T, N, C), (B, T, 5, C))
     compare(
-        lambda e, r: blocked.Gather.apply(e.flatten(0, 1), position, r.flatten(0, 1)),
-        lambda e, r: plain.gather(e, position, r),
+        lambda e, r: pixel_kernels.AttendPixels.apply(e.flatten(0, 1), position, r.flatten(0, 1)),
+        lambda e, r: pixel_ops.plain_attend_pixels(e, position, r),
         (features, rows),
     )
     arguments = leaves((B, T, N, C), (B, S, H, K, C), (B, S, H, K), (B, S, H, K, C), (C,), (C,))
 
     def refine(e, r, o, v, w, b):
         flat = r.reshape(B * S, H * K, C), o.reshape(B * S, H * K), v.reshape(B * S, H * K, C)
-        return blocked.Refine.apply(e.flatten(0, 1), position, *flat, w, b, 1e-5, H)
+        return pixel_kernels.RefinePixels.apply(e.flatten(0, 1), position, *flat, w, b, 1e-5, H)
 
-    compare(refine, lambda e, *rest: plain.refine(e, position, *rest, 1e-5), arguments)
+    compare(refine, lambda e, *rest: pixel_ops.plain_refine_pixels(e, position, *rest, 1e-5), arguments)
     arguments = leaves((B, N, 16), (B, K, 1), (4,), (4,))
     compare(
-        lambda *a: blocked.Upsample.apply(*a, 1e-6, (4, 3)),
-        lambda *a: plain.upsample(*a, 1e-6, (4, 3)),
+        lambda *a: pixel_kernels.Upsample.apply(*a, 1e-6, (4, 3)),
+        lambda *a: pixel_ops.plain_upsample(*a, 1e-6, (4, 3)),
         arguments,
     )
 

@@ -7,7 +7,7 @@ import torch
 
 from d2ls.errors import ConfigError
 from d2ls.losses import D2LSLoss, contrastive_ratio, infonce
-from d2ls.model import D2LSOutput
+from d2ls.models import D2LSOutput
 
 K, C = 4, 8
 

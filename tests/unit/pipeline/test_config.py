@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from d2ls.errors import ConfigError
-from d2ls.model import BASELINES
+from d2ls.models import BASELINES
 from pipeline import cli
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
 from pipeline.config.model import Architecture

@@ -13,8 +13,8 @@ from d2ls.labels import ClassTable
 from d2ls.loader import EvaluationLoader
 from d2ls.metrics import score
 from d2ls.shards import ShardSet
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.ranks import Ranks
+from d2ls.training.evaluator import Evaluator
+from d2ls.training.process_group import ProcessGroup
 from pipeline.evaluate import _Share, count_share, evaluate, main
 from pipeline.evaluation.published import TABLES
 from pipeline.evaluation.report import markdown
@@ -41,7 +41,7 @@ def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
     model, shards = world
     network, _ = load_bundle(Path(model))
     loader = EvaluationLoader(ShardSet.open(shards), "test", batch_size=4)
-    table, scores = Evaluator("test", CLASSES, lambda: loader, Ranks())(network)
+    table, scores = Evaluator("test", CLASSES, lambda: loader, ProcessGroup())(network)
     np.testing.assert_array_equal(evaluation.confusion, table)
     assert evaluation.scores == scores
     labelled = sum(ShardSet.open(shards).card.splits["test"].class_pixels)

@@ -8,7 +8,7 @@ import torch
 from d2ls import storage
 from d2ls.errors import CheckpointError, StorageError
 from d2ls.training import checkpoint
-from d2ls.training.found import complete_checkpoints
+from d2ls.training.checkpoint_files import complete_checkpoints
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
 
@@ -18,7 +18,7 @@ def shards(tmp_path_factory):
 
 
 def restored(trainer):
-    state = trainer.checkpointer.restore(trainer.network, trainer.optimizer, trainer.averaged)
+    state = trainer.checkpointer.restore(trainer.network, trainer.optimizer, trainer.ema)
     return state and state.step
 
 

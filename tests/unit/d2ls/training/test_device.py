@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ls.errors import NonFiniteLossError
 from d2ls.losses import D2LSLoss
-from d2ls.model import build_model
+from d2ls.models import build_model
 from d2ls.training.device import CudaDevice, Device, Stopwatch, open_device
 from tests.fake_device import GARBAGE, FakeDevice
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
@@ -57,7 +57,7 @@ def test_a_device_that_runs_ahead_trains_the_same(shards, tmp_path):
     assert_equal(weights(plain), weights(fake))
     assert fake.state == plain.state
     assert fake.optimizer.state_dict()["param_groups"] == plain.optimizer.state_dict()["param_groups"]
-    assert fake.averaged.updates == plain.averaged.updates == fake.optimizer.param_groups[0]["steps"] == 5
+    assert fake.ema.updates == plain.ema.updates == fake.optimizer.param_groups[0]["steps"] == 5
     assert reported(told) == reported(heard)
     assert told.checkpoints == heard.checkpoints
     assert {"data", "forward", "backward", "optimizer", "step"} <= set(told.steps[0].seconds)

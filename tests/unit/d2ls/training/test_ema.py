@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from d2ls.training.ema import AveragedWeights
+from d2ls.training.ema import ExponentialMovingAverage
 
 
 def test_average_follows_and_can_be_put_in():
     network = torch.nn.BatchNorm1d(2)
-    averaged = AveragedWeights(network, decay=0.5)
+    averaged = ExponentialMovingAverage(network, decay=0.5)
     expected, made = 1.0, torch.zeros(())
     for step in range(1, 20):
         with torch.no_grad():
@@ -24,7 +24,10 @@ def test_average_follows_and_can_be_put_in():
 
 def test_a_step_that_was_not_made_does_not_count():
     network = torch.nn.Linear(1, 1)
-    averaged, other = AveragedWeights(network, decay=0.5), AveragedWeights(network, decay=0.5)
+    averaged, other = (
+        ExponentialMovingAverage(network, decay=0.5),
+        ExponentialMovingAverage(network, decay=0.5),
+    )
     with torch.no_grad():
         network.weight.fill_(3.0)
     for each in (averaged, other):

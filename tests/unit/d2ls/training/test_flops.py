@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2ls.model import build_model
-from d2ls.training.flops import peak_teraflops, training_flops
+from d2ls.models import build_model
+from d2ls.training.flops import peak_tflops, training_flops
 from tests.training_world import SIZE, Recorder, make_trainer, tiny_shards
 
 
@@ -42,8 +42,8 @@ def test_a_run_tells_its_rate_and_trains_the_same(tmp_path):
     make_trainer(shards, callbacks=[plain], epochs=1).run()
     image = training_flops(trainer.network, (3, SIZE, SIZE))
     for report, other in zip(told.steps, plain.steps, strict=True):
-        assert report.teraflops * 1e12 == pytest.approx(4 * image / report.seconds["step"])
-        assert report.flop_share is None, "a CPU's peak is not known"
+        assert report.model_tflops * 1e12 == pytest.approx(4 * image / report.seconds["step"])
+        assert report.mfu is None, "a CPU's peak is not known"
         assert report.terms == other.terms
 
 
@@ -75,4 +75,4 @@ def test_nothing_flows_back_through_a_frozen_backbone():
     ],
 )
 def test_peaks_are_those_of_the_device(name, precision, peak):
-    assert peak_teraflops(name, precision) == peak
+    assert peak_tflops(name, precision) == peak

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2ls.model import build_model
+from d2ls.models import build_model
 from d2ls.training.optimizer import backbone_depths, build_optimizer, parameter_groups
 from d2ls.training.schedule import Schedule
 

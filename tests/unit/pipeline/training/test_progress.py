@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from d2ls.training.reports import StepReport
+from d2ls.training.callbacks import StepReport
 from pipeline.training.progress import ProgressWatcher, ProgressWriter
 from pipeline.training.progress_view import ProgressView, clock, epoch_line, progress_line
 from pipeline.training.run_folder import RunFolder
@@ -26,7 +26,7 @@ def test_steps_epochs_and_remarks_are_written_and_shown(tmp_path):
         for step in range(1, 9):
             writer.on_step(report(step))
             if step == 2:
-                logging.getLogger("d2ls.training.loop").info("samples are accumulated")
+                logging.getLogger("d2ls.training.trainer").info("samples are accumulated")
             if step % 4 == 0:
                 writer.on_epoch({"epoch": step / 4 + 1, "train/loss": 1.0})
         writer.close()

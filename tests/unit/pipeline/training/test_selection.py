@@ -8,7 +8,7 @@ import torch
 
 from d2ls import storage
 from d2ls.shards import ShardSet
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 from pipeline.training import build
 from tests.shards import picture
 from tests.train_world import tiny_recipe, weights_of
@@ -25,9 +25,9 @@ def choices(folder, split):
     """Trains with the labels of a split permuted; returns what was chosen, and all that it was chosen by."""
     tiny_shards(folder / "shards", samples={split: relabelled} if split else None)
     recipe = tiny_recipe(folder, train__epochs=3, train__optimizer__lr=5e-3)
-    shards, ranks = ShardSet.open(recipe.shards.uri), Ranks()
-    loaders = build.loaders(recipe, shards, ranks)
-    state = build.trainer(recipe, shards, ranks, loaders, checkpoints=str(folder / "checkpoints")).run()
+    shards, group = ShardSet.open(recipe.shards.uri), ProcessGroup()
+    loaders = build.loaders(recipe, shards, group)
+    state = build.trainer(recipe, shards, group, loaders, checkpoints=str(folder / "checkpoints")).run()
     loaders.close()
     pointer = json.loads(storage.read_bytes(folder / "checkpoints" / "best.json"))
     return (

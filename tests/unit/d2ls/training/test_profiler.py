@@ -1,7 +1,7 @@
 import gzip
 import json
 
-from d2ls.training.profiling import ProfileCallback
+from d2ls.training.profiler import ProfileCallback
 from tests.training_world import make_trainer, tiny_shards
 
 

@@ -5,17 +5,16 @@ from typing import Any, Literal
 from torch import nn
 
 from d2ls.errors import ConfigError
-from d2ls.model.aggregator import Aggregator, DeepestOnly
-from d2ls.model.attention import Route, cheaper_route
-from d2ls.model.backbone import Backbone
-from d2ls.model.baseline import Baseline, build_baseline, check_library
-from d2ls.model.decoder import Decoder, PlainDecoder
-from d2ls.model.dictionary import DynamicDictionary, Modulator, StaticDictionary
-from d2ls.model.interactor import Interactor
-from d2ls.model.network import D2LS, DictionaryHead, PlainHead
-from d2ls.model.normalization import Normalization, backbone_normalization
-from d2ls.model.position import FourierPosition
-from d2ls.model.weights import load_backbone
+from d2ls.models.aggregator import Aggregator, DeepestOnly
+from d2ls.models.attention import Route, cheaper_route
+from d2ls.models.backbone import Backbone
+from d2ls.models.baselines import Baseline, build_baseline, check_library
+from d2ls.models.d2ls import D2LS, DictionaryHead, PlainHead
+from d2ls.models.decoder import Decoder, PlainDecoder
+from d2ls.models.dictionary import DynamicDictionary, Modulator, StaticDictionary
+from d2ls.models.interactor import FourierPosition, Interactor
+from d2ls.models.normalization import Normalization, backbone_normalization
+from d2ls.models.weights import load_backbone
 
 DictionaryKind = Literal["dynamic", "static", "none"]
 MOST_STAGES = 6

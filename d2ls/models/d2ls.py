@@ -1,21 +1,38 @@
 """The D2LS network: encoder, aggregator, dictionary, interactor, decoder."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls.model.backbone import Backbone
-from d2ls.model.decoder import Decoder, PlainDecoder
-from d2ls.model.dictionary import DynamicDictionary, Modulator, StaticDictionary
-from d2ls.model.interactor import Interactor
-from d2ls.model.normalization import Normalization
-from d2ls.model.output import D2LSOutput
-from d2ls.model.position import FourierPosition
+from d2ls.models.backbone import Backbone
+from d2ls.models.decoder import Decoder, PlainDecoder
+from d2ls.models.dictionary import DynamicDictionary, Modulator, StaticDictionary
+from d2ls.models.interactor import FourierPosition, Interactor
+from d2ls.models.normalization import Normalization
 
 PATCH = 4
 SMALLEST = 32
+
+
+class D2LSOutput(NamedTuple):
+    """Logits, and what the losses and the plots need beside them. A tuple, hence a pytree for compile and export.
+
+    Attributes:
+        logits: B K H W, scores of the K classes at input resolution.
+        static_logits: B K H W of the auxiliary branch (the static dictionary through the same decoder), or None.
+        static_dictionary: K C, learned class vectors; None where the network has no dictionary.
+        dynamic_dictionary: B K C, D0 of each image; None unless the dictionary is dynamic.
+        dictionaries: B K C each: D0, the dictionary after every stage and the one after the closing attention
+            (L + 2 tensors); empty where the network has no dictionary.
+    """
+
+    logits: Tensor
+    static_logits: Tensor | None = None
+    static_dictionary: Tensor | None = None
+    dynamic_dictionary: Tensor | None = None
+    dictionaries: tuple[Tensor, ...] = ()
 
 
 class DictionaryHead(nn.Module):

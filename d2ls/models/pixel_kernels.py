@@ -1,11 +1,13 @@
-"""The pixel side of the network for eager execution: the functions of `plain`, forward and backward written by hand.
+"""Hand-written forward and backward of the operations of `pixel_ops`, for eager execution.
 
 Two things are won. Kept for backward are only the pixel features themselves and the small attention weights; all else
 is computed again. And on a CPU the pixels are taken in blocks that stay in cache, so that no temporary of full size
-is ever written. Other devices take all pixels as one block. Letters as in `plain`; G stands for B and T or S together.
+is ever written. Other devices take all pixels as one block. Letters as in `pixel_ops`; G stands for B and T or S
+together.
 
-Kept because it is ahead of `torch.utils.checkpoint` over `plain` (benchmarks/blocked.py). In the derivations, dX is the
-gradient of the loss with respect to X; a product of matrices is written side by side, `'` transposes.
+Kept because it is ahead of `torch.utils.checkpoint` over the plain operations (benchmarks/pixel_kernels.py). In the
+derivations, dX is the gradient of the loss with respect to X; a product of matrices is written side by side, `'`
+transposes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from d2ls.model.plain import widen
 
 aten = torch.ops.aten
 BLOCK = 1024
@@ -59,8 +59,8 @@ def blocks(
             yield slice(group, group + 1), slice(read, read + 1), slice(start, start + step)
 
 
-class Gather(torch.autograd.Function):
-    """`plain.gather` on G N C, N C and G R C."""
+class AttendPixels(torch.autograd.Function):
+    """`attend_pixels` on G N C, N C and G R C."""
 
     @staticmethod
     @without_autocast
@@ -106,8 +106,8 @@ class Gather(torch.autograd.Function):
         return d_features, None, d_rows.to(rows.dtype)
 
 
-class Refine(torch.autograd.Function):
-    """`plain.refine`; features G' N C with G' = B T, rows and values G (H K) C, offsets G (H K), G = B S."""
+class RefinePixels(torch.autograd.Function):
+    """`refine_pixels`; features G' N C with G' = B T, rows and values G (H K) C, offsets G (H K), G = B S."""
 
     @staticmethod
     @without_autocast
@@ -202,7 +202,7 @@ class Refine(torch.autograd.Function):
 
 
 class Upsample(torch.autograd.Function):
-    """`plain.upsample`."""
+    """`upsample`."""
 
     @staticmethod
     @without_autocast
@@ -300,3 +300,8 @@ def _by_class(values: Tensor, heads: int) -> Tensor:
 def _softmax_backward(slope: Tensor, weights: Tensor, dim: int) -> Tensor:
     result: Tensor = aten._softmax_backward_data(widen(slope), widen(weights), dim, widen(slope).dtype)
     return result.to(slope.dtype)
+
+
+def widen(values: Tensor) -> Tensor:
+    """Gives softmax, norms and sums float32 at least."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

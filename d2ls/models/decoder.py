@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from d2ls.model import pixels
+from d2ls.models import pixel_ops
 
 
 class Upsampler(nn.Module):
@@ -19,7 +19,7 @@ class Upsampler(nn.Module):
     def forward(self, features: Tensor, vectors: Tensor, size: tuple[int, int]) -> Tensor:
         """Computes logits (G K 4*height 4*width) from E (G N C) and class vectors (G K C/16)."""
         weight, bias = (each.view(-1, 4).t().flatten() for each in (self.norm.weight, self.norm.bias))
-        return pixels.upsample(features, vectors, weight, bias, self.norm.eps, size)
+        return pixel_ops.upsample(features, vectors, weight, bias, self.norm.eps, size)
 
 
 class Decoder(nn.Module):

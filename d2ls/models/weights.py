@@ -14,7 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
-from d2ls.model.backbone import Backbone
+from d2ls.models.backbone import Backbone
 
 State = Mapping[str, Tensor]
 SHOWN = 4

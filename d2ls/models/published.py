@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
-from d2ls.model.baseline import Baseline
-from d2ls.model.build import build_model
-from d2ls.model.network import D2LS
-from d2ls.model.weights import refuse_differences
+from d2ls.models.baselines import Baseline
+from d2ls.models.build import build_model
+from d2ls.models.d2ls import D2LS
+from d2ls.models.weights import refuse_differences
 
 _ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
 _BLOCK = {

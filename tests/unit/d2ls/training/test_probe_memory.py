@@ -5,8 +5,8 @@ import torch
 
 from d2ls.errors import TrainingError
 from d2ls.training.device import Device
-from d2ls.training.memory import fitting_micro_batch, probe_memory
-from d2ls.training.ranks import Ranks
+from d2ls.training.probe_memory import fitting_micro_batch, probe_memory
+from d2ls.training.process_group import ProcessGroup
 from tests.fake_device import FakeDevice
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
@@ -30,14 +30,14 @@ def device_for(most):
 def test_the_wanted_size_is_halved_until_it_fits(most, found, caplog):
     device = FakeDevice()
     with caplog.at_level(logging.WARNING):
-        assert fitting_micro_batch(12, device_for(most), device, Ranks()) == found
+        assert fitting_micro_batch(12, device_for(most), device, ProcessGroup()) == found
     assert (f"train.micro_batch={found}" in caplog.text) == (found < 12)
     assert device.runtime.emptied > 0
 
 
 def test_a_device_too_small_for_one_sample_is_an_error():
     with pytest.raises(TrainingError, match=r"one sample.*crop_size"):
-        fitting_micro_batch(4, device_for(0), FakeDevice(), Ranks())
+        fitting_micro_batch(4, device_for(0), FakeDevice(), ProcessGroup())
 
 
 def test_libraries_have_their_own_words_for_a_full_device():
@@ -73,7 +73,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fit
     if restored:
         trainer.run()
         trainer = make_trainer(shards, tmp_path, **options)
-        trainer.checkpointer.restore(trainer.network, trainer.optimizer, trainer.averaged)
+        trainer.checkpointer.restore(trainer.network, trainer.optimizer, trainer.ema)
         for parameter in trainer.network.parameters():
             parameter.grad = torch.rand_like(parameter)
     device, network = FakeDevice(), trainer.network.eval()

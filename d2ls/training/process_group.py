@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """Which rank this process is, of how many, on which device.
 
     Attributes:
@@ -36,21 +36,21 @@ class Ranks:
         return cls(device=torch.device(device))
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0, the one that writes."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sums a tensor over all ranks (in place where there are several); every rank gets the result."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def smallest(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """Returns the smallest value of all ranks."""
-        return min(self.gather(value))
+        return min(self.all_gather(value))
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_together(self, action: Callable[[], T]) -> T:
         """Runs an action on every rank; where it raises on one, every rank raises, so that none is left waiting.
 
         The action must not talk to other ranks; all ranks call this together.
@@ -67,7 +67,7 @@ class Ranks:
             result.append(action())
         except Exception as error:  # told to the others, and raised below
             own = error
-        told = self.gather(own and (type(own).__name__, str(own)))
+        told = self.all_gather(own and (type(own).__name__, str(own)))
         if own is not None:
             raise own
         for rank, problem in enumerate(told):
@@ -78,7 +78,7 @@ class Ranks:
                 raise kind(f"rank {rank}: {shown}")
         return result[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Collects a picklable value of every rank, in order of rank, on every rank."""
         if self.world_size == 1:
             return [value]
@@ -90,6 +90,6 @@ class Ranks:
         """Returns rank 0's value on every rank."""
         if self.world_size == 1:
             return value
-        holder = [pickle.dumps(value) if self.first else None]
+        holder = [pickle.dumps(value) if self.is_main else None]
         dist.broadcast_object_list(holder, src=0, device=self.device)
         return pickle.loads(holder[0])  # type: ignore[arg-type]  # noqa: S301 (sent by our own rank 0)

@@ -22,26 +22,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2ls.errors import NonFiniteLossError
 from d2ls.loader import Batch
-from d2ls.training.batchnorm import RunningStatistics
+from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
+from d2ls.training.batch_norm import RunningStatistics
+from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, flat_metrics
 from d2ls.training.checkpoint import Checkpointer
+from d2ls.training.checkpoint_files import CheckpointRef
 from d2ls.training.device import Device, Precision, Stopwatch, open_device
-from d2ls.training.ema import AveragedWeights
-from d2ls.training.evaluation import Evaluator
-from d2ls.training.flops import peak_teraflops, training_flops
-from d2ls.training.found import Found
-from d2ls.training.memory import fitting_micro_batch, probe_memory
+from d2ls.training.ema import ExponentialMovingAverage
+from d2ls.training.evaluator import Evaluator
+from d2ls.training.flops import peak_tflops, training_flops
 from d2ls.training.optimizer import GuardedAdamW
-from d2ls.training.ranks import Ranks
-from d2ls.training.reports import Callback, EvaluationReport, StepReport, flat_metrics
+from d2ls.training.probe_memory import fitting_micro_batch, probe_memory
+from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
-from d2ls.training.state import TrainingState, seed_everything
-from d2ls.training.step import GradientStep, MicroSteps
+from d2ls.training.train_state import TrainingState, seed_everything
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LoopSettings:
+class TrainerSettings:
     """Plain settings of the loop.
 
     Attributes:
@@ -111,10 +111,10 @@ class Trainer:
         batches: makes this rank's batches of an epoch (counted from 0) from a step of it on.
         evaluator: scores the network on the selection split.
         settings: plain settings.
-        ranks: the ranks of the run.
+        group: the ranks of the run.
         callbacks: told what happens, in this order, on every rank.
         checkpointer: None: nothing is written.
-        averaged: averaged weights, where they are used.
+        ema: averaged weights, where they are used.
         state: progress so far.
         device: where to compute; None: the ranks' device.
     """
@@ -125,16 +125,16 @@ class Trainer:
     schedule: Schedule
     batches: Callable[[int, int], Iterable[Batch]]
     evaluator: Evaluator
-    settings: LoopSettings
-    ranks: Ranks = field(default_factory=Ranks)
+    settings: TrainerSettings
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     callbacks: Sequence[Callback] = ()
     checkpointer: Checkpointer | None = None
-    averaged: AveragedWeights | None = None
+    ema: ExponentialMovingAverage | None = None
     state: TrainingState = field(default_factory=TrainingState)
     device: Device | None = None
 
     def __post_init__(self) -> None:
-        self._device = self.device or open_device(self.ranks.device)
+        self._device = self.device or open_device(self.group.device)
         self._unread: _Step | None = None
 
     def run(self) -> TrainingState:
@@ -160,7 +160,7 @@ class Trainer:
             while self.state.step < self.schedule.total_steps:
                 self._train_epoch()
                 yield self._end_epoch()
-            if self.checkpointer and self.ranks.first:
+            if self.checkpointer and self.group.is_main:
                 self._tell_checkpoint(self.checkpointer.finished(wait=True))
         except GeneratorExit:  # stopped by the caller, which is no error
             self._close()
@@ -193,25 +193,25 @@ class Trainer:
         if self.settings.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.checkpointer:
-            self.ranks.together(self._clear_orphans)
-            restored = self.checkpointer.restore(self.network, self.optimizer, self.averaged)
+            self.group.run_together(self._clear_orphans)
+            restored = self.checkpointer.restore(self.network, self.optimizer, self.ema)
             if restored is not None:
                 self.state = restored
                 _log.info("going on after step %d", restored.step)
         self._device.set_precision(self.settings.precision)
-        self._step_flops = self.ranks.together(self._count_flops)
-        self._peak = peak_teraflops(self._device.name, self.settings.precision)
+        self._step_flops = self.group.run_together(self._count_flops)
+        self._peak = peak_tflops(self._device.name, self.settings.precision)
         if self.settings.compile:
             self.network.compile()
-        micro = MicroSteps.plan(self.settings.global_batch, self.ranks.world_size, self._micro_batch())
+        micro = MicrobatchPlan.plan(self.settings.global_batch, self.group.world_size, self._micro_batch())
         if micro.describe():
             _log.info(micro.describe())
-        self._gradients = GradientStep(
+        self._gradients = GradientAccumulator(
             self.network,
-            _wrap(self.network, self.ranks, self._device),
+            _wrap(self.network, self.group, self._device),
             self.loss,
             micro,
-            self.ranks,
+            self.group,
             self._device,
             self.settings.precision,
             self.settings.channels_last,
@@ -221,14 +221,14 @@ class Trainer:
         self._saving: EvaluationReport | None = None
 
     def _clear_orphans(self) -> None:
-        if self.checkpointer and self.ranks.first:
+        if self.checkpointer and self.group.is_main:
             self.checkpointer.clear_orphans()
 
     def _count_flops(self) -> float:
         """Model FLOPs of a step on one device, counted by rank 0; 0 where the size of the crops is not known."""
-        if self.settings.sample_shape is None or not self.ranks.first:
+        if self.settings.sample_shape is None or not self.group.is_main:
             return 0.0
-        images = self.settings.global_batch / self.ranks.world_size
+        images = self.settings.global_batch / self.group.world_size
         return images * training_flops(self.network, self.settings.sample_shape)
 
     def _micro_batch(self) -> int | None:
@@ -236,7 +236,7 @@ class Trainer:
         settings = self.settings
         if settings.sample_shape is None:
             return settings.micro_batch
-        cut = MicroSteps.plan(settings.global_batch, self.ranks.world_size, settings.micro_batch)
+        cut = MicrobatchPlan.plan(settings.global_batch, self.group.world_size, settings.micro_batch)
         wanted = max(map(max, cut.parts))
         attempt = probe_memory(
             self.network,
@@ -246,7 +246,7 @@ class Trainer:
             settings.precision,
             settings.channels_last,
         )
-        found = fitting_micro_batch(wanted, attempt, self._device, self.ranks)
+        found = fitting_micro_batch(wanted, attempt, self._device, self.group)
         return found if found < wanted else settings.micro_batch
 
     def _train_epoch(self) -> None:
@@ -260,7 +260,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch, start: float) -> None:
         waited = time.perf_counter() - start
-        seed_everything(self.settings.seed, self.state.step, self.ranks.rank)
+        seed_everything(self.settings.seed, self.state.step, self.group.rank)
         rate = self.schedule.apply(self.optimizer, self.state.step)
         watch = Stopwatch(self._device)
         self._statistics.keep()
@@ -290,7 +290,7 @@ class Trainer:
     def _spoiled(self, values: Tensor) -> Tensor:
         """Returns 1 where a value is not finite on any rank, else 0, float32 on the device."""
         own = (~values.isfinite()).any().float()
-        return self.ranks.sum(own).clamp(max=1.0)
+        return self.group.all_reduce_sum(own).clamp(max=1.0)
 
     def _update(self, norm: Tensor, spoiled: Tensor) -> None:
         """Makes the step on the device, or leaves everything as it was where it is spoiled."""
@@ -299,8 +299,8 @@ class Trainer:
         self.optimizer.found_inf = spoiled
         self.optimizer.step()
         self._statistics.take_back(spoiled)
-        if self.averaged:
-            self.averaged.update(self.network, spoiled)
+        if self.ema:
+            self.ema.update(self.network, spoiled)
 
     def _read_step(self) -> None:
         """Reads the values of the step before, and reports it, or skips it where they are not finite."""
@@ -315,14 +315,14 @@ class Trainer:
             self._report_step(step, values, norm)
         else:
             self.optimizer.forget_step()
-            if self.averaged:
-                self.averaged.forget_step()
+            if self.ema:
+                self.ema.forget_step()
             self._skip(step, values)
 
     def _skip(self, step: _Step, values: dict[str, float]) -> None:
         """Counts a step whose loss or gradient is not finite, or stops the run on every rank."""
         self.state.skipped += 1
-        told = self.ranks.gather((step.keys, values))
+        told = self.group.all_gather((step.keys, values))
         keys = [key for share, _ in told for key in share]
         values = next((each for _, each in told if not all(map(math.isfinite, each.values()))), values)
         facts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -336,7 +336,7 @@ class Trainer:
         _log.warning("%s. Skipped, %d of %d", message, self.state.skipped, self.settings.skip_non_finite)
 
     def _report_step(self, step: _Step, terms: dict[str, float], norm: float) -> None:
-        teraflops = self._step_flops / step.seconds / 1e12
+        model_tflops = self._step_flops / step.seconds / 1e12
         report = StepReport(
             step=step.number,
             epoch=(step.number - 1) // self.schedule.steps_per_epoch + 1,
@@ -348,8 +348,8 @@ class Trainer:
             images_per_second=self.settings.global_batch / step.seconds,
             seconds={"data": step.waited, **step.watch.seconds(), "step": step.seconds},
             memory_bytes=self._device.peak_memory(),
-            teraflops=teraflops,
-            flop_share=teraflops / self._peak if self._peak else None,
+            model_tflops=model_tflops,
+            mfu=model_tflops / self._peak if self._peak else None,
         )
         for callback in self.callbacks:
             callback.on_step(report)
@@ -373,7 +373,7 @@ class Trainer:
     def _evaluate(self, terms: dict[str, float]) -> EvaluationReport:
         self.network.eval()
         start = time.perf_counter()
-        with self.averaged.applied(self.network) if self.averaged else contextlib.nullcontext():
+        with self.ema.applied(self.network) if self.ema else contextlib.nullcontext():
             confusion, scores = self.evaluator(self.network)
             best = self.state.best_score is None or scores.miou > self.state.best_score
             if best:
@@ -394,7 +394,7 @@ class Trainer:
         return report
 
     def _checkpoint_in_epoch(self) -> None:
-        if self.checkpointer and self.ranks.first:
+        if self.checkpointer and self.group.is_main:
             self._tell_checkpoint(self.checkpointer.finished())
         every = self.settings.checkpoint_every_steps
         if every and self.state.step % every == 0 and self.state.step % self.schedule.steps_per_epoch:
@@ -402,21 +402,21 @@ class Trainer:
             self._save()
 
     def _save(self, report: EvaluationReport | None = None) -> None:
-        if not self.checkpointer or not self.ranks.first:
+        if not self.checkpointer or not self.group.is_main:
             return
         best = report is not None and report.best
-        before = self.checkpointer.save(self.state, self.network, self.optimizer, self.averaged, best=best)
+        before = self.checkpointer.save(self.state, self.network, self.optimizer, self.ema, best=best)
         self._tell_checkpoint(before)
         self._saving = report
 
-    def _tell_checkpoint(self, found: Found | None) -> None:
+    def _tell_checkpoint(self, found: CheckpointRef | None) -> None:
         if found is not None:
             for callback in self.callbacks:
                 callback.on_checkpoint(found.uri, self._saving)
 
 
-def _wrap(network: nn.Module, ranks: Ranks, device: Device) -> nn.Module:
-    if ranks.world_size == 1:
+def _wrap(network: nn.Module, group: ProcessGroup, device: Device) -> nn.Module:
+    if group.world_size == 1:
         return network
     network = device.normalize_over_ranks(network)
     names = inspect.signature(DistributedDataParallel).parameters

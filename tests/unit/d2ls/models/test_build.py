@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from d2ls.errors import ConfigError, WeightsError
-from d2ls.model import Normalization, backbone_normalization, build_model, load_published
-from d2ls.model.attention import cheaper_route
+from d2ls.models import Normalization, backbone_normalization, build_model, load_published
+from d2ls.models.attention import cheaper_route
 
 TINY = {"backbone": "convnext_atto", "num_classes": 4, "stages": 1}
 SWITCHES = [

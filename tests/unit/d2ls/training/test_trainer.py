@@ -44,7 +44,7 @@ def test_callbacks_hear_everything(shards, tmp_path):
         assert {"data", "forward", "backward", "optimizer", "step"} <= set(report.seconds)
         assert sum(report.seconds[part] for part in ("data", "forward", "backward")) <= report.seconds["step"]
         assert report.memory_bytes > 1e7
-        assert (report.teraflops, report.flop_share) == (0.0, None), "the size of the crops was not told"
+        assert (report.model_tflops, report.mfu) == (0.0, None), "the size of the crops was not told"
 
 
 def test_terms_add_up_to_the_total_that_is_minimised(shards):
@@ -64,7 +64,7 @@ def test_a_checkpoint_is_a_model(shards, tmp_path):
     network, info = load_bundle(tmp_path / "step-00000003")
     assert info.classes == shards.card.classes
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, trainer.averaged.weights[name])
+        assert torch.equal(tensor, trainer.ema.weights[name])
 
 
 def test_the_best_and_the_last_checkpoint_stay(shards, tmp_path):

@@ -31,8 +31,8 @@ class StepReport:
         seconds: wall time of the step by part (`data`, `forward`, `backward`, `optimizer`) and of the whole `step`, of
             this rank.
         memory_bytes: peak device memory, or resident memory on CPU, of this rank.
-        teraflops: model FLOP/s of one device in 1e12 (see `d2ls.training.flops`); 0 where the crop is not known.
-        flop_share: `teraflops` as a share of the device's peak; None where the peak is not known.
+        model_tflops: model FLOP/s of one device in 1e12 (see `d2ls.training.flops`); 0 where the crop is not known.
+        mfu: `model_tflops` as a share of the device's peak; None where the peak is not known.
     """
 
     step: int
@@ -45,8 +45,8 @@ class StepReport:
     images_per_second: float
     seconds: Mapping[str, float]
     memory_bytes: int = 0
-    teraflops: float = 0.0
-    flop_share: float | None = None
+    model_tflops: float = 0.0
+    mfu: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,21 @@ from torch.optim import Optimizer
 
 from d2ls.errors import TrainingError
 from d2ls.training.device import Device, Precision
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 
 _log = logging.getLogger(__name__)
 
 
-def fitting_micro_batch(wanted: int, attempt: Callable[[int], None], device: Device, ranks: Ranks) -> int:
+def fitting_micro_batch(
+    wanted: int, attempt: Callable[[int], None], device: Device, group: ProcessGroup
+) -> int:
     """Returns the largest micro-batch that fits on every rank: the wanted one, or that halved as often as needed.
 
     Args:
         wanted: samples of a rank's part.
         attempt: computes forward and backward for so many samples, without talking to other ranks.
         device: whose memory is asked for.
-        ranks: the ranks; all call this together.
+        group: the ranks; all call this together.
 
     Raises:
         TrainingError: not even one sample fits; on every rank.
@@ -34,7 +36,7 @@ def fitting_micro_batch(wanted: int, attempt: Callable[[int], None], device: Dev
             size //= 2
         return size
 
-    agreed = ranks.smallest(ranks.together(largest))
+    agreed = group.all_reduce_min(group.run_together(largest))
     if agreed == 0:
         raise TrainingError(
             "out of device memory with one sample. Use a smaller loader.augmentation.crop_size, a smaller backbone, or "

@@ -10,7 +10,7 @@ COMPLETE_FILE = "COMPLETE"
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointRef:
     """A complete checkpoint.
 
     Attributes:
@@ -22,12 +22,12 @@ class Found:
     step: int
 
 
-def complete_checkpoints(root: str) -> list[Found]:
+def complete_checkpoints(root: str) -> list[CheckpointRef]:
     """Lists the complete checkpoints below a folder, oldest first."""
     names = [
         entry.base_name for entry in storage.list_files(root) if re.fullmatch(r"step-\d{8}", entry.base_name)
     ]
-    found = [Found(storage.join(root, name), int(name.removeprefix("step-"))) for name in names]
+    found = [CheckpointRef(storage.join(root, name), int(name.removeprefix("step-"))) for name in names]
     return [each for each in found if storage.exists(storage.join(each.uri, COMPLETE_FILE))]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from d2ls.errors import ConfigError, WeightsError
-from d2ls.model import build_model, export
-from d2ls.model.export import check_target, export_model
+from d2ls.models import build_model, export
+from d2ls.models.export import check_target, export_model
 from tests.inference_stubs import Output, Scale, model_info
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError
-from d2ls.model.backbone import Backbone
-from d2ls.model.network import crop, pad
-from d2ls.model.normalization import Normalization
-from d2ls.model.output import D2LSOutput
+from d2ls.models.backbone import Backbone
+from d2ls.models.d2ls import D2LSOutput, crop, pad
+from d2ls.models.normalization import Normalization
 
 BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer")
 """Decoders that read a plain pyramid of maps; the library's others want a dilated encoder, or one of their own."""

@@ -1,12 +1,12 @@
-"""Are the hand-written gradients of `d2ls/model/blocked.py` ahead of `torch.utils.checkpoint` over plain operations?
+"""Are the hand-written gradients of `d2ls/models/pixel_kernels.py` ahead of `torch.utils.checkpoint`?
 
-    python -m benchmarks.blocked                          # head alone, widths of ConvNeXt-B, 512x512, K=7, L=3
-    python -m benchmarks.blocked --widths tiny --size 256
+    python -m benchmarks.pixel_kernels                          # head alone, widths of ConvNeXt-B, 512x512, K=7, L=3
+    python -m benchmarks.pixel_kernels --widths tiny --size 256
 
-Three ways to compute the same head, in one process and in turns, in processor time of one thread: `blocked`; `plain`
-(`d2ls/model/plain.py`, autograd keeps what it likes); `checkpointed` (plain, each of its functions recomputed in the
-backward pass). Memory is the growth of the resident set, each way in a process of its own: after the forward pass
-(kept for backward), and at most during a training step (peak).
+Three ways to compute the same head, in one process and in turns, in processor time of one thread: `kernels`; `plain`
+(the plain operations of `d2ls/models/pixel_ops.py`, autograd keeps what it likes); `checkpointed` (plain, each of its
+functions recomputed in the backward pass). Memory is the growth of the resident set, each way in a process of its own:
+after the forward pass (kept for backward), and at most during a training step (peak).
 """
 
 import argparse
@@ -21,23 +21,23 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.head import BACKBONES, MIB, forward, resident, timed, train
-from d2ls.model import build_model, pixels, plain
+from d2ls.models import build_model, pixel_ops
 
-WAYS = ("blocked", "plain", "checkpointed")
-FUNCTIONS = ("gather", "refine", "upsample")
-BLOCKED = {name: getattr(pixels, name) for name in FUNCTIONS}
+WAYS = ("kernels", "plain", "checkpointed")
+FUNCTIONS = ("attend_pixels", "refine_pixels", "upsample")
+KERNELS = {name: getattr(pixel_ops, name) for name in FUNCTIONS}
 
 
 def choose(way):
-    """Puts one way in place of what `pixels` offers."""
+    """Puts one way in place of what `pixel_ops` offers."""
     for name in FUNCTIONS:
-        function = getattr(plain, name)
+        function = getattr(pixel_ops, f"plain_{name}")
         chosen = {
-            "blocked": BLOCKED[name],
+            "kernels": KERNELS[name],
             "plain": function,
             "checkpointed": partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False),
         }[way]
-        setattr(pixels, name, chosen)
+        setattr(pixel_ops, name, chosen)
 
 
 def head(options):
@@ -82,7 +82,7 @@ def report(options):
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     memory = []
     for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.blocked", *sys.argv[1:], "--memory", way]
+        command = [sys.executable, "-m", "benchmarks.pixel_kernels", *sys.argv[1:], "--memory", way]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         memory.append([int(word) / MIB for word in text.split()])
     for name, values in zip(("kept for backward", "peak"), zip(*memory, strict=True), strict=True):

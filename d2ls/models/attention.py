@@ -12,7 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls.model import pixels
+from d2ls.models import pixel_ops
 
 Route = Literal["absorbed", "projected"]
 
@@ -48,7 +48,7 @@ class CrossAttention(nn.Module):
         return layer.weight.view(self.heads, -1, layer.in_features)
 
 
-class DictionaryReadsPixels(CrossAttention):
+class DictionaryToPixelAttention(CrossAttention):
     """Attention of the dictionary (queries) over the pixels (keys E + P, values E)."""
 
     def forward(self, queries: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class DictionaryReadsPixels(CrossAttention):
     def _absorbed(self, q: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         B, T, _, C = features.shape
         rows = q @ self.by_head(self.key)
-        context, features = pixels.gather(features, position, rows.reshape(B, T, -1, C))
+        context, features = pixel_ops.attend_pixels(features, position, rows.reshape(B, T, -1, C))
         found = context.view(rows.shape) @ self.by_head(self.value).mT
         return found + self.value.bias.view(self.heads, 1, -1), features
 
@@ -80,7 +80,7 @@ class DictionaryReadsPixels(CrossAttention):
         return F.scaled_dot_product_attention(q, _like(k, q), _like(v, q), scale=1.0), features
 
 
-class PixelsReadDictionary(CrossAttention):
+class PixelToDictionaryAttention(CrossAttention):
     """Attention of the pixels (queries E + P) over the dictionary (keys D + D0, values D), with residual and norm."""
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
@@ -109,7 +109,7 @@ class PixelsReadDictionary(CrossAttention):
         carried = v @ self.out.weight.t().reshape(self.heads, -1, self.out.out_features)
         carried = carried + self.out.bias / self.heads
         norm = self.norm.weight, self.norm.bias, self.norm.eps
-        return pixels.refine(features, position, rows, offsets, carried, *norm)
+        return pixel_ops.refine_pixels(features, position, rows, offsets, carried, *norm)
 
     def _projected(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = _like(self.split(self.query(features + position)), k)

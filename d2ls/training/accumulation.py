@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from d2ls.distributed import known_sizes
 from d2ls.errors import TrainingError
 from d2ls.loader import Batch
-from d2ls.training.batchnorm import without_statistics
+from d2ls.training.batch_norm import without_statistics
 from d2ls.training.device import Device, Precision, Stopwatch
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
-class MicroSteps:
+class MicrobatchPlan:
     """How the global batch is cut.
 
     Attributes:
@@ -33,7 +33,7 @@ class MicroSteps:
     parts: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def plan(cls, global_batch: int, world_size: int, micro_batch: int | None) -> "MicroSteps":
+    def plan(cls, global_batch: int, world_size: int, micro_batch: int | None) -> "MicrobatchPlan":
         """Cuts the shares so that no part exceeds the micro-batch (None: one part a rank)."""
         shares = _even(global_batch, world_size)
         steps = -(-max(shares) // micro_batch) if micro_batch else 1
@@ -82,7 +82,7 @@ def _even(total: int, parts: int) -> tuple[int, ...]:
 
 
 @dataclass
-class GradientStep:
+class GradientAccumulator:
     """Computes the gradients of one global batch.
 
     Attributes:
@@ -90,7 +90,7 @@ class GradientStep:
         wrapped: the same network as it is called, in DistributedDataParallel where there are several ranks.
         loss: takes (output, labels), returns terms and total over all ranks.
         micro: how the batch is cut.
-        ranks: the ranks that share the batch.
+        group: the ranks that share the batch.
         device: where they compute.
         precision: of the forward pass; the loss is always float32.
         channels_last: memory layout of the images.
@@ -99,8 +99,8 @@ class GradientStep:
     network: nn.Module
     wrapped: nn.Module
     loss: nn.Module
-    micro: MicroSteps
-    ranks: Ranks
+    micro: MicrobatchPlan
+    group: ProcessGroup
     device: Device
     precision: Precision = "fp32"
     channels_last: bool = False
@@ -115,15 +115,15 @@ class GradientStep:
         Returns:
             Loss terms and `total` of the step, scalars on the device, the same on every rank.
         """
-        share = self.micro.share(self.ranks.rank)
+        share = self.micro.share(self.group.rank)
         if len(batch) != share:
             raise TrainingError(
-                f"rank {self.ranks.rank} got {len(batch)} samples, its share of the global batch is {share}"
+                f"rank {self.group.rank} got {len(batch)} samples, its share of the global batch is {share}"
             )
         moved = self.device.upload(batch)
         terms: dict[str, Tensor] = {}
         start = 0
-        for index, count in enumerate(self.micro.parts[self.ranks.rank]):
+        for index, count in enumerate(self.micro.parts[self.group.rank]):
             sizes = [parts[index] for parts in self.micro.parts]
             with self._exchange(last=index == self.micro.steps - 1), known_sizes(sizes):
                 part = slice(start, start + count)

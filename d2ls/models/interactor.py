@@ -1,8 +1,11 @@
 """Dictionary and pixel features query each other, stage after stage."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
-from d2ls.model.attention import DictionaryReadsPixels, PixelsReadDictionary, Route
+from d2ls.models.attention import DictionaryToPixelAttention, PixelToDictionaryAttention, Route
 
 
 class ReadPixels(nn.Module):
@@ -10,7 +13,7 @@ class ReadPixels(nn.Module):
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
-        self.attention = DictionaryReadsPixels(embed_dim, heads, route)
+        self.attention = DictionaryToPixelAttention(embed_dim, heads, route)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
 
     def forward(
@@ -27,7 +30,7 @@ class Stage(nn.Module):
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
         self.read_pixels = ReadPixels(embed_dim, heads, route)
-        self.read_dictionary = PixelsReadDictionary(embed_dim, heads, route)
+        self.read_dictionary = PixelToDictionaryAttention(embed_dim, heads, route)
 
     def forward(
         self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor
@@ -70,3 +73,29 @@ class Interactor(nn.Module):
             dictionaries.append(dictionary)
         dictionary, features = self.closing(dictionaries[-1], initial, features, position)
         return [*dictionaries, dictionary], features
+
+
+class FourierPosition(nn.Module):
+    """Encodes pixel centres: (x, y) in 0..1, 2c - 1, times a Gaussian matrix, times 2 pi, sine and cosine.
+
+    The Gaussian matrix is drawn at construction and is part of the checkpoint.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, embed_dim: int = 256) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(2, embed_dim // 2))
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Returns the encoding of a height x width map: h w C, sines then cosines, in the dtype of the buffer."""
+        with torch.autocast(self.frequencies.device.type, enabled=False):
+            across = _centres(width, self.frequencies)[:, None] * self.frequencies[0]
+            down = _centres(height, self.frequencies)[:, None] * self.frequencies[1]
+            angles = (down[:, None] + across[None]) * (2 * math.pi)
+            return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _centres(count: int, like: Tensor) -> Tensor:
+    """Pixel centres of a line of `count` pixels, in -1..1."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count * 2 - 1

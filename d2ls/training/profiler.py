@@ -5,7 +5,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from d2ls import storage
 from d2ls.scratch import scratch_folder
-from d2ls.training.reports import Callback, StepReport
+from d2ls.training.callbacks import Callback, StepReport
 
 
 class ProfileCallback(Callback):

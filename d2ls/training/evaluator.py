@@ -12,7 +12,7 @@ from d2ls.labels import IGNORE, ClassTable
 from d2ls.loader import Batch
 from d2ls.metrics import Scores, confusion_matrix, score
 from d2ls.training.device import Device, Precision, open_device
-from d2ls.training.ranks import Ranks
+from d2ls.training.process_group import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Evaluator:
         split: its name, for reports.
         classes: the K classes.
         batches: makes this rank's evaluation batches, anew for every evaluation.
-        ranks: the ranks that share the split.
+        group: the ranks that share the split.
         precision: as in training.
         channels_last: as in training.
     """
@@ -31,7 +31,7 @@ class Evaluator:
     split: str
     classes: ClassTable
     batches: Callable[[], Iterable[Batch]]
-    ranks: Ranks
+    group: ProcessGroup
     precision: Precision = "fp32"
     channels_last: bool = False
 
@@ -44,15 +44,15 @@ class Evaluator:
         Args:
             network: in evaluation mode, unwrapped.
         """
-        classes, device = self.classes.num_classes, open_device(self.ranks.device)
-        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.ranks.device)
+        classes, device = self.classes.num_classes, open_device(self.group.device)
+        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.group.device)
         for batch in self.batches():
             moved = device.upload(batch)
             labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)
             confusion += confusion_matrix(
                 self._predict(network, moved.images, device), labels.long(), classes
             )
-        table: npt.NDArray[np.int64] = self.ranks.sum(confusion).cpu().numpy()
+        table: npt.NDArray[np.int64] = self.group.all_reduce_sum(confusion).cpu().numpy()
         return table, score(table, self.classes.scored)
 
     def _predict(self, network: nn.Module, images: Tensor, device: Device) -> Tensor:
