@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LSOutput, build_model
 from d2ls.training.flops import peak_tflops
+from tests.named import NORMALIZED
 from tests.textbook import TextbookD2LS
 
 MODES = ("fp32", "tf32", "bf16", "bf16+channels_last", "bf16+compile")
@@ -48,7 +49,12 @@ class Bare(torch.nn.Module):
 
 def build(network, options):
     torch.manual_seed(0)
-    ours = build_model(backbone=options.backbone, num_classes=options.classes, stages=options.stages)
+    ours = build_model(
+        backbone=options.backbone,
+        num_classes=options.classes,
+        stages=options.stages,
+        normalization=NORMALIZED,
+    )
     if network == "ours":
         return ours
     if network == "backbone":

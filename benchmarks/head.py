@@ -26,6 +26,7 @@ import torch
 
 from d2ls.models import build_model
 from d2ls.models.published import published_name
+from tests.named import NORMALIZED
 from tests.textbook import TextbookD2LS
 
 BACKBONES = {"base": "convnext_base", "small": "convnext_small", "tiny": "convnext_tiny"}
@@ -35,7 +36,9 @@ MIB = 2**20
 def pair(widths, classes, stages):
     """Both networks with the same weights; the textbook one takes the backbone of ours."""
     torch.manual_seed(0)
-    ours = build_model(backbone=BACKBONES[widths], num_classes=classes, stages=stages)
+    ours = build_model(
+        backbone=BACKBONES[widths], num_classes=classes, stages=stages, normalization=NORMALIZED
+    )
     theirs = TextbookD2LS(ours.backbone, ours.backbone.channels, classes, stages)
     state = ours.state_dict()
     with torch.no_grad():

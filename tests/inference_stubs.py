@@ -39,7 +39,7 @@ class LocalStub(nn.Module):
 
     def forward(self, images: Tensor, auxiliary: bool | None = None) -> Output:
         self.seen.append(tuple(images.shape))
-        return Output(self.conv(images))
+        return Output(self.conv(self.normalization(images)))
 
 
 def model_info(

@@ -9,6 +9,9 @@ import hashlib
 import numpy as np
 import torch
 
+NORMALIZED = {"mean": [0.0] * 3, "std": [1.0] * 3, "max_value": 1.0}
+"""`normalization` of `build_model` for images that are normalised already."""
+
 
 def named_tensor(name, shape):
     """Zero mean, unit variance, float32."""

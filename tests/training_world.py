@@ -124,7 +124,6 @@ def make_trainer(
             lambda: selection,
             group,
             settings.get("precision", "fp32"),
-            settings.get("channels_last", False),
         ),
         settings=TrainerSettings(global_batch=global_batch, seed=3, **settings),
         group=group,

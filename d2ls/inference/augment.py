@@ -31,7 +31,7 @@ class View:
     scale: float = 1.0
 
     def apply(self, images: Tensor) -> Tensor:
-        """Transforms images, B C H W float."""
+        """Transforms images, B C H W; float where they are resized."""
         if self.mirrored:
             images = images.flip(-1)
         if self.turns:
@@ -39,7 +39,7 @@ class View:
         if self.scale == 1.0:
             return images
         size = [max(1, round(side * self.scale)) for side in images.shape[-2:]]
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
     def undo(self, maps: Tensor, height: int, width: int) -> Tensor:
         """Turns maps of a view (B K H' W') back to the image's own orientation and size."""
@@ -85,7 +85,7 @@ def average_views(
 
     Args:
         probabilities: B C H W to B K H W, summing to one over K.
-        images: B C H W float, normalised.
+        images: raw pixels, B C H W. Resized views spread NaN: see `Normalization.fill_missing`.
         chosen: the views; all count the same.
 
     Returns:

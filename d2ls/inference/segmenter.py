@@ -23,7 +23,7 @@ class Segmenter:
     """Segments images of any size with a trained network.
 
     Args:
-        network: with a `.normalization` module; called with normalised images, returns an object with `.logits`.
+        network: takes raw pixels, returns an object with `.logits`.
         info: what the network was trained for.
         device: where to compute; None takes a CUDA device where there is one.
         augmentation: preset of test-time augmentation: none, flips, flips_turns or flips_scales.
@@ -91,7 +91,9 @@ class Segmenter:
     @torch.inference_mode()
     def tensor_probabilities(self, raw: Tensor) -> Tensor:
         """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device."""
-        images = self._normalize(self._on_device(raw))
+        images = self._on_device(raw)
+        if images.is_floating_point() and any(view.scale != 1.0 for view in self.views):
+            images = self.network.normalization.fill_missing(images)  # type: ignore[operator, union-attr]
         return average_views(self._softmax, images, self.views)
 
     @torch.inference_mode()
@@ -102,7 +104,7 @@ class Segmenter:
         """
         if self.views != (View(),):
             return self.tensor_probabilities(raw).argmax(1)
-        logits: Tensor = self.network(self._normalize(self._on_device(raw))).logits
+        logits: Tensor = self.network(self._on_device(raw)).logits
         return logits.argmax(1)
 
     def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
@@ -155,13 +157,6 @@ class Segmenter:
         if self.device.type == "cuda" and raw.device.type == "cpu":
             raw = raw.pin_memory()
         return raw.to(self.device, non_blocking=True)
-
-    def _normalize(self, raw: Tensor) -> Tensor:
-        normalization = self.network.normalization
-        if not isinstance(normalization, nn.Module):
-            raise ConfigError(f"{type(self.network).__name__} has no normalization module")
-        images: Tensor = normalization(raw)
-        return images
 
     def _softmax(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images).logits

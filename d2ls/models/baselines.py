@@ -28,7 +28,7 @@ class Baseline(nn.Module):
         backbone: maps of the image, down to stride 32.
         decoder: from the image and its maps, shallowest first, to pixel features.
         head: from pixel features to logits.
-        normalization: how images are normalised before they come in; carried along, not applied.
+        normalization: turns raw pixels into what the backbone expects.
         config: plain values from which `build_model` makes the same architecture.
     """
 
@@ -50,15 +50,15 @@ class Baseline(nn.Module):
         """Segments images.
 
         Args:
-            images: B bands H W, float, already normalised; any H and W: zeros are added at the lower and right edge
-                up to a multiple of 32, and the logits cropped.
+            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
+                padded with zeros at the lower and right edge to a multiple of 32, and the logits cropped.
             auxiliary: without effect; there is no second branch.
 
         Returns:
             The output, logits B K H W; the other fields are empty, as there is no dictionary.
         """
         height, width = images.shape[-2:]
-        padded = pad(images, DEEPEST_STRIDE)
+        padded = pad(self.normalization(images), DEEPEST_STRIDE)
         maps = self.backbone.pyramid(padded)
         if 2 not in self.backbone.strides:  # these decoders expect a map there, be it without channels
             half = [side // 2 for side in padded.shape[-2:]]
@@ -80,8 +80,8 @@ def build_baseline(
         architecture: one of `BASELINES`.
         backbone: the encoder.
         num_classes: K.
-        normalization: carried along.
-        config: carried along.
+        normalization: of the raw pixels.
+        config: plain values from which `build_model` makes the same network.
 
     Raises:
         ConfigError: an unknown architecture, the library is missing, or the decoder does not go with this backbone.

@@ -118,7 +118,7 @@ class D2LS(nn.Module):
         backbone: four maps at strides 4, 8, 16, 32.
         aggregator: four maps to E0 at stride 4.
         head: E0 and the deepest map to the output.
-        normalization: how images are normalised before they come in; carried along, not applied.
+        normalization: turns raw pixels into what the backbone expects.
         config: plain values from which `build_model` makes the same architecture.
     """
 
@@ -140,8 +140,8 @@ class D2LS(nn.Module):
         """Segments images.
 
         Args:
-            images: B bands H W, float, already normalised; any H and W: zeros are added at the lower and right edge
-                up to a multiple of 4 (and to 32 at least), and the logits cropped.
+            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
+                padded with zeros at the lower and right edge to a multiple of 4, at least 32, and the logits cropped.
             auxiliary: whether the static branch is computed; None: in training only. Without effect where the
                 network has no such branch.
 
@@ -149,7 +149,7 @@ class D2LS(nn.Module):
             The output, logits B K H W.
         """
         height, width = images.shape[-2:]
-        maps = self.backbone(pad(images))
+        maps = self.backbone(pad(self.normalization(images)))
         fused = self.aggregator(maps)
         output: D2LSOutput = self.head(fused, maps[-1], self.training if auxiliary is None else auxiliary)
         return crop(output, height, width)

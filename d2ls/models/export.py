@@ -39,7 +39,7 @@ class PixelsToProbabilities(nn.Module):
     """Raw pixels in, class probabilities out: what is exported.
 
     Args:
-        network: with a `.normalization` module; takes normalised images, returns an object with `.logits`.
+        network: takes raw pixels, returns an object with `.logits`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -48,9 +48,7 @@ class PixelsToProbabilities(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Takes raw values as float32, B bands H W; returns B K H W."""
-        normalize = self.network.normalization
-        assert isinstance(normalize, nn.Module)
-        logits: Tensor = self.network(normalize(images)).logits
+        logits: Tensor = self.network(images).logits
         return logits.softmax(dim=1)
 
 

@@ -82,6 +82,20 @@ class Normalization(nn.Module):
         clipped = images.clamp(self.low, self.high)
         return torch.nan_to_num((clipped / self.max_value - self.mean) / self.std)
 
+    def fill_missing(self, images: Tensor) -> Tensor:
+        """Prepares float images for resizing, which would spread NaN and values far outside `scale`.
+
+        Args:
+            images: raw pixels, B C H W float.
+
+        Returns:
+            The images, clipped to `scale` where there is one, with the mean instead of NaN; still raw pixels, which
+            `forward` maps to the same values as before, to rounding.
+        """
+        if self.low is not None and self.high is not None:
+            images = images.clamp(self.low, self.high)
+        return torch.where(images.isnan(), self.mean * self.max_value, images)
+
     def to_json(self) -> dict[str, Any]:
         """Returns plain values: mean, std, max_value, and scale where there is one."""
         copied: dict[str, Any] = json.loads(json.dumps(self.values))

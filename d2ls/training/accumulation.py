@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,14 +85,13 @@ class GradientAccumulator:
     """Computes the gradients of one global batch.
 
     Attributes:
-        network: unwrapped; has `.normalization`.
+        network: unwrapped; takes raw pixels.
         wrapped: the same network as it is called, in DistributedDataParallel where there are several ranks.
         loss: takes (output, labels), returns terms and total over all ranks.
         micro: how the batch is cut.
         group: the ranks that share the batch.
         device: where they compute.
         precision: of the forward pass; the loss is always float32.
-        channels_last: memory layout of the images.
     """
 
     network: nn.Module
@@ -103,7 +101,6 @@ class GradientAccumulator:
     group: ProcessGroup
     device: Device
     precision: Precision = "fp32"
-    channels_last: bool = False
 
     def __call__(self, batch: Batch, watch: Stopwatch) -> dict[str, Tensor]:
         """Adds the gradients of a batch to the parameters.
@@ -151,12 +148,9 @@ class GradientAccumulator:
         """Computes network output and labels of a part; an empty part computes a sample and drops it again."""
         empty = part.start == part.stop
         chosen = slice(0, 1) if empty else part
-        normalized = self.network.normalization(images[chosen])  # type: ignore[operator]
-        if self.channels_last:
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
         dropped = without_statistics(self.network) if empty else contextlib.nullcontext()
         with self.device.autocast(self.precision), dropped:
-            output = self.wrapped(normalized)
+            output = self.wrapped(images[chosen])
         return (_without_samples(output), labels[:0]) if empty else (output, labels[chosen])
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from d2ls.labels import IGNORE, ClassTable
 from d2ls.loader import Batch
 from d2ls.metrics import Scores, confusion_matrix, score
-from d2ls.training.device import Device, Precision, open_device
+from d2ls.training.device import Precision, open_device
 from d2ls.training.process_group import ProcessGroup
 
 
@@ -25,7 +25,6 @@ class Evaluator:
         batches: makes this rank's evaluation batches, anew for every evaluation.
         group: the ranks that share the split.
         precision: as in training.
-        channels_last: as in training.
     """
 
     split: str
@@ -33,7 +32,6 @@ class Evaluator:
     batches: Callable[[], Iterable[Batch]]
     group: ProcessGroup
     precision: Precision = "fp32"
-    channels_last: bool = False
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> tuple[npt.NDArray[np.int64], Scores]:
@@ -49,16 +47,8 @@ class Evaluator:
         for batch in self.batches():
             moved = device.upload(batch)
             labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)
-            confusion += confusion_matrix(
-                self._predict(network, moved.images, device), labels.long(), classes
-            )
+            with device.autocast(self.precision):
+                logits = network(moved.images).logits
+            confusion += confusion_matrix(logits.argmax(dim=1), labels.long(), classes)
         table: npt.NDArray[np.int64] = self.group.all_reduce_sum(confusion).cpu().numpy()
         return table, score(table, self.classes.scored)
-
-    def _predict(self, network: nn.Module, images: Tensor, device: Device) -> Tensor:
-        normalized = network.normalization(images)  # type: ignore[operator]
-        if self.channels_last:
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
-        with device.autocast(self.precision):
-            logits: Tensor = network(normalized).logits
-        return logits.argmax(dim=1)

@@ -32,7 +32,7 @@ def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
     """Counts the model FLOPs of one image in training, by one forward pass that leaves no trace.
 
     Args:
-        network: not compiled yet; takes normalised B C H W images.
+        network: not compiled yet; takes raw pixels, B C H W.
         shape: C H W of the training crop.
     """
     images = torch.zeros(1, *shape, device=next(network.parameters()).device)

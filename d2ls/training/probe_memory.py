@@ -57,17 +57,15 @@ def probe_memory(
     shape: tuple[int, int, int],
     device: Device,
     precision: Precision,
-    channels_last: bool = False,
 ) -> Callable[[int], None]:
     """Makes an attempt for `fitting_micro_batch`: a step on made-up images, which leaves no trace in the network.
 
     Args:
-        network: has `.normalization`.
+        network: takes raw pixels.
         optimizer: what it has not allocated yet is held while the step is tried.
         shape: C H W of the training crop.
         device: where to try.
         precision: as in training.
-        channels_last: as in training.
     """
 
     def attempt(size: int) -> None:
@@ -75,11 +73,8 @@ def probe_memory(
             network.train()
             held = _future_state(optimizer)
             images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.place)
-            normalized = network.normalization(images)  # type: ignore[operator]
-            if channels_last:
-                normalized = normalized.contiguous(memory_format=torch.channels_last)
             with device.autocast(precision):
-                output = network(normalized)
+                output = network(images)
             logits = [each for each in (output.logits, output.static_logits) if each is not None]
             torch.stack([_made_up_loss(each) for each in logits]).sum().backward()  # type: ignore[no-untyped-call]
             held.clear()

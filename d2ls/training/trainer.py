@@ -51,7 +51,7 @@ class TrainerSettings:
         clip_norm: largest gradient norm; None: not clipped.
         precision: fp32, tf32 or bf16 (autocast).
         compile: compile the network with torch.compile.
-        channels_last: memory layout of images and weights.
+        channels_last: memory layout of the weights; convolutions pass it on to the maps.
         skip_non_finite: steps with a non-finite loss that may be skipped; 0 stops at the first.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
@@ -104,7 +104,7 @@ class Trainer:
     """Trains a network.
 
     Attributes:
-        network: on the ranks' device; has `.normalization`, is called with normalised images.
+        network: on the ranks' device; takes raw pixels.
         loss: takes (output, labels), returns `.terms` and `.total`, equal on all ranks.
         optimizer: over the network's parameters.
         schedule: learning rate by step; also says how many steps and epochs there are.
@@ -214,7 +214,6 @@ class Trainer:
             self.group,
             self._device,
             self.settings.precision,
-            self.settings.channels_last,
         )
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self._statistics = RunningStatistics(self.network)
@@ -244,7 +243,6 @@ class Trainer:
             settings.sample_shape,
             self._device,
             settings.precision,
-            settings.channels_last,
         )
         found = fitting_micro_batch(wanted, attempt, self._device, self.group)
         return found if found < wanted else settings.micro_batch

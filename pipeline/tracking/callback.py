@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -184,19 +184,18 @@ def look(
     """Runs the network on single samples.
 
     Args:
-        network: in evaluation mode, with a `.normalization`.
+        network: in evaluation mode; takes raw pixels.
         shown: N samples.
 
     Returns:
         N label maps; a dictionary (N K C) a stage, none where the network has none; the static dictionary (K C).
     """
     device = next(network.parameters()).device
-    normalization: Any = network.normalization
     predictions, vectors, static = [], [], None
     for sample in shown:
         plain = sample.image.astype(np.float32 if sample.image.dtype != np.uint8 else np.uint8)
         raw = torch.from_numpy(np.ascontiguousarray(plain)).permute(2, 0, 1)[None].to(device)
-        output = network(normalization(raw), False)
+        output = network(raw, False)
         predictions.append(output.logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
         vectors.append([each[0].float().cpu().numpy() for each in getattr(output, "dictionaries", ())])
         static = getattr(output, "static_dictionary", None)

@@ -239,7 +239,6 @@ def trainer(
             batches=lambda: built.selection,
             group=group,
             precision=recipe.train.precision,
-            channels_last=recipe.train.channels_last,
         ),
         settings=settings(recipe, shards.card),
         group=group,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from d2ls.models import build_model, load_published
-from tests.named import fill, named_tensor, relative_error
+from tests.named import NORMALIZED, fill, named_tensor, relative_error
 
 FOLDER = Path(__file__).parent / "goldens"
 LIMIT = 4e-6
@@ -26,7 +26,7 @@ CASES = {
 
 
 def compute(size, **options):
-    model = fill(build_model(backbone="convnext_atto", **options)).eval()
+    model = fill(build_model(backbone="convnext_atto", normalization=NORMALIZED, **options)).eval()
     with torch.no_grad():
         output = model(named_tensor("images", (2, 3, *size)), auxiliary=True)
     arrays = {"logits": output.logits[..., ::2, ::2]}
@@ -67,6 +67,7 @@ def test_golden_published(stem):
         num_classes=described["num_classes"],
         stages=described["stages"],
         embed_dim=described["embed_dim"],
+        normalization=NORMALIZED,
     ).eval()
     load_published(
         model, {n: torch.from_numpy(recipe.weight(n, s)) for n, s in described["state_dict"].items()}

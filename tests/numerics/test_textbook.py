@@ -6,7 +6,7 @@ import torchvision
 
 from d2ls.models import build_model, load_published, pixel_kernels, pixel_ops
 from d2ls.models.published import published_name
-from tests.named import fill, named_tensor, relative_error
+from tests.named import NORMALIZED, fill, named_tensor, relative_error
 from tests.textbook import TextbookD2LS, TorchvisionConvNeXt
 
 
@@ -31,7 +31,9 @@ def gradients(model, images, weights):
 )
 def test_published_weights_give_textbook_values_and_gradients(route, classes, stages, size):
     theirs = small_textbook(classes, stages)
-    ours = build_model(backbone="convnext_tiny", num_classes=classes, stages=stages, route=route)
+    ours = build_model(
+        backbone="convnext_tiny", num_classes=classes, stages=stages, route=route, normalization=NORMALIZED
+    )
     dropped = load_published(ours, theirs.state_dict())
     assert len(dropped) == 2 * stages + 1
     assert all(name.endswith("k_proj.bias") for name in dropped)

@@ -90,7 +90,7 @@ def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
     def forward(array: np.ndarray) -> np.ndarray:
         raw = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
         with torch.no_grad():
-            return network(network.normalization(raw)).logits.softmax(1)[0].permute(1, 2, 0).numpy()
+            return network(raw).logits.softmax(1)[0].permute(1, 2, 0).numpy()
 
     ways = []
     for mirrored in (False, True):
@@ -112,9 +112,9 @@ def ttach_mean(image: np.ndarray, preset: str) -> np.ndarray:
             ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Scale([1, 1.25], "bilinear", align_corners=False),
         ],
     }[preset]  # fmt: skip
-    network = LocalStub()
-    probabilities = torch.nn.Sequential(network.normalization, _Probabilities(network))
-    wrapper = ttach.SegmentationTTAWrapper(probabilities, ttach.Compose(transforms), merge_mode="mean")
+    wrapper = ttach.SegmentationTTAWrapper(
+        _Probabilities(LocalStub()), ttach.Compose(transforms), merge_mode="mean"
+    )
     with torch.no_grad():
         return wrapper(torch.from_numpy(image).permute(2, 0, 1)[None].float())[0].numpy()
 
@@ -142,7 +142,7 @@ def test_enlarging_views_are_those_of_ttach() -> None:
     chosen = [View(v.mirrored, v.turns, scale) for v in PRESETS["flips"] for scale in (1.0, 1.25)]
     raw = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.no_grad():
-        found = average_views(_Probabilities(network), network.normalization(raw), tuple(chosen))
+        found = average_views(_Probabilities(network), raw, tuple(chosen))
     np.testing.assert_allclose(found[0].numpy(), ttach_mean(image, "larger"), atol=1e-6)
 
 

@@ -40,7 +40,7 @@ BACKBONES = [
 
 
 def images(batch=2, bands=3, size=(64, 64)):
-    return torch.randn(batch, bands, *size)
+    return torch.randint(0, 256, (batch, bands, *size), dtype=torch.uint8)
 
 
 def awake(model):
@@ -207,6 +207,17 @@ def test_normalization():
         Normalization((0.5,), (0.0,))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_the_network_takes_raw_pixels(dtype):
+    """Of any type; it normalises them itself, and pads afterwards, so that the padding is the mean."""
+    model = build_model(**TINY).eval()
+    raw = images(1, size=(37, 50))
+    normalized = torch.nn.functional.pad(model.normalization(raw), (0, 2, 0, 3))
+    maps = model.backbone(normalized)
+    expected = model.head(model.aggregator(maps), maps[-1], False).logits[..., :37, :50]
+    torch.testing.assert_close(model(raw.to(dtype)).logits, expected)
+
+
 def test_metrics_and_labels_import_no_torch():
     code = "import sys, d2ls, d2ls.metrics, d2ls.labels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -219,6 +230,9 @@ def test_normalization_of_float_images_clips_to_the_scale_and_takes_nan_for_the_
     torch.testing.assert_close(norm(images), expected)
     again = Normalization.from_json(json.loads(json.dumps(norm.to_json())))
     torch.testing.assert_close(again(images), expected)
+    filled = norm.fill_missing(images)
+    torch.testing.assert_close(filled[0, 0, 0], torch.tensor([0.3, 0.0, 0.5, 0.2]))
+    torch.testing.assert_close(norm(filled), expected)
     for scale in (((0, 1),), ((0, 1), (1, 1))):
         with pytest.raises(ConfigError, match="lowest and a higher"):
             Normalization((0, 0), (1, 1), 1.0, scale)
