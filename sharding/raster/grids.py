@@ -182,11 +182,12 @@ def _differences(
 
 def _crs_text(here: Georeference, there: Georeference) -> str:
     text = f"CRS {crs_text(here.crs)} and {crs_text(there.crs)}"
-    first, second = (_without_datum(place.crs) for place in (here, there))
+    first, second = (without_datum(place.crs) for place in (here, there))
     return f"{text}, which differ in the datum only" if first == second else text
 
 
-def _without_datum(crs: Any) -> dict[str, Any]:
+def without_datum(crs: Any) -> dict[str, Any]:
+    """Returns the parameters of a CRS but those of its datum."""
     datum = ("datum", "ellps", "a", "b", "rf", "towgs84", "nadgrids")
     return {key: value for key, value in crs.to_dict().items() if key not in datum}
 
