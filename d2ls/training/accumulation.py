@@ -1,14 +1,15 @@
-"""One optimizer step's gradients: micro-steps over all ranks, with one gradient exchange at the end.
+"""The gradients of one optimizer step: micro-batches over all ranks, with one gradient exchange at the end.
 
-The global batch G is dealt to the ranks in contiguous shares that may differ by one. Every rank cuts its share into
-the same number M of parts. Micro-step m is part m of all ranks: the loss is taken over it as a whole, and weighs as
-much as its share of the G samples.
+The global batch is dealt to the R ranks in contiguous shares that may differ by one sample. Every rank cuts its share
+into the same number M of parts. Micro-step m takes part m of all ranks: the loss is computed over these samples as a
+whole, and weighs as much as their share of the global batch.
 """
 
 import contextlib
+import inspect
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,13 +27,13 @@ class MicrobatchPlan:
     """How the global batch is cut.
 
     Attributes:
-        parts: R x M sample counts, ranks by micro-steps.
+        parts: R M sample counts, ranks by micro-steps.
     """
 
     parts: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def plan(cls, global_batch: int, world_size: int, micro_batch: int | None) -> "MicrobatchPlan":
+    def create(cls, global_batch: int, world_size: int, micro_batch: int | None) -> Self:
         """Cuts the shares so that no part exceeds the micro-batch (None: one part a rank)."""
         shares = _even(global_batch, world_size)
         steps = -(-max(shares) // micro_batch) if micro_batch else 1
@@ -42,6 +43,11 @@ class MicrobatchPlan:
     def steps(self) -> int:
         """M, micro-steps a step."""
         return len(self.parts[0])
+
+    @property
+    def largest(self) -> int:
+        """Most samples that a rank takes at once."""
+        return max(map(max, self.parts))
 
     def share(self, rank: int) -> int:
         """Samples of a rank in a step."""
@@ -54,12 +60,12 @@ class MicrobatchPlan:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """What each micro-step weighs in the step; they add up to 1."""
+        """The weight of each micro-step in the step; they add up to 1."""
         total = sum(self.sizes)
         return tuple(size / total for size in self.sizes)
 
     def describe(self) -> str:
-        """Says in a sentence what accumulation does to the loss; empty where nothing is accumulated."""
+        """Describes in a sentence what accumulation does to the loss; empty where nothing is accumulated."""
         if self.steps == 1:
             return ""
         sizes = sorted(set(self.sizes), reverse=True)
@@ -80,51 +86,60 @@ def _even(total: int, parts: int) -> tuple[int, ...]:
     return tuple(share + (index < extra) for index in range(parts))
 
 
-@dataclass
 class GradientAccumulator:
     """Computes the gradients of one global batch.
 
-    Attributes:
-        network: unwrapped; takes raw pixels.
-        wrapped: the same network as it is called, in DistributedDataParallel where there are several ranks.
+    Args:
+        network: takes raw pixels. Where there are several ranks, its batch norm layers are replaced by ones that
+            normalise over all ranks, and it is called through DistributedDataParallel.
         loss: takes (output, labels), returns terms and total over all ranks.
-        micro: how the batch is cut.
+        plan: how the batch is cut.
         group: the ranks that share the batch.
         device: where they compute.
         precision: of the forward pass; the loss is always float32.
     """
 
-    network: nn.Module
-    wrapped: nn.Module
-    loss: nn.Module
-    micro: MicrobatchPlan
-    group: ProcessGroup
-    device: Device
-    precision: Precision = "fp32"
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        plan: MicrobatchPlan,
+        group: ProcessGroup,
+        device: Device,
+        precision: Precision = "fp32",
+    ) -> None:
+        self._network, self._loss = network, loss
+        self._parallel = _data_parallel(network, device) if group.world_size > 1 else network
+        self.plan = plan
+        self._group, self._device, self._precision = group, device, precision
 
     def __call__(self, batch: Batch, watch: Stopwatch) -> dict[str, Tensor]:
         """Adds the gradients of a batch to the parameters.
 
         Args:
             batch: this rank's share.
-            watch: takes the time of forward and backward.
+            watch: measures forward and backward.
 
         Returns:
             Loss terms and `total` of the step, scalars on the device, the same on every rank.
+
+        Raises:
+            TrainingError: the batch is not this rank's share.
         """
-        share = self.micro.share(self.group.rank)
+        rank, share = self._group.rank, self.plan.share(self._group.rank)
         if len(batch) != share:
             raise TrainingError(
-                f"rank {self.group.rank} got {len(batch)} samples, its share of the global batch is {share}"
+                f"rank {rank} got {len(batch)} samples, its share of the global batch is {share}"
             )
-        moved = self.device.upload(batch)
+        on_device = self._device.upload(batch)
         terms: dict[str, Tensor] = {}
         start = 0
-        for index, count in enumerate(self.micro.parts[self.group.rank]):
-            sizes = [parts[index] for parts in self.micro.parts]
-            with self._exchange(last=index == self.micro.steps - 1), known_sizes(sizes):
-                part = slice(start, start + count)
-                self._micro_step(moved.images, moved.labels, part, self.micro.weights[index], terms, watch)
+        for index, count in enumerate(self.plan.parts[rank]):
+            images, labels = (x[start : start + count] for x in (on_device.images, on_device.labels))
+            filler = on_device.images[:1] if count == 0 else None
+            last = index == self.plan.steps - 1
+            with self._gradient_exchange(last), known_sizes([parts[index] for parts in self.plan.parts]):
+                self._micro_step(images, labels, filler, self.plan.weights[index], terms, watch)
             start += count
         return terms
 
@@ -132,44 +147,55 @@ class GradientAccumulator:
         self,
         images: Tensor,
         labels: Tensor,
-        part: slice,
+        filler: Tensor | None,
         weight: float,
         terms: dict[str, Tensor],
         watch: Stopwatch,
     ) -> None:
+        """Runs forward and backward on a part; adds its weighted loss terms to `terms`."""
         with watch.part("forward"):
-            found = self.loss(*self._output(images, labels, part))
+            output = self._forward(images) if filler is None else self._forward_empty(filler)
+            loss = self._loss(output, labels)
         with watch.part("backward"):
-            (found.total * weight).backward()
-        for name, value in {**found.terms, "total": found.total}.items():
+            (loss.total * weight).backward()
+        for name, value in {**loss.terms, "total": loss.total}.items():
             terms[name] = terms.get(name, 0.0) + value.detach() * weight
 
-    def _output(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Any, Tensor]:
-        """Computes network output and labels of a part; an empty part computes a sample and drops it again."""
-        empty = part.start == part.stop
-        chosen = slice(0, 1) if empty else part
-        dropped = without_statistics(self.network) if empty else contextlib.nullcontext()
-        with self.device.autocast(self.precision), dropped:
-            output = self.wrapped(images[chosen])
-        return (_without_samples(output), labels[:0]) if empty else (output, labels[chosen])
+    def _forward(self, images: Tensor) -> Any:
+        with self._device.autocast(self._precision):
+            return self._parallel(images)
 
-    def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged in the last micro-step alone."""
-        if isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
+    def _forward_empty(self, filler: Tensor) -> Any:
+        """Computes the output of a part without samples: that of one sample, cut to none.
+
+        The rank has to take part in the collectives of this micro-step. The graph of the sample stays, so that
+        DistributedDataParallel gets a (zero) gradient of every parameter; batch norm does not count the sample.
+        """
+        with without_statistics(self._network):
+            output = self._forward(filler)
+        return output._replace(**{name: _cut(name, value) for name, value in output._asdict().items()})
+
+    def _gradient_exchange(self, last: bool) -> AbstractContextManager[Any]:
+        """Exchanges gradients in the last micro-step only."""
+        if isinstance(self._parallel, DistributedDataParallel) and not last:
+            return self._parallel.no_sync()
         return contextlib.nullcontext()
 
 
-def _without_samples(output: Any) -> Any:
-    """Cuts every per-image tensor of the output to zero samples; the graph stays, so DDP gets its (zero) gradients."""
-    kept = {name: value for name, value in output._asdict().items() if name == "static_dictionary"}
-    cut = {
-        name: tuple(each[:0] for each in value)
-        if isinstance(value, tuple)
-        else value
-        if value is None
-        else value[:0]
-        for name, value in output._asdict().items()
-        if name not in kept
+def _cut(name: str, value: Any) -> Any:
+    """Cuts a field of the output to no images; the static dictionary has no image axis."""
+    if value is None or name == "static_dictionary":
+        return value
+    return tuple(tensor[:0] for tensor in value) if isinstance(value, tuple) else value[:0]
+
+
+def _data_parallel(network: nn.Module, device: Device) -> DistributedDataParallel:
+    network = device.normalize_over_ranks(network)
+    names = inspect.signature(DistributedDataParallel).parameters
+    # No buffer needs an exchange: all are equal at the start, and batch norm is computed over ranks.
+    exchange: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
     }
-    return output._replace(**cut)
+    return DistributedDataParallel(
+        network, device_ids=device.ddp_ids, gradient_as_bucket_view=True, **exchange
+    )

@@ -129,16 +129,16 @@ class RunningStatistics:
             for buffer in layer.buffers(recurse=False):
                 kinds.setdefault(buffer.dtype, []).append(buffer)
         self._kinds = list(kinds.values())
-        self._kept: list[Tensor] = []
+        self._saved: list[Tensor] = []
 
-    def keep(self) -> None:
-        """Notes the values before a step."""
-        self._kept = [_flat(buffers) for buffers in self._kinds]
+    def save(self) -> None:
+        """Copies the values before a step."""
+        self._saved = [_flat(buffers) for buffers in self._kinds]
 
-    def take_back(self, spoiled: Tensor) -> None:
-        """Puts the noted values back where `spoiled` (one number on the device) is not 0."""
-        for buffers, kept in zip(self._kinds, self._kept, strict=True):
-            values = torch.where(spoiled != 0, kept, _flat(buffers))
+    def restore_where(self, found_inf: Tensor) -> None:
+        """Puts the saved values back where `found_inf` (one number on the device) is not 0."""
+        for buffers, saved in zip(self._kinds, self._saved, strict=True):
+            values = torch.where(found_inf != 0, saved, _flat(buffers))
             parts = torch.split(values, [buffer.numel() for buffer in buffers])
             for buffer, part in zip(buffers, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))

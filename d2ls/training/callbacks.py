@@ -1,7 +1,8 @@
-"""What the training loop tells its callbacks: plain values, the same on every rank unless said otherwise."""
+"""Callbacks of the trainer, and the reports they get: plain values, equal on every rank where not stated otherwise."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from d2ls.metrics import Scores
 if TYPE_CHECKING:
     from torch import nn
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step.
+    """One optimizer step that was made.
 
     Attributes:
         step: optimizer steps done so far, counted from 1 over the whole run.
@@ -75,25 +78,45 @@ class EvaluationReport:
 
 
 class Callback:
-    """Hooks into the loop; all do nothing. The loop calls them on every rank, in the order given."""
+    """Hooks of the trainer, which do nothing unless overridden. The trainer calls them on every rank."""
 
     def on_start(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Before the first step, with the flat metrics of the epochs that are done; some after a resume."""
+        """Called before the first step, with the flat metrics of the epochs that a resumed run has done already."""
 
     def on_step(self, report: StepReport) -> None:
-        """After every optimizer step."""
+        """Called after every optimizer step that was made."""
 
     def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
-        """After an evaluation; `network` is unwrapped, in evaluation mode, with averaged weights where used."""
+        """Called after an evaluation; `network` is unwrapped, in evaluation mode, with averaged weights where used."""
 
     def on_epoch(self, metrics: Mapping[str, float]) -> None:
-        """After every epoch, evaluated or not, with its flat metrics (see `flat_metrics`)."""
+        """Called after every epoch, evaluated or not, with its flat metrics (see `flat_metrics`)."""
 
     def on_checkpoint(self, uri: str, report: EvaluationReport | None) -> None:
-        """After a checkpoint is complete, on rank 0, which writes it; `report` is None in mid-epoch."""
+        """Called when a checkpoint is complete, on rank 0, which writes it; `report` is None in mid-epoch."""
 
     def close(self) -> None:
-        """At the end of the run, also after an error."""
+        """Called at the end of the run, also after an error."""
+
+
+def close_all(closers: Iterable[Callable[[], None]], *, failed: bool) -> None:
+    """Calls every closer, whatever another one raises.
+
+    Args:
+        closers: methods that close something.
+        failed: whether the run is ending by an error. It is the one that matters, so errors of closers are only logged;
+            otherwise the first error of a closer is raised, and further ones are logged.
+    """
+    first: Exception | None = None
+    for close in closers:
+        try:
+            close()
+        except Exception as error:
+            if failed or first:
+                _log.exception("%s failed too", close.__qualname__)
+            first = first or error
+    if first and not failed:
+        raise first
 
 
 def flat_metrics(

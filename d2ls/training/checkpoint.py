@@ -1,64 +1,49 @@
-"""Checkpoints: complete or not there at all, on a local disk or in an object store.
+"""Saves and restores checkpoints; `checkpoint_files` describes what one consists of.
 
-    <root>/step-00000123/
-        model.safetensors, model.json   a model bundle, ready for prediction (averaged weights where they are used)
-        raw.safetensors                 the raw weights, only where averaged ones are used
-        state.pt                        optimizer, progress and history; loads with weights_only
-        COMPLETE                        size and SHA-256 of every file above; written last
-
-Rank 0 copies the tensors and goes on training; a thread writes, uploads and clears away. A checkpoint without COMPLETE
-does not count, and is deleted at the next start.
+Rank 0 copies the tensors to host memory and goes on training; a thread writes them, uploads them and deletes older
+checkpoints.
 """
 
 import concurrent.futures
 import contextlib
-import hashlib
-import io
-import json
 import logging
-import os
-import re
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from d2ls import storage
 from d2ls.bundle import WEIGHTS_FILE, ModelInfo, write_bundle
 from d2ls.errors import CheckpointError, StorageError
-from d2ls.scratch import scratch_folder
-from d2ls.training.checkpoint_files import COMPLETE_FILE, CheckpointRef, checkpoint_name, complete_checkpoints
+from d2ls.training import checkpoint_files
+from d2ls.training.callbacks import EvaluationReport
+from d2ls.training.checkpoint_files import RAW_FILE, STATE_FILE, CheckpointRef, checkpoint_name
 from d2ls.training.ema import ExponentialMovingAverage
 from d2ls.training.process_group import ProcessGroup
 from d2ls.training.train_state import STATE_VERSION, TrainingState
 
-RAW_FILE = "raw.safetensors"
-STATE_FILE = "state.pt"
-UPLOAD_TRIES = 5
-SMALL_CHANGE = 2**20
-"""Bytes; a disk with less is full."""
-
 _log = logging.getLogger(__name__)
+
+Completed = tuple[CheckpointRef, EvaluationReport | None]
+"""A checkpoint that is complete, and the evaluation it was saved after; None in mid-epoch."""
 
 
 @dataclass
 class Checkpointer:
-    """Writes and finds the checkpoints of one run.
+    """Writes and finds the checkpoints of one run. All ranks call it; rank 0 writes.
 
     Attributes:
         root: folder or URI that holds them.
-        group: the ranks of the run; rank 0 writes.
+        group: the ranks of the run.
         describe: makes the model description for a state.
-        identity: what must be equal for a run to go on (seed, global batch, data digest, ...).
+        identity: what must be equal for a run to go on (seed, global batch size, data digest, ...).
     """
 
     root: str
@@ -68,7 +53,8 @@ class Checkpointer:
 
     def __post_init__(self) -> None:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: concurrent.futures.Future[CheckpointRef] | None = None
+        self._writing: concurrent.futures.Future[CheckpointRef] | None = None
+        self._report: EvaluationReport | None = None
 
     def save(
         self,
@@ -76,70 +62,71 @@ class Checkpointer:
         network: nn.Module,
         optimizer: Optimizer,
         ema: ExponentialMovingAverage | None = None,
-        *,
-        best: bool = False,
-    ) -> CheckpointRef | None:
-        """Starts writing a checkpoint; rank 0 alone.
+        report: EvaluationReport | None = None,
+    ) -> Completed | None:
+        """Starts to write a checkpoint.
 
         Args:
             state: progress of the run.
             network: unwrapped, raw weights.
             optimizer: its optimizer.
             ema: averaged weights, where they are used.
-            best: whether this state has the best selection score so far.
+            report: the evaluation of this state; `best.json` points to this checkpoint where it is the best so far.
 
         Returns:
-            The checkpoint started before this one, complete now, if its completion was not told yet.
+            The checkpoint started before this one, which is complete now, unless `completed` returned it already.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
-        before = self.finished(wait=True)
+        if not self.group.is_main:
+            return None
+        previous = self.completed(wait=True)
+        raw = _to_host(dict(network.state_dict()))
         content = {
             "version": STATE_VERSION,
             "identity": dict(self.identity),
             "progress": state.to_dict(),
-            "optimizer": _copied(optimizer.state_dict()),
-            "averaged_updates": ema.updates if ema else 0,
+            "optimizer": _to_host(optimizer.state_dict()),
+            "ema_updates": ema.updates if ema else 0,
         }
-        raw = _copied(dict(network.state_dict()))
-        kept = _copied(dict(ema.weights)) if ema else raw
-        info = self.describe(state)
-        pinned = (
-            {checkpoint_name(state.step), checkpoint_name(state.best_step)}
-            if state.best_step
-            else {checkpoint_name(state.step)}
+        kept = {checkpoint_name(state.step)}
+        if state.best_step:
+            kept = {checkpoint_name(state.step), checkpoint_name(state.best_step)}
+        self._report = report
+        self._writing = self._thread.submit(
+            self._write,
+            state.step,
+            info=self.describe(state),
+            weights=_to_host(dict(ema.weights)) if ema else raw,
+            raw=raw if ema else None,
+            content=content,
+            kept=kept,
+            best=_best(state) if report is not None and report.best else None,
         )
-        pointer = _pointer(state) if best else None
-        self._running = self._thread.submit(
-            self._write, state.step, info, kept, raw if ema else None, content, pinned, pointer
-        )
-        return before
+        return previous
 
-    def finished(self, *, wait: bool = False) -> CheckpointRef | None:
-        """Returns the checkpoint that has become complete since the last call, if any; rank 0 alone.
+    def completed(self, *, wait: bool = False) -> Completed | None:
+        """Returns the checkpoint that has become complete since the last call, if any; always None but on rank 0.
 
         Raises:
             CheckpointError: it could not be written; older ones are intact.
         """
-        if self._running is None or not (wait or self._running.done()):
+        if self._writing is None or not (wait or self._writing.done()):
             return None
-        running, self._running = self._running, None
-        return running.result()
+        writing, self._writing = self._writing, None
+        return writing.result(), self._report
 
     def close(self) -> None:
         """Waits until nothing is being written."""
         self._thread.shutdown()
 
-    def newest(self) -> CheckpointRef | None:
-        """Finds the newest complete checkpoint; all ranks call it and get the same answer."""
-        listed = self._listed()
-        return listed[-1] if listed else None
-
     def restore(
         self, network: nn.Module, optimizer: Optimizer, ema: ExponentialMovingAverage | None = None
     ) -> TrainingState | None:
-        """Puts the newest undamaged checkpoint into network and optimizer; all ranks call it.
+        """Loads the newest undamaged checkpoint into network and optimizer; all ranks call it.
+
+        What interrupted writers left behind is deleted first.
 
         Returns:
             The progress to go on from; None where there is no complete checkpoint.
@@ -147,47 +134,42 @@ class Checkpointer:
         Raises:
             CheckpointError: checkpoints are there and none is readable, or they are of another run.
         """
-        candidates = self._listed()
+        candidates = self._list()
         for candidate in reversed(candidates):
             with contextlib.ExitStack() as stack:
-                folder, problem = self.group.run_together(lambda: _fetch(candidate.uri, stack))  # noqa: B023 (called at once)
+                folder, problem = self.group.run_together(
+                    partial(checkpoint_files.fetch, candidate.uri, stack)
+                )
                 problem = next(filter(None, self.group.all_gather(problem)), "")
                 if not problem:
-                    return self.group.run_together(lambda: self._load(folder, network, optimizer, ema))  # noqa: B023
+                    return self.group.run_together(partial(self._load, folder, network, optimizer, ema))
                 _log.warning("%s is damaged (%s); taking the one before", candidate.uri, problem)
         if candidates:
             raise CheckpointError(f"{self.root}: every checkpoint is damaged; start a run under a new name")
         return None
 
-    def _listed(self) -> list[CheckpointRef]:
-        """Lists the complete checkpoints, oldest first: rank 0 looks, all ranks get its answer."""
-        found = self.group.run_together(lambda: complete_checkpoints(self.root) if self.group.is_main else [])
-        listed: list[CheckpointRef] = self.group.broadcast(found)
-        return listed
+    def _list(self) -> list[CheckpointRef]:
+        """Lists the complete checkpoints, oldest first, as rank 0 sees them."""
 
-    def clear_orphans(self) -> None:
-        """Deletes what interrupted writers left behind; rank 0 alone, before the first save."""
-        for entry in storage.list_files(self.root):
-            path = entry.path if storage.is_local(self.root) else storage.join(self.root, entry.base_name)
-            unfinished = entry.base_name.startswith(".step-") or (
-                re.fullmatch(r"step-\d{8}", entry.base_name)
-                and not storage.exists(storage.join(path, COMPLETE_FILE))
-            )
-            if unfinished:
-                storage.delete(path)
+        def clean_and_list() -> list[CheckpointRef]:
+            if not self.group.is_main:
+                return []
+            checkpoint_files.delete_incomplete(self.root)
+            return checkpoint_files.complete_checkpoints(self.root)
+
+        refs: list[CheckpointRef] = self.group.broadcast(self.group.run_together(clean_and_list))
+        return refs
 
     def _load(
         self, folder: Path, network: nn.Module, optimizer: Optimizer, ema: ExponentialMovingAverage | None
     ) -> TrainingState:
-        from safetensors.torch import load_file
-
         content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         self._check_identity(content, folder)
         raw = folder / RAW_FILE
         network.load_state_dict(load_file(raw if raw.exists() else folder / WEIGHTS_FILE))
         optimizer.load_state_dict(content["optimizer"])
         if ema is not None:
-            ema.load(load_file(folder / WEIGHTS_FILE), content["averaged_updates"])
+            ema.load(load_file(folder / WEIGHTS_FILE), content["ema_updates"])
         return TrainingState.from_dict(content["progress"])
 
     def _check_identity(self, content: Mapping[str, Any], folder: Path) -> None:
@@ -199,54 +181,46 @@ class Checkpointer:
         theirs, ours = content["identity"], dict(self.identity)
         differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
         if differing:
-            facts = "; ".join(
+            changes = "; ".join(
                 f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in sorted(differing)
             )
             raise CheckpointError(
-                f"{self.root}: checkpoint {folder.name} is of another run: {facts}. "
+                f"{self.root}: checkpoint {folder.name} is of another run: {changes}. "
                 "Resume with the same values, or start a run under a new name"
             )
 
     def _write(
         self,
         step: int,
+        *,
         info: ModelInfo,
         weights: dict[str, Tensor],
         raw: dict[str, Tensor] | None,
         content: dict[str, Any],
-        pinned: set[str],
-        pointer: dict[str, Any] | None,
+        kept: set[str],
+        best: dict[str, Any] | None,
     ) -> CheckpointRef:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         uri = storage.join(self.root, checkpoint_name(step))
-        with _scratch(self.root) as scratch:
+        with checkpoint_files.writing_folder(self.root) as folder:
             try:
-                write_bundle(scratch, weights, info)
+                write_bundle(folder, weights, info)
                 if raw is not None:
-                    save_file(raw, str(scratch / RAW_FILE))
-                torch.save(content, scratch / STATE_FILE)
-                _publish(scratch, uri)
-                if pointer is not None:
-                    best = storage.join(self.root, "best.json")
-                    storage.write_bytes(best, json.dumps(pointer, indent=2).encode())
-                self._prune(pinned)
+                    save_file(raw, str(folder / RAW_FILE))
+                torch.save(content, folder / STATE_FILE)
+                checkpoint_files.publish(folder, uri)
+                if best is not None:
+                    checkpoint_files.write_best(self.root, best)
+                checkpoint_files.delete_older(self.root, kept)
             except (OSError, StorageError, RuntimeError, SafetensorError) as error:
+                reason = checkpoint_files.write_failure(error, folder)
                 raise CheckpointError(
-                    f"{uri}: the checkpoint could not be written: {_reason(error, scratch)}. Older checkpoints are "
-                    "intact; make room or mend the storage, then go on with --resume"
+                    f"{uri}: the checkpoint could not be written: {reason}. Older checkpoints are intact; make room "
+                    "or repair the storage, then go on with --resume"
                 ) from error
         return CheckpointRef(uri, step)
 
-    def _prune(self, pinned: set[str]) -> None:
-        for found in complete_checkpoints(self.root):
-            if checkpoint_name(found.step) not in pinned:
-                storage.delete(storage.join(found.uri, COMPLETE_FILE))
-                storage.delete(found.uri)
 
-
-def _pointer(state: TrainingState) -> dict[str, Any]:
+def _best(state: TrainingState) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint_name(state.best_step),
         "epoch": state.best_epoch,
@@ -255,109 +229,12 @@ def _pointer(state: TrainingState) -> dict[str, Any]:
     }
 
 
-def _copied(values: Any) -> Any:
-    """Copies all tensors in nested containers to the CPU."""
-    return pytree.tree_map(
-        lambda leaf: leaf.detach().to("cpu", copy=True).contiguous() if isinstance(leaf, Tensor) else leaf,
-        values,
-    )
-
-
-def _scratch(root: str) -> AbstractContextManager[Path]:
-    """Makes the folder a checkpoint is written to: beside its place on a local disk, else a temporary one."""
-    if not storage.is_local(root):
-        return scratch_folder("checkpoint")
-    storage.make_folder(root)
-    return scratch_folder("checkpoint", root=storage.local_path(root))
-
-
-def _reason(error: Exception, scratch: Path) -> str:
-    """Says why writing failed; PyTorch's own words for a full disk do not."""
-    full = shutil.disk_usage(scratch.parent).free < SMALL_CHANGE and "No space" not in str(error)
-    return f"No space left on the disk of {scratch.parent} ({error})" if full else str(error)
-
-
-def _publish(scratch: Path, uri: str) -> None:
-    """Marks the files as complete and moves or uploads them; the marker comes last."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(scratch.iterdir())
-    }
-    (scratch / COMPLETE_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
-    if storage.is_local(uri):
-        _move(scratch, storage.local_path(uri))
-        return
-    for name in [*files, COMPLETE_FILE]:
-        _patiently(lambda name=name: storage.upload(scratch / name, storage.join(uri, name)))  # type: ignore[misc]
-
-
-def _move(scratch: Path, target: Path) -> None:
-    for path in [*scratch.iterdir(), scratch]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    if target.exists():  # the same step again, after a resume
-        shutil.rmtree(target)
-    scratch.chmod(0o755)
-    scratch.rename(target)
-
-
-def _patiently(action: Callable[[], None]) -> None:
-    """Tries again where an object store fails now and then."""
-    for attempt in range(UPLOAD_TRIES):
-        try:
-            action()
-            return
-        except StorageError:
-            if attempt == UPLOAD_TRIES - 1:
-                raise
-            time.sleep(2.0**attempt)
-
-
-def _fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    """Brings a checkpoint to a local folder; returns the folder and what is wrong with it, empty if nothing.
-
-    Args:
-        uri: of the checkpoint.
-        stack: takes away a temporary folder.
-
-    Raises:
-        CheckpointError: the local disk has no room for it.
-    """
-    local = storage.is_local(uri)
-    try:
-        folder = storage.local_path(uri) if local else _temporary(stack)
-        files = json.loads(storage.read_bytes(storage.join(uri, COMPLETE_FILE)))
-        for name, facts in files.items():
-            if not local:
-                _patiently(lambda name=name: _download(storage.join(uri, name), folder / name))  # type: ignore[misc]
-            if not (folder / name).is_file():
-                return folder, f"no {name}"
-            if _sha256(folder / name) != facts["sha256"]:
-                return folder, f"{name} is not as it was written"
-    except (StorageError, ValueError, KeyError) as error:
-        return folder, str(error)
-    except OSError as error:
-        if local:
-            return folder, str(error)
-        raise CheckpointError(
-            f"{uri}: the checkpoint cannot be brought to {tempfile.gettempdir()}: {error}. Make room there, or name "
-            "another folder in TMPDIR, then go on with --resume"
-        ) from error
-    return folder, ""
-
-
-def _temporary(stack: contextlib.ExitStack) -> Path:
-    return stack.enter_context(scratch_folder("restore"))
-
-
-def _download(uri: str, target: Path) -> None:
-    target.write_bytes(storage.read_bytes(uri))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(io.DEFAULT_BUFFER_SIZE * 128):
-            digest.update(block)
-    return digest.hexdigest()
+def _to_host(values: Any) -> Any:
+    """Copies all tensors in nested dicts, lists and tuples to host memory."""
+    if isinstance(values, Tensor):
+        return values.detach().to("cpu", copy=True).contiguous()
+    if isinstance(values, dict):
+        return {key: _to_host(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(_to_host(value) for value in values)
+    return values

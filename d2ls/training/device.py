@@ -33,10 +33,10 @@ class Device:
     """The CPU, and what all devices share.
 
     Args:
-        place: where tensors live.
+        torch_device: where tensors live.
 
     Attributes:
-        place: the same.
+        torch_device: the same.
         runs_ahead: whether a call may return before its work is done.
         name: product name, for its peak; empty for CPUs.
         ddp_ids: what DistributedDataParallel takes as `device_ids`.
@@ -46,8 +46,8 @@ class Device:
     name = ""
     ddp_ids: list[int] | None = None
 
-    def __init__(self, place: torch.device) -> None:
-        self.place = place
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
 
     def now(self) -> Any:
         """Marks a moment of the device's work."""
@@ -59,7 +59,7 @@ class Device:
 
     def upload(self, batch: Batch) -> Batch:
         """Brings a batch to the device, as uint8 where it is uint8, beside the work that is queued."""
-        return batch.to(self.place)
+        return batch.to(self.torch_device)
 
     def reading(self, values: Tensor) -> Callable[[], list[float]]:
         """Begins to bring a vector to the host; the returned function waits for it and for all work before it."""
@@ -67,7 +67,7 @@ class Device:
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Computes in bfloat16 where it is asked for."""
-        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     def set_precision(self, precision: Precision) -> None:
         """Allows TensorFloat-32 in matrix products and convolutions, or forbids it."""
@@ -96,7 +96,7 @@ class Device:
         modes = [(module, module.training) for module in network.modules()]
         for parameter, _ in gradients:
             parameter.grad = None
-        places = [self.place] if self.place.type != "cpu" else []
+        places = [self.torch_device] if self.torch_device.type != "cpu" else []
         try:
             with torch.random.fork_rng(places, device_type="cuda"):
                 yield
@@ -114,23 +114,23 @@ class CudaDevice(Device):
     """A GPU. Copies run on a stream of their own, times are taken by events.
 
     Args:
-        place: a CUDA device.
+        torch_device: a CUDA device.
         runtime: `torch.cuda`, or what stands in for it.
     """
 
     runs_ahead = True
 
-    def __init__(self, place: torch.device, runtime: Any = torch.cuda) -> None:
-        super().__init__(place)
+    def __init__(self, torch_device: torch.device, runtime: Any = torch.cuda) -> None:
+        super().__init__(torch_device)
         self._runtime = runtime
-        self._copies = runtime.Stream(place)
-        self.name = str(runtime.get_device_name(place))
-        self.ddp_ids = None if place.index is None else [place.index]
+        self._copies = runtime.Stream(torch_device)
+        self.name = str(runtime.get_device_name(torch_device))
+        self.ddp_ids = None if torch_device.index is None else [torch_device.index]
 
     def now(self) -> Any:
         """Queues an event."""
         event = self._runtime.Event(enable_timing=True)
-        event.record(self._runtime.current_stream(self.place))
+        event.record(self._runtime.current_stream(self.torch_device))
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
@@ -139,7 +139,7 @@ class CudaDevice(Device):
 
     def upload(self, batch: Batch) -> Batch:
         """Copies from page-locked memory on the stream of the copies; only the work queued after this waits for it."""
-        computing = self._runtime.current_stream(self.place)
+        computing = self._runtime.current_stream(self.torch_device)
         with self._runtime.stream(self._copies):
             moved = self._to_device(batch, computing)
         computing.wait_stream(self._copies)
@@ -149,7 +149,7 @@ class CudaDevice(Device):
         """Queues a copy to page-locked memory, and an event behind it."""
         kept = self._to_host(values)
         event = self._runtime.Event()
-        event.record(self._runtime.current_stream(self.place))
+        event.record(self._runtime.current_stream(self.torch_device))
 
         def read() -> list[float]:
             event.synchronize()
@@ -165,7 +165,7 @@ class CudaDevice(Device):
 
     def peak_memory(self) -> int:
         """Returns the most memory that tensors took on the device."""
-        return int(self._runtime.max_memory_allocated(self.place))
+        return int(self._runtime.max_memory_allocated(self.torch_device))
 
     def fits(self, attempt: Callable[[int], None], size: int) -> bool:
         """Tries it."""
@@ -181,7 +181,7 @@ class CudaDevice(Device):
         return True
 
     def _to_device(self, batch: Batch, computing: Any) -> Batch:
-        moved = batch.to(self.place, non_blocking=True)
+        moved = batch.to(self.torch_device, non_blocking=True)
         for tensor in (moved.images, moved.labels, moved.valid):
             tensor.record_stream(computing)  # its memory is not given to a later copy before it was read
         return moved
@@ -191,9 +191,9 @@ class CudaDevice(Device):
         return kept.copy_(values, non_blocking=True)
 
 
-def open_device(place: torch.device) -> Device:
+def open_device(torch_device: torch.device) -> Device:
     """Returns what the loop needs to know of a device."""
-    return CudaDevice(place) if place.type == "cuda" else Device(place)
+    return CudaDevice(torch_device) if torch_device.type == "cuda" else Device(torch_device)
 
 
 class Stopwatch:

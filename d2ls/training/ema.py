@@ -1,4 +1,4 @@
-"""Moving average of the weights."""
+"""Exponential moving average of the weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """Exponential moving average of all floating-point tensors of a state dict; others are copied.
+    """Averages all floating-point tensors of a state dict; other tensors are copied.
+
+    Not `torch.optim.swa_utils.AveragedModel`: that one copies the weights of the first update instead of averaging
+    from the initial ones, averages integer buffers, and counts its updates where a step that the device left out
+    cannot be taken back.
 
     Args:
         network: the network whose weights are averaged; the average starts from them.
-        decay: share of the old average that a step keeps. Early on it is lower, (1 + n) / (10 + n) after n updates, so
-            that the start is forgotten.
+        decay: share of the old average that an update keeps. Early on it is lower, (1 + n) / (10 + n) after n updates,
+            so that the initial weights are forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -22,25 +26,25 @@ class ExponentialMovingAverage:
         self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module, spoiled: Tensor) -> None:
-        """Takes in the weights after an optimizer step.
+    def update(self, network: nn.Module, found_inf: Tensor) -> None:
+        """Averages in the weights after an optimizer step.
 
         Args:
             network: the network.
-            spoiled: one number on its device; where it is 1 the step was not made and the average stays. The host
-                learns of it later and calls `forget_step` then.
+            found_inf: one number on its device; where it is 1 the step was left out and the average stays. The host
+                reads it later, and calls `uncount_update` for such a step.
         """
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        share = (1 - keep) * (1 - spoiled)
+        share = (1 - keep) * (1 - found_inf)
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
                 self.weights[name].lerp_(tensor.detach(), share.to(tensor.dtype))
             else:
                 self.weights[name].copy_(tensor)
 
-    def forget_step(self) -> None:
-        """Takes the latest update out of the count: it was not made."""
+    def uncount_update(self) -> None:
+        """Takes the latest update out of the count: it was left out."""
         self.updates -= 1
 
     @contextlib.contextmanager
@@ -54,7 +58,7 @@ class ExponentialMovingAverage:
             network.load_state_dict(raw)
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Takes up an average from a checkpoint."""
+        """Continues from an average of a checkpoint."""
         self.updates = updates
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])

@@ -35,20 +35,23 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(self, network: nn.Module) -> tuple[npt.NDArray[np.int64], Scores]:
-        """Returns the confusion matrix over all ranks (K K, rows are the truth) and its scores.
+        """Evaluates the network.
 
         No rank waits for another one before its own share is done, so ranks may have unequal shares.
 
         Args:
-            network: in evaluation mode, unwrapped.
+            network: in evaluation mode, unwrapped; takes raw pixels.
+
+        Returns:
+            The confusion matrix over all ranks, K K int64, rows are the truth; and its scores.
         """
         classes, device = self.classes.num_classes, open_device(self.group.device)
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.group.device)
         for batch in self.batches():
-            moved = device.upload(batch)
-            labels = moved.labels.masked_fill(~moved.valid.view(-1, 1, 1), IGNORE)
+            on_device = device.upload(batch)
+            labels = on_device.labels.masked_fill(~on_device.valid.view(-1, 1, 1), IGNORE)
             with device.autocast(self.precision):
-                logits = network(moved.images).logits
+                logits = network(on_device.images).logits
             confusion += confusion_matrix(logits.argmax(dim=1), labels.long(), classes)
         table: npt.NDArray[np.int64] = self.group.all_reduce_sum(confusion).cpu().numpy()
         return table, score(table, self.classes.scored)

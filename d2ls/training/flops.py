@@ -1,11 +1,13 @@
-"""How much arithmetic a training step is, and what share of a GPU's peak a run reaches.
+"""How much arithmetic a training step is, and what share of a GPU's peak it reaches (MFU).
 
 Model FLOPs: a multiply-add counts as two, the backward pass as twice the forward pass (nothing for a frozen backbone),
-and what is computed a second time to save memory does not count. So the share falls where work is repeated, and no
-trick can raise it.
+and what is computed a second time to save memory does not count. So repeated work lowers the MFU, and nothing can raise
+it but speed.
 """
 
 import re
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -25,11 +27,45 @@ PEAK_TFLOPS: dict[str, dict[Precision, float]] = {
     "L40": {"bf16": 181.0, "tf32": 90.5, "fp32": 90.5},
     "L4": {"bf16": 121.0, "tf32": 60.0, "fp32": 30.3},
 }
-"""Peak of dense arithmetic by whole words in a device's name, from NVIDIA's data sheets; the first that fits counts."""
+"""Peak of dense arithmetic in 1e12 FLOP/s by words in a device's name; the first entry that matches counts.
+
+Source: NVIDIA's data sheets.
+"""
+
+
+@dataclass(frozen=True)
+class FlopMeter:
+    """Turns the duration of a step into rates.
+
+    Attributes:
+        flops: model FLOPs of a step on one device; 0 where the size of the crops is not known.
+        peak_tflops: peak of the device in 1e12 FLOP/s; None where it is not known.
+    """
+
+    flops: float = 0.0
+    peak_tflops: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        shape: tuple[int, int, int] | None,
+        images: float,
+        device: str,
+        precision: Precision,
+    ) -> Self:
+        """Counts a step of so many images of one shape (C H W) on a device of this product name."""
+        flops = 0.0 if shape is None else images * training_flops(network, shape)
+        return cls(flops, peak_tflops(device, precision))
+
+    def rates(self, seconds: float) -> tuple[float, float | None]:
+        """Returns model FLOP/s in 1e12, and the MFU (None where the peak is not known) of a step of so many seconds."""
+        model_tflops = self.flops / seconds / 1e12
+        return model_tflops, model_tflops / self.peak_tflops if self.peak_tflops else None
 
 
 def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Counts the model FLOPs of one image in training, by one forward pass that leaves no trace.
+    """Counts the model FLOPs of one image in training, by one forward pass that changes nothing.
 
     Args:
         network: not compiled yet; takes raw pixels, B C H W.
@@ -61,5 +97,5 @@ def peak_tflops(name: str, precision: Precision) -> float | None:
     """
     if re.search(r"\bMIG\b", name):
         return None
-    found = (peaks[precision] for words, peaks in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name))
-    return next(found, None)
+    matches = (peaks[precision] for words, peaks in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name))
+    return next(matches, None)

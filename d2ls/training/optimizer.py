@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models._manipulate import group_with_matcher
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError
@@ -14,11 +14,11 @@ LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 6, 0.5
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW whose step the device itself leaves out where a loss or gradient is not finite.
+    """AdamW that leaves out a step on the device where a loss or gradient is not finite, without waiting for the host.
 
-    Before `step`, `found_inf` is set to one float32 on the device: 1 leaves weights, moments and step counts as they
-    are. `torch.amp.GradScaler` drives fused optimizers the same way; here it saves asking the host. Lookahead keeps the
-    rule: at every sixth step that is made, weights go half of the way from where they were six steps before.
+    Before `step`, set `found_inf` to one float32 on the device: 1 leaves weights, moments and step counts as they are.
+    This is the attribute by which `torch.amp.GradScaler` drives fused optimizers. Lookahead does the same: at every
+    sixth step that is made, the weights move half of the way from where they were six steps before.
 
     Args:
         params: parameter groups.
@@ -36,7 +36,7 @@ class GuardedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Makes a step, or none where `found_inf` is 1. The host learns of it later and calls `forget_step` then."""
+        """Makes a step, or leaves it out where `found_inf` is 1; the host then calls `uncount_step` later."""
         loss = super().step(closure)
         for group in self.param_groups:
             group["steps"] += 1
@@ -44,13 +44,13 @@ class GuardedAdamW(torch.optim.AdamW):
                 self._look_ahead(group)
         return loss
 
-    def forget_step(self) -> None:
-        """Takes the latest step out of the count: it was not made."""
+    def uncount_step(self) -> None:
+        """Takes the latest step out of the count: it was left out."""
         for group in self.param_groups:
             group["steps"] -= 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a state: fused steps need it in the memory layout of the parameters, which a file does not keep."""
+        """Loads a state, in the memory layout of the parameters: fused steps need it, and a file does not keep it."""
         groups = [{**group, "fused": True} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
         for parameter, values in self.state.items():
@@ -126,7 +126,7 @@ def backbone_depths(network: nn.Module) -> dict[str, int]:
         raise ConfigError(
             f"train.optimizer.layer_decay: timm describes no layers of {backbone.name}; set it to 1"
         )
-    layers = group_with_matcher(whole.named_parameters(), whole.group_matcher(coarse=False), reverse=True)
+    layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
     by_flat_name = {_flat(name): int(layer) for name, layer in layers.items()}
     names = [name for name, _ in network.named_parameters() if name.startswith("backbone.trunk.")]
     return dict(_matched(names, by_flat_name))

@@ -1,4 +1,4 @@
-"""How many samples fit into device memory: found out before training, not in the middle of it."""
+"""How many samples fit into device memory; found out before the first step, not in the middle of training."""
 
 import logging
 from collections.abc import Callable
@@ -16,39 +16,39 @@ _log = logging.getLogger(__name__)
 
 
 def fitting_micro_batch(
-    wanted: int, attempt: Callable[[int], None], device: Device, group: ProcessGroup
+    largest: int, attempt: Callable[[int], None], device: Device, group: ProcessGroup
 ) -> int:
-    """Returns the largest micro-batch that fits on every rank: the wanted one, or that halved as often as needed.
+    """Returns the micro-batch that fits on every rank: `largest`, or that halved as often as needed.
 
     Args:
-        wanted: samples of a rank's part.
-        attempt: computes forward and backward for so many samples, without talking to other ranks.
-        device: whose memory is asked for.
+        largest: samples to try first.
+        attempt: computes forward and backward for so many samples, without communicating with other ranks.
+        device: its memory is tried.
         group: the ranks; all call this together.
 
     Raises:
         TrainingError: not even one sample fits; on every rank.
     """
 
-    def largest() -> int:
-        size = wanted
+    def largest_that_fits() -> int:
+        size = largest
         while size and not device.fits(attempt, size):
             size //= 2
         return size
 
-    agreed = group.all_reduce_min(group.run_together(largest))
-    if agreed == 0:
+    size = group.all_reduce_min(group.run_together(largest_that_fits))
+    if size == 0:
         raise TrainingError(
             "out of device memory with one sample. Use a smaller loader.augmentation.crop_size, a smaller backbone, or "
             "train.precision=bf16"
         )
-    if agreed < wanted:
+    if size < largest:
         _log.warning(
             "out of device memory with %d samples a worker: going on with train.micro_batch=%d, which fits",
-            wanted,
-            agreed,
+            largest,
+            size,
         )
-    return agreed
+    return size
 
 
 def probe_memory(
@@ -58,11 +58,11 @@ def probe_memory(
     device: Device,
     precision: Precision,
 ) -> Callable[[int], None]:
-    """Makes an attempt for `fitting_micro_batch`: a step on made-up images, which leaves no trace in the network.
+    """Makes an attempt for `fitting_micro_batch`: a step on black images, which leaves the network as it was.
 
     Args:
         network: takes raw pixels.
-        optimizer: what it has not allocated yet is held while the step is tried.
+        optimizer: the state that it has not allocated yet is allocated while the step is tried.
         shape: C H W of the training crop.
         device: where to try.
         precision: as in training.
@@ -71,19 +71,19 @@ def probe_memory(
     def attempt(size: int) -> None:
         with device.preserved(network):
             network.train()
-            held = _future_state(optimizer)
-            images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.place)
+            future_state = _future_state(optimizer)
+            images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.torch_device)
             with device.autocast(precision):
                 output = network(images)
-            logits = [each for each in (output.logits, output.static_logits) if each is not None]
-            torch.stack([_made_up_loss(each) for each in logits]).sum().backward()  # type: ignore[no-untyped-call]
-            held.clear()
+            branches = [logits for logits in (output.logits, output.static_logits) if logits is not None]
+            torch.stack([_stand_in_loss(logits) for logits in branches]).sum().backward()  # type: ignore[no-untyped-call]
+            future_state.clear()
 
     return attempt
 
 
 def _future_state(optimizer: Optimizer) -> list[Tensor]:
-    """Holds what AdamW (two moments) and Lookahead (a copy) allocate in their first steps; nothing after a resume."""
+    """Allocates what AdamW (two moments) and Lookahead (a copy) will allocate; nothing after a resume."""
     copies = 3 if getattr(optimizer, "lookahead", False) else 2
     return [
         torch.empty_like(parameter)
@@ -94,8 +94,8 @@ def _future_state(optimizer: Optimizer) -> list[Tensor]:
     ]
 
 
-def _made_up_loss(logits: Tensor) -> Tensor:
-    """Holds what cross entropy and Dice hold."""
+def _stand_in_loss(logits: Tensor) -> Tensor:
+    """Needs as much memory as cross entropy and Dice."""
     values = logits.float()
     labels = torch.zeros(values.shape[0], *values.shape[2:], dtype=torch.int64, device=values.device)
     return F.cross_entropy(values, labels) + (values.softmax(dim=1) * values.detach()).mean()

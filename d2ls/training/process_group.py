@@ -1,4 +1,4 @@
-"""The ranks of a run, as one value that is passed around; a single process is one rank without any communication."""
+"""The ranks of a run as one value; a single process is one rank without any communication."""
 
 import pickle
 from collections.abc import Callable
@@ -16,7 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which rank this process is, of how many, on which device.
+    """Which rank this process is, of how many, and on which device it computes.
+
+    The methods are collectives: all ranks call them, in the same order.
 
     Attributes:
         rank: 0..world_size-1.
@@ -30,7 +32,7 @@ class ProcessGroup:
 
     @classmethod
     def current(cls, device: torch.device | str = "cpu") -> Self:
-        """Reads the default process group; without one this process is the only rank."""
+        """Returns the default process group of `torch.distributed`; a single rank where there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
         return cls(device=torch.device(device))
@@ -41,7 +43,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Sums a tensor over all ranks (in place where there are several); every rank gets the result."""
+        """Returns the sum of a tensor over all ranks; in place where there are several."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
@@ -50,36 +52,8 @@ class ProcessGroup:
         """Returns the smallest value of all ranks."""
         return min(self.all_gather(value))
 
-    def run_together(self, action: Callable[[], T]) -> T:
-        """Runs an action on every rank; where it raises on one, every rank raises, so that none is left waiting.
-
-        The action must not talk to other ranks; all ranks call this together.
-
-        Raises:
-            D2LSError: of the same class, naming the rank, where another rank raised one.
-            TrainingError: another rank raised an error that is not the user's.
-        """
-        if self.world_size == 1:
-            return action()
-        result: list[T] = []
-        own: Exception | None = None
-        try:
-            result.append(action())
-        except Exception as error:  # told to the others, and raised below
-            own = error
-        told = self.all_gather(own and (type(own).__name__, str(own)))
-        if own is not None:
-            raise own
-        for rank, problem in enumerate(told):
-            if problem:
-                name, message = problem
-                kind = getattr(errors, name, errors.TrainingError)
-                shown = message if kind.__name__ == name else f"{name}: {message}"
-                raise kind(f"rank {rank}: {shown}")
-        return result[0]
-
     def all_gather(self, value: Any) -> list[Any]:
-        """Collects a picklable value of every rank, in order of rank, on every rank."""
+        """Returns the picklable values of all ranks, in order of rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -87,9 +61,41 @@ class ProcessGroup:
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """Returns rank 0's value on every rank."""
+        """Returns rank 0's picklable value."""
         if self.world_size == 1:
             return value
         holder = [pickle.dumps(value) if self.is_main else None]
         dist.broadcast_object_list(holder, src=0, device=self.device)
         return pickle.loads(holder[0])  # type: ignore[arg-type]  # noqa: S301 (sent by our own rank 0)
+
+    def run_together(self, action: Callable[[], T]) -> T:
+        """Runs an action on every rank. Where it fails on one, all ranks raise, so that none waits for ever.
+
+        Args:
+            action: must not communicate with other ranks.
+
+        Returns:
+            What the action returned on this rank.
+
+        Raises:
+            D2LSError: of the same class, naming the rank, where another rank raised one.
+            TrainingError: another rank raised any other error.
+        """
+        if self.world_size == 1:
+            return action()
+        result: list[T] = []
+        own_error: Exception | None = None
+        try:
+            result.append(action())
+        except Exception as error:  # sent to the other ranks, and raised below
+            own_error = error
+        descriptions = self.all_gather(own_error and (type(own_error).__name__, str(own_error)))
+        if own_error is not None:
+            raise own_error
+        for rank, description in enumerate(descriptions):
+            if description:
+                name, message = description
+                kind = getattr(errors, name, errors.TrainingError)
+                shown = message if kind.__name__ == name else f"{name}: {message}"
+                raise kind(f"rank {rank}: {shown}")
+        return result[0]

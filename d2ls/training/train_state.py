@@ -8,8 +8,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-STATE_VERSION = 2
-"""Version of what a checkpoint holds beside the model. 2: the optimizer counts its own steps."""
+STATE_VERSION = 3
+"""Version of what a checkpoint holds beside the model. 3: `ema_updates`; 2: the optimizer counts its own steps."""
 
 
 @dataclass

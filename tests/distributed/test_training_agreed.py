@@ -8,7 +8,7 @@ import torch
 
 from d2ls import storage
 from d2ls.errors import D2LSError, StorageError
-from d2ls.training import checkpoint
+from d2ls.training import checkpoint_files
 from tests.fake_device import FakeDevice
 from tests.training_world import Recorder, make_trainer, tiny_shards, weights
 
@@ -37,7 +37,7 @@ def full_disk(shards, folder, rank):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "is_local", lambda uri: False)
-        patch.setattr(checkpoint, "_download", download)
+        patch.setattr(checkpoint_files, "_download", download)
         return refused(lambda: restore(shards, Path(folder).as_uri()))
 
 
@@ -48,7 +48,7 @@ def unreachable(shards, folder, rank):
         raise StorageError(f"{root}: cannot be reached")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "complete_checkpoints", listed)
+        patch.setattr(checkpoint_files, "complete_checkpoints", listed)
         return refused(lambda: restore(shards, folder))
 
 
@@ -110,7 +110,7 @@ def small(shards, rank):
     trainer = make_trainer(shards, epochs=1, global_batch=4, device=device, sample_shape=(3, 64, 64))
     device.small_memory(trainer.network, 1 if rank else 9)
     trainer.run()
-    return trainer._gradients.micro.parts
+    return trainer._gradients.plan.parts
 
 
 def broken(shards, rank):

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from d2ls.training.device import open_device
+from d2ls.training.probe_memory import probe_memory
 from d2ls.training.process_group import ProcessGroup
 from tests.training_world import SIZE, Recorder, StopAfter, assert_equal, make_trainer, weights
 
@@ -99,9 +101,7 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
     place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch": 8, "epochs": 1}
     options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
     trainer = make_trainer(shards, group=ProcessGroup.current(place), **options)
-    device, shape = trainer._device, options["sample_shape"]
-    from d2ls.training.probe_memory import probe_memory
-
+    device, shape = open_device(place), options["sample_shape"]
     attempt = probe_memory(trainer.network, trainer.optimizer, shape, device, "fp32")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(place)
@@ -116,19 +116,19 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, place)
     assert "going on with train.micro_batch=2" in caplog.text
-    assert len(trainer._gradients.micro.parts[0]) == 4
+    assert len(trainer._gradients.plan.parts[0]) == 4
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_rehearsal_leaves_no_trace_on_a_gpu(shards, backbone):
-    from d2ls.training.probe_memory import probe_memory
-
     trainer = make_trainer(
         shards, group=ProcessGroup.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9
     )
     before, random = weights(trainer), torch.cuda.get_rng_state(0)
-    probe_memory(trainer.network, trainer.optimizer, (3, SIZE, SIZE), trainer._device, "bf16")(2)
+    probe_memory(
+        trainer.network, trainer.optimizer, (3, SIZE, SIZE), open_device(trainer.group.device), "bf16"
+    )(2)
     assert_equal(weights(trainer), before)
     assert torch.equal(torch.cuda.get_rng_state(0), random)
     assert all(parameter.grad is None for parameter in trainer.network.parameters())

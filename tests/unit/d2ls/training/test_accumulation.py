@@ -7,7 +7,7 @@ from d2ls.training.accumulation import MicrobatchPlan
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
 def test_every_sample_is_in_one_micro_step(world_size, micro_batch):
-    micro = MicrobatchPlan.plan(7, world_size, micro_batch)
+    micro = MicrobatchPlan.create(7, world_size, micro_batch)
     shares = [len(rank_lanes(7, rank, world_size)) for rank in range(world_size)]
     assert [micro.share(rank) for rank in range(world_size)] == shares, "as the loader deals them"
     assert sum(micro.sizes) == 7
@@ -17,9 +17,9 @@ def test_every_sample_is_in_one_micro_step(world_size, micro_batch):
 
 
 def test_what_accumulation_does_is_said():
-    assert MicrobatchPlan.plan(8, 2, None).describe() == ""
-    text = MicrobatchPlan.plan(8, 2, 2).describe()
+    assert MicrobatchPlan.create(8, 2, None).describe() == ""
+    text = MicrobatchPlan.create(8, 2, 2).describe()
     assert "8 samples a step are accumulated in 2 micro-steps of 4 samples over all workers" in text
     assert "Dice and the contrastive term" in text
-    assert "contrastive ratio is zero" in MicrobatchPlan.plan(3, 1, 1).describe()
-    assert "does not count" in MicrobatchPlan.plan(3, 2, 1).describe()
+    assert "contrastive ratio is zero" in MicrobatchPlan.create(3, 1, 1).describe()
+    assert "does not count" in MicrobatchPlan.create(3, 2, 1).describe()

@@ -11,6 +11,7 @@ from d2ls.errors import NonFiniteLossError
 from d2ls.losses import D2LSLoss
 from d2ls.models import build_model
 from d2ls.training.device import CudaDevice, Device, Stopwatch, open_device
+from d2ls.training.update import WeightUpdate
 from tests.fake_device import GARBAGE, FakeDevice
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
@@ -124,16 +125,17 @@ def test_a_step_reads_nothing(shards):
 
 
 @pytest.mark.parametrize("device", [Device(torch.device("cpu")), FakeDevice()], ids=["cpu", "ahead"])
-def test_a_step_that_is_not_finite_changes_nothing(shards, device):
+def test_a_step_that_is_not_finite_changes_nothing(shards, device, monkeypatch):
     trainer = make_trainer(shards, device=device, backbone="test_resnet", ema=0.9, skip_non_finite=1)
     trainer.network.normalization = PoisonedInput(trainer.network.normalization, 1)
-    update, states = trainer._update, []
+    apply, states = WeightUpdate.apply, []
 
-    def watched(norm, spoiled):
-        update(norm, spoiled)
+    def watched(update, terms):
+        values = apply(update, terms)
         states.append(weights(trainer))
+        return values
 
-    trainer._update = watched
+    monkeypatch.setattr(WeightUpdate, "apply", watched)
     trainer.run()
     assert trainer.state.skipped == 1
     assert_equal(states[1], states[0])

@@ -33,6 +33,6 @@ def test_a_step_that_was_not_made_does_not_count():
     for each in (averaged, other):
         each.update(network, torch.zeros(()))
     averaged.update(network, torch.ones(()))
-    averaged.forget_step()
+    averaged.uncount_update()
     assert averaged.updates == other.updates
     assert torch.equal(averaged.weights["weight"], other.weights["weight"])

@@ -77,7 +77,7 @@ def test_a_step_that_is_not_made_leaves_no_trace(bad):
                 parameter.grad = torch.full((3,), torch.nan)
                 optimizer.found_inf = torch.ones(())
                 optimizer.step()
-                optimizer.forget_step()
+                optimizer.uncount_step()
                 assert torch.equal(parameter, before)
             parameter.grad = torch.linspace(-1, 1, 3) * step
             optimizer.found_inf = torch.zeros(())
