@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipeline.config.train import ClusterConfig
     from pipeline.evaluate import Evaluation
     from pipeline.tracking import ModelVersion, Store
-    from pipeline.train import TrainResult
+    from pipeline.training.run import TrainResult
 
 
 def crown(

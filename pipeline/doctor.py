@@ -149,7 +149,7 @@ def check_runs(store: "Store", storage_uri: str) -> list[Finding]:
 
     findings = []
     for folder in tracked_run.unsettled(storage_uri):
-        facts = folder.facts()
+        facts = folder.metadata()
         try:
             sent = tracked_run.settle(store, folder)
         except D2LSError as error:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from d2ls.shards import ShardSet
     from pipeline.config import load_recipe
-    from pipeline.training.published_checkpoint import import_checkpoint
+    from pipeline.models.published import import_checkpoint
 
     recipe = load_recipe(values.recipe, values.overrides)
     card = ShardSet.open(recipe.shards.uri).card

@@ -74,7 +74,7 @@ def register_run(
         TrackingError: it left no checkpoint, or what lies there does not belong together.
     """
     folder = find_run(run, storage_uri)
-    facts, recipe = folder.facts(), folder.recipe()
+    facts, recipe = folder.metadata(), folder.recipe()
     store = _store(facts, recipe, store_uri)
     card = _card(recipe)
     if facts.get("run_id"):
@@ -112,7 +112,7 @@ def find_run(run: str, storage_uri: str | None = None) -> "RunFolder":
     for uri in (absolute(run), storage.join(root, run)):
         if storage.exists(storage.join(uri, "run.json")):
             return RunFolder(uri, uri.rstrip("/").rsplit("/", 1)[-1])
-    known = {folder.name: folder.facts() for folder in run_folders(root)}
+    known = {folder.name: folder.metadata() for folder in run_folders(root)}
     for name, facts in known.items():
         if facts.get("run_id") == run:
             return RunFolder(storage.join(root, name), name)

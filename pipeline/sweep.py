@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.searching.session import Sweep
     from pipeline.searching.trial_process import TrainOne, TrialContext
     from pipeline.tracking import ModelVersion
-    from pipeline.train import TrainResult
+    from pipeline.training.run import TrainResult
 
 EXAMPLES = """\
   python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
@@ -225,7 +225,7 @@ def _opened(
     recipe = recipe.with_values({"tracking.uri": store.uri})
     SweepState(name, recipe.to_dict(), repeat).save()
     folder = RunFolder.of(recipe.storage, name)
-    folder.note(name=name, kind="sweep")
+    folder.update(name=name, kind="sweep")
     folder.claim()
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "sweep")
     sweep = Sweep(name, recipe, repeat, store, run_id, shards, cluster, console)
@@ -250,7 +250,7 @@ def _settle(sweep: "Sweep") -> None:
         folders = [*map(sweep.place_of, trials), sweep.place]
     for folder in folders:
         try:
-            if folder.facts().get("state") == run_folder.RUNNING:  # its process died with Tune's
+            if folder.metadata().get("state") == run_folder.RUNNING:  # its process died with Tune's
                 folder.end(run_folder.KILLED)
             tracked_run.settle(sweep.store, folder)
         except D2LSError as error:  # it must not hide what ended the sweep
@@ -269,21 +269,21 @@ def _context(sweep: "Sweep", train_one: "TrainOne | None") -> "TrialContext":
 
 def _train(sweep: "Sweep", summary: SweepSummary) -> "tuple[TrainResult, Recipe]":
     """Trains the best configuration at full length; returns its recipe too."""
-    from pipeline import train
     from pipeline.console import stage
+    from pipeline.training.run import TrainRequest, train
 
     best = summary.best
     assert best is not None
     recipe = final_recipe(sweep.recipe, best.values)
     stage(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
-    trained = train.run(
+    request = TrainRequest(
         recipe,
         name=_final_name(sweep, recipe, best.values),
         resume="auto",
         parent_run_id=sweep.run_id,
         in_process=sweep.cluster.own and recipe.cluster.worker_range == (1, 1),
     )
-    return trained, recipe
+    return train(request), recipe
 
 
 def _final_name(sweep: "Sweep", recipe: Recipe, best: Mapping[str, Any]) -> str:

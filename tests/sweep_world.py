@@ -62,7 +62,7 @@ def run(place: Path, *words: str, status: int = 0) -> str:
 
 def tracked(store: Store, place: Path, name: str) -> RunRow:
     """The MLflow run of a sweep, as its folder names it."""
-    return store.run(RunFolder.of(str(place / "runs"), name).facts()["run_id"])
+    return store.run(RunFolder.of(str(place / "runs"), name).metadata()["run_id"])
 
 
 def trials(place: Path, name: str) -> dict[str, dict]:

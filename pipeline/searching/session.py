@@ -154,7 +154,7 @@ def _end_run(sweep: Sweep, trial: Trial) -> None:
     folder = sweep.place_of(trial)
     if trial.status == "pruned":
         folder.end("pruned", f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}")
-    elif folder.facts().get("state") not in tracked_run.STATUS:
+    elif folder.metadata().get("state") not in tracked_run.STATUS:
         folder.end(trial.status, trial.error or "")
     tracked_run.settle(sweep.store, folder)
 

@@ -46,17 +46,17 @@ def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialCon
         run_id: its MLflow run; None: it opens its own.
         context: what the trials share.
     """
-    from pipeline import train
+    from pipeline.training.run import TrainRequest, train_epochs
 
     here = recipe.cluster.worker_range == (1, 1)
-    training = train.epochs(
+    request = TrainRequest(
         recipe,
-        name=name,
         resume="auto",
         parent_run_id=context.parent_run_id,
         run_is_open=run_id is not None,
         in_process=here,
     )
+    training = train_epochs(request, name=name)
     if not here:
         return training
     from pipeline.training.process_state import unchanged_after

@@ -81,7 +81,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Basel
         else None,
     )
     if model.init:
-        from pipeline.training.initialize import load_initial
+        from pipeline.models.initialize import load_initial
 
         load_initial(built, model.init, tracking_uri=store or recipe.tracking.uri)
     return built

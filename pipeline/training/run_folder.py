@@ -143,7 +143,7 @@ class RunFolder:
         """
         if self.exists():
             raise ConfigError(
-                f"{self.uri}: a run named {self.name} is there already ({self.facts().get('state', 'unknown state')}). "
+                f"{self.uri}: run {self.name} exists already ({self.metadata().get('state', 'unknown state')}). "
                 f"Go on with it by --resume {self.name}, or choose another --name"
             )
 
@@ -163,19 +163,19 @@ class RunFolder:
         """Says whether a run of this name was started, or something else lies in its place."""
         return storage.exists(storage.join(self.uri, "run.json")) or bool(storage.list_files(self.uri))
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Returns the content of run.json; empty where there is none."""
         return self._read("run.json") or {}
 
-    def note(self, **facts: Any) -> None:
-        """Adds facts to run.json."""
+    def update(self, **values: Any) -> None:
+        """Adds values to run.json, or replaces them."""
         with self._alone():
-            self._add(facts)
+            self._add(values)
 
     def end(self, state: str, reason: str = "") -> None:
         """Notes how the run ended, and why; a trial that its sweep pruned stays pruned."""
         with self._alone():
-            if self.facts().get("state") != PRUNED:
+            if self.metadata().get("state") != PRUNED:
                 self._add({"state": state, "ended": time.time(), "reason": reason})
 
     def claim(self) -> None:
@@ -185,9 +185,9 @@ class RunFolder:
             ConfigError: another process on this machine trains it now.
         """
         with self._alone():
-            facts = self.facts()
-            owner = facts.get("driver", "")
-            if facts.get("state") == RUNNING and process_identity.is_another(owner):
+            metadata = self.metadata()
+            owner = metadata.get("driver", "")
+            if metadata.get("state") == RUNNING and process_identity.is_another(owner):
                 raise ConfigError(
                     f"run {self.name} is being trained by process {process_identity.process_id(owner)}; wait for it, "
                     "or stop it first"
@@ -225,7 +225,7 @@ class RunFolder:
         kept = [row for row in self.epochs() if row["epoch"] < metrics["epoch"]]
         self._write_epochs([*kept, dict(metrics)])
 
-    def complete_epochs(self, history: Sequence[Mapping[str, float]]) -> None:
+    def backfill_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Adds the epochs that a checkpoint knows and this file lacks: a process may die between the two."""
         rows = {row["epoch"]: row for row in self.epochs()}
         missing = [dict(row) for row in history if row["epoch"] not in rows]
@@ -260,8 +260,8 @@ class RunFolder:
         """Removes the note before a new attempt."""
         storage.delete(storage.join(self.uri, "failure.json"))
 
-    def _add(self, facts: Mapping[str, Any]) -> None:
-        content = {**self.facts(), **facts}
+    def _add(self, values: Mapping[str, Any]) -> None:
+        content = {**self.metadata(), **values}
         storage.write_bytes(
             storage.join(self.uri, "run.json"), (json.dumps(content, indent=2) + "\n").encode()
         )

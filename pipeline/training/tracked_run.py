@@ -82,23 +82,23 @@ def open_run(
     parent_run_id: str | None = None,
 ) -> str:
     """Opens a new MLflow run, or goes on in the one that the folder names; returns its id."""
-    facts = folder.facts()
-    run_id, before = facts.get("run_id", ""), facts.get("folder", folder.uri)
+    metadata = folder.metadata()
+    run_id, before = metadata.get("run_id", ""), metadata.get("folder", folder.uri)
     parent = parent_run_id or ""
     if run_id:
         _refuse_copy(folder, before, run_id)
         store.resume_run(
             run_id, recipe, card, folder.name, folder=folder.uri, folder_before=before,
-            store_before=facts.get("store", ""), parent_run_id=parent,
+            store_before=metadata.get("store", ""), parent_run_id=parent,
         )  # fmt: skip
-        folder.note(told=None)
+        folder.update(told=None)
     else:
         run_id = store.start_run(
             recipe, card, folder.name, kind, folder=folder.uri, parent_run_id=parent,
-            keep=lambda new: folder.note(run_id=new, told=None),
+            keep=lambda new: folder.update(run_id=new, told=None),
         )  # fmt: skip
-    opener = facts.get("driver") or process_identity.this_process()  # until somebody claims the folder
-    folder.note(store=store.uri, folder=folder.uri, driver=opener)
+    opener = metadata.get("driver") or process_identity.this_process()  # until somebody claims the folder
+    folder.update(store=store.uri, folder=folder.uri, driver=opener)
     return run_id
 
 
@@ -108,14 +108,14 @@ def settle(store: "Store", folder: RunFolder) -> int:
     Raises:
         TrackingError: the store does not take it; all stays as it is.
     """
-    facts = folder.facts()
-    run_id, status = facts.get("run_id"), STATUS.get(facts.get("state", ""))
+    metadata = folder.metadata()
+    run_id, status = metadata.get("run_id"), STATUS.get(metadata.get("state", ""))
     if not run_id:
         return 0
     sent = store.send_spooled(folder.spool)
-    if status and facts.get("told") != status:
-        store.end_run(run_id, status, reason=facts.get("reason", ""), end_time=facts.get("ended"))
-        folder.note(told=status)
+    if status and metadata.get("told") != status:
+        store.end_run(run_id, status, reason=metadata.get("reason", ""), end_time=metadata.get("ended"))
+        folder.update(told=status)
     return sent
 
 
@@ -126,14 +126,14 @@ def unsettled(storage_uri: str) -> Iterator[RunFolder]:
     """
     for folder in run_folders(storage_uri):
         with suppress(CheckpointError, StorageError):  # another's file; the run itself will tell
-            facts = folder.facts()
-            owner = facts.get("driver", "")
-            if facts.get("state", RUNNING) == RUNNING and process_identity.is_gone(owner):
+            metadata = folder.metadata()
+            owner = metadata.get("driver", "")
+            if metadata.get("state", RUNNING) == RUNNING and process_identity.is_gone(owner):
                 folder.end(KILLED, f"process {process_identity.process_id(owner)} of it is gone")
-                facts = folder.facts()
-            if not facts.get("run_id") or facts.get("state", RUNNING) == RUNNING:
+                metadata = folder.metadata()
+            if not metadata.get("run_id") or metadata.get("state", RUNNING) == RUNNING:
                 continue
-            if folder.waiting() or facts.get("told") != STATUS.get(facts.get("state", "")):
+            if folder.waiting() or metadata.get("told") != STATUS.get(metadata.get("state", "")):
                 yield folder
 
 
@@ -154,7 +154,11 @@ def ended(folder: RunFolder, *, last: bool = False) -> Iterator[None]:
 def _refuse_copy(folder: RunFolder, before: str, run_id: str) -> None:
     """Refuses a copied folder: two trainings would write into one MLflow run. A moved one is fine."""
     same = storage.is_local(before) and Path(before).resolve() == Path(folder.uri).resolve()  # through a link
-    if before != folder.uri and not same and RunFolder(before, folder.name).facts().get("run_id") == run_id:
+    if (
+        before != folder.uri
+        and not same
+        and RunFolder(before, folder.name).metadata().get("run_id") == run_id
+    ):
         raise ConfigError(
             f"{folder.uri} is a copy of {before}, and both name the MLflow run {run_id}. Go on in {before}, or take "
             f"`run_id` out of {folder.uri}/run.json to log to a new run"

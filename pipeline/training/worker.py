@@ -118,7 +118,7 @@ def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback
     if job.store:
         from pipeline.tracking import TrackingCallback
 
-        started = folder.facts().get("created")
+        started = folder.metadata().get("created")
         callbacks.append(TrackingCallback(job.store, job.run_id, folder.spool, recipe, shards, started))
     if job.profile:
         from d2ls.training.profiler import ProfileCallback

@@ -17,8 +17,9 @@ import yaml
 from d2ls.errors import CheckpointError, ShardError
 from d2ls.shards import ShardSet
 from d2ls.training.checkpoint_files import complete_checkpoints
-from pipeline import cluster, train
+from pipeline import cluster
 from pipeline.tracking import Store
+from pipeline.training.run import TrainRequest, read_result, train
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import assert_undisturbed, recipe_values, tiny_recipe, undisturbed
 from tests.training_world import tiny_shards
@@ -96,8 +97,8 @@ def test_driver_killed_and_started_again(folder, record_property):
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     end_all(below)
-    assert run.facts()["state"] == "running"
-    run_id = run.facts()["run_id"]
+    assert run.metadata()["state"] == "running"
+    run_id = run.metadata()["run_id"]
 
     refused = start(file, "--resume", "reborn", "train.global_batch=2")
     output, _ = refused.communicate()
@@ -107,7 +108,7 @@ def test_driver_killed_and_started_again(folder, record_property):
     again = start(file, "--resume", "reborn")
     output, _ = again.communicate()
     assert again.returncode == 0, output
-    result = train.result(run)
+    result = read_result(run)
     record_property("difference", assert_undisturbed(result, expected))
     record_property(
         "happened", "its workers ended; it went on from the newest checkpoint, in the same MLflow run"
@@ -134,8 +135,8 @@ def test_interrupted_driver_leaves_a_killed_run(folder, record_property):
     driver.communicate(timeout=120)
     end_all(below)
     assert driver.returncode == 130
-    assert run.facts()["state"] == "killed"
-    assert Store.open(recipe.tracking).client.get_run(run.facts()["run_id"]).info.status == "KILLED"
+    assert run.metadata()["state"] == "killed"
+    assert Store.open(recipe.tracking).client.get_run(run.metadata()["run_id"]).info.status == "KILLED"
     record_property("happened", "workers ended, run and MLflow run became `killed`, exit status 130")
 
 
@@ -148,8 +149,8 @@ def test_truncated_shard_is_named(folder, local_ray, record_property):
     (shards / tar).write_bytes(content[: len(content) // 2])
     recipe = tiny_recipe(folder, shards__uri=str(shards))
     with pytest.raises(ShardError, match=Path(tar).name):
-        train.run(recipe, name="truncated", quiet=True)
-    assert RunFolder.of(recipe.storage, "truncated").facts()["state"] == "failed"
+        train(TrainRequest(recipe, name="truncated"), quiet=True)
+    assert RunFolder.of(recipe.storage, "truncated").metadata()["state"] == "failed"
     record_property("happened", "both workers stopped at once; the error names the shard")
 
 
@@ -176,17 +177,17 @@ def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected, 
 
     recipe = recipe.with_values({"train.checkpoint.every_steps": 1})
     with pytest.raises(CheckpointError, match=r"No space.*--resume"):
-        train.run(recipe, name="full", on_epoch=fill, quiet=True)
+        train(TrainRequest(recipe, name="full"), on_epoch=fill, quiet=True)
     run = RunFolder.of(recipe.storage, "full")
-    assert run.facts()["state"] == "failed"
+    assert run.metadata()["state"] == "failed"
     assert complete_checkpoints(run.checkpoints), "the older one is intact"
     filler.unlink()
-    result = train.run(recipe, name="full", resume=True, quiet=True)
+    result = train(TrainRequest(recipe, name="full", resume=True), quiet=True)
     record_property("difference", assert_undisturbed(result, expected))
     record_property(
         "happened", "stopped with the reason; went on from the older checkpoint once there was room"
     )
-    assert run.facts()["state"] == "finished"
+    assert run.metadata()["state"] == "finished"
 
 
 @pytest.mark.survives("the object store answers 503 to every fifth request")
@@ -198,7 +199,7 @@ def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatc
     try:
         recipe = tiny_recipe(folder, storage="s3://runs/below")
         with cluster.connect(recipe.cluster):
-            result = train.run(recipe, name="shaky", quiet=True)
+            result = train(TrainRequest(recipe, name="shaky"), quiet=True)
         assert server.refused > 5
         assert result.last_checkpoint.startswith("s3://runs/below/shaky/checkpoints/step-")
         record_property("difference", assert_undisturbed(result, expected))

@@ -7,8 +7,8 @@ import pytest
 
 from d2ls.errors import StorageError
 from d2ls.training.checkpoint_files import complete_checkpoints
-from pipeline import train
 from pipeline.tracking import Store
+from pipeline.training.run import TrainRequest, train
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed, weights_of
 
@@ -105,7 +105,7 @@ def test_local_paths_are_refused(folder, nodes, monkeypatch, record_property):
     with pytest.raises(
         StorageError, match=r"storage: .* is a local path, the cluster has 4 nodes. Use s3://"
     ):
-        train.run(recipe, name="local", quiet=True)
+        train(TrainRequest(recipe, name="local"), quiet=True)
     assert not RunFolder.of(recipe.storage, "local").exists()
     record_property("happened", "refused before anything starts, naming the key and what to set")
 
@@ -114,7 +114,7 @@ def test_local_paths_are_refused(folder, nodes, monkeypatch, record_property):
 def test_a_lost_node_is_replaced_by_another(folder, nodes, expected, record_property):
     recipe, seen = on_nodes(folder, nodes), []
     losing = lose_one_after_the_first_epoch(nodes, seen)
-    result = train.run(recipe, name="replaced", on_epoch=losing, quiet=True)
+    result = train(TrainRequest(recipe, name="replaced"), on_epoch=losing, quiet=True)
     record_property("difference", assert_undisturbed(result, expected))
     record_property(
         "happened", "went on from the newest checkpoint, on the node that was left and another one"
@@ -127,7 +127,7 @@ def test_a_range_of_workers_goes_on_with_fewer(folder, nodes, expected, record_p
     nodes.keep(2)
     recipe, seen = on_nodes(folder, nodes, cluster__workers="1..2"), []
     losing = lose_one_after_the_first_epoch(nodes, seen)
-    result = train.run(recipe, name="fewer", on_epoch=losing, quiet=True)
+    result = train(TrainRequest(recipe, name="fewer"), on_epoch=losing, quiet=True)
     assert seen[-1] == 1, "workers of the last epochs"
     whole = weights_of(complete_checkpoints(str(folder / "expected"))[-1].uri)
     found = weights_of(result.last_checkpoint)

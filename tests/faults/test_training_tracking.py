@@ -4,8 +4,9 @@ import contextlib
 
 import pytest
 
-from pipeline import cluster, train
+from pipeline import cluster
 from pipeline.tracking import Store
+from pipeline.training.run import TrainRequest, train
 from tests.mlflow_processes import free_port, mlflow
 from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
 
@@ -49,7 +50,7 @@ def test_metrics_wait_for_the_server(tmp_path, record_property):
                 server.start()
 
         with cluster.connect(recipe.cluster):
-            result = train.run(recipe, name="unheard", on_epoch=stop_and_start, quiet=True)
+            result = train(TrainRequest(recipe, name="unheard"), on_epoch=stop_and_start, quiet=True)
         difference = assert_undisturbed(result, expected)
         store = Store.open(recipe.tracking)
         row = store.run(result.run_id)

@@ -80,21 +80,21 @@ def test_two_folders_with_one_server_and_one_name_never_mix(
     recipe = make_recipe(shards, **{"seed": 7, "registry.name": "d2ls-others"})
     theirs = make_run(store, tmp_path / "other" / "runs", "first", shards, recipe, seed=5)
     ours = RunFolder.of("runs", "first")
-    assert ours.facts()["run_id"] != theirs.facts()["run_id"]
+    assert ours.metadata()["run_id"] != theirs.metadata()["run_id"]
     call(register, monkeypatch, "first", "--no-evaluation")
     version = registry.find(store, "models:/d2ls-blobs/1")
-    assert version.run_id == ours.facts()["run_id"]
+    assert version.run_id == ours.metadata()["run_id"]
     assert digest_of(store, "1") == saved_model.bundle_digest(Path(ours.best()["uri"]))
     assert registry.recipe_of(store, version).seed == 0
     call(
         register,
         monkeypatch,
-        theirs.facts()["run_id"],
+        theirs.metadata()["run_id"],
         "--storage",
         str(tmp_path / "other" / "runs"),
         "--no-evaluation",
     )
-    assert registry.find(store, "models:/d2ls-others/1").run_id == theirs.facts()["run_id"]
+    assert registry.find(store, "models:/d2ls-others/1").run_id == theirs.metadata()["run_id"]
 
 
 def test_weights_recipe_and_run_of_different_trainings_are_refused(
@@ -106,7 +106,7 @@ def test_weights_recipe_and_run_of_different_trainings_are_refused(
         TrackingError, match=r"trained by another recipe.*Register the run folder that holds both"
     ):
         call(register, monkeypatch, "first", "--no-evaluation", "--checkpoint", other.best()["uri"])
-    RunFolder.of("runs", "first").note(run_id=other.facts()["run_id"])
+    RunFolder.of("runs", "first").update(run_id=other.metadata()["run_id"])
     with pytest.raises(TrackingError, match=r"belongs to another training: its tag d2ls.name is 'other'"):
         call(register, monkeypatch, "first", "--no-evaluation")
     assert registry.versions(store, "d2ls-blobs") == []
@@ -118,7 +118,7 @@ def test_a_half_made_model_does_not_stay_and_a_whole_one_is_taken(
     def killed(*about: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    run_id = RunFolder.of("runs", "first").facts()["run_id"]
+    run_id = RunFolder.of("runs", "first").metadata()["run_id"]
     experiment = store.client.get_run(run_id).info.experiment_id
     store.client.create_logged_model(
         experiment, name="d2ls-blobs", source_run_id=run_id
@@ -139,7 +139,7 @@ def test_what_was_deleted_is_named_or_not_needed(
     call(register, monkeypatch, "first", "--no-evaluation")
     call(promote, monkeypatch, "d2ls-blobs", "--force", "the only one")
     call(register, monkeypatch, "second", "--no-evaluation")
-    run_id = RunFolder.of("runs", "second").facts()["run_id"]
+    run_id = RunFolder.of("runs", "second").metadata()["run_id"]
     store.client.delete_run(run_id)
     call(promote, monkeypatch, "d2ls-blobs")  # the version carries its recipe
     store.client.delete_logged_model(registry.find(store, "models:/d2ls-blobs/1").model_id)
@@ -173,12 +173,12 @@ def test_a_training_without_a_run_is_registered_with_a_new_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder.of("runs", "first")
-    before = folder.facts()["run_id"]
-    folder.note(run_id="")  # its run was removed by `mlflow gc`, and the error named this way out
+    before = folder.metadata()["run_id"]
+    folder.update(run_id="")  # its run was removed by `mlflow gc`, and the error named this way out
     call(register, monkeypatch, "first", "--no-evaluation")
     run_id = registry.find(store, "models:/d2ls-blobs/1").run_id
     assert run_id not in ("", before)
-    assert (folder.facts()["run_id"], store.run(run_id).status) == (run_id, "FINISHED")
+    assert (folder.metadata()["run_id"], store.run(run_id).status) == (run_id, "FINISHED")
 
 
 def test_a_report_on_a_model_whose_run_is_gone_goes_to_the_version(

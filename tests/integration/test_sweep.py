@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from d2ls.errors import D2LSError
-from pipeline import sweep, train
+from pipeline import sweep
 from pipeline.config import load_recipe
 from pipeline.config.tracking import TrackingConfig
 from pipeline.searching.space import trial_recipe
 from pipeline.tracking import Store
+from pipeline.training.run import read_result
 from pipeline.training.run_folder import RunFolder
 from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
@@ -57,7 +58,7 @@ def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, 
     champion = store.champion("d2ls-tiny")
     assert champion is not None
     assert champion.run_id in {row.run_id for row in rows}
-    states = [RunFolder.of("runs", row.name).facts() for row in rows]
+    states = [RunFolder.of("runs", row.name).metadata() for row in rows]
     assert {facts["state"] for facts in states} == {"finished"}
     assert len({facts["driver"] for facts in states if not facts["name"].endswith("final")}) == 1, (
         "the process of the first trial did not serve the second"
@@ -68,10 +69,10 @@ def test_the_second_trial_of_a_process_equals_the_same_training_alone(place: Pat
     recipe = load_recipe("tiny.yaml", SMALL).anchored()
     last = max(
         trials(place, "first").values(),
-        key=lambda trial: RunFolder.of("runs", trial["name"]).facts()["created"],
+        key=lambda trial: RunFolder.of("runs", trial["name"]).metadata()["created"],
     )
     expected = undisturbed(trial_recipe(recipe, last["values"]), place / "alone")
-    assert_undisturbed(train.result(RunFolder.of(recipe.storage, last["name"])), expected)
+    assert_undisturbed(read_result(RunFolder.of(recipe.storage, last["name"])), expected)
 
 
 @pytest.mark.slow

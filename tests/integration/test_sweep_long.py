@@ -49,7 +49,7 @@ def check_pruned(place: Path, name: str, epochs: int = 4, ahead: int = 0) -> dic
         pruned = trial["status"] == "pruned"
         folder = RunFolder.of(str(place / "runs"), trial["name"])
         assert rows[trial["name"]] == ("KILLED" if pruned else "FINISHED")
-        assert folder.facts()["state"] == trial["status"]
+        assert folder.metadata()["state"] == trial["status"]
         assert trial["epoch"] <= len(folder.epochs()) <= trial["epoch"] + ahead
         assert trial["epoch"] < epochs if pruned else trial["epoch"] == epochs
     best = max(ended.values(), key=lambda trial: trial["score"])

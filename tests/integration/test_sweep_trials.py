@@ -55,7 +55,7 @@ def test_a_pruned_trial_stops_at_once_and_every_record_says_so(folder, concurren
         assert trials(folder, name)[trial.key]["status"] == trial.status
         if trial.status == "pruned":
             assert trial.epoch < 40
-            assert RunFolder.of(recipe.storage, trial.name).facts()["state"] == "pruned"
+            assert RunFolder.of(recipe.storage, trial.name).metadata()["state"] == "pruned"
             assert rows[trial.name].status == "KILLED"
             assert "pruned by asha after epoch" in rows[trial.name].tags["d2ls.end"]
         else:

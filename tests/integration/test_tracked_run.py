@@ -81,7 +81,7 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     writer.metrics({"train/loss": 1 / 4}, 4)
     assert writer.close(timeout=0.1) == 1
     assert doctor.check_runs(store, recipe.storage) == [], "its process lives"
-    folder.note(driver=dead_process())
+    folder.update(driver=dead_process())
     (found,) = doctor.check_runs(store, recipe.storage)
     assert "killed: 1 log entries that waited were sent" in found.text
     assert "--resume killed" in found.text
@@ -104,7 +104,7 @@ def test_a_run_that_was_opened_and_never_begun_is_closed(
     folder.create(recipe)
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "trial")  # by a sweep, for its trial
     assert doctor.check_runs(store, recipe.storage) == []
-    folder.note(driver=dead_process())
+    folder.update(driver=dead_process())
     assert len(doctor.check_runs(store, recipe.storage)) == 1
     assert store.run(run_id).status == "KILLED"
 
@@ -123,7 +123,7 @@ def test_an_end_that_nobody_heard_is_told_later(
         log.metrics({"train/loss": 0.5}, 1)
         assert log.close(timeout=0.2) == 1
     monkeypatch.undo()
-    assert (folder.facts()["state"], store.run(run_id).status) == ("finished", "RUNNING")
+    assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
     (found,) = doctor.check_runs(store, recipe.storage)
     assert "1 log entries" in found.text
     row = store.run(run_id)
@@ -135,7 +135,7 @@ def test_a_pruned_trial_is_killed_in_mlflow_and_says_why(
 ) -> None:
     folder = begin(recipe, "pruned")
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "trial")
-    folder.note(state="pruned", reason="pruned by asha after epoch 1")
+    folder.update(state="pruned", reason="pruned by asha after epoch 1")
     tracked_run.settle(store, folder)
     row = store.run(run_id)
     assert (row.status, row.tags["d2ls.end"]) == ("KILLED", "pruned by asha after epoch 1")
@@ -165,7 +165,7 @@ def deleted(store: Store, run_id: str, folder: RunFolder) -> None:
 
 
 def not_there(store: Store, run_id: str, folder: RunFolder) -> None:
-    folder.note(run_id="0" * 32, store="http://other:5000")
+    folder.update(run_id="0" * 32, store="http://other:5000")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
             writer.picture("predictions", PICTURE, step) if step % 10 == 0 else None
         assert time.monotonic() - started < 2.0
         assert writer.close(timeout=1.0) == 30
-    assert folder.facts()["state"] == "finished"
+    assert folder.metadata()["state"] == "finished"
     with server.running():
         assert store.run(run).status == "RUNNING"
         (found,) = doctor.check_runs(store, recipe.storage)

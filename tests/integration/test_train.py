@@ -10,8 +10,8 @@ import pytest
 from d2ls.bundle import load_bundle
 from d2ls.errors import ConfigError, NonFiniteLossError, ResourceError
 from d2ls.storage import local_path
-from pipeline import train
 from pipeline.tracking import Store
+from pipeline.training.run import TrainRequest, train
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import assert_undisturbed, tiny_recipe, train_workers, undisturbed
 
@@ -34,9 +34,8 @@ def state_of(recipe, run_id):
 def finished(session_ray, folder):
     """A run that nothing disturbed, and what it told."""
     told = []
-    result = train.run(
-        tiny_recipe(folder), name="finished", on_epoch=lambda row: told.append(row["epoch"]), quiet=True
-    )
+    request = TrainRequest(tiny_recipe(folder), name="finished")
+    result = train(request, on_epoch=lambda row: told.append(row["epoch"]), quiet=True)
     return result, told
 
 
@@ -49,7 +48,7 @@ def test_a_run_on_ray_equals_plain_processes(ray_cluster, folder, expected, fini
     assert info.extra["run"] == "finished"
     assert network.config["stages"] == 1
     assert state_of(recipe, result.run_id) == "FINISHED"
-    assert RunFolder.of(recipe.storage, "finished").facts()["state"] == "finished"
+    assert RunFolder.of(recipe.storage, "finished").metadata()["state"] == "finished"
 
 
 @pytest.mark.slow
@@ -66,16 +65,15 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
         if metrics["epoch"] == 1:
             os.kill(train_workers()[-1].pid, signal.SIGKILL)
 
-    result = train.run(
-        recipe, name="killed", on_epoch=kill_one_after_the_first_epoch, profile=True, quiet=True
-    )
+    request = TrainRequest(recipe, name="killed", profile=True)
+    result = train(request, on_epoch=kill_one_after_the_first_epoch, quiet=True)
 
     record_property("difference", assert_undisturbed(result, expected))
     record_property("happened", "Ray started both workers again, from the newest complete checkpoint")
     assert told == [1, 2, 3]
     assert state_of(recipe, result.run_id) == "FINISHED"
     run = RunFolder.of(recipe.storage, "killed")
-    assert run.facts()["state"] == "finished"
+    assert run.metadata()["state"] == "finished"
     trace = json.loads(gzip.decompress(local_path(run.profile).read_bytes()))["traceEvents"]
     assert {"Optimizer.step#GuardedAdamW.step", "aten::convolution"} <= {event.get("name") for event in trace}
 
@@ -84,15 +82,15 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
 def test_a_name_in_use_is_refused(ray_cluster, folder, finished, record_property):
     recipe = tiny_recipe(folder)
     with pytest.raises(ConfigError, match="finished is there already"):
-        train.run(recipe, name="finished", quiet=True)
+        train(TrainRequest(recipe, name="finished"), quiet=True)
     with pytest.raises(ConfigError, match="finished is finished"):
-        train.run(recipe, name="finished", resume=True, quiet=True)
-    assert train.run(recipe, name="finished", resume="auto", quiet=True).history[-1]["epoch"] == 3
+        train(TrainRequest(recipe, name="finished", resume=True), quiet=True)
+    assert train(TrainRequest(recipe, name="finished", resume="auto"), quiet=True).history[-1]["epoch"] == 3
     foreign = local_path(recipe.storage) / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"a cat")
     with pytest.raises(ConfigError, match="photos is there already"):
-        train.run(recipe, name="photos", quiet=True)
+        train(TrainRequest(recipe, name="photos"), quiet=True)
     assert [file.name for file in foreign.iterdir()] == ["cat.jpg"]
     record_property("happened", "refused before anything starts, naming `--resume` and `--name`")
 
@@ -103,10 +101,10 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray_cluster, folder, record_p
     recipe = tiny_recipe(folder, train__optimizer__lr=1.0, train__clip_norm=None, train__epochs=40)
     recipe = recipe.with_values({"loss.contrastive": "infonce", "loss.contrastive_weight": 1e38})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: loss or gradient is not finite"):
-        train.run(recipe, name="diverged", quiet=True)
-    facts = RunFolder.of(recipe.storage, "diverged").facts()
-    assert facts["state"] == "failed"
-    assert state_of(recipe, facts["run_id"]) == "FAILED"
+        train(TrainRequest(recipe, name="diverged"), quiet=True)
+    metadata = RunFolder.of(recipe.storage, "diverged").metadata()
+    assert metadata["state"] == "failed"
+    assert state_of(recipe, metadata["run_id"]) == "FAILED"
     record_property(
         "happened", "all workers stopped before the step; the error names step, terms and samples"
     )
@@ -115,5 +113,5 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray_cluster, folder, record_p
 def test_an_impossible_plan_is_refused_with_the_arithmetic(ray_cluster, folder):
     recipe = tiny_recipe(folder, cluster__workers=4, cluster__cpus_per_worker=50)
     with pytest.raises(ResourceError, match=r"workers=4 x 50 CPU = 200 CPU.* has \d+"):
-        train.run(recipe, name="greedy", quiet=True)
+        train(TrainRequest(recipe, name="greedy"), quiet=True)
     assert not RunFolder.of(recipe.storage, "greedy").exists()

@@ -9,7 +9,8 @@ from d2ls.errors import ConfigError, TrackingError, TrainingError
 from d2ls.shards import ShardSet
 from pipeline import doctor, train
 from pipeline.tracking import Store, connection
-from pipeline.training import run_folder
+from pipeline.training import run_folder, tracked_run
+from pipeline.training.run import TrainResult, check_resume, read_result
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
@@ -61,14 +62,14 @@ def test_resume_needs_a_run_and_the_same_recipe(folder):
     recipe = tiny_recipe(folder)
     run = RunFolder.of(recipe.storage, "before")
     with pytest.raises(ConfigError, match="no run to resume"):
-        train._check_resume(recipe, run)
+        check_resume(recipe, run)
     run.create(recipe)
-    train._check_resume(recipe.with_values({"cluster.workers": 1, "loader.workers": 3}), run)
+    check_resume(recipe.with_values({"cluster.workers": 1, "loader.workers": 3}), run)
     with pytest.raises(ConfigError, match=r"seed was 0, is 1; train.global_batch was 4, is 8"):
-        train._check_resume(recipe.with_values({"seed": 1, "train.global_batch": 8}), run)
-    run.note(state=run_folder.FINISHED)
+        check_resume(recipe.with_values({"seed": 1, "train.global_batch": 8}), run)
+    run.update(state=run_folder.FINISHED)
     with pytest.raises(ConfigError, match="before is finished"):
-        train._check_resume(recipe, run)
+        check_resume(recipe, run)
 
 
 def test_a_run_without_an_epoch_has_no_result(folder):
@@ -76,7 +77,7 @@ def test_a_run_without_an_epoch_has_no_result(folder):
     run = RunFolder.of(recipe.storage, "empty")
     run.create(recipe)
     with pytest.raises(TrainingError, match="no finished epoch; go on with --resume empty"):
-        train.result(run)
+        read_result(run)
 
 
 class StoreThatGoesAway:
@@ -105,9 +106,9 @@ def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, 
     run.create(recipe)
     run.claim()
     monkeypatch.setattr(Store, "open", lambda config: store)
-    with train._tracked(recipe, shards, run, None, True) as (uri, run_id):
+    with tracked_run.tracked_run(recipe, shards.card, run, "training") as (uri, run_id):
         assert (uri, run_id) == ("http://mlflow:5000", "the-run")
-    assert run.facts()["state"] == "finished"
+    assert run.metadata()["state"] == "finished"
     assert "connection refused" in caplog.text
     assert "pipeline.doctor" in caplog.text
     store.away = False
@@ -128,13 +129,13 @@ def test_a_trial_waits_for_a_server_that_is_away_when_it_begins(folder, monkeypa
 
     monkeypatch.setattr(Store, "open", connect)
     monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
-    with train._tracked(recipe, shards, run, "the-sweep", True) as (_, run_id):
+    with tracked_run.tracked_run(recipe, shards.card, run, "trial", "the-sweep") as (_, run_id):
         assert run_id == "the-run"
     assert "Trying again for 600 s" in caplog.text
     tries = iter([False])
     with (
         pytest.raises(TrackingError, match="does not answer"),
-        train._tracked(recipe, shards, run, None, True),
+        tracked_run.tracked_run(recipe, shards.card, run, "training"),
     ):
         pass
 
@@ -144,9 +145,12 @@ def test_a_training_that_fails_is_noted_as_failed(folder, monkeypatch):
     run, shards = RunFolder.of(recipe.storage, "diverged"), ShardSet.open(recipe.shards.uri)
     run.create(recipe)
     monkeypatch.setattr(Store, "open", lambda config: StoreThatGoesAway())
-    with pytest.raises(ConfigError, match="diverged"), train._tracked(recipe, shards, run, None, True):
+    with (
+        pytest.raises(ConfigError, match="diverged"),
+        tracked_run.tracked_run(recipe, shards.card, run, "training"),
+    ):
         raise ConfigError("diverged")
-    assert run.facts()["state"] == "failed"
+    assert run.metadata()["state"] == "failed"
 
 
 def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):
@@ -154,15 +158,14 @@ def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):
     file.write_text(tiny_recipe(folder).to_yaml())
     asked = {}
 
-    def run(recipe, **options):
-        asked.update(options, epochs=recipe.train.epochs)
-        return train.TrainResult(
-            "a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"select/miou": 0.5}, {}
-        )
+    def pretend(request):
+        asked.update(vars(request))
+        return TrainResult("a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"select/miou": 0.5}, {})
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "train", pretend)
     assert train.main([str(file), "--name", "a", "train.epochs=7", "--profile"]) == 0
-    assert asked == {"name": "a", "resume": False, "profile": True, "epochs": 7}
+    assert (asked["name"], asked["resume"], asked["profile"]) == ("a", False, True)
+    assert asked["recipe"].train.epochs == 7
     assert "mIoU 0.5000" in capsys.readouterr().out
     train.main([str(file), "--resume", "b"])
     assert (asked["name"], asked["resume"]) == ("b", True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import train
 from pipeline.training.process_state import ProcessState, unchanged_after
+from pipeline.training.run import TrainRequest, train_epochs
 from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
 
 
@@ -25,7 +25,7 @@ def alone(folder, **changes):
 
 def in_turn(recipe, name, stop_after=None):
     """Trains as a trial does in its process; returns the result, None where it is closed before the end."""
-    training = unchanged_after(train.epochs(recipe, name=name, track=False, in_process=True))
+    training = unchanged_after(train_epochs(TrainRequest(recipe, track=False, in_process=True), name=name))
     try:
         while True:
             if next(training)["epoch"] == stop_after:

@@ -3,8 +3,14 @@ import logging
 import pytest
 
 from d2ls.training.callbacks import StepReport
-from pipeline.training.progress import ProgressWatcher, ProgressWriter
-from pipeline.training.progress_view import ProgressView, clock, epoch_line, progress_line
+from pipeline.training.progress import (
+    ProgressView,
+    ProgressWatcher,
+    ProgressWriter,
+    clock,
+    epoch_line,
+    progress_line,
+)
 from pipeline.training.run_folder import RunFolder
 
 

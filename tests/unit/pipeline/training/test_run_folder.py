@@ -74,7 +74,7 @@ def test_a_foreign_folder_is_not_written_to(recipe, tmp_path):
 
 def test_the_recipe_comes_back(folder, recipe):
     assert folder.recipe() == recipe
-    assert folder.facts()["recipe_digest"] == recipe.digest()
+    assert folder.metadata()["recipe_digest"] == recipe.digest()
     with pytest.raises(ConfigError, match="no run to resume"):
         RunFolder.of(recipe.storage, "none").recipe()
 
@@ -88,7 +88,7 @@ def test_epochs_done_again_replace_those_before(folder):
 def test_epochs_that_only_the_checkpoint_knows_are_added(folder):
     for epoch in (2, 3):
         folder.add_epoch({"epoch": epoch, "train/loss": 1.0, "speed/data_share": 0.5})
-    folder.complete_epochs([{"epoch": 1, "train/loss": 3.0}, {"epoch": 2, "train/loss": 1.0}])
+    folder.backfill_history([{"epoch": 1, "train/loss": 3.0}, {"epoch": 2, "train/loss": 1.0}])
     assert [(row["epoch"], row["train/loss"]) for row in folder.epochs()] == [(1, 3.0), (2, 1.0), (3, 1.0)]
     assert "speed/data_share" in folder.epochs()[1], "what was written stays"
 
@@ -109,11 +109,11 @@ def test_a_history_that_cannot_be_read_is_not_taken_for_none(folder, monkeypatch
 def test_two_writers_lose_nothing_of_each_other(folder):
     def write(who):
         for number in range(10):
-            RunFolder(folder.uri, folder.name).note(**{f"{who}-{number}": number})
+            RunFolder(folder.uri, folder.name).update(**{f"{who}-{number}": number})
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(write, ["driver", "sweep"]))
-    assert len([key for key in folder.facts() if key.startswith(("driver-", "sweep-"))]) == 20
+    assert len([key for key in folder.metadata() if key.startswith(("driver-", "sweep-"))]) == 20
 
 
 def test_of_runs_that_take_one_name_at_once_one_gets_it(recipe):
@@ -131,22 +131,22 @@ def test_of_runs_that_take_one_name_at_once_one_gets_it(recipe):
 
 def test_what_the_sweep_pruned_stays_pruned(folder):
     folder.end(run_folder.FAILED)
-    assert folder.facts()["state"] == "failed"
-    folder.note(state=run_folder.PRUNED)
+    assert folder.metadata()["state"] == "failed"
+    folder.update(state=run_folder.PRUNED)
     folder.end(run_folder.FINISHED)
-    assert folder.facts()["state"] == "pruned"
+    assert folder.metadata()["state"] == "pruned"
 
 
 def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
     folder.claim()
     folder.claim()  # this very process may
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    folder.note(driver=process_identity.name_of(other.pid))
+    folder.update(driver=process_identity.name_of(other.pid))
     with pytest.raises(ConfigError, match=f"trained by process {other.pid}"):
         folder.claim()
     other.communicate(b"\n")
     folder.claim()
-    facts = folder.facts()
+    facts = folder.metadata()
     assert (facts["state"], facts["driver"]) == ("running", process_identity.this_process())
 
 

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from d2ls.errors import ShardError, StorageError, TrainingError
-from pipeline import train
-from pipeline.training import in_process, worker
+from pipeline.training import launch, worker
+from pipeline.training.run import TrainRequest, needs_no_ray, train
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import Job
 from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
@@ -35,7 +35,7 @@ def failing(*errors):
 def test_what_may_pass_is_tried_again_and_each_epoch_told_once(monkeypatch, error):
     epochs, closed = failing(error, error)
     monkeypatch.setattr(worker, "epochs", epochs)
-    assert [row["epoch"] for row in in_process.epochs(JOB, max_failures=2)] == [1, 2, 3]
+    assert [row["epoch"] for row in launch.train_in_process(JOB, max_failures=2)] == [1, 2, 3]
     assert len(closed) == 3
 
 
@@ -44,24 +44,24 @@ def test_too_many_failures_end_the_training_with_the_first_cause(monkeypatch):
     with pytest.raises(
         TrainingError, match=r"one failed 2 time\(s\): RuntimeError: out of memory.*--resume one"
     ):
-        list(in_process.epochs(JOB, max_failures=1))
+        list(launch.train_in_process(JOB, max_failures=1))
     monkeypatch.setattr(worker, "epochs", failing(StorageError("503"))[0])
     with pytest.raises(StorageError, match="503"):
-        list(in_process.epochs(JOB, max_failures=0))
+        list(launch.train_in_process(JOB, max_failures=0))
 
 
 def test_what_would_only_come_again_is_raised_at_once(monkeypatch):
     epochs, closed = failing(ShardError("cut off"))
     monkeypatch.setattr(worker, "epochs", epochs)
     with pytest.raises(ShardError, match="cut off"):
-        list(in_process.epochs(JOB, max_failures=9))
+        list(launch.train_in_process(JOB, max_failures=9))
     assert len(closed) == 1
 
 
 def test_closing_ends_the_training(monkeypatch):
     epochs, closed = failing()
     monkeypatch.setattr(worker, "epochs", epochs)
-    training = in_process.epochs(JOB, max_failures=9)
+    training = launch.train_in_process(JOB, max_failures=9)
     next(training)
     training.close()
     assert closed == ["one"]
@@ -75,25 +75,27 @@ def folder(tmp_path_factory):
 def test_one_worker_trains_here_without_ray_and_goes_on_after_an_error(folder, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None, train__epochs=2)
-    assert train.needs_no_ray(recipe)
-    assert not train.needs_no_ray(recipe.with_values({"cluster.workers": 2}))
-    assert not train.needs_no_ray(recipe.with_values({"cluster.address": "local"}))
+    assert needs_no_ray(recipe)
+    assert not needs_no_ray(recipe.with_values({"cluster.workers": 2}))
+    assert not needs_no_ray(recipe.with_values({"cluster.address": "local"}))
 
     def fails(metrics):
         raise OSError(f"listener of epoch {metrics['epoch']}")
 
     with pytest.raises(OSError, match="listener of epoch 1"):
-        train.run(recipe, name="one", on_epoch=fails, quiet=True, track=False)
+        train(TrainRequest(recipe, name="one", track=False), on_epoch=fails, quiet=True)
     run = RunFolder.of(recipe.storage, "one")
-    assert run.facts()["state"] == "failed"
+    assert run.metadata()["state"] == "failed"
     told = []
-    result = train.run(recipe, name="one", resume=True, on_epoch=told.append, quiet=True, track=False)
+    result = train(
+        TrainRequest(recipe, name="one", resume=True, track=False), on_epoch=told.append, quiet=True
+    )
     assert [row["epoch"] for row in told] == [2]
-    assert run.facts()["driver"].split(":")[-2] == str(os.getpid())
+    assert run.metadata()["driver"].split(":")[-2] == str(os.getpid())
     assert_undisturbed(result, undisturbed(recipe, folder / "expected"))
 
 
 def test_another_process_may_be_asked_for_by_the_environment(folder, monkeypatch):
     recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert not train.needs_no_ray(recipe)
+    assert not needs_no_ray(recipe)

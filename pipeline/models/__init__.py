@@ -1,0 +1,21 @@
+"""Trained models: loaded by name, used as initial weights, imported from the authors' code."""
+
+from pipeline.models.loading import (
+    BUNDLE_FILES,
+    fetch_model,
+    files_digest,
+    load_model,
+    load_segmenter,
+    read_files,
+    unpacked,
+)
+
+__all__ = [
+    "BUNDLE_FILES",
+    "fetch_model",
+    "files_digest",
+    "load_model",
+    "load_segmenter",
+    "read_files",
+    "unpacked",
+]
