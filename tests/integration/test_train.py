@@ -81,7 +81,7 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
 @pytest.mark.survives("the name of a finished run, or of a foreign folder, is used again")
 def test_a_name_in_use_is_refused(ray_cluster, folder, finished, record_property):
     recipe = tiny_recipe(folder)
-    with pytest.raises(ConfigError, match="finished is there already"):
+    with pytest.raises(ConfigError, match="finished exists already"):
         train(TrainRequest(recipe, name="finished"), quiet=True)
     with pytest.raises(ConfigError, match="finished is finished"):
         train(TrainRequest(recipe, name="finished", resume=True), quiet=True)
@@ -89,7 +89,7 @@ def test_a_name_in_use_is_refused(ray_cluster, folder, finished, record_property
     foreign = local_path(recipe.storage) / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"a cat")
-    with pytest.raises(ConfigError, match="photos is there already"):
+    with pytest.raises(ConfigError, match="photos exists already"):
         train(TrainRequest(recipe, name="photos"), quiet=True)
     assert [file.name for file in foreign.iterdir()] == ["cat.jpg"]
     record_property("happened", "refused before anything starts, naming `--resume` and `--name`")

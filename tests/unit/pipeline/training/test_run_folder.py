@@ -61,14 +61,14 @@ def test_a_plain_name_is_taken(name):
 
 
 def test_a_taken_name_is_refused(folder, recipe):
-    with pytest.raises(ConfigError, match=r"one is there already.*--resume one"):
+    with pytest.raises(ConfigError, match=r"one exists already.*--resume one"):
         folder.create(recipe)
 
 
 def test_a_foreign_folder_is_not_written_to(recipe, tmp_path):
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     (tmp_path / "runs" / "photos" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(ConfigError, match="photos is there already"):
+    with pytest.raises(ConfigError, match="photos exists already"):
         RunFolder.of(recipe.storage, "photos").create(recipe)
 
 
