@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2ls.inference import Segmenter
 from pipeline import load_model
-from pipeline.prediction.fit import choose_bands
+from pipeline.prediction.preprocessing import choose_bands
 from sharding.raster.scene import open_scene
 
 INSIDE = 64

@@ -14,7 +14,6 @@ from d2ls import storage
 from d2ls.errors import DataError, StorageError
 from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
 from d2ls.scratch import scratch_folder
-from pipeline.prediction.fit import plan_stretch
 from pipeline.prediction.map_writer import (
     MAP_TAG,
     Layout,
@@ -24,8 +23,10 @@ from pipeline.prediction.map_writer import (
     write_probabilities,
 )
 from pipeline.prediction.outputs import Outputs, hold
+from pipeline.prediction.overlay import write_overlay
 from pipeline.prediction.parts import Parts, Rows
 from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
+from pipeline.prediction.preprocessing import plan_stretch
 from pipeline.prediction.request import MapOptions, WindowPlan
 from sharding.raster.base import Reading
 from sharding.raster.gdal import GDAL_SUFFIXES
@@ -251,8 +252,6 @@ class _Job:
             target = Path(outputs.beside("probabilities.tif"))
             write_probabilities(target, rows, layout, info.classes, workspace=workspace)
         if self.options.overlay:
-            from pipeline.prediction.overlay import write_overlay
-
             write_overlay(
                 Path(outputs.beside("overlay.jpg")), scene, self.plan.bands, parts.rows("labels"), self.grid,
                 info.classes, how, workspace,

@@ -9,9 +9,9 @@ from d2ls import storage
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, StorageError
 from d2ls.inference import overlap_pixels, span_count
-from pipeline.prediction.fit import check_type, choose_bands, plan_grid
 from pipeline.prediction.outputs import Outputs
 from pipeline.prediction.parts import check_ours
+from pipeline.prediction.preprocessing import check_type, choose_bands, plan_grid
 from pipeline.prediction.provenance import Provenance
 from pipeline.prediction.request import MapOptions, WindowPlan
 from sharding.raster.scene import Scene

@@ -1,4 +1,4 @@
-"""A call of `pipeline.predict`: list, plan and tell, then map scene by scene."""
+"""What `pipeline.predict` does: list the scenes, plan each, print the plan, then map scene by scene."""
 
 import sys
 import time
@@ -21,6 +21,7 @@ from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
 from pipeline.prediction.outputs import BusyError, is_held
 from pipeline.prediction.plan import ScenePlan, check_disk, megabytes, plan_scene
 from pipeline.prediction.request import MapOptions, PredictRequest
+from pipeline.prediction.workers import spread
 
 if TYPE_CHECKING:
     from d2ls.inference import Segmenter
@@ -83,8 +84,8 @@ def map_jobs(request: PredictRequest, jobs: list[Job]) -> int:
             say(f"{result.target}: {result.height} x {result.width} in {in_words(result.seconds)}")
     if failed:
         raise DataError(
-            f"{failed} of {len(jobs)} scenes could not be mapped; the others are done. Mend or remove them, the same "
-            "command maps what is missing"
+            f"{failed} of {len(jobs)} scenes could not be mapped; the others are done. Repair or remove them and run "
+            "the same command again: it maps what is missing"
         )
     return 0
 
@@ -108,9 +109,7 @@ def map_scenes(
             if plan.finished:
                 yield job, MapReport(*job, plan.height, plan.width, 0.0, plan.notes, skipped=True)
         if survey.open:
-            todo = [(plan.source, plan.outputs.target) for plan in survey.open]
-            run = _on_workers if request.cluster.worker_range[1] > 1 and len(todo) > 1 else _here
-            yield from run(request, todo, survey, folder, digest, tell)
+            yield from _map_open(request, survey, folder, digest, tell)
 
 
 def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, digest: str) -> Survey:
@@ -167,55 +166,63 @@ def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) 
         tell(f"note: {sources[0]}{more}: {note}")
 
 
-def _here(
+def _map_open(
+    request: PredictRequest, survey: Survey, folder: Path, digest: str, tell: Callable[[str], None]
+) -> Iterator[tuple[Job, MapReport | D2LSError]]:
+    """Maps what is not finished, in this process or on Ray workers, with progress on the terminal."""
+    jobs = [(plan.source, plan.outputs.target) for plan in survey.open]
+    done = 0
+    with step_progress("mapping") as advance:
+
+        def on_windows(count: int) -> None:
+            advance(done + count, survey.windows)
+
+        if request.cluster.worker_range[1] > 1 and len(jobs) > 1:
+            results = _map_on_workers(request, jobs, folder, digest, tell)
+        else:
+            results = _map_here(request, jobs, survey, folder, digest, tell, on_windows)
+        for job, result in results:
+            done += survey.plans[job].windows
+            on_windows(0)
+            yield job, result
+
+
+def _map_here(
     request: PredictRequest,
     jobs: list[Job],
     survey: Survey,
     folder: Path,
     digest: str,
     tell: Callable[[str], None],
+    on_windows: Callable[[int], None],
 ) -> Iterator[tuple[Job, MapReport | D2LSError]]:
     segmenter = load_segmenter(folder, where=request.model, **request.settings.to_dict())
     seconds = _seconds_per_window(segmenter, survey)
     if seconds is not None:
         tell(f"about {in_words(seconds * survey.windows)} on {segmenter.device}")
-    done = 0
-    with step_progress("mapping") as advance:
-        for job in jobs:
-            plan = survey.plans[job]
+    for job in jobs:
+        windows = survey.plans[job].windows
 
-            def told(state: Progress, begun: int = done, plan: ScenePlan = plan) -> None:
-                advance(begun + plan.windows - (state.total - state.done), survey.windows)
+        def on_progress(state: Progress, windows: int = windows) -> None:
+            on_windows(windows - (state.total - state.done))
 
-            try:
-                yield job, map_scene(segmenter, *job, request.options, digest=digest, progress=told)
-            except BusyError:
-                raise
-            except D2LSError as error:
-                yield job, error
-            done += plan.windows
+        try:
+            yield job, map_scene(segmenter, *job, request.options, digest=digest, progress=on_progress)
+        except BusyError:
+            raise
+        except D2LSError as error:
+            yield job, error
 
 
-def _on_workers(
-    request: PredictRequest,
-    jobs: list[Job],
-    survey: Survey,
-    folder: Path,
-    digest: str,
-    tell: Callable[[str], None],
+def _map_on_workers(
+    request: PredictRequest, jobs: list[Job], folder: Path, digest: str, tell: Callable[[str], None]
 ) -> Iterator[tuple[Job, MapReport | D2LSError]]:
-    from pipeline.prediction.workers import spread
-
     tell(f"on {request.cluster.worker_range[1]} Ray workers")
     owner = process_identity.this_process()
     pieces = [(job, request.options, digest, owner) for job in jobs]
-    settings = request.settings.to_dict()
-    done = 0
-    with step_progress("mapping") as advance:
-        for number, result in spread(map_piece, pieces, folder, request.model, settings, request.cluster):
-            done += survey.plans[jobs[number]].windows
-            advance(done, survey.windows)
-            yield jobs[number], result
+    results = spread(map_piece, pieces, folder, request.model, request.settings.to_dict(), request.cluster)
+    for number, result in results:
+        yield jobs[number], result
 
 
 def map_piece(segmenter: "Segmenter", piece: tuple[Job, MapOptions, str, str]) -> MapReport:

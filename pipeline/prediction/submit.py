@@ -8,19 +8,20 @@ import numpy as np
 from PIL import Image
 
 from d2ls import storage
+from d2ls.bundle import ModelInfo, read_info
 from d2ls.errors import ConfigError, DataError
+from pipeline.models import fetch_model
 from pipeline.prediction import submission
 from pipeline.prediction.inputs import Job, list_jobs
 from pipeline.prediction.map_scene import read_scene
 from pipeline.prediction.parts import remove_empty
 from pipeline.prediction.request import PredictRequest
+from pipeline.prediction.run import map_jobs, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
-
-    from d2ls.bundle import ModelInfo
 
 
 def submit(request: PredictRequest) -> int:
@@ -33,10 +34,6 @@ def submit(request: PredictRequest) -> int:
         DataError: the images are not the benchmark's test images, or the result fails the check.
         StorageError: the output cannot be written.
     """
-    from d2ls.bundle import read_info
-    from pipeline.models import fetch_model
-    from pipeline.prediction.run import map_jobs, say
-
     assert request.submission
     rules = submission.RULES[request.submission]
     target = _local_target(request.target)
@@ -97,7 +94,7 @@ def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submissi
     return found
 
 
-def check_classes(rules: submission.Rules, info: "ModelInfo", model: str) -> None:
+def check_classes(rules: submission.Rules, info: ModelInfo, model: str) -> None:
     """Refuses a model whose class ids mean something else on the server.
 
     Raises:

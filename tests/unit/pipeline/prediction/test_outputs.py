@@ -479,7 +479,7 @@ def test_workers_get_what_a_scene_needs_and_their_maps_are_found(
             worked.append(piece[0])
             yield number, worker.work(function, piece)
 
-    monkeypatch.setattr("pipeline.prediction.workers.spread", here)
+    monkeypatch.setattr("pipeline.prediction.run.spread", here)
     words = [model, str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "2"]
     with pytest.raises(DataError, match="1 of 3 scenes"):
         main(words)
