@@ -28,7 +28,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import Store, view
+from pipeline.tracking import Store, mlflow_internals
 from pipeline.tracking import runs as tracked_runs
 
 WIDTH, HEIGHT = 1640, 1000
@@ -157,7 +157,7 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
     (model, *_) = client.search_registered_models()
     version = next(iter(model.aliases.values()), "1")
     return {
-        "runs": (view.run_list("", experiment).removeprefix("/#/"), [sweep.name], [EXPAND]),
+        "runs": (mlflow_internals.run_list("", experiment).removeprefix("/#/"), [sweep.name], [EXPAND]),
         "compare": (
             f"compare-runs?runs={runs}&experiments=%5B%22{experiment}%22%5D&{learning}",
             ["Parallel"],

@@ -60,14 +60,14 @@ class Cluster:
         nodes: number of live nodes; at least 2 where it can grow.
         cpus: all of them, busy or not, those of nodes that are still to be started among them.
         gpus: likewise.
-        own: whether this process started it.
+        started_here: whether this process started it.
     """
 
     address: str
     nodes: int
     cpus: float
     gpus: float
-    own: bool
+    started_here: bool
 
     def use_gpu(self, config: ClusterConfig) -> bool:
         """Says whether workers take GPUs."""
@@ -87,7 +87,7 @@ class Cluster:
 
     def describe(self) -> str:
         """Says in a few words what it is."""
-        kind = "local Ray" if self.own else f"Ray cluster at {self.address}"
+        kind = "local Ray" if self.started_here else f"Ray cluster at {self.address}"
         kind = kind if self.address else "this process"
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{kind}{nodes}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
@@ -101,7 +101,7 @@ def address_of(config: ClusterConfig) -> str | None:
 
 def this_machine() -> Cluster:
     """Returns what a training in this process, or a Ray that is started here, can use. Nothing is started."""
-    return Cluster("", 1, float(_cpus()), float(len(_gpus())), own=True)
+    return Cluster("", 1, float(_cpus()), float(len(_gpus())), started_here=True)
 
 
 def _cpus() -> int:
@@ -132,19 +132,19 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
     """
     before = {name: os.environ.get(name) for name in (ADDRESS, GCS_PORT)}
     address = config.address or before[ADDRESS]
-    own = address in (None, "", "local")
-    if own:
+    local = address in (None, "", "local")
+    if local:
         # Read when ray is imported: without it Ray turns 127.0.0.1 into the machine's outer address and listens there.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
-        yield _inventory(own=False)
+        yield _inventory(started_here=False)
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     _keep_secrets()
-    with scratch_folder("ray", root=_scratch_root()) if own else contextlib.nullcontext() as scratch:
+    with scratch_folder("ray", root=_scratch_root()) if local else contextlib.nullcontext() as scratch:
         try:
             if scratch:
                 _start_local(
@@ -153,7 +153,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
             else:
                 _join(str(address))
                 os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
-            yield _inventory(own=own)
+            yield _inventory(started_here=local)
         finally:
             for variable, old in before.items():
                 _restore(variable, old)
@@ -292,16 +292,16 @@ def _forwarded() -> dict[str, str]:
     return {name: value for name, value in {**defaults, **chosen}.items() if not name.startswith(SECRETS)}
 
 
-def _inventory(*, own: bool) -> Cluster:
+def _inventory(*, started_here: bool) -> Cluster:
     import ray
 
     now = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    resources = now if own else grows_to(now)
+    resources = now if started_here else grows_to(now)
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
     if any(resources[kind] > now.get(kind, 0.0) for kind in ("CPU", "GPU") if kind in resources):
         nodes = max(nodes, 2)  # there will be others
     address = ray.get_runtime_context().gcs_address
-    return Cluster(address, nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0), own)
+    return Cluster(address, nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0), started_here)
 
 
 def check_resources(recipe: Recipe, cluster: Cluster) -> None:

@@ -66,7 +66,8 @@ def decide(
     Returns:
         The version with its aliases afterwards, and the reason.
     """
-    from pipeline.tracking import registry, should_promote
+    from pipeline.registry import versions
+    from pipeline.tracking import should_promote
 
     champion = store.champion(version.name)
     if champion is not None and champion.version == version.version:
@@ -79,8 +80,8 @@ def decide(
     reason = f"{reason}{against}{where}"
     if better:
         return store.promote(version.name, version.version, reason), reason
-    registry.note(store, version.name, version.version, f"Not promoted: {reason}")
-    return registry.by_version(store, version.name, version.version), reason
+    versions.note(store, version.name, version.version, f"Not promoted: {reason}")
+    return versions.by_version(store, version.name, version.version), reason
 
 
 def _score_champion(
@@ -102,24 +103,25 @@ def _score(
 
 
 def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":
-    from pipeline.tracking import CHALLENGER, registry
+    from pipeline.registry import versions
+    from pipeline.tracking import CHALLENGER
 
     if number and number not in (CHALLENGER, f"@{CHALLENGER}"):
-        return registry.find(store, f"models:/{name}/{number.lstrip('v')}")
-    found = registry.by_alias(store, name, CHALLENGER)
+        return versions.find(store, f"models:/{name}/{number.lstrip('v')}")
+    found = versions.by_alias(store, name, CHALLENGER)
     if found is None:
-        if registry.versions(store, name):
+        if versions.search(store, name):
             raise TrackingError(f"{name}: no version waits as {CHALLENGER}; name one: --version N")
-        return registry.find(store, f"models:/{name}@{CHALLENGER}")  # says which models there are
+        return versions.find(store, f"models:/{name}@{CHALLENGER}")  # says which models there are
     return found
 
 
 def _recipe(store: "Store", version: "ModelVersion", shards: str | None, split: str | None) -> "Recipe":
     """Takes the recipe that lies with the version's weights; shards and split can be others."""
-    from pipeline.tracking import registry
+    from pipeline.registry import versions
 
     values = {**({"shards.uri": shards} if shards else {}), **({"roles.report": split} if split else {})}
-    return registry.recipe_of(store, version).with_values(values)
+    return versions.recipe_of(store, version).with_values(values)
 
 
 def _parser() -> argparse.ArgumentParser:

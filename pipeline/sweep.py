@@ -281,7 +281,7 @@ def _train(sweep: "Sweep", summary: SweepSummary) -> "tuple[TrainResult, Recipe]
         name=_final_name(sweep, recipe, best.values),
         resume="auto",
         parent_run_id=sweep.run_id,
-        in_process=sweep.cluster.own and recipe.cluster.worker_range == (1, 1),
+        in_process=sweep.cluster.started_here and recipe.cluster.worker_range == (1, 1),
     )
     return train(request), recipe
 
@@ -310,11 +310,11 @@ def _register(
     sweep: "Sweep", recipe: Recipe, trained: "TrainResult", evaluation: "Evaluation"
 ) -> "ModelVersion":
     """Registers the trained network, and says what to do next."""
-    from pipeline.champion import crown
     from pipeline.console import show_next, stage
+    from pipeline.registry.registration import register_and_promote
 
     stage(sweep.console, f"registry: {recipe.model_name}")
-    version = crown(
+    version = register_and_promote(
         sweep.store,
         trained,
         evaluation,
@@ -329,7 +329,7 @@ def _register(
 
 def _scoring(sweep: "Sweep", recipe: Recipe) -> Any:
     """The recipe's Ray workers, to score on where the sweep joined a cluster; None: this process scores."""
-    return None if sweep.cluster.own else recipe.cluster
+    return None if sweep.cluster.started_here else recipe.cluster
 
 
 if __name__ == "__main__":

@@ -174,10 +174,11 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     if not evaluation.model.startswith("models:/"):
         return False
     from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking import Store, registry
+    from pipeline.registry import versions
+    from pipeline.tracking import Store
 
     store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
-    version = registry.find(store, evaluation.model)
+    version = versions.find(store, evaluation.model)
     name = f"evaluation/{evaluation.dataset.get('name', 'data')}-{evaluation.split}"
     if version.run_id:
         try:
@@ -192,7 +193,7 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
         f"{evaluation.settings.get('augmentation', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
         f"OA {scores.overall_accuracy:.4f}"
     )
-    registry.note(store, version.name, version.version, text)
+    versions.note(store, version.name, version.version, text)
     return True
 
 

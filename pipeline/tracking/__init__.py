@@ -11,7 +11,7 @@ MLflow itself is imported on first use, so importing this package is quick.
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, should_promote
+from pipeline.registry.versions import CHALLENGER, CHAMPION, ModelVersion, should_promote
 from pipeline.tracking.runs import RunRow
 from pipeline.tracking.store import Store
 from pipeline.tracking.writer import RunWriter

@@ -14,8 +14,8 @@ import torch
 from d2ls.errors import D2LSError
 from d2ls.training.callbacks import Callback, EvaluationReport, StepReport
 from pipeline import figures
-from pipeline.tracking import connection, samples
-from pipeline.tracking.monitor import Monitor
+from pipeline.tracking import connection, figure_samples
+from pipeline.tracking.system_metrics import Monitor
 from pipeline.tracking.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class TrackingCallback(Callback):
         self._monitor = Monitor(self.writer.metrics, started) if recipe.tracking.system_metrics else None
         self._terms: dict[str, list[float]] = {}
         self._steps: list[StepReport] = []
-        self._shown: list[samples.Shown] | None = None
+        self._shown: list[figure_samples.Shown] | None = None
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=WAITING_FIGURES)
         self._drawer = threading.Thread(target=self._draw, name="figures", daemon=True)
         self._drawer.start()
@@ -149,11 +149,11 @@ class TrackingCallback(Callback):
         except queue.Full:
             LOG.warning("figures of epoch %d are left out: drawing is slower than training", report.epoch)
 
-    def _samples(self, split: str) -> list[samples.Shown]:
+    def _samples(self, split: str) -> list[figure_samples.Shown]:
         side = self.recipe.loader.augmentation.crop_size
         count = max(self.recipe.tracking.figure_samples, 4)
         try:
-            return samples.load(self.shards, split, count, side)
+            return figure_samples.load(self.shards, split, count, side)
         except D2LSError as error:
             LOG.warning("no prediction figures: %s", error)
             return []
@@ -179,7 +179,7 @@ class TrackingCallback(Callback):
 
 @torch.inference_mode()
 def look(
-    network: "nn.Module", shown: list[samples.Shown]
+    network: "nn.Module", shown: list[figure_samples.Shown]
 ) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
     """Runs the network on single samples.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
 from d2ls.errors import TrackingError
-from pipeline.tracking import connection, run_tags, view
+from pipeline.tracking import connection, mlflow_internals, run_tags
 from pipeline.tracking.connection import shown
 
 if TYPE_CHECKING:
@@ -252,7 +252,9 @@ def experiment_id(store: "Store", name: str) -> str:
         if found is not None:
             return found
         place = f"{store.artifacts}/{name}" if store.artifacts else None
-        return client.get_experiment(client.create_experiment(name, place, view.experiment_tags()))
+        return client.get_experiment(
+            client.create_experiment(name, place, mlflow_internals.experiment_tags())
+        )
 
     with connection.named(store.uri, experiment=name):
         found = connection.retried(get_or_create)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipeline.tracking import connection, run_tags, runs, view, writer
+from pipeline.tracking import connection, mlflow_internals, run_tags, runs, writer
 from pipeline.tracking.runs import RunRow, row_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
     from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking.registry import ModelVersion
+    from pipeline.registry.versions import ModelVersion
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -70,7 +70,7 @@ class Store:
     def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
         """Returns the address of an experiment's run list in the UI, with the columns that tell runs apart."""
         root = self.uri if connection.is_server(self.uri) else root
-        return view.run_list(root, self.experiment_id(experiment))
+        return mlflow_internals.run_list(root, self.experiment_id(experiment))
 
     def experiment_id(self, name: str) -> str:
         """Returns the id of an experiment, made where it is new.
@@ -171,26 +171,26 @@ class Store:
         step: int = 0,
     ) -> "ModelVersion":
         """Registers the model of a checkpoint as a new version, alias `challenger`; see `registration.register`."""
-        from pipeline.tracking import registration
+        from pipeline.registry import logged_model
 
-        return registration.register(
+        return logged_model.register(
             self, run_id, checkpoint_folder, name, card=card, evaluation=evaluation, recipe=recipe, step=step
         )
 
     def promote(self, name: str, version: str, reason: str) -> "ModelVersion":
         """Makes a version the champion; see `registry.promote`."""
-        from pipeline.tracking import registry
+        from pipeline.registry import versions
 
-        return registry.promote(self, name, version, reason)
+        return versions.promote(self, name, version, reason)
 
     def champion(self, name: str) -> "ModelVersion | None":
         """Returns the champion, None where there is none."""
-        from pipeline.tracking import registry
+        from pipeline.registry import versions
 
-        return registry.by_alias(self, name, registry.CHAMPION)
+        return versions.by_alias(self, name, versions.CHAMPION)
 
     def download(self, model_uri: str, folder: Path | None = None) -> Path:
         """Returns a local folder with the bundle of a registered or logged model; see `registry.download`."""
-        from pipeline.tracking import registry
+        from pipeline.registry import versions
 
-        return registry.download(self, model_uri, folder)
+        return versions.download(self, model_uri, folder)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
-from pipeline.tracking import connection, run_tags, view
+from pipeline.tracking import connection, mlflow_internals, run_tags
 from pipeline.tracking.spool import Entry, Spool, locked
 
 if TYPE_CHECKING:
@@ -252,8 +252,8 @@ class Sender:
                 client.log_image(run_id, image, f"{key}.png")
                 return
             if run_id not in self._pictures:
-                files = client.list_artifacts(run_id, view.PICTURES)
-                self._pictures[run_id] = {view.picture_of(file.path) for file in files}
+                files = client.list_artifacts(run_id, mlflow_internals.PICTURES)
+                self._pictures[run_id] = {mlflow_internals.picture_of(file.path) for file in files}
             if (key, step) in self._pictures[run_id]:
                 return
             client.log_image(run_id, image, key=key, step=step, timestamp=entry.values["time"])

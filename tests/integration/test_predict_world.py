@@ -18,7 +18,7 @@ from d2ls.inference import Segmenter
 from pipeline import evaluate, load_model, predict
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
-from pipeline.tracking import registry
+from pipeline.registry import versions
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 from tests.tracking_world import register_blobs
 
@@ -55,7 +55,7 @@ def test_a_registered_model_is_pulled_evaluated_and_maps(tmp_path, monkeypatch) 
 
     words = [model, "--shards", shards.uri, "--split", "test", "--tracking-uri", uri]
     assert evaluate.main([*words, "--output", str(tmp_path / "out")]) == 0
-    described = registry.find(store, model).description
+    described = versions.find(store, model).description
     assert "Evaluated on blobs, split test" in described
     files = [f.path for f in store.client.list_artifacts(run, "evaluation")]
     assert sorted(files) == ["evaluation/blobs-test.json", "evaluation/blobs-test.md"]

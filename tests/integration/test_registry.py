@@ -18,7 +18,8 @@ from d2ls.inference import Segmenter
 from d2ls.models import build_model
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
-from pipeline.tracking import ModelVersion, code, registry, saved_model, should_promote
+from pipeline.registry import model_code, model_files, versions
+from pipeline.tracking import ModelVersion, should_promote
 from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
 
 NAME = "d2ls-blobs"
@@ -100,7 +101,7 @@ def test_the_files_hold_no_pickle_and_list_few_requirements(world: World) -> Non
     folder = bundle.parent.parent
     assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pt", ".pth", ".bin")]
     required = (folder / "requirements.txt").read_text().split()
-    assert sorted(line.split("==")[0] for line in required) == sorted(code.REQUIREMENTS)
+    assert sorted(line.split("==")[0] for line in required) == sorted(model_code.REQUIREMENTS)
     assert {"README.md", "evaluation.json", "recipe.yaml", "card.json"} <= {
         file.name for file in (folder / "artifacts").rglob("*")
     }
@@ -113,8 +114,8 @@ def test_download_takes_every_form_of_name(world: World, tmp_path: Path) -> None
         f"models:/{world.version.model_id}",
         f"runs:/{world.run_id}",
     ]
-    digests = {saved_model.bundle_digest(world.store.download(form)) for form in forms}
-    assert digests == {saved_model.bundle_digest(world.checkpoint)}
+    digests = {model_files.bundle_digest(world.store.download(form)) for form in forms}
+    assert digests == {model_files.bundle_digest(world.checkpoint)}
     copy = world.store.download(f"models:/{NAME}/1", tmp_path / "copy")
     assert copy.is_relative_to(tmp_path)
     with pytest.raises(TrackingError, match=r"versions 1 and aliases challenger"):
@@ -191,14 +192,14 @@ def test_two_versions_with_different_network_code_live_in_one_process(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = tmp_path / "d2ls"
-    shutil.copytree(code.ROOT, changed, ignore=shutil.ignore_patterns("__pycache__"))
-    network = changed / "model" / "network.py"
+    shutil.copytree(model_code.ROOT, changed, ignore=shutil.ignore_patterns("__pycache__"))
+    network = changed / "models" / "d2ls.py"
     text = network.read_text()
     marker = "        return crop(output, height, width)\n"
     assert marker in text
     changed_code = "        return crop(output._replace(logits=output.logits.flip(1)), height, width)\n"
     network.write_text(text.replace(marker, changed_code))
-    monkeypatch.setattr(code, "write_package", _from(changed))
+    monkeypatch.setattr(model_code, "write_package", _from(changed))
     other = world.register(make_checkpoint(tmp_path / "other", world.shards, world.recipe, seed=0))
     if other.version == "1":  # the same weights: another run makes another version
         run = world.store.start_run(world.recipe, world.shards.card, "changed")
@@ -248,7 +249,7 @@ def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
     )
     assert again.version == second.version, "the same weights of the same run"
     assert again.aliases == ("champion",), "who reigns does not wait for promotion"
-    former = registry.by_version(world.store, NAME, "1")
+    former = versions.by_version(world.store, NAME, "1")
     assert former.aliases == ()
     assert f"Succeeded as champion by version {second.version}: mIoU 0.6 beats 0.5" in former.description
 
@@ -265,7 +266,7 @@ def test_only_the_better_one_is_promoted(challenger: float, champion: float | No
 
 
 def _from(root: Path) -> Any:
-    original = code.write_package
+    original = model_code.write_package
 
     def write(folder: Path) -> str:
         return original(folder, root=root)

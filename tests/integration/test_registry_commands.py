@@ -9,7 +9,8 @@ import pytest
 
 from d2ls.errors import ConfigError, TrackingError
 from pipeline import evaluate, promote, register
-from pipeline.tracking import Store, registration, registry, saved_model
+from pipeline.registry import logged_model, model_files, versions
+from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
 from tests.tracking_world import make_recipe, make_run, make_shards, make_store
 
@@ -70,7 +71,7 @@ def test_what_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch,
 
 
 def digest_of(store: Store, version: str) -> str:
-    return saved_model.bundle_digest(store.download(f"models:/d2ls-blobs/{version}"))
+    return model_files.bundle_digest(store.download(f"models:/d2ls-blobs/{version}"))
 
 
 def test_two_folders_with_one_server_and_one_name_never_mix(
@@ -82,10 +83,10 @@ def test_two_folders_with_one_server_and_one_name_never_mix(
     ours = RunFolder.of("runs", "first")
     assert ours.metadata()["run_id"] != theirs.metadata()["run_id"]
     call(register, monkeypatch, "first", "--no-evaluation")
-    version = registry.find(store, "models:/d2ls-blobs/1")
+    version = versions.find(store, "models:/d2ls-blobs/1")
     assert version.run_id == ours.metadata()["run_id"]
-    assert digest_of(store, "1") == saved_model.bundle_digest(Path(ours.best()["uri"]))
-    assert registry.recipe_of(store, version).seed == 0
+    assert digest_of(store, "1") == model_files.bundle_digest(Path(ours.best()["uri"]))
+    assert versions.recipe_of(store, version).seed == 0
     call(
         register,
         monkeypatch,
@@ -94,7 +95,7 @@ def test_two_folders_with_one_server_and_one_name_never_mix(
         str(tmp_path / "other" / "runs"),
         "--no-evaluation",
     )
-    assert registry.find(store, "models:/d2ls-others/1").run_id == theirs.metadata()["run_id"]
+    assert versions.find(store, "models:/d2ls-others/1").run_id == theirs.metadata()["run_id"]
 
 
 def test_weights_recipe_and_run_of_different_trainings_are_refused(
@@ -109,7 +110,7 @@ def test_weights_recipe_and_run_of_different_trainings_are_refused(
     RunFolder.of("runs", "first").update(run_id=other.metadata()["run_id"])
     with pytest.raises(TrackingError, match=r"belongs to another training: its tag d2ls.name is 'other'"):
         call(register, monkeypatch, "first", "--no-evaluation")
-    assert registry.versions(store, "d2ls-blobs") == []
+    assert versions.search(store, "d2ls-blobs") == []
 
 
 def test_a_half_made_model_does_not_stay_and_a_whole_one_is_taken(
@@ -124,13 +125,13 @@ def test_a_half_made_model_does_not_stay_and_a_whole_one_is_taken(
         experiment, name="d2ls-blobs", source_run_id=run_id
     )  # by a process that died
     with monkeypatch.context() as patched:
-        patched.setattr(registration, "_create_version", killed)
+        patched.setattr(logged_model, "_create_version", killed)
         with pytest.raises(KeyboardInterrupt):
             call(register, monkeypatch, "first", "--no-evaluation")
     (whole,) = store.client.search_logged_models([experiment])
     call(register, monkeypatch, "first", "--no-evaluation")
     assert [model.model_id for model in store.client.search_logged_models([experiment])] == [whole.model_id]
-    assert registry.find(store, "models:/d2ls-blobs/1").model_id == whole.model_id
+    assert versions.find(store, "models:/d2ls-blobs/1").model_id == whole.model_id
 
 
 def test_what_was_deleted_is_named_or_not_needed(
@@ -142,7 +143,7 @@ def test_what_was_deleted_is_named_or_not_needed(
     run_id = RunFolder.of("runs", "second").metadata()["run_id"]
     store.client.delete_run(run_id)
     call(promote, monkeypatch, "d2ls-blobs")  # the version carries its recipe
-    store.client.delete_logged_model(registry.find(store, "models:/d2ls-blobs/1").model_id)
+    store.client.delete_logged_model(versions.find(store, "models:/d2ls-blobs/1").model_id)
     store.promote("d2ls-blobs", "1", "for the test")
     store.client.set_registered_model_alias("d2ls-blobs", "challenger", "2")
     with pytest.raises(TrackingError, match=r"cannot be fetched.*without scoring it: --force REASON"):
@@ -160,8 +161,8 @@ def test_what_was_deleted_is_named_or_not_needed(
 def test_many_decisions_fit_into_a_description(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     call(register, monkeypatch, "first", "--no-evaluation")
     for number in range(20):
-        registry.note(store, "d2ls-blobs", "1", f"decision {number}: " + "because " * 40)
-    text = registry.by_version(store, "d2ls-blobs", "1").description
+        versions.note(store, "d2ls-blobs", "1", f"decision {number}: " + "because " * 40)
+    text = versions.by_version(store, "d2ls-blobs", "1").description
     assert len(text) <= 5000
     assert "## Input and output" in text
     assert "decision 19" in text
@@ -176,7 +177,7 @@ def test_a_training_without_a_run_is_registered_with_a_new_one(
     before = folder.metadata()["run_id"]
     folder.update(run_id="")  # its run was removed by `mlflow gc`, and the error named this way out
     call(register, monkeypatch, "first", "--no-evaluation")
-    run_id = registry.find(store, "models:/d2ls-blobs/1").run_id
+    run_id = versions.find(store, "models:/d2ls-blobs/1").run_id
     assert run_id not in ("", before)
     assert (folder.metadata()["run_id"], store.run(run_id).status) == (run_id, "FINISHED")
 
@@ -191,4 +192,4 @@ def test_a_report_on_a_model_whose_run_is_gone_goes_to_the_version(
     monkeypatch.setattr(Store, "log_text", gone)
     evaluate.main(["models:/d2ls-blobs/1", "--shards", "shards", "--split", "test", "--bootstrap", "0"])
     assert "attached to the version alone" in caplog.text
-    assert "Evaluated on blobs, split test" in registry.by_version(store, "d2ls-blobs", "1").description
+    assert "Evaluated on blobs, split test" in versions.by_version(store, "d2ls-blobs", "1").description

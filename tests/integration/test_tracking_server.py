@@ -15,7 +15,8 @@ from moto.server import ThreadedMotoServer
 from d2ls.errors import TrackingError
 from pipeline import doctor
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import RunWriter, Store, saved_model
+from pipeline.registry import model_files
+from pipeline.tracking import RunWriter, Store
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
 from tests.mlflow_processes import free_port, mlflow
@@ -113,7 +114,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
         )
         store.promote("d2ls-served", version.version, "first")
         bundle = store.download("models:/d2ls-served@champion", tmp_path / "copy")
-        assert saved_model.bundle_digest(bundle) == saved_model.bundle_digest(checkpoint)
+        assert model_files.bundle_digest(bundle) == model_files.bundle_digest(checkpoint)
         assert bundle != checkpoint
     assert not [
         thread for thread in threading.enumerate() if thread.name == "run-writer" and thread.is_alive()

@@ -21,7 +21,7 @@ def recipe(tmp_path):
 
 def cluster(**changes):
     return Cluster(
-        **{"address": "10.0.0.1:6379", "nodes": 1, "cpus": 8.0, "gpus": 0.0, "own": False, **changes}
+        **{"address": "10.0.0.1:6379", "nodes": 1, "cpus": 8.0, "gpus": 0.0, "started_here": False, **changes}
     )
 
 

@@ -25,7 +25,7 @@ def recipe(tmp_path):
 
 
 def planned(recipe, cpus=2.0, gpus=0.0, **options):
-    return Plan.make(recipe, Cluster("", 1, cpus, gpus, own=True), **options)
+    return Plan.make(recipe, Cluster("", 1, cpus, gpus, started_here=True), **options)
 
 
 def shown(plan):

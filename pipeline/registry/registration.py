@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.training.run import TrainResult
 
 
-def crown(
+def register_and_promote(
     store: "Store",
     trained: "TrainResult",
     evaluation: "Evaluation",

@@ -8,8 +8,8 @@ import numpy as np
 
 from d2ls.bundle import ModelInfo
 from d2ls.labels import ClassTable
-from pipeline.tracking import code
-from pipeline.tracking.samples import choose
+from pipeline.registry import model_code
+from pipeline.tracking.figure_samples import choose
 
 INFO = ModelInfo(
     config={"backbone": "convnext_atto"}, normalization={}, classes=ClassTable.create(["a"], [(1, 2, 3)]),
@@ -18,7 +18,7 @@ INFO = ModelInfo(
 
 
 def test_the_package_holds_what_it_imports_and_not_the_rest(tmp_path: Path) -> None:
-    name = code.write_package(tmp_path)
+    name = model_code.write_package(tmp_path)
     files = {path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*.py")}
     assert {"__init__.py", "bundle.py", "model/build.py", "inference/segmenter.py", "labels.py"} <= files
     assert not any(file.startswith(("loader/", "training/")) for file in files)
@@ -29,24 +29,24 @@ def test_the_package_holds_what_it_imports_and_not_the_rest(tmp_path: Path) -> N
 
 
 def test_the_name_follows_the_content(tmp_path: Path) -> None:
-    first, again = code.write_package(tmp_path / "a"), code.write_package(tmp_path / "b")
+    first, again = model_code.write_package(tmp_path / "a"), model_code.write_package(tmp_path / "b")
     assert first == again
     changed = tmp_path / "d2ls"
-    shutil.copytree(code.ROOT, changed)
+    shutil.copytree(model_code.ROOT, changed)
     with (changed / "model" / "network.py").open("a") as stream:
         stream.write("\nCHANGED = True\n")
-    assert code.write_package(tmp_path / "c", root=changed) != first
+    assert model_code.write_package(tmp_path / "c", root=changed) != first
     with (changed / "losses.py").open("a") as stream:
         stream.write("\n# not part of the package\n")
-    assert code.write_package(tmp_path / "d", root=changed) == code.write_package(
+    assert model_code.write_package(tmp_path / "d", root=changed) == model_code.write_package(
         tmp_path / "c", root=changed
     )
 
 
 def test_requirements_are_few_and_free_of_local_versions() -> None:
-    names = [line.split("==")[0] for line in code.requirements(INFO)]
-    assert names == list(code.REQUIREMENTS)
-    assert not any("+" in line for line in code.requirements(INFO))
+    names = [line.split("==")[0] for line in model_code.requirements(INFO)]
+    assert names == list(model_code.REQUIREMENTS)
+    assert not any("+" in line for line in model_code.requirements(INFO))
 
 
 def test_shown_samples_cover_the_classes() -> None:

@@ -9,7 +9,8 @@ from d2ls import storage
 from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, ModelInfo
 from d2ls.errors import WeightsError
 from d2ls.scratch import scratch_folder
-from pipeline.tracking import code, connection
+from pipeline.registry import model_code
+from pipeline.tracking import connection
 
 SCRIPT = Path(__file__).with_name("served_model.py")
 
@@ -65,7 +66,7 @@ def save_model(
     from mlflow.models import Model
 
     with scratch_folder("register") as scratch:
-        package = code.write_package(scratch / "code")
+        package = model_code.write_package(scratch / "code")
         artifacts = {"bundle": bundle, "code": scratch / "code", **extra}
         example = np.random.default_rng(0).integers(0, 255, (1, 32, 32, len(info.bands))).astype(info.dtype)
         with connection.quiet():
@@ -75,7 +76,7 @@ def save_model(
                 artifacts={name: str(path) for name, path in artifacts.items()},
                 signature=signature(info),
                 input_example=example,
-                pip_requirements=code.requirements(info),
+                pip_requirements=model_code.requirements(info),
                 metadata={
                     "package": package,
                     "classes": list(info.classes.names),

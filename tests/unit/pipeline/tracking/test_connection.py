@@ -12,9 +12,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from d2ls.errors import TrackingError
-from pipeline import champion
 from pipeline.config.tracking import TrackingConfig
 from pipeline.console import make_console
+from pipeline.registry.registration import register_and_promote
 from pipeline.tracking import ModelVersion, Store, connection, runs
 
 
@@ -168,7 +168,7 @@ def test_a_sweep_registers_when_the_server_is_back(monkeypatch: pytest.MonkeyPat
     named = SimpleNamespace(run_id="the-run", best_checkpoint="runs/a/checkpoints/step-3")
     recipe = SimpleNamespace(model_name="d2ls-blobs", registry=SimpleNamespace(promote="never"))
     report = SimpleNamespace(to_dict=dict)
-    version = champion.crown(Store(), named, report, recipe, None, make_console())  # type: ignore[arg-type]
+    version = register_and_promote(Store(), named, report, recipe, None, make_console())  # type: ignore[arg-type]
     assert version.run_id == "the-run"
 
 

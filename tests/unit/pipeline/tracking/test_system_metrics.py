@@ -2,7 +2,7 @@
 
 import time
 
-from pipeline.tracking.monitor import Monitor
+from pipeline.tracking.system_metrics import Monitor
 
 
 def test_a_resumed_run_counts_on() -> None:

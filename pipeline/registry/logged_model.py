@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from d2ls.bundle import INFO_FILE, ModelInfo
 from d2ls.errors import TrackingError
 from d2ls.scratch import scratch_folder
+from pipeline.registry.model_card import model_card, scores
+from pipeline.registry.model_files import bundle_digest, fetch_bundle, save_model
+from pipeline.registry.versions import CHALLENGER, CHAMPION, ModelVersion, by_version, search, set_alias
 from pipeline.tracking import connection, run_tags, runs
-from pipeline.tracking.model_card import model_card, scores
-from pipeline.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, by_version, set_alias, versions
-from pipeline.tracking.saved_model import bundle_digest, fetch_bundle, save_model
 from pipeline.tracking.writer import PER_REQUEST, metric_name
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def register(
         info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
         _check_together(str(checkpoint_folder), info, card, evaluation, recipe)
         digest = bundle_digest(bundle)
-        for version in versions(store, name):
+        for version in search(store, name):
             if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
                 known = by_version(store, name, version.version)  # a search tells no aliases
                 if CHAMPION in known.aliases:

@@ -109,7 +109,7 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
     return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"
 
 
-def versions(store: "Store", name: str) -> list[ModelVersion]:
+def search(store: "Store", name: str) -> list[ModelVersion]:
     """Returns all versions, newest first; empty where the name is new."""
     with connection.named(store.uri, model=name):
         found = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
@@ -148,7 +148,7 @@ def find(store: "Store", model_uri: str) -> ModelVersion:
     if not match:
         raise TrackingError(f"model {model_uri!r}: write models:/name@alias or models:/name/version")
     name, alias, number = match.groups()
-    known = versions(store, name)
+    known = search(store, name)
     for version in known:
         if version.version == number:
             return version
