@@ -20,8 +20,8 @@ INFO = ModelInfo(
 def test_the_package_holds_what_it_imports_and_not_the_rest(tmp_path: Path) -> None:
     name = model_code.write_package(tmp_path)
     files = {path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*.py")}
-    assert {"__init__.py", "bundle.py", "model/build.py", "inference/segmenter.py", "labels.py"} <= files
-    assert not any(file.startswith(("loader/", "training/")) for file in files)
+    assert {"__init__.py", "bundle.py", "models/build.py", "inference/__init__.py", "labels.py"} <= files
+    assert not any(file.startswith(("loader/", "data/", "training/")) for file in files)
     for file in files:
         for node in ast.walk(ast.parse((tmp_path / name / file).read_text())):
             if isinstance(node, ast.ImportFrom):
