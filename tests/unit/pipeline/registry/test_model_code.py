@@ -33,7 +33,7 @@ def test_the_name_follows_the_content(tmp_path: Path) -> None:
     assert first == again
     changed = tmp_path / "d2ls"
     shutil.copytree(model_code.ROOT, changed)
-    with (changed / "model" / "network.py").open("a") as stream:
+    with (changed / "models" / "d2ls.py").open("a") as stream:
         stream.write("\nCHANGED = True\n")
     assert model_code.write_package(tmp_path / "c", root=changed) != first
     with (changed / "losses.py").open("a") as stream:
