@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.config import Recipe
-    from pipeline.evaluate import Evaluation
     from pipeline.searching.report import SweepSummary
     from pipeline.tracking import ModelVersion, Store
 
@@ -91,13 +90,6 @@ def show_trials(console: "Console", summary: "SweepSummary") -> None:
             table.add_row(*row)
         console.print(table)
     console.print(summary.verdict())
-
-
-def show_evaluation(console: "Console", evaluation: "Evaluation") -> None:
-    """Prints an evaluation report."""
-    from rich.markdown import Markdown
-
-    console.print(Markdown(evaluation.to_markdown()))
 
 
 def show_next(

@@ -9,7 +9,7 @@ from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 if TYPE_CHECKING:
     from pipeline.config import Recipe
     from pipeline.config.train import ClusterConfig
-    from pipeline.evaluate import Evaluation
+    from pipeline.evaluation.result import Evaluation
     from pipeline.tracking import ModelVersion, Store
 
 DESCRIPTION = (
@@ -96,10 +96,10 @@ def _score_champion(
 def _score(
     store: "Store", version: "ModelVersion", recipe: "Recipe", cluster: "ClusterConfig | None"
 ) -> "Evaluation":
-    from pipeline.evaluate import evaluate_report
+    from pipeline.evaluation.run import evaluate_recipe
 
     _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.report}")
-    return evaluate_report(recipe, version.uri, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
+    return evaluate_recipe(recipe, version.uri, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
 
 
 def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":

@@ -155,10 +155,10 @@ def _checkpoint(folder: "RunFolder", wanted: str) -> tuple[str, int]:
 
 
 def _evaluate(uri: str, recipe: "Recipe", store: "Store", where: "ClusterConfig | None") -> dict[str, Any]:
-    from pipeline.evaluate import evaluate_report
+    from pipeline.evaluation.run import evaluate_recipe
 
     _say(f"evaluating {uri} on {recipe.roles.report}")
-    return evaluate_report(recipe, uri, cluster=where, tracking_uri=store.uri).to_dict()
+    return evaluate_recipe(recipe, uri, cluster=where, tracking_uri=store.uri).to_dict()
 
 
 def _card(recipe: "Recipe") -> "DatasetCard":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
-    from pipeline.evaluate import Evaluation
+    from pipeline.evaluation.result import Evaluation
     from pipeline.searching.session import Sweep
     from pipeline.searching.trial_process import TrainOne, TrialContext
     from pipeline.tracking import ModelVersion
@@ -296,13 +296,14 @@ def _final_name(sweep: "Sweep", recipe: Recipe, best: Mapping[str, Any]) -> str:
 
 def _evaluate(sweep: "Sweep", recipe: Recipe, trained: "TrainResult") -> "Evaluation":
     """Scores the trained network on the report split."""
-    from pipeline.console import show_evaluation, stage
-    from pipeline.evaluate import evaluate_report
+    from pipeline.console import stage
+    from pipeline.evaluation import report
+    from pipeline.evaluation.run import evaluate_recipe
 
     stage(sweep.console, f"evaluation on {recipe.roles.report!r}, which selected nothing")
-    evaluation = evaluate_report(recipe, trained.best_checkpoint, cluster=_scoring(sweep, recipe))
+    evaluation = evaluate_recipe(recipe, trained.best_checkpoint, cluster=_scoring(sweep, recipe))
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
-    show_evaluation(sweep.console, evaluation)
+    report.show(sweep.console, [evaluation])
     return evaluation
 
 

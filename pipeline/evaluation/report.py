@@ -15,14 +15,15 @@ from PIL import Image
 from d2ls import storage
 from d2ls.errors import TrackingError
 from pipeline.demo import NAME as DEMO
-from pipeline.evaluation.published import Published, published
+from pipeline.evaluation.published import PublishedTable, published_table
+from pipeline.evaluation.result import Evaluation, Interval
 from pipeline.figures import Picture, confusion_figure, prediction_sheet
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.result import Evaluation, Interval
+    from rich.console import Console
 
 
-def markdown(evaluations: "Sequence[Evaluation]") -> str:
+def markdown(evaluations: Sequence[Evaluation]) -> str:
     """Writes the report; all evaluations are of one split."""
     first = evaluations[0]
     lines = [*_head(evaluations), ""]
@@ -35,7 +36,7 @@ def markdown(evaluations: "Sequence[Evaluation]") -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _head(evaluations: "Sequence[Evaluation]") -> list[str]:
+def _head(evaluations: Sequence[Evaluation]) -> list[str]:
     first = evaluations[0]
     data = first.dataset
     lines = [
@@ -53,10 +54,10 @@ def _head(evaluations: "Sequence[Evaluation]") -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in first.settings.items())
     lines.append(f"Settings: {settings}.")
     if not first.intervals:
-        why = (
+        reason = (
             "one scene says nothing about others" if len(first.scenes) < 2 else "the bootstrap is turned off"
         )
-        lines.append(f"No intervals: {why}.")
+        lines.append(f"No intervals: {reason}.")
     else:
         lines.append("Intervals: 95 %, bootstrap over scenes.")
     others = [evaluation.model for evaluation in evaluations if not evaluation.seen]
@@ -64,28 +65,28 @@ def _head(evaluations: "Sequence[Evaluation]") -> list[str]:
     return lines
 
 
-def _overview(evaluations: "Sequence[Evaluation]") -> list[str]:
+def _overview(evaluations: Sequence[Evaluation]) -> list[str]:
     lines = [
         "| model | mIoU | mF1 | OA | mIoU, all classes | mF1, all classes |",
         "|---|---|---|---|---|---|",
     ]
-    for each in evaluations:
-        spread = each.intervals
+    for evaluation in evaluations:
+        spread = evaluation.intervals
         cells = [
-            _shown(each.scores.miou, spread.get("miou")),
-            _shown(each.scores.mf1, spread.get("mf1")),
-            _shown(each.scores.overall_accuracy, spread.get("overall_accuracy")),
-            _shown(each.plain.miou),
-            _shown(each.plain.mf1),
+            _number(evaluation.scores.miou, spread.get("miou")),
+            _number(evaluation.scores.mf1, spread.get("mf1")),
+            _number(evaluation.scores.overall_accuracy, spread.get("overall_accuracy")),
+            _number(evaluation.plain.miou),
+            _number(evaluation.plain.mf1),
         ]
-        lines.append(f"| {each.model} | {' | '.join(cells)} |")
-    yardstick = evaluations[0].majority
-    cells = [_shown(yardstick.miou), _shown(yardstick.mf1), _shown(yardstick.overall_accuracy), "", ""]
+        lines.append(f"| {evaluation.model} | {' | '.join(cells)} |")
+    majority = evaluations[0].majority
+    cells = [_number(majority.miou), _number(majority.mf1), _number(majority.overall_accuracy), "", ""]
     lines.append(f"| *always the most frequent class* | {' | '.join(cells)} |")
     return lines
 
 
-def _classes(evaluation: "Evaluation") -> list[str]:
+def _classes(evaluation: Evaluation) -> list[str]:
     scores, spread = evaluation.scores, evaluation.intervals
     pixels = evaluation.confusion.sum(axis=1)
     lines = [
@@ -97,22 +98,20 @@ def _classes(evaluation: "Evaluation") -> list[str]:
     for index, name in enumerate(evaluation.classes.names):
         cells = [
             f"{pixels[index] / max(pixels.sum(), 1):.1%}",
-            _shown(scores.iou[index], spread["iou"][index] if spread else None),
-            _shown(scores.f1[index], spread["f1"][index] if spread else None),
-            _shown(scores.precision[index]),
-            _shown(scores.recall[index]),
+            _number(scores.iou[index], spread["iou"][index] if spread else None),
+            _number(scores.f1[index], spread["f1"][index] if spread else None),
+            _number(scores.precision[index]),
+            _number(scores.recall[index]),
             "yes" if scores.scored[index] else "no",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _published(evaluation: "Evaluation") -> list[str]:
-    """Figures of the paper, apart from ours: other splits, protocols and code stand behind them."""
-    table = published(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
-    if (
-        table is None or evaluation.dataset.get("name") == DEMO
-    ):  # its scenes are drawn, only the layout is LoveDA's
+def _published(evaluation: Evaluation) -> list[str]:
+    """Figures of the paper in columns of their own: they come from other splits, protocols and code."""
+    table = published_table(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
+    if table is None or evaluation.dataset.get("name") == DEMO:  # the demo's scenes are synthetic
         return []
     d2ls = table.rows["D2LS"]
     rival = max((n for n in table.rows if n != "D2LS"), key=lambda name: table.rows[name][-1])
@@ -132,7 +131,7 @@ def _published(evaluation: "Evaluation") -> list[str]:
     return lines
 
 
-def _ours(evaluation: "Evaluation", table: Published) -> dict[str, str]:
+def _ours(evaluation: Evaluation, table: PublishedTable) -> dict[str, str]:
     values = evaluation.scores.iou if table.measure == "IoU" else evaluation.scores.f1
     scores = {
         "mIoU": evaluation.scores.miou,
@@ -140,13 +139,15 @@ def _ours(evaluation: "Evaluation", table: Published) -> dict[str, str]:
         "OA": evaluation.scores.overall_accuracy,
     }
     by_class = [name for name in table.columns if name not in scores]
-    order = table.order or tuple(range(len(by_class)))  # the tables leave out what is not scored, at the end
+    order = table.order or tuple(
+        range(len(by_class))
+    )  # tables omit classes that are not scored; those come last
     if max(order, default=0) < len(values):
         scores.update({name: values[index] for name, index in zip(by_class, order, strict=True)})
     return {name: f"{100 * value:.2f}" for name, value in scores.items() if not math.isnan(value)}
 
 
-def _samples(evaluation: "Evaluation") -> list[str]:
+def _samples(evaluation: Evaluation) -> list[str]:
     ranked = evaluation.ranked()
     lines = [
         f"## {evaluation.model}: best and worst samples",
@@ -159,14 +160,14 @@ def _samples(evaluation: "Evaluation") -> list[str]:
     return lines
 
 
-def _shown(value: float, interval: "Interval | None" = None) -> str:
+def _number(value: float, interval: Interval | None = None) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
 
 
-def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
-    """Attaches the report to the run and the version of a registered model; False where it is none.
+def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
+    """Attaches the report to the run and the version of a registered model; returns False for other models.
 
     Raises:
         TrackingError: the store refuses.
@@ -182,9 +183,9 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     name = f"evaluation/{evaluation.dataset.get('name', 'data')}-{evaluation.split}"
     if version.run_id:
         try:
-            store.log_text(version.run_id, evaluation.to_markdown(), f"{name}.md")
+            store.log_text(version.run_id, markdown([evaluation]), f"{name}.md")
             store.log_text(version.run_id, evaluation.to_json(), f"{name}.json")
-        except TrackingError as error:  # the run was deleted; the version was not
+        except TrackingError as error:  # the run was deleted, the version was not
             logging.getLogger(__name__).warning("the report is attached to the version alone: %s", error)
     scores = evaluation.scores
     text = (
@@ -197,39 +198,59 @@ def attach(evaluation: "Evaluation", tracking_uri: str | None) -> bool:
     return True
 
 
-def report_files(models: int) -> list[str]:
-    """Names of the files that `write_report` writes for so many models."""
+def show(console: "Console", evaluations: Sequence[Evaluation]) -> None:
+    """Prints the report."""
+    from rich.markdown import Markdown
+
+    console.print(Markdown(markdown(evaluations)))
+
+
+def prepare_folder(folder: str, models: int, *, overwrite: bool) -> None:
+    """Makes the folder of a report; fails before the evaluation if the report cannot be written there.
+
+    Args:
+        folder: the folder.
+        models: number of models in the report.
+        overwrite: replace a report that is there.
+
+    Raises:
+        StorageError: a file of the report exists, or the folder cannot be made.
+    """
     pictures = [
         f"{name}-{number}.png" for number in range(1, models + 1) for name in ("confusion", "samples")
     ]
-    return ["report.md", "report.json", *pictures]
+    for name in () if overwrite else ("report.md", "report.json", *pictures):
+        storage.check_free(
+            storage.join(folder, name), "name another --output, or replace the report with --overwrite"
+        )
+    storage.make_folder(folder)
 
 
 def write_report(
-    evaluations: "Sequence[Evaluation]", folder: str, shards_uri: str, tracking_uri: str | None = None
+    evaluations: Sequence[Evaluation], folder: str, shards_uri: str, tracking_uri: str | None = None
 ) -> None:
     """Writes report.md, report.json, and for each model its confusion matrix and its best and worst samples.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the report cannot be written.
     """
-    content = json.dumps([each.to_dict() for each in evaluations], indent=2) + "\n"
+    content = json.dumps([evaluation.to_dict() for evaluation in evaluations], indent=2) + "\n"
     storage.write_bytes(storage.join(folder, "report.md"), markdown(evaluations).encode())
     storage.write_bytes(storage.join(folder, "report.json"), content.encode())
-    for number, each in enumerate(evaluations, 1):
+    for number, evaluation in enumerate(evaluations, 1):
         pictures = {
-            "confusion": confusion_figure(each.confusion, each.classes),
-            "samples": samples_sheet(each, shards_uri, tracking_uri),
+            "confusion": confusion_figure(evaluation.confusion, evaluation.classes),
+            "samples": samples_sheet(evaluation, shards_uri, tracking_uri),
         }
         for name, picture in pictures.items():
             storage.write_bytes(storage.join(folder, f"{name}-{number}.png"), _png(picture))
 
 
 SHEET_SAMPLES = 3
-"""Samples a sheet shows from either end."""
+"""Best and worst samples on a sheet, each."""
 
 
-def samples_sheet(evaluation: "Evaluation", shards_uri: str, tracking_uri: str | None = None) -> Picture:
+def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | None = None) -> Picture:
     """Shows the best and the worst samples: image, labels, prediction, errors."""
     from d2ls.loader import EvaluationLoader
     from d2ls.shards import ShardSet
@@ -240,11 +261,11 @@ def samples_sheet(evaluation: "Evaluation", shards_uri: str, tracking_uri: str |
     shards = ShardSet.open(shards_uri)
     rows = shards.index.filter(pc.is_in(shards.index["key"], pa.array(chosen)))
     segmenter = load_model(evaluation.model, tracking_uri=tracking_uri)
-    found = {}
+    panels = {}
     for batch in EvaluationLoader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
         image = batch.images[0].permute(1, 2, 0).numpy().astype(shards.card.dtype)
-        found[batch.keys[0]] = (image, batch.labels[0].numpy(), segmenter.predict(image))
-    images, labels, predictions = zip(*(found[key] for key in chosen), strict=True)
+        panels[batch.keys[0]] = (image, batch.labels[0].numpy(), segmenter.predict(image))
+    images, labels, predictions = zip(*(panels[key] for key in chosen), strict=True)
     return prediction_sheet(images, labels, predictions, evaluation.classes, titles=chosen)
 
 

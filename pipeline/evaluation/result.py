@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Counts = npt.NDArray[np.int64]
 Interval = tuple[float, float]
 LEVEL = 0.95
-"""Share of the bootstrap's values that an interval holds."""
+"""Share of the bootstrap's values inside an interval."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Evaluation:
     """A model on a split, every labelled pixel counted once.
 
     Attributes:
-        model: as it was named.
+        model: as the request names it.
         dataset: name, protocol and digest of the shards.
         split: name of the split.
-        classes: the K classes, with the data set's own choice of which are scored.
+        classes: the K classes, with the flags of the data set that say which are scored.
         samples: counts of each sample, sorted by key.
         settings: batch size, window, test-time augmentation, number of bootstrap resamplings.
         seed: of the bootstrap.
@@ -56,17 +56,17 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> Scores:
-        """By the data set's convention: means over the scored classes alone."""
+        """Scores by the data set's convention: means over the scored classes only."""
         return score(self.confusion, self.classes.scored)
 
     @cached_property
     def plain(self) -> Scores:
-        """Means over all classes."""
+        """Scores with means over all classes."""
         return score(self.confusion)
 
     @cached_property
     def majority(self) -> Scores:
-        """The yardstick: always the class that has the most pixels in this very split."""
+        """Scores of the constant prediction: the most frequent class of this split."""
         totals = self.confusion.sum(axis=1)
         guess = np.zeros_like(self.confusion)
         guess[:, totals.argmax()] = totals
@@ -75,16 +75,16 @@ class Evaluation:
     @cached_property
     def scenes(self) -> dict[str, Counts]:
         """Counts by scene."""
-        found: dict[str, Counts] = {}
+        counts: dict[str, Counts] = {}
         for sample in self.samples:
-            found[sample.scene] = found.get(sample.scene, 0) + sample.confusion
-        return found
+            counts[sample.scene] = counts.get(sample.scene, 0) + sample.confusion
+        return counts
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
         """95 % bootstrap intervals over scenes: miou, mf1, overall_accuracy, and iou and f1 of each class.
 
-        Empty where there are fewer than two scenes: nothing can be said about other scenes from one.
+        Empty for fewer than two scenes: one scene says nothing about others.
         """
         resamplings = int(self.settings.get("bootstrap", 0))
         if resamplings < 1 or len(self.scenes) < 2:
@@ -92,7 +92,7 @@ class Evaluation:
         return bootstrap(np.stack(list(self.scenes.values())), self.classes.scored, resamplings, self.seed)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Samples from best to worst: key and share of labelled pixels that are right."""
+        """Samples from best to worst: key and share of correct pixels among the labelled."""
         shares = [(s.key, s.confusion.trace() / s.confusion.sum()) for s in self.samples if s.confusion.any()]
         return sorted(((key, float(share)) for key, share in shares), key=lambda pair: (-pair[1], pair[0]))
 
@@ -122,15 +122,9 @@ class Evaluation:
         """Returns `to_dict` as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def to_markdown(self) -> str:
-        """Returns a report for reading."""
-        from pipeline.evaluation.report import markdown
-
-        return markdown([self])
-
 
 def named_scores(scores: Scores, classes: ClassTable) -> dict[str, Any]:
-    """Plain values of scores; those of classes by name; None where there is no value."""
+    """Plain values of scores; those of classes by name; None for NaN."""
     means = {"miou": scores.miou, "mf1": scores.mf1, "overall_accuracy": scores.overall_accuracy}
     values: dict[str, Any] = {name: _plain(value) for name, value in means.items()}
     for name in ("iou", "f1", "precision", "recall"):
@@ -171,7 +165,7 @@ def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: in
 
 
 def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean over classes that have a value."""
+    """Mean over the classes whose value is not NaN."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=1)
     count = known.sum(axis=1)

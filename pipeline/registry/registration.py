@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
     from pipeline.config.train import ClusterConfig
-    from pipeline.evaluate import Evaluation
+    from pipeline.evaluation.result import Evaluation
     from pipeline.tracking import ModelVersion, Store
     from pipeline.training.run import TrainResult
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import rasterio
 
 from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
-from pipeline.evaluate import evaluate
+from pipeline.evaluation.request import EvaluateRequest
+from pipeline.evaluation.run import evaluate
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.request import PredictRequest
 from pipeline.prediction.run import map_scenes
@@ -34,14 +36,15 @@ def die_once(segmenter, piece):
 def test_two_workers_count_what_one_process_counts(tmp_path, ray_cluster) -> None:
     make_shards(tmp_path / "shards", [3, 4, 2], split="test")
     model = str(tiny_bundle(tmp_path / "model", CLASSES))
-    alone = evaluate(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50)
-    spread_out = evaluate(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50, cluster=TWO)
+    request = EvaluateRequest(model, str(tmp_path / "shards"), "test", batch_size=2, bootstrap=50)
+    alone = evaluate(request)
+    spread_out = evaluate(replace(request, cluster=TWO))
     np.testing.assert_array_equal(alone.confusion, spread_out.confusion)
     assert [s.key for s in alone.samples] == [s.key for s in spread_out.samples]
     assert alone.scores == spread_out.scores
     assert alone.intervals == spread_out.intervals
     with pytest.raises(D2LSError):
-        evaluate(model, str(tmp_path / "shards"), "none", cluster=TWO)
+        evaluate(replace(request, split="none", cluster=TWO))
 
 
 def test_two_workers_map_what_one_process_maps(tmp_path, ray_cluster) -> None:

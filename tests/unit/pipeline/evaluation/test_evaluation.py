@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from d2ls.metrics import score
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
-from pipeline.evaluate import _Share, count_share, evaluate, main
-from pipeline.evaluation.published import TABLES
+from pipeline.evaluate import main
+from pipeline.evaluation.published import published_table, published_tables
 from pipeline.evaluation.report import markdown
+from pipeline.evaluation.request import EvaluateRequest
 from pipeline.evaluation.result import Evaluation, bootstrap
+from pipeline.evaluation.run import SplitPart, count_part, evaluate
 from pipeline.models import load_model
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
@@ -34,7 +37,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(world) -> Evaluation:
-    return evaluate(*world, "test", bootstrap=200)
+    return evaluate(EvaluateRequest(*world, "test", bootstrap=200))
 
 
 def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
@@ -52,8 +55,10 @@ def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
 def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int) -> None:
     model, shards = world
     segmenter = load_model(model)
-    share = _Share(shards, "test", 4, None, 0)
-    parts = [count_share(segmenter, share.of(rank, world_size)) for rank in range(world_size)]
+    part = SplitPart(shards, "test", 4, None)
+    parts = [
+        count_part(segmenter, replace(part, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
     merged = merge(entry for part in parts[::-1] for entry in part)
     assert [entry.key for entry in merged] == [entry.key for entry in evaluation.samples]
     for one, two in zip(merged, evaluation.samples, strict=True):
@@ -62,14 +67,16 @@ def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int
 
 def test_large_samples_are_cut_into_windows_and_counted_once(tmp_path) -> None:
     shards = make_shards(tmp_path / "shards", [2, 1], split="test", size=(70, 130))
-    found = evaluate(str(tiny_bundle(tmp_path / "model", CLASSES)), shards.uri, "test", bootstrap=0)
+    found = evaluate(
+        EvaluateRequest(str(tiny_bundle(tmp_path / "model", CLASSES)), shards.uri, "test", bootstrap=0)
+    )
     assert found.settings["window"] == 64
     assert len(found.samples) == 3
     assert found.confusion.sum() == sum(shards.card.splits["test"].class_pixels)
 
 
 def test_augmentation_changes_the_counts_but_not_their_sum(world, evaluation) -> None:
-    turned = evaluate(*world, "test", augmentation="flips_turns", bootstrap=0)
+    turned = evaluate(EvaluateRequest(*world, "test", augmentation="flips_turns", bootstrap=0))
     assert turned.confusion.sum() == evaluation.confusion.sum()
     assert (turned.confusion != evaluation.confusion).any()
 
@@ -77,14 +84,14 @@ def test_augmentation_changes_the_counts_but_not_their_sum(world, evaluation) ->
 def test_a_model_for_other_classes_or_bands_is_refused(world, tmp_path) -> None:
     others = ClassTable.create(["soil", "water", "road", "tree"], CLASSES.palette)
     with pytest.raises(ConfigError, match=r"tree.*forest"):
-        evaluate(str(tiny_bundle(tmp_path / "a", others)), world[1], "test")
+        evaluate(EvaluateRequest(str(tiny_bundle(tmp_path / "a", others)), world[1], "test"))
     more = tiny_bundle(tmp_path / "b", CLASSES, bands=("red", "green", "blue", "nir"))
     with pytest.raises(DataError, match="nir"):
-        evaluate(str(more), world[1], "test")
+        evaluate(EvaluateRequest(str(more), world[1], "test"))
     with pytest.raises(ShardError, match="no split 'val'"):
-        evaluate(*world, "val")
+        evaluate(EvaluateRequest(*world, "val"))
     with pytest.raises(WeightsError, match="no such folder"):
-        evaluate(str(tmp_path / "none"), world[1], "test")
+        evaluate(EvaluateRequest(str(tmp_path / "none"), world[1], "test"))
 
 
 def test_convention_and_plain_differ_by_the_scored_classes() -> None:
@@ -118,7 +125,7 @@ def test_intervals_hold_the_value_and_one_scene_has_none(evaluation) -> None:
     one = Evaluation("m", {}, "s", CLASSES, evaluation.samples[:3], {"bootstrap": 100})
     assert {sample.scene for sample in one.samples} == {"scene0"}
     assert one.intervals == {}
-    assert "one scene says nothing" in one.to_markdown()
+    assert "one scene says nothing" in markdown([one])
 
 
 def test_reports_read_back(evaluation) -> None:
@@ -132,9 +139,9 @@ def test_reports_read_back(evaluation) -> None:
     assert "ublished" not in text
 
 
-@pytest.mark.parametrize("source", TABLES)
+@pytest.mark.parametrize("source", published_tables())
 def test_published_figures_stand_apart(source: str) -> None:
-    table = TABLES[source]
+    table = published_table(source)
     means = {"mIoU", "mF1", "OA"}
     classes = [name for name in table.columns if name not in means]
     names = classes or ["a", "b"]
@@ -144,7 +151,7 @@ def test_published_figures_stand_apart(source: str) -> None:
     counts = np.eye(len(names), dtype=np.int64)
     data = {"name": "my set", "source": source}
     found = Evaluation("m", data, "val", ClassTable.create(names, palette), [SampleCounts("k", "s", counts)])
-    text = found.to_markdown()
+    text = markdown([found])
     assert "Not measured here" in text
     assert all(len(row) == len(table.columns) for row in table.rows.values())
     assert "| 100.00 |" in text
@@ -155,7 +162,7 @@ def test_published_rows_of_uavid_meet_our_class_order() -> None:
     counts = np.diag(np.arange(1, 9)) + np.eye(8, k=1, dtype=np.int64) * 3
     table = ClassTable.create(names, [(i, i, i) for i in range(8)])
     found = Evaluation("m", {"source": "uavid"}, "val", table, [SampleCounts("k", "s", counts)])
-    line = next(line for line in found.to_markdown().splitlines() if line.startswith("| Clutter |"))
+    line = next(line for line in markdown([found]).splitlines() if line.startswith("| Clutter |"))
     assert f"{100 * found.scores.iou[7]:.2f}" in line
 
 
@@ -184,7 +191,7 @@ def test_a_report_that_has_no_place_is_refused_before_anything_is_counted(
 ) -> None:
     model, shards = world
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr("pipeline.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("pipeline.evaluation.run.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     with pytest.raises(StorageError, match="file"):
         main([model, "--shards", shards, "--split", "test", "--output", str(tmp_path / "file")])
     (tmp_path / "out").mkdir()

@@ -1,0 +1,135 @@
+"""Requests for evaluations, from Python or from the command line."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from d2ls.errors import ConfigError
+from pipeline.cli import parser
+from pipeline.config import Recipe, load_recipe
+from pipeline.config.predict import EvaluateConfig
+from pipeline.config.train import ClusterConfig
+
+SETTINGS = ("batch_size", "augmentation", "bootstrap")
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Which model to evaluate on what, and how.
+
+    Attributes:
+        model: anything that `pipeline.load_model` takes.
+        shards_uri: shard set.
+        split: name of the split.
+        batch_size: samples per forward pass.
+        augmentation: preset of test-time augmentation.
+        bootstrap: resamplings over scenes for the intervals; 0 turns them off.
+        cluster: Ray workers to spread the work over; None evaluates in this process.
+        decoders: decoding processes beside this one; without effect on Ray workers, which decode themselves.
+        seed: of the bootstrap.
+        tracking_uri: MLflow store of `models:/` and `runs:/`.
+    """
+
+    model: str
+    shards_uri: str
+    split: str
+    batch_size: int = 4
+    augmentation: str = "none"
+    bootstrap: int = 1000
+    cluster: ClusterConfig | None = None
+    decoders: int = 0
+    seed: int = 0
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """What the command line asks for.
+
+    Attributes:
+        requests: one per model, all on one split.
+        output: folder of the report; None writes none.
+        overwrite: replace a report that is there.
+        tracking_uri: MLflow store.
+    """
+
+    requests: tuple[EvaluateRequest, ...]
+    output: str | None
+    overwrite: bool
+    tracking_uri: str | None
+
+
+def parse_command(description: str, examples: str, argv: list[str] | None) -> EvaluateCommand:
+    """Parses and checks the command line.
+
+    Raises:
+        ConfigError: an impossible value, or no model, shards or split.
+    """
+    options = _parse(description, examples, argv)
+    overrides = [word for word in options.model if "=" in word and not word.startswith(("models:", "runs:"))]
+    models = [word for word in options.model if word not in overrides]
+    if overrides and not options.recipe:
+        raise ConfigError(f"{overrides[0]}: overrides change a recipe; name it with --recipe")
+    if not models:
+        raise ConfigError(
+            "no MODEL given; name one before the overrides, for instance models:/d2ls-loveda@champion"
+        )
+    recipe = load_recipe(options.recipe, overrides) if options.recipe else None
+    shards_uri = options.shards or (recipe.shards.uri if recipe else None)
+    split = options.split or (recipe.roles.report if recipe else None)
+    if not shards_uri or not split:
+        raise ConfigError("name --shards URI and --split NAME, or a --recipe that says both")
+    settings, cluster = _settings(options, recipe)
+    tracking_uri = options.tracking_uri or (recipe.tracking.uri if recipe else None)
+    requests = tuple(
+        EvaluateRequest(
+            model,
+            shards_uri,
+            split,
+            batch_size=settings.batch_size,
+            augmentation=settings.augmentation,
+            bootstrap=settings.bootstrap,
+            cluster=cluster if cluster.worker_range[1] > 1 else None,
+            seed=recipe.seed if recipe else 0,
+            tracking_uri=tracking_uri,
+        )
+        for model in models
+    )
+    return EvaluateCommand(requests, options.output, options.overwrite, tracking_uri)
+
+
+def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace:
+    arguments = parser("pipeline.evaluate", description, examples)
+    add = arguments.add_argument
+    add(
+        "model", nargs="+", metavar="MODEL",
+        help="models:/name@alias, models:/name/version, runs:/id/path, or a run, checkpoint or bundle folder; after "
+        "--recipe also key.sub=value",
+    )  # fmt: skip
+    add("--shards", metavar="URI", help="shard set (default: the recipe's)")
+    add("--split", help="split to score (default: the recipe's report split)")
+    add("--recipe", help="recipe that names shards, split, evaluation settings and cluster")
+    add("--workers", type=int, help="Ray workers (default: the recipe's, else 1: this process)")
+    add("--augmentation", help="test-time augmentation: none, flips, flips_turns, flips_scales")
+    add("--batch-size", type=int, help="samples per forward pass (default: 4)")
+    add("--bootstrap", type=int, help="resamplings for the intervals, 0: none (default: 1000)")
+    add(
+        "--store", "--tracking-uri", dest="tracking_uri", metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )  # fmt: skip
+    add("--output", metavar="FOLDER", help="write report.md, report.json and pictures here")
+    add("--overwrite", action="store_true", help="replace a report that is there")
+    options: Namespace = arguments.parse_args(argv)
+    return options
+
+
+def _settings(options: Namespace, recipe: Recipe | None) -> tuple[EvaluateConfig, ClusterConfig]:
+    """Returns the recipe's evaluation settings and cluster, changed as the command line says."""
+    settings = (recipe.evaluate if recipe else EvaluateConfig()).model_dump(mode="json")
+    settings |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    cluster = (recipe.cluster if recipe else ClusterConfig()).model_dump(mode="json")
+    if options.workers is not None:
+        cluster["workers"] = options.workers
+    return (
+        EvaluateConfig.parse(settings, where="command line"),
+        ClusterConfig.parse(cluster, where="command line"),
+    )
