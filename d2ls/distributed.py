@@ -1,8 +1,8 @@
-"""Differentiable sums and gathers over all ranks; without a process group they give back what came in.
+"""Differentiable sums and gathers over all ranks; without a process group they return their input.
 
-A loss that every rank computes from reduced values is the same on every rank. The backward of a sum over ranks is a
-sum over ranks, so each rank receives world size times the gradient of its share; the mean that data-parallel
-training takes over ranks then is exactly the gradient of that one loss.
+A loss that every rank computes from reduced values is equal on all ranks. The backward pass of a sum over ranks is a
+sum over ranks, so each rank receives world size times the gradient of its share. DistributedDataParallel then takes the
+mean over ranks, which is exactly the gradient of that one loss.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _SIZES: ContextVar[Sequence[int] | None] = ContextVar("sizes", default=None)
 
 @contextlib.contextmanager
 def known_sizes(sizes: Sequence[int]) -> Iterator[None]:
-    """Tells `gather_over_ranks` how many rows each rank has, which saves an exchange that waits for the device."""
+    """Sets how many rows each rank has, which saves `gather_over_ranks` an exchange that waits for the device."""
     token = _SIZES.set(sizes)
     try:
         yield
@@ -28,17 +28,20 @@ def known_sizes(sizes: Sequence[int]) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Returns the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sums a tensor of one shape over all ranks, differentiably; every rank gets the sum."""
+    """Returns the sum of a tensor over all ranks, differentiably; its shape must be equal on all ranks."""
     return values if world_size() == 1 else _sum(values)
 
 
 def gather_over_ranks(rows: Tensor) -> Tensor:
-    """Concatenates tensors (B ..., B may differ between ranks, 0 too) in rank order, differentiably."""
+    """Returns the tensors (B ...) of all ranks, concatenated in rank order, differentiably.
+
+    B may differ between ranks, and be 0.
+    """
     return rows if world_size() == 1 else _gather(rows)
 
 

@@ -1,23 +1,23 @@
-"""The exception tree of the project: one root, one branch for each thing a person has to mend.
+"""The exceptions of the project: one root, and a class for each kind of error that a user can fix.
 
-Every message names the offending file, key, shard or value, what would be allowed, and the way out.
+Every message names the offending file, key, shard or value, what is allowed, and the way out.
 """
 
 
 class D2LSError(Exception):
-    """Root of all errors that a user can mend. The commands print its message without a traceback."""
+    """Root of all errors that a user can fix. The commands print its message without a traceback."""
 
 
 class ConfigError(D2LSError, ValueError):
-    """A value of a recipe, of an override or of an argument is unknown, of the wrong type or impossible."""
+    """A value of a recipe, an override or an argument is unknown, of the wrong type or impossible."""
 
 
 class DataError(D2LSError):
-    """An input file is missing, unreadable or not what its data set promises."""
+    """An input file is missing, unreadable or not as its data set describes."""
 
 
 class LabelError(DataError):
-    """A label image holds a colour or an id that the data set does not define."""
+    """A label image has a colour or an id that the data set does not define."""
 
 
 class ShardError(DataError):
@@ -37,7 +37,7 @@ class CheckpointError(D2LSError):
 
 
 class TrainingError(D2LSError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -49,4 +49,4 @@ class TrackingError(D2LSError):
 
 
 class ResourceError(D2LSError):
-    """The machine or cluster cannot give what the recipe asks for."""
+    """The machine or cluster does not have what the recipe asks for."""

@@ -1,8 +1,8 @@
 """The training loss: named terms over one micro-step of all ranks, and their weighted sum.
 
-Every term is taken over the samples of all ranks: sums and counts are reduced before anything is divided. Each rank
-returns the loss of the whole micro-step, with gradients that a mean over ranks (as DistributedDataParallel takes it)
-turns into those of a single process with all samples.
+Every term is computed over the samples of all ranks: sums and counts are reduced before anything is divided. Each rank
+returns the loss of the whole micro-step. The mean of its gradients over ranks, as DistributedDataParallel computes it,
+is the gradient of a single process with all samples.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ class LossTerms(NamedTuple):
     """Named terms and what they add up to.
 
     Attributes:
-        terms: unweighted scalars, float32: cross_entropy, dice, static_cross_entropy, contrastive; a term that is
-            switched off, or whose input the network does not give, is absent.
+        terms: unweighted scalars, float32: cross_entropy, dice, static_cross_entropy, contrastive. A term that is
+            switched off, or whose input the network does not return, is absent.
         weights: the weight of each of these terms.
-        total: the sum of weight times term, to be minimised.
+        total: the sum of weight times term, which is minimised.
     """
 
     terms: dict[str, Tensor]
@@ -42,9 +42,9 @@ class D2LSLoss(nn.Module):
 
     Args:
         label_smoothing: share of the target spread over all classes.
-        dice_weight: weight of Dice; 0 leaves it out.
+        dice_weight: weight of Dice; 0 switches it off.
         dice_smooth: added to numerator and denominator of Dice.
-        static_weight: weight of the static branch's cross entropy; 0 leaves it out.
+        static_weight: weight of the static branch's cross entropy; 0 switches it off.
         contrastive: ratio (the published form), infonce (this project's form, with a temperature) or none.
         contrastive_weight: None: 1.0 for ratio, 0.1 for infonce (whose value is near the log of its candidates).
         temperature: of infonce.
@@ -88,7 +88,7 @@ class D2LSLoss(nn.Module):
         }
 
     def forward(self, output: D2LSOutput, labels: Tensor) -> LossTerms:
-        """Computes the terms of the micro-step that all ranks are in.
+        """Computes the terms of a micro-step; all ranks call this together.
 
         Args:
             output: of this rank; logits B K H W. Other fields may be None, as from networks without a dictionary.
@@ -98,7 +98,7 @@ class D2LSLoss(nn.Module):
             The terms over all ranks, the same on every rank.
 
         Raises:
-            ConfigError: a contrastive term is asked for, and the dictionary is the same for every image.
+            ConfigError: a contrastive term is set, and the dictionary is the same for every image.
         """
         terms = self._pixel_terms(output, labels.long())
         if self.contrastive != "none" and self.weights["contrastive"] != 0:
@@ -106,7 +106,7 @@ class D2LSLoss(nn.Module):
         return _weighted(terms, self.weights)
 
     def _pixel_terms(self, output: D2LSOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Cross entropies and Dice from one reduction over ranks."""
+        """Computes cross entropies and Dice from one reduction over ranks."""
         parts = {
             "count": self._count(labels),
             "cross_entropy": self._cross_entropy_sum(output.logits, labels),
@@ -148,7 +148,7 @@ class D2LSLoss(nn.Module):
 
 
 def dice_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums for Dice over the labelled pixels of this rank.
+    """Computes the sums that Dice consists of, over the labelled pixels of this rank.
 
     Args:
         logits: B K H W.
@@ -168,17 +168,17 @@ def dice_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dice_loss(sums: Tensor, smooth: float) -> Tensor:
-    """Dice loss from the sums of `dice_sums` over the batch: mean over all K; a class without pixels adds 0."""
+    """Computes the Dice loss from the sums of `dice_sums`: the mean over all K, where a class without pixels adds 0."""
     overlap, predicted, present = sums
     score = (2 * overlap + smooth) / (predicted + present + smooth).clamp_min(1e-7)
     return ((1 - score) * (present > 0)).mean()
 
 
 def contrastive_ratio(dictionary: Tensor) -> Tensor:
-    """The published contrastive term, over the images of all ranks.
+    """Computes the published contrastive term over the images of all ranks.
 
-    Mean squared distance of every image's class vector to the batch mean of its class, over the mean squared distance
-    of the means of two classes plus 1e-6. Zero where all ranks together have one image.
+    It is the mean squared distance of every image's class vector to the batch mean of its class, divided by the mean
+    squared distance of the means of two classes plus 1e-6. It is 0 where all ranks together have one image.
 
     Args:
         dictionary: D0 of this rank, B K C; B may differ between ranks.
@@ -194,11 +194,11 @@ def contrastive_ratio(dictionary: Tensor) -> Tensor:
 
 
 def infonce(dictionary: Tensor, static: Tensor, temperature: float) -> Tensor:
-    """A contrastive term with a temperature (this project's form), over the images of all ranks.
+    """Computes a contrastive term with a temperature (this project's form) over the images of all ranks.
 
-    Anchors are the class vectors of every image; candidates the class vectors of all other images and the static
-    ones; positives those of the same class. All are normalised. The value is the mean over anchors and positives of
-    minus the log probability of the positive among the candidates. Meaningful for one image too.
+    Anchors are the class vectors of every image; candidates are the class vectors of all other images and the static
+    ones; positives are the candidates of the same class. All have unit length. The value is the mean, over anchors and
+    positives, of minus the log probability of the positive among the candidates. It has a meaning for one image too.
 
     Args:
         dictionary: D0 of this rank, B K C; B may differ between ranks.
@@ -209,12 +209,12 @@ def infonce(dictionary: Tensor, static: Tensor, temperature: float) -> Tensor:
     B, K, C = images.shape
     anchors = F.normalize(images.reshape(B * K, C), dim=-1)
     candidates = torch.cat([anchors, F.normalize(static.float(), dim=-1)])
-    image = torch.arange(B + 1, device=images.device).repeat_interleave(K)
-    kind = torch.arange(K, device=images.device).repeat(B + 1)
-    other = image[: B * K, None] != image
+    image_of = torch.arange(B + 1, device=images.device).repeat_interleave(K)
+    class_of = torch.arange(K, device=images.device).repeat(B + 1)
+    other = image_of[: B * K, None] != image_of
     with torch.autocast(images.device.type, enabled=False):
         scores = (anchors @ candidates.mT / temperature).masked_fill(~other, -torch.inf)
-    positive = (kind[: B * K, None] == kind) & other
+    positive = (class_of[: B * K, None] == class_of) & other
     surprise = scores.logsumexp(dim=1, keepdim=True) - scores.masked_fill(~positive, 0)
     return (surprise * positive).sum() / positive.sum()
 

@@ -1,10 +1,11 @@
-"""Cross-attention between a dictionary of K vectors and a map of N pixels, either way round, by two routes.
+"""Cross-attention between a dictionary of K vectors and a map of N pixels, in both directions, by two routes.
 
-Absorbed: a score is q . (W_k e), which is (W_k^T q) . e. With K classes and H heads there are K H such carried
-vectors, and for few classes they are fewer than the attention is wide: nothing on the pixel side is projected.
-Projected: the pixels are projected as in any attention; cheaper for many classes. The result is the same.
+Absorbed: a score is q . (W_k e), which equals (W_k' q) . e. So the projection W_k of the pixels is applied to the K H
+queries instead (K classes, H heads). For few classes these are fewer than the attention is wide, and nothing on the
+pixel side is projected at all. Values and output projection are treated alike.
+Projected: the pixels are projected as in any attention; cheaper for many classes. The results are equal.
 
-No attention here has a key bias: softmax does not see it. Letters as in `pixels`.
+No attention here has a key bias, as it would not change the softmax. Letters as in `pixel_ops`.
 """
 
 from typing import Literal
@@ -26,7 +27,7 @@ def cheaper_route(num_classes: int, embed_dim: int, heads: int) -> Route:
 
 
 class CrossAttention(nn.Module):
-    """The four projections that both attentions share; attention width C/2."""
+    """The four projections of both attentions, of width A = C/2."""
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
@@ -60,20 +61,19 @@ class DictionaryToPixelAttention(CrossAttention):
             position: P, N C.
 
         Returns:
-            B S K C; and E unchanged: whoever reads E next takes this one, so that the gradients of all its readers
-            are summed block by block instead of as whole maps.
+            B S K C; and E unchanged, which the next operation must use (`pixel_kernels.AttendPixels` says why).
         """
         q = self.split(self.query(queries)) * self.scale
-        read = self._absorbed if self.route == "absorbed" else self._projected
-        found, features = read(q, features, position)
-        return self.out(found.transpose(2, 3).flatten(3)), features
+        attend = self._absorbed if self.route == "absorbed" else self._projected
+        attended, features = attend(q, features, position)
+        return self.out(attended.transpose(2, 3).flatten(3)), features
 
     def _absorbed(self, q: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         B, T, _, C = features.shape
         rows = q @ self.by_head(self.key)
         context, features = pixel_ops.attend_pixels(features, position, rows.reshape(B, T, -1, C))
-        found = context.view(rows.shape) @ self.by_head(self.value).mT
-        return found + self.value.bias.view(self.heads, 1, -1), features
+        attended = context.view(rows.shape) @ self.by_head(self.value).mT
+        return attended + self.value.bias.view(self.heads, 1, -1), features
 
     def _projected(self, q: Tensor, features: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.split(self.key(features + position)), self.split(self.value(features))
@@ -100,21 +100,21 @@ class PixelToDictionaryAttention(CrossAttention):
             E of the next stage, B S N C.
         """
         k, v = self.split(self.key(keys)) * self.scale, self.split(self.value(values))
-        read = self._absorbed if self.route == "absorbed" else self._projected
-        return read(features, position, k, v)
+        attend = self._absorbed if self.route == "absorbed" else self._projected
+        return attend(features, position, k, v)
 
     def _absorbed(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = k @ self.by_head(self.query)
         offsets = (k @ self.query.bias.view(self.heads, -1, 1)).squeeze(-1)
-        carried = v @ self.out.weight.t().reshape(self.heads, -1, self.out.out_features)
-        carried = carried + self.out.bias / self.heads
+        values = v @ self.out.weight.t().reshape(self.heads, -1, self.out.out_features)
+        values = values + self.out.bias / self.heads
         norm = self.norm.weight, self.norm.bias, self.norm.eps
-        return pixel_ops.refine_pixels(features, position, rows, offsets, carried, *norm)
+        return pixel_ops.refine_pixels(features, position, rows, offsets, values, *norm)
 
     def _projected(self, features: Tensor, position: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = _like(self.split(self.query(features + position)), k)
-        read = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        refined: Tensor = self.norm(features + self.out(read.transpose(2, 3).flatten(3)))
+        attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        refined: Tensor = self.norm(features + self.out(attended.transpose(2, 3).flatten(3)))
         return refined
 
 

@@ -27,7 +27,7 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: channels of the four maps, shallowest first.
-        strides: strides of all maps of the trunk, shallowest first; the four are among them.
+        strides: strides of all maps of the trunk, shallowest first, among them the four.
 
     Raises:
         ConfigError: unknown name (near ones are listed), or no four maps at these strides.
@@ -72,12 +72,14 @@ class Backbone(nn.Module):
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Computes the four maps, and before them the one at stride 2 where the trunk has it."""
         maps = self._maps(images)
-        return [each for each, stride in zip(maps, self.strides, strict=True) if stride in (2, *STRIDES)]
+        return [
+            features for features, stride in zip(maps, self.strides, strict=True) if stride in (2, *STRIDES)
+        ]
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.trunk(images)
-        return [each.permute(0, 3, 1, 2) for each in maps] if self.channels_last else list(maps)
+        return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last else list(maps)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a frozen backbone stays in evaluation mode."""
@@ -88,7 +90,9 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        raise ConfigError(f"timm has no backbone {architecture!r}; near names: {', '.join(near) or 'none'}")
+        raise ConfigError(
+            f"timm has no backbone {architecture!r}; similar names: {', '.join(near) or 'none'}"
+        )
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if _accepts(architecture, "strict_img_size"):
         options["strict_img_size"] = False
@@ -102,11 +106,11 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any
 
 
 def _accepts(architecture: str, option: str) -> bool:
-    """Says whether a class in the module of this architecture takes the option."""
+    """Returns whether a class in timm's module of this architecture takes the option."""
     module = sys.modules[timm.model_entrypoint(architecture).__module__]
     classes: Sequence[type] = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
         if member.__module__ == module.__name__
     ]
-    return any(option in inspect.signature(each).parameters for each in classes)
+    return any(option in inspect.signature(member).parameters for member in classes)

@@ -1,7 +1,7 @@
 """Networks to compare D2LS with: decoders of segmentation_models_pytorch behind the same backbones.
 
-That library is an optional extra, imported only where one of its networks is built. Nothing of its own weights is
-loaded: the backbone is timm's, with the weights D2LS would start from, so that a comparison changes the head alone.
+That library is an optional extra, imported only where one of its networks is built. None of its weights are loaded:
+the backbone is timm's, with the weights that D2LS would start from, so that a comparison changes only the head.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from d2ls.models.d2ls import D2LSOutput, crop, pad
 from d2ls.models.normalization import Normalization
 
 BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer")
-"""Decoders that read a plain pyramid of maps; the library's others want a dilated encoder, or one of their own."""
+"""Decoders that take a plain pyramid of maps; the library's others need a dilated encoder, or one of their own."""
 
 LIBRARY = "segmentation_models_pytorch"
 DEEPEST_STRIDE = 32
@@ -52,7 +52,7 @@ class Baseline(nn.Module):
         Args:
             images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
                 padded with zeros at the lower and right edge to a multiple of 32, and the logits cropped.
-            auxiliary: without effect; there is no second branch.
+            auxiliary: has no effect, as there is no second branch.
 
         Returns:
             The output, logits B K H W; the other fields are empty, as there is no dictionary.
@@ -60,7 +60,7 @@ class Baseline(nn.Module):
         height, width = images.shape[-2:]
         padded = pad(self.normalization(images), DEEPEST_STRIDE)
         maps = self.backbone.pyramid(padded)
-        if 2 not in self.backbone.strides:  # these decoders expect a map there, be it without channels
+        if 2 not in self.backbone.strides:  # these decoders expect a map there, if only one without channels
             half = [side // 2 for side in padded.shape[-2:]]
             maps = [padded.new_empty(len(padded), 0, *half), *maps]
         return crop(D2LSOutput(self.head(self.decoder([padded, *maps]))), height, width)
@@ -90,7 +90,7 @@ def build_baseline(
     import segmentation_models_pytorch as smp
 
     encoder = f"tu-{backbone.name.split('.')[0]}"
-    try:  # the encoder that comes with it tells the decoder its widths, and is dropped
+    try:  # the decoder gets its widths from the encoder that is built with it, which is dropped
         whole = smp.create_model(architecture, encoder, None, backbone.bands, num_classes)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -102,10 +102,10 @@ def build_baseline(
 
 
 def check_library(architecture: str) -> None:
-    """Refuses an unknown architecture, and any where the library is missing.
+    """Refuses an unknown architecture, and every one where the library is missing.
 
     Raises:
-        ConfigError: says what is allowed, or what to install.
+        ConfigError: names what is allowed, or what to install.
     """
     if architecture not in BASELINES:
         raise ConfigError(f"architecture is {architecture!r}; allowed are d2ls, {', '.join(BASELINES)}")

@@ -45,20 +45,20 @@ def build_model(
     Args:
         backbone: a timm name with four maps at strides 4, 8, 16, 32.
         num_classes: K, at least 2.
-        architecture: d2ls, or one of `BASELINES` with the same backbone; what follows about stages, sizes, heads,
-            dictionary, aggregator and static branch is about d2ls alone.
-        stages: L, 0 to 6; 0 keeps the closing attention. Without effect where `dictionary` is none.
-        pretrained: take timm's weights for the backbone; may download them. Nothing else ever downloads.
-        weights: a local file of backbone weights (.safetensors, .pth) instead.
+        architecture: d2ls, or one of `BASELINES` with the same backbone, for which stages, embed_dim, heads,
+            candidates, dictionary, aggregator and static_branch have no effect.
+        stages: L, 0 to 6; 0 keeps the closing attention. No effect where `dictionary` is none.
+        pretrained: use timm's weights for the backbone, downloaded if needed. Nothing else downloads.
+        weights: use a local file of backbone weights (.safetensors, .pth) instead.
         bands: channels of the images.
         embed_dim: C, a multiple of 16 and of twice the heads.
         heads: H.
         candidates: R, at least 2.
         dictionary: dynamic (mixed for each image), static (learned, the same for all) or none (a plain 1x1 head).
-        aggregator: False: only the deepest map is used.
+        aggregator: whether the four maps are fused; False: only the deepest one is used.
         static_branch: whether the static dictionary runs through the decoder as an auxiliary branch in training;
             there is none unless the dictionary is dynamic.
-        freeze_backbone: no gradient to the backbone, and evaluation mode there.
+        freeze_backbone: keep the backbone as it is: no gradient, and evaluation mode.
         drop_path: stochastic depth rate of the backbone.
         normalization: values of `Normalization.to_json`; None: the backbone's own for three bands, and mean 0, std 1
             for other counts.
@@ -129,7 +129,7 @@ def _check(
     weights: str | None,
 ) -> None:
     if num_classes < 2:
-        raise ConfigError(f"num_classes is {num_classes}; a dictionary needs 2 classes at least")
+        raise ConfigError(f"num_classes is {num_classes}; a dictionary needs at least 2 classes")
     if not 0 <= stages <= MOST_STAGES:
         raise ConfigError(f"stages is {stages}; allowed are 0 to {MOST_STAGES}")
     if embed_dim % 16 or embed_dim % (2 * heads):
@@ -137,6 +137,6 @@ def _check(
     if dictionary not in ("dynamic", "static", "none"):
         raise ConfigError(f"dictionary is {dictionary!r}; allowed are dynamic, static, none")
     if dictionary == "dynamic" and candidates < 2:
-        raise ConfigError(f"candidates is {candidates}; mixing needs 2 at least (or dictionary: static)")
+        raise ConfigError(f"candidates is {candidates}; mixing needs at least 2 (or set dictionary: static)")
     if pretrained and weights is not None:
-        raise ConfigError(f"both pretrained and weights ({weights}) are given: which shall it be?")
+        raise ConfigError(f"both pretrained and weights ({weights}) are given; remove one of them")

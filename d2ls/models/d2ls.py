@@ -17,7 +17,7 @@ SMALLEST = 32
 
 
 class D2LSOutput(NamedTuple):
-    """Logits, and what the losses and the plots need beside them. A tuple, hence a pytree for compile and export.
+    """Output of every network, in training and in evaluation. A tuple, so that `torch.export` can return it.
 
     Attributes:
         logits: B K H W, scores of the K classes at input resolution.
@@ -36,15 +36,15 @@ class D2LSOutput(NamedTuple):
 
 
 class DictionaryHead(nn.Module):
-    """Everything behind the aggregator of a network with a dictionary.
+    """The head of a network with a dictionary: everything behind the aggregator.
 
     Args:
         static: the static dictionary.
-        modulator: weighs candidates by the deepest map; None for a static dictionary.
+        modulator: weighs the candidates by the deepest map; None for a static dictionary.
         dynamic: mixes the dynamic dictionary; None for a static dictionary.
         position: encodes pixel positions.
         interactor: refines dictionary and pixel features.
-        decoder: makes logits of both.
+        decoder: computes logits from both.
         static_branch: whether an auxiliary branch exists.
     """
 
@@ -88,7 +88,7 @@ class DictionaryHead(nn.Module):
             static_logits=logits[:, 1] if len(branches) > 1 else None,
             static_dictionary=static,
             dynamic_dictionary=initial if self.dynamic is not None else None,
-            dictionaries=tuple(each[:, 0] for each in dictionaries),
+            dictionaries=tuple(dictionary[:, 0] for dictionary in dictionaries),
         )
 
     def _initial(self, static: Tensor, deepest: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class DictionaryHead(nn.Module):
 
 
 class PlainHead(nn.Module):
-    """What remains behind the aggregator without a dictionary."""
+    """The head of a network without a dictionary."""
 
     def __init__(self, decoder: PlainDecoder) -> None:
         super().__init__()
@@ -156,13 +156,13 @@ class D2LS(nn.Module):
 
 
 def pad(images: Tensor, multiple: int = PATCH) -> Tensor:
-    """Adds zeros at the lower and right edge up to multiples of 4 (or another number), and to 32 at least."""
+    """Pads with zeros at the lower and right edge to multiples of 4 (or another number), and to 32 at least."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, _padded(width, multiple) - width, 0, _padded(height, multiple) - height))
 
 
 def _padded(size: int, multiple: int) -> int:
-    """An `if` where `max` would do: an exporter then notes a smallest size instead of a formula."""
+    """Written as an `if` instead of `max`, so that an exporter records a smallest size instead of a formula."""
     return (size + multiple - 1) // multiple * multiple if size > SMALLEST - multiple else SMALLEST
 
 
@@ -176,7 +176,7 @@ def crop(output: D2LSOutput, height: int, width: int) -> D2LSOutput:
 
 
 def _cropped(logits: Tensor, height: int, width: int) -> Tensor:
-    """A slice; for exporters a copy, as the strides of a slice would tie the program to padded or unpadded sizes."""
+    """Returns a slice; for exporters a copy, as the strides of a slice would fix whether the program pads."""
     if not torch.compiler.is_exporting():
         return logits[..., :height, :width]
     rows, columns = (torch.arange(size, device=logits.device) for size in (height, width))

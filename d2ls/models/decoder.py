@@ -18,7 +18,7 @@ class Upsampler(nn.Module):
 
     def forward(self, features: Tensor, vectors: Tensor, size: tuple[int, int]) -> Tensor:
         """Computes logits (G K 4*height 4*width) from E (G N C) and class vectors (G K C/16)."""
-        weight, bias = (each.view(-1, 4).t().flatten() for each in (self.norm.weight, self.norm.bias))
+        weight, bias = (vector.view(-1, 4).t().flatten() for vector in (self.norm.weight, self.norm.bias))
         return pixel_ops.upsample(features, vectors, weight, bias, self.norm.eps, size)
 
 

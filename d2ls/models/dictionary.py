@@ -1,11 +1,11 @@
-"""Class vectors: learned for all images (static) and mixed for each image (dynamic)."""
+"""Class vectors: one set learned for all images (static), and one mixed for each image (dynamic)."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Modulator(nn.Module):
-    """Looks at the deepest map of an image and weighs the R candidates of every class.
+    """Weighs the R candidates of every class by the deepest map of an image.
 
     Args:
         channels: channels C4 of the deepest map.
@@ -41,7 +41,7 @@ class Modulator(nn.Module):
 
 
 class StaticDictionary(nn.Module):
-    """One learned vector a class."""
+    """A learned vector for each class."""
 
     def __init__(self, num_classes: int, embed_dim: int = 256) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class DynamicDictionary(nn.Module):
         self.candidates = candidates
 
     def forward(self, static: Tensor, mixing: Tensor) -> Tensor:
-        """Mixes D0.
+        """Computes D0.
 
         Args:
-            static: K C.
-            mixing: B K R, weights of the candidates.
+            static: class vectors, K C.
+            mixing: weights of the candidates, B K R.
 
         Returns:
-            B K C.
+            Class vectors of each image, B K C.
         """
-        options = self.expand(static).unflatten(-1, (self.candidates, -1))
-        return torch.einsum("bkr,krc->bkc", mixing.to(options.dtype), options)
+        candidates = self.expand(static).unflatten(-1, (self.candidates, -1))
+        return torch.einsum("bkr,krc->bkc", mixing.to(candidates.dtype), candidates)

@@ -1,7 +1,7 @@
 """A trained network as one file that runs without this project: a torch.export program (.pt2) or ONNX.
 
-The normalisation is part of the program. What is written is read back, by onnxruntime or by `torch.export.load`, and
-compared with the network at random sizes before the file gets its name.
+The program takes raw pixels. It is read back, by onnxruntime or by `torch.export.load`, and compared with the network
+at random sizes before the file gets its name.
 """
 
 import importlib
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
 
 SMALLEST = 64
-"""Least height and width: below, the deepest map would be one pixel high, which needs another program."""
+"""Smallest height and width; below it the deepest map is one pixel high, which would need another program."""
 
 TOLERANCE = 1e-4
-"""Largest difference of probabilities, relative to their standard deviation, that rounding explains."""
+"""Largest difference of probabilities, relative to their standard deviation, that rounding can explain."""
 
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
-"""What each suffix needs beside torch."""
+"""Packages that each suffix needs beside torch."""
 
 Run = Callable[[Tensor], Tensor]
 
 
 class PixelsToProbabilities(nn.Module):
-    """Raw pixels in, class probabilities out: what is exported.
+    """The exported module: from raw pixels to class probabilities.
 
     Args:
         network: takes raw pixels, returns an object with `.logits`.
@@ -53,10 +53,10 @@ class PixelsToProbabilities(nn.Module):
 
 
 def check_target(target: Path, *, overwrite: bool = False) -> None:
-    """Refuses what could not be written, before any work.
+    """Refuses a target that could not be written, before any work is done.
 
     Raises:
-        ConfigError: another suffix, or a package that this one needs is missing.
+        ConfigError: another suffix, or a package that the suffix needs is missing.
         StorageError: the file exists and may not be replaced.
     """
     if target.is_dir():
@@ -65,7 +65,9 @@ def check_target(target: Path, *, overwrite: bool = False) -> None:
         storage.check_free(target, "name another file, or replace it with --overwrite (overwrite=True)")
     if target.suffix not in PACKAGES:
         raise ConfigError(f"{target}: models are exported as {' or '.join(PACKAGES)}; name the file so")
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime sends events, from its import on
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # without it onnxruntime sends events from its import on
     for package in PACKAGES[target.suffix]:
         try:
             importlib.import_module(package)
@@ -103,7 +105,7 @@ def export_model(
     Raises:
         ConfigError: another suffix, a missing package, or a size below 64.
         StorageError: the file exists already.
-        WeightsError: the program does not give what the network gives; nothing is written.
+        WeightsError: the program does not compute what the network computes; nothing is written.
     """
     check_target(target, overwrite=overwrite)
     if size is not None and size < SMALLEST:
@@ -130,8 +132,8 @@ def export_model(
 def onnx_metadata(info: "ModelInfo") -> dict[str, str]:
     """Returns the metadata of an ONNX file, each value as JSON.
 
-    All but `d2ls`, the whole description, are those that the QGIS plugin Deepness reads. It divides pixels by 255
-    before it standardises them, so its standard deviation of 1/255 gives the raw values back. Its documentation says
+    `d2ls` is the whole description. The others are those that the QGIS plugin Deepness reads. It divides pixels by 255
+    before it standardises them, so a standard deviation of 1/255 gives the raw values back. Its documentation says
     `tiles_size`, its code reads `tile_size`.
     """
     values: dict[str, Any] = {
@@ -171,8 +173,8 @@ def _write_onnx(program: ExportedProgram, info: "ModelInfo", file: Path) -> Run:
 
 
 def _name_axes(graph: Any) -> None:
-    """Calls the free axes of input and output `batch`, `height`, `width`; torch.export numbers them."""
-    del graph.value_info[:]  # the shapes in between would still tell the old names
+    """Names the free axes of input and output `batch`, `height`, `width`; torch.export numbers them."""
+    del graph.value_info[:]  # the shapes in between would still have the old names
     for value in (graph.input[0], graph.output[0]):
         for name, axis in zip(
             ("batch", "", "height", "width"), value.type.tensor_type.shape.dim, strict=True
@@ -190,7 +192,7 @@ def _shapes(bands: int, size: int | None, checks: int) -> list[tuple[int, int, i
 def _difference(model: nn.Module, run: Run, shape: tuple[int, ...]) -> float:
     images = torch.from_numpy(np.random.default_rng(shape).integers(0, 256, shape).astype(np.float32))
     with torch.no_grad():
-        expected, found = model(images), run(images)
-    if found.shape != expected.shape:
+        expected, exported = model(images), run(images)
+    if exported.shape != expected.shape:
         return float("inf")
-    return float((found - expected).abs().max() / expected.std().clamp_min(1e-12))
+    return float((exported - expected).abs().max() / expected.std().clamp_min(1e-12))

@@ -1,4 +1,4 @@
-"""Dictionary and pixel features query each other, stage after stage."""
+"""Dictionary and pixel features attend to each other, stage after stage; and the positions of pixels."""
 
 import math
 
@@ -19,13 +19,13 @@ class ReadPixels(nn.Module):
     def forward(
         self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Refines the dictionary D (B S K C) by the pixel features E (B T N C); returns D and E, unchanged."""
-        read, features = self.attention(dictionary + initial, features, position)
-        return self.norm(dictionary + read), features
+        """Returns the refined dictionary D (B S K C), and the pixel features E (B T N C) unchanged."""
+        attended, features = self.attention(dictionary + initial, features, position)
+        return self.norm(dictionary + attended), features
 
 
 class Stage(nn.Module):
-    """One interactor stage: the dictionary reads the pixels, then the pixels read the dictionary."""
+    """One interactor stage: the dictionary attends to the pixels, then the pixels attend to the dictionary."""
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ class Stage(nn.Module):
     def forward(
         self, dictionary: Tensor, initial: Tensor, features: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Refines D (B S K C), then E (B T N C, returned as B S N C)."""
+        """Returns the refined D (B S K C) and E (B S N C; the given one may be B T N C)."""
         dictionary, features = self.read_pixels(dictionary, initial, features, position)
         features = self.read_dictionary(features, position, dictionary + initial, dictionary)
         return dictionary, features
 
 
 class Interactor(nn.Module):
-    """L stages and a closing attention, for all branches at once.
+    """L stages and a closing attention of the dictionary, for all branches at once.
 
     Args:
-        stages: L; with 0 the closing attention alone remains.
+        stages: L; with 0 only the closing attention remains.
         embed_dim: C.
         heads: H.
-        route: how the attentions are computed; the result is the same.
+        route: how the attentions are computed; the results are equal.
     """
 
     def __init__(self, stages: int, embed_dim: int, heads: int, route: Route) -> None:
@@ -78,7 +78,7 @@ class Interactor(nn.Module):
 class FourierPosition(nn.Module):
     """Encodes pixel centres: (x, y) in 0..1, 2c - 1, times a Gaussian matrix, times 2 pi, sine and cosine.
 
-    The Gaussian matrix is drawn at construction and is part of the checkpoint.
+    The Gaussian matrix is drawn at construction and is a part of the checkpoint.
     """
 
     frequencies: Tensor

@@ -1,4 +1,4 @@
-"""Input normalisation: explicit, and carried by the model."""
+"""Normalisation of raw pixels, the first layer of every network."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""The operations on pixel features, which are as long as the image: nearly all of the head's cost.
+"""The operations on pixel features: nearly all of the head's cost, as everything else is as short as the dictionary.
 
-Each is computed by a hand-written kernel (`pixel_kernels`) in eager mode, and by plain operations, which a compiler can
-fuse and an exporter can write down, under `torch.compile` and `torch.export`. The results are equal.
+In eager mode each is computed by a hand-written kernel (`pixel_kernels`). Under `torch.compile` and `torch.export` it
+is computed by plain operations, which a compiler can fuse and an exporter can express. The results are equal.
 
 Letters: B images, S branches (dynamic, static), T branches of the pixel features (1 while both branches still share
 E0, S later), N pixels, C channels, H heads, K classes, R rows (S/T H K of them).
@@ -16,15 +16,16 @@ from d2ls.models.pixel_kernels import widen
 
 
 def attend_pixels(features: Tensor, position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Lets dictionary rows read the pixels: softmax over pixels of rows . (E + P), times E.
+    """Attends to the pixels: softmax over pixels of rows . (E + P), times E.
 
     Args:
         features: E, B T N C.
         position: P, N C.
-        rows: B T R C, queries already carried to pixel space and scaled.
+        rows: B T R C, queries already projected to the pixel features' space and scaled.
 
     Returns:
-        B T R C, for each row a mean of E; and E itself, for the next reader.
+        The context, B T R C, for each row a weighted mean of E; and E itself, which the next operation must use
+        (`pixel_kernels.AttendPixels` says why).
     """
     features, position, rows = _common_dtype(features, position, rows)
     if torch.compiler.is_compiling():
@@ -43,17 +44,17 @@ def refine_pixels(
     bias: Tensor,
     eps: float,
 ) -> Tensor:
-    """Lets pixels read the dictionary, adds what they read, and normalises.
+    """Lets pixels attend to the dictionary, adds the result to them, and normalises.
 
-    For each head softmax over classes of rows . (E + P) + offsets, times values, summed over heads; then
-    LayerNorm(E + that).
+    For each head: softmax over classes of rows . (E + P) + offsets, times values. Summed over heads this is added to E;
+    LayerNorm follows.
 
     Args:
         features: E, B T N C.
         position: P, N C.
-        rows: B S H K C, keys carried to pixel space and scaled.
-        offsets: B S H K, what the query bias adds to the scores.
-        values: B S H K C, values carried to pixel space, the output bias in them.
+        rows: B S H K C, keys projected to the pixel features' space and scaled.
+        offsets: B S H K, the part of the scores that comes from the query bias.
+        values: B S H K C, values projected to the pixel features' space, including the output bias.
         weight: C, scale of the norm.
         bias: C, shift of the norm.
         eps: of the norm.
@@ -77,7 +78,7 @@ def upsample(
 ) -> Tensor:
     """Computes logits at four times the resolution; see `decoder.Upsampler`.
 
-    A pixel shuffle only renames elements, so nothing is moved before the last step: the 16 sub-pixels of a pixel stay
+    A pixel shuffle only renames elements. So nothing is moved before the last step: the 16 sub-pixels of a pixel stay
     beside each other, and only the K logits are laid out at input resolution.
 
     Args:
@@ -142,7 +143,7 @@ def plain_upsample(
 
 
 def _common_dtype(*tensors: Tensor) -> list[Tensor]:
-    """Casts to the dtype of autocast where that is on, else to that of the first."""
+    """Casts to the dtype of autocast where it is on, else to that of the first tensor."""
     device = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
     return [tensor.to(dtype) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code: its names turned into ours, its unused weights dropped.
+"""Checkpoints of the published code: names are translated to ours, unused weights are dropped.
 
 The published network takes its ConvNeXt from torchvision; ours comes from timm. The layers are the same.
 """
@@ -47,7 +47,7 @@ _UNUSED = re.compile(
 def build_published(
     state_dict: Mapping[str, Tensor], backbone: str
 ) -> tuple[D2LS | Baseline, tuple[str, ...]]:
-    """Builds the network of a checkpoint of the published code; its sizes follow from the checkpoint.
+    """Builds the network of a checkpoint of the published code, whose sizes follow from the checkpoint.
 
     Args:
         state_dict: see `load_published`.
@@ -66,7 +66,7 @@ def build_published(
             f"no {_QUERIES} among {len(names)} entries ({', '.join(names[:3])} ...): not of the published network"
         )
     num_classes, embed_dim = queries.shape
-    stages = 1 + max((int(found[1]) for found in map(_LAYER.fullmatch, names) if found), default=-1)
+    stages = 1 + max((int(match[1]) for match in map(_LAYER.fullmatch, names) if match), default=-1)
     model = build_model(backbone=backbone, num_classes=num_classes, embed_dim=embed_dim, stages=stages)
     return model, load_published(model, state_dict)
 
@@ -76,14 +76,14 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[
 
     Args:
         model: a network of `build_model` with a ConvNeXt backbone.
-        state_dict: names of the published code to arrays; a common prefix `net.` (of its trainer) is taken off.
+        state_dict: names of the published code to tensors; the prefix `net.` of its trainer is removed.
 
     Returns:
-        The names that were dropped: modules that the published forward pass never uses, and key biases, which
-        softmax does not see.
+        The names that were dropped: modules that the published forward pass never uses, and key biases, which do not
+        change a softmax.
 
     Raises:
-        WeightsError: anything else is left over or missing, or a shape differs; the first names are given.
+        WeightsError: other entries are left over or missing, or a shape differs; the message names the first ones.
     """
     state = {name.removeprefix("net."): value for name, value in state_dict.items()}
     dropped = tuple(name for name in state if _UNUSED.fullmatch(name))
@@ -109,14 +109,14 @@ def published_name(name: str) -> str | None:
     if name.startswith("backbone.0."):
         inner = convnext_name(name.removeprefix("backbone.0."))
         return inner and f"backbone.trunk.{inner}"
-    if found := re.fullmatch(r"linear_c\.(\d)\.proj\.(weight|bias)", name):
-        return f"aggregator.projections.{found[1]}.{found[2]}"
-    if found := _CLOSING.fullmatch(name):
-        part = _ATTENTION.get(found[1])
-        return part and f"head.interactor.closing.attention.{part}.{found[2]}"
-    if found := _LAYER.fullmatch(name):
-        part = _stage_name(found[2])
-        return part and f"head.interactor.stages.{found[1]}.{part}"
+    if match := re.fullmatch(r"linear_c\.(\d)\.proj\.(weight|bias)", name):
+        return f"aggregator.projections.{match[1]}.{match[2]}"
+    if match := _CLOSING.fullmatch(name):
+        part = _ATTENTION.get(match[1])
+        return part and f"head.interactor.closing.attention.{part}.{match[2]}"
+    if match := _LAYER.fullmatch(name):
+        part = _stage_name(match[2])
+        return part and f"head.interactor.stages.{match[1]}.{part}"
     for prefix, ours in _PREFIXES.items():
         if name.startswith(f"{prefix}."):
             return ours + name.removeprefix(prefix)
@@ -124,13 +124,13 @@ def published_name(name: str) -> str | None:
 
 
 def convnext_name(name: str) -> str | None:
-    """Turns a name inside torchvision's `ConvNeXt.features` into the one of timm's feature network."""
-    if found := re.fullmatch(r"0\.([01]\.(weight|bias))", name):
-        return f"stem_{found[1]}"
-    found = re.fullmatch(r"([1-7])\.(\d+)\.(.+)", name)
-    if found is None:
+    """Translates a name inside torchvision's `ConvNeXt.features` to that of timm's feature network."""
+    if match := re.fullmatch(r"0\.([01]\.(weight|bias))", name):
+        return f"stem_{match[1]}"
+    match = re.fullmatch(r"([1-7])\.(\d+)\.(.+)", name)
+    if match is None:
         return None
-    part, index, rest = int(found[1]), found[2], found[3]
+    part, index, rest = int(match[1]), match[2], match[3]
     if part % 2 == 0:
         return f"stages_{part // 2}.downsample.{index}.{rest}"
     for theirs, ours in _BLOCK.items():
@@ -140,10 +140,10 @@ def convnext_name(name: str) -> str | None:
 
 
 def _stage_name(name: str) -> str | None:
-    if found := re.fullmatch(r"cross_attn_(token_to_image|image_to_token)\.(\w+)\.(weight|bias)", name):
-        part = _ATTENTION.get(found[2])
-        place = "read_pixels.attention" if found[1] == "token_to_image" else "read_dictionary"
-        return part and f"{place}.{part}.{found[3]}"
+    if match := re.fullmatch(r"cross_attn_(token_to_image|image_to_token)\.(\w+)\.(weight|bias)", name):
+        part = _ATTENTION.get(match[2])
+        place = "read_pixels.attention" if match[1] == "token_to_image" else "read_dictionary"
+        return part and f"{place}.{part}.{match[3]}"
     norms = {"norm2": "read_pixels.norm", "norm4": "read_dictionary.norm"}
     norm, _, rest = name.partition(".")
     return f"{norms[norm]}.{rest}" if norm in norms else None

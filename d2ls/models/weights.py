@@ -1,4 +1,4 @@
-"""Weight files: read without pickle's powers, and refused with names where they do not fit."""
+"""Weight files: read without unpickling code, and refused, naming the entries, where they do not fit."""
 
 import contextlib
 import difflib
@@ -41,11 +41,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Loads backbone weights from a local file, in timm's naming, in that of the original authors where timm knows
-    it, or in ours. What only a classifier uses may be in the file too.
+    """Loads backbone weights from a local file.
+
+    Entries may be named as in timm, as in our feature network, or as by the original authors where timm can translate
+    them. Entries that only a classifier uses are ignored.
 
     Raises:
-        WeightsError: names or shapes differ; the first ones are named.
+        WeightsError: names or shapes differ; the message names the first ones.
     """
     ours = backbone.trunk.state_dict()
     fitted = _fit_bands(backbone, _renamed(backbone, read_weights(path)), ours)
@@ -54,23 +56,21 @@ def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def _renamed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Spells the entries as our feature network does, and leaves out what only the classifier has."""
+    """Renames the entries as in our feature network, and leaves out those that only the classifier has."""
     whole = _whole(backbone)
-    wanted = {_flat(name): name for name in backbone.trunk.state_dict()}
-    if not wanted.keys() <= {_flat(name) for name in state} and (timm_filter := _timm_filter(whole)):
+    ours = {_flat(name): name for name in backbone.trunk.state_dict()}
+    if not ours.keys() <= {_flat(name) for name in state} and (timm_filter := _timm_filter(whole)):
         with contextlib.suppress(KeyError, AttributeError, ValueError, RuntimeError):
             state = timm_filter(state, whole)
-    unused = {_flat(name) for name in whole.state_dict()} - wanted.keys()
-    return {
-        wanted.get(_flat(name), name): value for name, value in state.items() if _flat(name) not in unused
-    }
+    unused = {_flat(name) for name in whole.state_dict()} - ours.keys()
+    return {ours.get(_flat(name), name): value for name, value in state.items() if _flat(name) not in unused}
 
 
 def refuse_differences(ours: State, theirs: State, source: str) -> None:
     """Compares names and shapes of two state dicts.
 
     Raises:
-        WeightsError: they differ; names the first missing, unknown and misshapen entries.
+        WeightsError: they differ; the message names the first missing, unknown and misshapen entries.
     """
     missing = [name for name in ours if name not in theirs]
     unknown = [name for name in theirs if name not in ours]
@@ -92,19 +92,19 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _flat(name: str) -> str:
-    """One spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
+    """Returns one spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
     return name.replace(".", "_")
 
 
 def _whole(backbone: Backbone) -> nn.Module:
-    """The classifier network that the backbone is a part of, without memory for its weights."""
+    """Builds the classifier network that the backbone is a part of, without memory for its weights."""
     with torch.device("meta"):
         whole: nn.Module = timm.create_model(backbone.name, in_chans=backbone.bands)
     return whole
 
 
 def _timm_filter(whole: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
-    """What timm itself uses to rename other authors' checkpoints of this architecture, if anything."""
+    """Returns the function by which timm renames other authors' checkpoints of this architecture, if it has one."""
     return getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
 
 

@@ -1,6 +1,6 @@
 """Batch normalisation over all ranks, so that the number of ranks does not change the network.
 
-PyTorch's own SyncBatchNorm needs a GPU; `RankBatchNorm` runs anywhere that `torch.distributed` does.
+PyTorch's own SyncBatchNorm needs a GPU; `RankBatchNorm` runs wherever `torch.distributed` does.
 """
 
 import contextlib
@@ -14,11 +14,10 @@ from d2ls.distributed import sum_over_ranks
 
 
 class RankBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are taken over the samples of all ranks; uneven shares are fine.
+    """BatchNorm2d whose training statistics are computed over the samples of all ranks, which may differ in number.
 
     Args:
-        source: the layer it replaces; its parameters and buffers are taken over, not copied. timm's layers with an
-            activation inside keep it.
+        source: the layer it replaces; it shares the parameters and buffers, and has the activation of timm's layers.
     """
 
     def __init__(self, source: nn.BatchNorm2d) -> None:
@@ -78,10 +77,10 @@ def normalize_over_ranks(network: nn.Module) -> int:
 
 @contextlib.contextmanager
 def without_statistics(network: nn.Module) -> Iterator[None]:
-    """Lets samples pass that do not count: batch norm joins in the sums over ranks, and adds nothing to them.
+    """Passes samples through the network that must not count in the statistics of batch norm.
 
-    The samples themselves are normalised by the running statistics; a batch without samples goes through the layer in
-    their place, which both kinds of batch norm over ranks can take.
+    Each layer gets a batch without samples first, by which it takes part in the sums over ranks and adds nothing to
+    them. The samples themselves are normalised by the running statistics.
     """
     layers = [
         layer
@@ -89,9 +88,9 @@ def without_statistics(network: nn.Module) -> Iterator[None]:
         if isinstance(layer, (RankBatchNorm, nn.SyncBatchNorm)) and layer.training
     ]
     for layer in layers:
-        setattr(layer, "forward", _joining(layer, layer.forward))  # noqa: B010 (mypy would not take a method)
+        setattr(layer, "forward", _joining(layer, layer.forward))  # noqa: B010 (mypy refuses to assign a method)
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code would not notice the exchanged method
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not call the replaced method
             yield
     finally:
         for layer in layers:
@@ -112,7 +111,7 @@ def _joining(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[
 
 
 class RunningStatistics:
-    """The running statistics of all batch norm layers, to take a step back without asking the host.
+    """The running statistics of all batch norm layers; they can be restored without waiting for the device.
 
     Args:
         network: its layers must not be replaced afterwards.

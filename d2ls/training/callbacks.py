@@ -54,16 +54,16 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """One exact evaluation of the selection split, at the end of an epoch.
+    """One exact evaluation of the validation split, at the end of an epoch.
 
     Attributes:
         step: optimizer steps done.
         epoch: epochs done.
         split: name of the evaluated split.
         confusion: K K int64, rows are the truth, summed over all ranks.
-        scores: taken from `confusion`.
+        scores: computed from `confusion`.
         terms: mean training loss terms of the epoch.
-        best: the best selection score so far.
+        best: whether its mIoU is the highest so far.
         seconds: wall time of the evaluation.
     """
 
@@ -126,15 +126,14 @@ def flat_metrics(
     classes: ClassTable,
     report: EvaluationReport | None = None,
 ) -> dict[str, float]:
-    """Names the metrics of an epoch as they are tracked: `train/loss`, `select/miou`, `select/iou/<class>`, ...
+    """Returns the metrics of an epoch by the names under which they are tracked: `train/loss`, `select/miou`, `select/iou/<class>`, ...
 
     Args:
         epoch: epochs done.
         step: optimizer steps done.
         terms: mean loss terms of the epoch.
         classes: names the classes.
-        report: evaluation of the epoch, if there was one. Scores that are not defined (a class without a pixel) are
-            left out.
+        report: evaluation of the epoch, if there was one. Undefined scores (of a class without a pixel) are left out.
     """
     metrics = {"epoch": float(epoch), "step": float(step)}
     metrics |= {f"train/{'loss' if name == 'total' else name}": value for name, value in terms.items()}

@@ -1,8 +1,8 @@
-"""What differs between devices: time, waiting, copies, memory, precision, batch norm. The loop knows a `Device` alone.
+"""Everything that differs between devices: time, waiting, copies, memory, precision, batch norm.
 
-A call on the CPU has done its work when it returns. A CUDA device only queues the work and goes on; reading a result
-waits for everything queued before it. So a step never reads: it leaves its values in a `Reading`, which the loop opens
-once the next step's forward and backward pass are queued. The GPU has work all the time then.
+A call on the CPU has done its work when it returns. A CUDA device only queues the work; reading a result waits for
+everything queued before it. So a step reads nothing: it calls `reading`, and the trainer calls the returned function
+once the forward and backward pass of the next step are queued. The GPU is then never without work.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class Device:
-    """The CPU, and what all devices share.
+    """The CPU, and the base class of all devices.
 
     Args:
         torch_device: where tensors live.
@@ -38,8 +38,8 @@ class Device:
     Attributes:
         torch_device: the same.
         runs_ahead: whether a call may return before its work is done.
-        name: product name, for its peak; empty for CPUs.
-        ddp_ids: what DistributedDataParallel takes as `device_ids`.
+        name: product name, by which its peak is found; empty for CPUs.
+        ddp_ids: the `device_ids` of DistributedDataParallel.
     """
 
     runs_ahead = False
@@ -50,47 +50,47 @@ class Device:
         self.torch_device = torch_device
 
     def now(self) -> Any:
-        """Marks a moment of the device's work."""
+        """Returns a mark of the current point in the device's work."""
         return time.perf_counter()
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Returns the time between two moments; both are known once a `Reading` made after them was opened."""
+        """Returns the time between two marks; call it after the function of a later `reading` has returned."""
         return float(end - start)
 
     def upload(self, batch: Batch) -> Batch:
-        """Brings a batch to the device, as uint8 where it is uint8, beside the work that is queued."""
+        """Copies a batch to the device, while the device works."""
         return batch.to(self.torch_device)
 
     def reading(self, values: Tensor) -> Callable[[], list[float]]:
-        """Begins to bring a vector to the host; the returned function waits for it and for all work before it."""
+        """Starts to copy a vector to the host; the returned function waits for it and for all work queued before."""
         return values.tolist
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
-        """Computes in bfloat16 where it is asked for."""
+        """Returns a context that computes in bfloat16 where the precision is bf16."""
         return torch.autocast(self.torch_device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     def set_precision(self, precision: Precision) -> None:
-        """Allows TensorFloat-32 in matrix products and convolutions, or forbids it."""
+        """Allows or forbids TensorFloat-32 in matrix products and convolutions."""
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
     def normalize_over_ranks(self, network: nn.Module) -> nn.Module:
-        """Makes batch norm take its statistics over all ranks; parameters and buffers stay the same objects."""
+        """Makes batch norm compute its statistics over all ranks; parameters and buffers stay the same objects."""
         normalize_over_ranks(network)
         return network
 
     def peak_memory(self) -> int:
-        """Returns the peak memory of this process in bytes: of the device, or resident on the host."""
+        """Returns the peak memory of this process in bytes: of the device; on a CPU, resident memory."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
     def fits(self, attempt: Callable[[int], None], size: int) -> bool:
-        """Returns whether an attempt with so many samples fits into memory; not tried on CPUs, which swap instead."""
+        """Returns whether an attempt with so many samples fits into memory; on a CPU it is not tried."""
         return True
 
     @contextlib.contextmanager
     def preserved(self, network: nn.Module) -> Iterator[None]:
-        """Puts buffers, gradients, modes and random state back at the end, bit for bit."""
+        """Restores buffers, gradients, modes and random state at the end, bit for bit."""
         buffers = {name: buffer.detach().to("cpu", copy=True) for name, buffer in network.named_buffers()}
         gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
         modes = [(module, module.training) for module in network.modules()]
@@ -111,11 +111,11 @@ class Device:
 
 
 class CudaDevice(Device):
-    """A GPU. Copies run on a stream of their own, times are taken by events.
+    """A GPU. Copies run on their own stream, events measure time.
 
     Args:
         torch_device: a CUDA device.
-        runtime: `torch.cuda`, or what stands in for it.
+        runtime: `torch.cuda`, or a stand-in for it.
     """
 
     runs_ahead = True
@@ -128,17 +128,17 @@ class CudaDevice(Device):
         self.ddp_ids = None if torch_device.index is None else [torch_device.index]
 
     def now(self) -> Any:
-        """Queues an event."""
+        """Returns an event, queued behind the work so far."""
         event = self._runtime.Event(enable_timing=True)
         event.record(self._runtime.current_stream(self.torch_device))
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Returns the time between two events that have passed."""
+        """Returns the time between two events, which must have passed."""
         return float(start.elapsed_time(end)) / 1000
 
     def upload(self, batch: Batch) -> Batch:
-        """Copies from page-locked memory on the stream of the copies; only the work queued after this waits for it."""
+        """Copies from page-locked memory on the stream of the copies; only work queued afterwards waits for it."""
         computing = self._runtime.current_stream(self.torch_device)
         with self._runtime.stream(self._copies):
             moved = self._to_device(batch, computing)
@@ -146,29 +146,29 @@ class CudaDevice(Device):
         return moved
 
     def reading(self, values: Tensor) -> Callable[[], list[float]]:
-        """Queues a copy to page-locked memory, and an event behind it."""
-        kept = self._to_host(values)
+        """Queues a copy to page-locked memory and an event behind it."""
+        copied = self._to_host(values)
         event = self._runtime.Event()
         event.record(self._runtime.current_stream(self.torch_device))
 
         def read() -> list[float]:
             event.synchronize()
-            numbers: list[float] = kept.tolist()
+            numbers: list[float] = copied.tolist()
             return numbers
 
         return read
 
     def normalize_over_ranks(self, network: nn.Module) -> nn.Module:
-        """Takes PyTorch's SyncBatchNorm; timm's converter knows its layers with an activation inside."""
+        """Uses PyTorch's SyncBatchNorm; timm's converter also knows timm's layers with an activation inside."""
         converted: nn.Module = timm.layers.convert_sync_batchnorm(network)  # type: ignore[attr-defined,no-untyped-call]
         return converted
 
     def peak_memory(self) -> int:
-        """Returns the most memory that tensors took on the device."""
+        """Returns the peak memory of tensors on the device."""
         return int(self._runtime.max_memory_allocated(self.torch_device))
 
     def fits(self, attempt: Callable[[int], None], size: int) -> bool:
-        """Tries it."""
+        """Returns whether an attempt with so many samples runs without an out-of-memory error."""
         try:
             attempt(size)
         except RuntimeError as error:
@@ -176,14 +176,14 @@ class CudaDevice(Device):
                 raise
             return False
         finally:
-            gc.collect()  # a graph that was cut off may hold itself
+            gc.collect()  # an interrupted graph may hold a reference to itself
             self._runtime.empty_cache()
         return True
 
     def _to_device(self, batch: Batch, computing: Any) -> Batch:
         moved = batch.to(self.torch_device, non_blocking=True)
         for tensor in (moved.images, moved.labels, moved.valid):
-            tensor.record_stream(computing)  # its memory is not given to a later copy before it was read
+            tensor.record_stream(computing)  # else a later copy could get its memory before it was read
         return moved
 
     def _to_host(self, values: Tensor) -> Tensor:
@@ -192,15 +192,15 @@ class CudaDevice(Device):
 
 
 def open_device(torch_device: torch.device) -> Device:
-    """Returns what the loop needs to know of a device."""
+    """Returns the `Device` of a torch device."""
     return CudaDevice(torch_device) if torch_device.type == "cuda" else Device(torch_device)
 
 
 class Stopwatch:
-    """Adds up the time of a step by part, without waiting for the device.
+    """Measures the parts of a step, without waiting for the device.
 
     Args:
-        device: where the work is done.
+        device: does the work.
     """
 
     def __init__(self, device: Device) -> None:
@@ -209,14 +209,14 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Times a part of the step."""
+        """Measures a part of the step."""
         start = self._device.now()
         yield
         self._marks.append((name, start, self._device.now()))
 
     def seconds(self) -> dict[str, float]:
-        """Returns seconds by part; call it when a reading made after the last part was opened."""
-        found: dict[str, float] = {}
+        """Returns seconds by part; call it after the function of a later `reading` has returned."""
+        seconds: dict[str, float] = {}
         for name, start, end in self._marks:
-            found[name] = found.get(name, 0.0) + self._device.seconds(start, end)
-        return found
+            seconds[name] = seconds.get(name, 0.0) + self._device.seconds(start, end)
+        return seconds

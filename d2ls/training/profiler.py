@@ -1,4 +1,4 @@
-"""A trace of some steps, to be opened at https://ui.perfetto.dev or in chrome://tracing."""
+"""A trace of some steps, for https://ui.perfetto.dev or chrome://tracing."""
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -9,12 +9,12 @@ from d2ls.training.callbacks import Callback, StepReport
 
 
 class ProfileCallback(Callback):
-    """Records some steps of this rank, and writes the trace when they are done.
+    """Records some steps of this rank and writes their trace.
 
     Args:
         uri: where the trace is written, compressed JSON.
-        first: step of this process before which recording starts; the ones before warm up.
-        steps: how many are recorded.
+        first: step of this process after which recording starts; the ones before it are for warm-up.
+        steps: number of recorded steps.
     """
 
     def __init__(self, uri: str, first: int = 3, steps: int = 3) -> None:
@@ -25,7 +25,7 @@ class ProfileCallback(Callback):
         self._running = False
 
     def on_step(self, report: StepReport) -> None:
-        """Starts, goes on or ends."""
+        """Starts or ends the recording."""
         self._seen += 1
         if self._running:
             self._left -= 1
@@ -36,7 +36,7 @@ class ProfileCallback(Callback):
             self._running = True
 
     def close(self) -> None:
-        """Writes what was recorded of a run that was too short."""
+        """Writes the trace of a run that ended while recording."""
         if self._running:
             self._finish()
 

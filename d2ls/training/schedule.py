@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, so nothing has to be saved or restored."""
 
 import math
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Schedule:
         epochs: epochs of the run.
         name: `cosine`, `polynomial` or `constant`.
         warmup: linear warm-up, as a share of all steps.
-        final_lr: rate that the decay would reach after the last step.
-        per: `step`, or `epoch`: the rate is held during an epoch, as the published code does.
+        final_lr: rate that the decay would reach one step after the last.
+        per: `step`; or `epoch`: the rate is constant during an epoch, as in the published code.
     """
 
     lr: float
@@ -54,7 +54,7 @@ class Schedule:
         return 1.0
 
     def apply(self, optimizer: Optimizer, step: int) -> float:
-        """Sets the rate of every parameter group (times the group's `lr_scale`); returns the unscaled rate."""
+        """Sets the rate of every parameter group, times the group's `lr_scale`; returns the unscaled rate."""
         rate = self.at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Where a run stands: plain values that go into a checkpoint and come back equal."""
+"""The progress of a run, as plain values that a checkpoint keeps; and the seeding of a step."""
 
 import random
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ class TrainingState:
     """Progress of a run, the same on every rank.
 
     Attributes:
-        step: optimizer steps done (skipped ones count: their samples are used up).
+        step: optimizer steps done; skipped ones count, as their samples were used.
         skipped: steps skipped because a loss was not finite.
-        best_score: highest selection score (mIoU) so far, None before the first evaluation.
-        best_epoch: epoch it was reached in, counted from 1.
+        best_score: highest mIoU on the validation split so far, None before the first evaluation.
+        best_epoch: its epoch, counted from 1.
         best_step: steps done then.
         best_scores: flat metrics of that epoch.
         epoch_terms: sums of the loss terms over the steps of the running epoch.
@@ -63,8 +63,8 @@ class TrainingState:
 def seed_everything(*numbers: int) -> None:
     """Seeds all random generators of this process from some numbers, such as (seed, step, rank).
 
-    The loop does so before every step. So a resumed run needs no saved generator states, and nothing that draws in
-    between (making a data loader does) can shift the numbers of later steps.
+    The trainer does so before every step. So a resumed run needs no saved generator states, and code that draws random
+    numbers in between (creating a data loader does) cannot change those of later steps.
     """
     mixed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(mixed)
