@@ -126,7 +126,7 @@ def flat_metrics(
     classes: ClassTable,
     report: EvaluationReport | None = None,
 ) -> dict[str, float]:
-    """Returns the metrics of an epoch by the names under which they are tracked: `train/loss`, `select/miou`, `select/iou/<class>`, ...
+    """Returns the metrics of an epoch by their tracked names: `train/loss`, `select/miou`, `select/iou/<class>`, ...
 
     Args:
         epoch: epochs done.
