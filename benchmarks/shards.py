@@ -22,12 +22,12 @@ import numpy as np
 
 from d2ls.codecs import decode_image
 from pipeline.config.recipe import parse_recipe
+from pipeline.demo.scenery import make_scene, write_scenery
 from pipeline.shard import run, shard_spec
 from sharding.codecs import Codec
 from sharding.plan import plan_shards
 from sharding.raster import open_raster
-from sharding.scenery import make_scene, write_scenery
-from sharding.survey import survey
+from sharding.scan import scan
 from sharding.write import write_shard
 
 
@@ -115,7 +115,7 @@ def speed(options):
         if options.raw is None:
             write_scenery(raw, scenes={"Train": options.scenes}, size=options.size)
         spec = shard_spec(recipe(raw, folder / "out", codec={"name": "png"}))
-        found = survey(spec)
+        found = scan(spec)
         tasks = plan_shards(spec, found).tasks
         encoded = plan_shards(shard_spec(recipe(raw, folder / "out")), found).tasks
         print(f"{len(found.scenes)} scenes, {len(tasks)} shards, PNG kept as it is")

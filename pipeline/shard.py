@@ -12,7 +12,7 @@ from d2ls.shards import DatasetCard
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config.data import CustomConfig, DataConfig
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.shard_tasks import each
+from pipeline.sharding.tasks import each
 
 if TYPE_CHECKING:
     from sharding.validate import Validation
@@ -112,16 +112,16 @@ def run(
         LabelError: a label image holds an unknown colour or id.
         StorageError: the target cannot be written.
     """
-    from sharding.finish import finish, finished_card, unfinish
-    from sharding.part import finished_part
+    from sharding.index_writer import finish, finished_card, unfinish
     from sharding.plan import plan_shards
-    from sharding.survey import survey
-    from sharding.target import only_writer, sweep_leftovers
+    from sharding.scan import scan
+    from sharding.shard_io import only_writer, sweep_leftovers
+    from sharding.shard_manifest import finished_manifest
     from sharding.validate import require_teachable
     from sharding.write import write_shard
 
     spec = shard_spec(recipe)
-    found = survey(spec)
+    found = scan(spec)
     found.require_sound()
     plan = plan_shards(spec, found)
     if (card := finished_card(plan, spec)) is not None:
@@ -133,7 +133,7 @@ def run(
         if (card := finished_card(plan, spec)) is not None:  # by the command that this one waited for
             return card
         sweep_leftovers(spec.uri)
-        todo = [task for task in plan.tasks if finished_part(task, spec.uri) is None]
+        todo = [task for task in plan.tasks if finished_manifest(task, spec.uri) is None]
         if todo:
             unfinish(spec.uri)
         done = [len(plan.tasks) - len(todo), plan.samples - sum(task.samples for task in todo), 0]
@@ -148,10 +148,10 @@ def run(
 
 def check(recipe: Recipe, *, inline: bool = False) -> "Validation":
     """Reads every image and label image of a recipe and lists all problems; writes nothing."""
-    from sharding.survey import survey
+    from sharding.scan import scan
     from sharding.validate import check_scenes, rules, scene_groups, validated
 
-    found = survey(shard_spec(recipe))
+    found = scan(shard_spec(recipe))
     groups = each(check_scenes, scene_groups(found), rules(found), recipe, inline)
     return validated(found, (scene for group in groups for scene in group))
 
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shard_command(recipe: Recipe, inline: bool) -> int:
-    from pipeline.shard_report import print_summary, progress_bar
+    from pipeline.sharding.report import print_summary, progress_bar
 
     with progress_bar(f"sharding {recipe.name}") as advance:
         card = run(recipe, progress=advance, inline=inline)
@@ -193,15 +193,15 @@ def _shard_command(recipe: Recipe, inline: bool) -> int:
 
 
 def _check_command(recipe: Recipe, inline: bool) -> int:
-    from pipeline.shard_report import print_validation
+    from pipeline.sharding.report import print_validation
 
     found = check(recipe, inline=inline)
     print_validation(found, recipe.data.root)
-    return 1 if found.survey.problems else 0
+    return 1 if found.scan.problems else 0
 
 
 def _verify_command(recipe: Recipe) -> int:
-    from pipeline.shard_report import print_verified
+    from pipeline.sharding.report import print_verified
     from sharding.verify import verify
 
     print_verified(verify(recipe.shards.uri), recipe.shards.uri)
@@ -215,7 +215,7 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
     from d2ls.loader.preview import batch_sheet
     from d2ls.shards import ShardSet
     from d2ls.training.process_group import ProcessGroup
-    from pipeline.shard_report import print_batches
+    from pipeline.sharding.report import print_batches
     from pipeline.training.build import loaders
 
     if path.suffix.lower() != ".png" or not path.parent.is_dir():

@@ -195,7 +195,7 @@ def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "S
     from d2ls.shards import ShardSet
     from pipeline import demo, doctor, shard
     from pipeline.console import stage
-    from pipeline.shard_report import print_summary, progress_bar
+    from pipeline.sharding.report import print_summary, progress_bar
 
     if demo.is_demo(recipe):
         demo.make_scenes(recipe, console)

@@ -15,9 +15,9 @@ from d2ls.labels import Color, LabelCodes
 from sharding.codecs import Codec
 from sharding.raster import RasterInfo, Reading
 from sharding.scaling import Scale
+from sharding.scan import Scan, ScannedScene
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
-from sharding.survey import Survey, SurveyedScene
 from sharding.tiling import Tile, Tiling, Window, tiles
 
 FORMAT = 2
@@ -29,7 +29,7 @@ FEW_SHARDS, FEW_SAMPLES = 4, 8
 
 @dataclass(frozen=True)
 class Cut:
-    """The tiles of one scene that go into one shard, each with its sample key; the rest as in `SurveyedScene`."""
+    """The tiles of one scene that go into one shard, each with its sample key; the rest as in `ScannedScene`."""
 
     scene: Scene
     info: RasterInfo
@@ -87,7 +87,7 @@ class ShardTask:
         return sum(len(cut.tiles) for cut in self.cuts)
 
     @property
-    def part(self) -> str:
+    def manifest(self) -> str:
         """Path below the root of the file that says the shard is finished and what is in it."""
         return f"parts/{self.path.rsplit('/', 1)[1].removesuffix('.tar')}.json"
 
@@ -97,7 +97,7 @@ class ShardPlan:
     """All tars of a shard set, in order of split and number."""
 
     tasks: tuple[ShardTask, ...]
-    survey: Survey
+    scan: Scan
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -115,8 +115,8 @@ class ShardPlan:
         return hashlib.sha256("".join(task.fingerprint for task in self.tasks).encode()).hexdigest()
 
 
-def plan_shards(spec: ShardSpec, survey: Survey) -> ShardPlan:
-    """Divides the scenes of a sound survey over shards.
+def plan_shards(spec: ShardSpec, scan: Scan) -> ShardPlan:
+    """Divides the scenes of a sound scan over shards.
 
     Scenes are shuffled by the seed, so that a shard holds a mixture; tiles of a scene stay together, so that it is
     read once.
@@ -124,17 +124,17 @@ def plan_shards(spec: ShardSpec, survey: Survey) -> ShardPlan:
     Raises:
         DataError: a split without any tile, or two samples with one key.
     """
-    splits = dict.fromkeys(item.scene.split for item in survey.scenes)
+    splits = dict.fromkeys(item.scene.split for item in scan.scenes)
     tasks: list[ShardTask] = []
     for split in splits:
-        scenes = [item for item in survey.scenes if item.scene.split == split]
-        tasks += _plan_split(spec, survey, split, scenes)
+        scenes = [item for item in scan.scenes if item.scene.split == split]
+        tasks += _plan_split(spec, scan, split, scenes)
     _require_unique(key for task in tasks for cut in task.cuts for key, _ in cut.tiles)
-    return ShardPlan(tuple(tasks), survey)
+    return ShardPlan(tuple(tasks), scan)
 
 
-def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[SurveyedScene]) -> list[ShardTask]:
-    tiling = survey.tilings[split]
+def _plan_split(spec: ShardSpec, scan: Scan, split: str, scenes: list[ScannedScene]) -> list[ShardTask]:
+    tiling = scan.tilings[split]
     random.Random(f"{spec.seed} {split}").shuffle(scenes)
     cuts = [_cut(split, item, tiling) for item in scenes]
     flat = [(cut, pair) for cut in cuts for pair in cut.tiles]
@@ -144,16 +144,16 @@ def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[Survey
             "use a smaller size or edge: shift"
         )
     recording = Recording(
-        codes=survey.codes,
-        num_classes=survey.classes.num_classes,
+        codes=scan.codes,
+        num_classes=scan.classes.num_classes,
         strays=spec.strays,
-        reading=survey.reading,
-        scale=survey.scale,
+        reading=scan.reading,
+        scale=scan.scale,
         codec=spec.codec,
         padding=tiling.padding,
-        statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in survey.scenes),
+        statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in scan.scenes),
     )
-    count = _shard_count(spec, survey, flat)
+    count = _shard_count(spec, scan, flat)
     bounds = [len(flat) * number // count for number in range(count + 1)]
     return [
         _task(split, number, _regroup(flat[bounds[number] : bounds[number + 1]]), recording)
@@ -161,15 +161,15 @@ def _plan_split(spec: ShardSpec, survey: Survey, split: str, scenes: list[Survey
     ]
 
 
-def _shard_count(spec: ShardSpec, survey: Survey, flat: list[tuple[Cut, tuple[str, Tile]]]) -> int:
-    depth = len(survey.bands) * np.dtype(survey.dtype).itemsize
+def _shard_count(spec: ShardSpec, scan: Scan, flat: list[tuple[Cut, tuple[str, Tile]]]) -> int:
+    depth = len(scan.bands) * np.dtype(scan.dtype).itemsize
     pixels = sum(tile.window.height * tile.window.width for _, (_, tile) in flat)
     wanted = pixels * (depth * spec.codec.ratio + 0.03) / spec.target_bytes
     few = min(FEW_SHARDS, len(flat) // FEW_SAMPLES)
     return min(len(flat), max(1, few, int(np.ceil(wanted))))
 
 
-def _cut(split: str, item: SurveyedScene, tiling: Tiling) -> Cut:
+def _cut(split: str, item: ScannedScene, tiling: Tiling) -> Cut:
     region = item.scene.region or Window(0, 0, item.info.height, item.info.width)
     stem = _key(f"{split}_{item.scene.id}")
     cut = _shifted(region, tiling)

@@ -13,8 +13,8 @@ from sharding.spec import ShardSpec
 from sharding.tiling import Window
 
 if TYPE_CHECKING:
-    from sharding.part import PixelSums
-    from sharding.survey import Survey, SurveyedScene
+    from sharding.scan import Scan, ScannedScene
+    from sharding.shard_manifest import PixelSums
 
 Scale = tuple[tuple[float, float], ...]
 """Values of float images that stand for dark and bright, a pair a channel."""
@@ -31,7 +31,7 @@ _SCENES, _WINDOW = 16, 512  # looked at for a proposal
 
 
 def find_scale(
-    spec: ShardSpec, bands: Sequence[str], dtype: str, scenes: "Sequence[SurveyedScene]", problems: list[str]
+    spec: ShardSpec, bands: Sequence[str], dtype: str, scenes: "Sequence[ScannedScene]", problems: list[str]
 ) -> Scale | None:
     """Returns the scale of float images, a pair a channel; None for integers. What is missing goes to `problems`.
 
@@ -64,18 +64,18 @@ def full_scale(spec: ShardSpec, dtype: str) -> float:
     return 1.0 if dtype == "float32" else spec.max_value or FULL_RANGE.get(dtype, 1.0)
 
 
-def value_warnings(sums: Iterable["PixelSums"], survey: "Survey") -> list[str]:
+def value_warnings(sums: Iterable["PixelSums"], scan: "Scan") -> list[str]:
     """Says where the stated range of the pixels is far from what the training pixels hold."""
     seen = [item for item in sums if item.count]
     if not seen:
         return []
-    if survey.scale is None:
-        return _range_warnings(survey, max(max(item.highest) for item in seen))
+    if scan.scale is None:
+        return _range_warnings(scan, max(max(item.highest) for item in seen))
     warnings = []
-    for band, name in enumerate(survey.bands):
+    for band, name in enumerate(scan.bands):
         beyond = sum(item.beyond[band] for item in seen) / max(sum(item.count[band] for item in seen), 1)
         if beyond > MANY_BEYOND:
-            low, high = survey.scale[band]
+            low, high = scan.scale[band]
             warnings.append(
                 f"{beyond:.0%} of the training pixels of band {name} lie outside of data.scale [{low:g}, {high:g}] and "
                 "are clipped"
@@ -83,19 +83,19 @@ def value_warnings(sums: Iterable["PixelSums"], survey: "Survey") -> list[str]:
     return warnings
 
 
-def _range_warnings(survey: "Survey", highest: int) -> list[str]:
+def _range_warnings(scan: "Scan", highest: int) -> list[str]:
     """Says where 16-bit images use a small part of their stated range."""
-    if survey.dtype != "uint16" or not highest or highest * FAR_BELOW > survey.max_value:
+    if scan.dtype != "uint16" or not highest or highest * FAR_BELOW > scan.max_value:
         return []
     digits = 10 ** max(len(str(highest)) - 2, 0)
     proposed = math.ceil(highest / digits) * digits
     return [
-        f"the highest training pixel is {highest}, data.max_value is {survey.max_value:g}: pictures are dark and "
+        f"the highest training pixel is {highest}, data.max_value is {scan.max_value:g}: pictures are dark and "
         f"changes of brightness hardly show. Say data.max_value={proposed}"
     ]
 
 
-def _proposal(bands: Sequence[str], scenes: "Sequence[SurveyedScene]") -> str:
+def _proposal(bands: Sequence[str], scenes: "Sequence[ScannedScene]") -> str:
     """Asks for the scale, with the percentiles of some windows."""
     values: list[list[npt.NDArray[np.floating]]] = [[] for _ in bands]
     for item in scenes[:: max(1, len(scenes) // _SCENES)]:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from d2ls.errors import DataError, LabelError
 from d2ls.labels import IGNORE, LabelCodes
-from sharding.part import PixelSums, histogram
 from sharding.raster import Raster, Reading, open_raster
 from sharding.raster.base import Mask
 from sharding.raster.class_ids import ClassIds
 from sharding.scaling import Scale, value_warnings
-from sharding.survey import Survey, SurveyedScene, report_problems, unreadable
+from sharding.scan import Scan, ScannedScene, report_problems, unreadable
+from sharding.shard_manifest import PixelSums, histogram
 from sharding.tiling import Tiling, Window, tiles
 
 BLOCK = 2048
@@ -29,7 +29,7 @@ MOST_IGNORED = 0.5
 
 
 class Rules(NamedTuple):
-    """What is needed to look at the pixels of a scene; see `Survey`."""
+    """What is needed to look at the pixels of a scene; see `Scan`."""
 
     codes: LabelCodes
     reading: Reading
@@ -77,52 +77,50 @@ class Validation:
     """What headers and pixels of a data set say.
 
     Attributes:
-        survey: what the headers say; all problems and warnings are in it.
+        scan: what the headers say; all problems and warnings are in it.
         counts: split to pixels, where no label image has a problem.
     """
 
-    survey: Survey
+    scan: Scan
     counts: Mapping[str, LabelCounts]
 
 
-def rules(survey: Survey) -> Rules:
-    """Takes what `check_scenes` needs out of a survey."""
-    summed = "" if survey.dtype == "uint8" else survey.train_split
-    return Rules(
-        survey.codes, survey.reading, survey.classes.num_classes, survey.scale, summed, survey.own_classes
-    )
+def rules(scan: Scan) -> Rules:
+    """Takes what `check_scenes` needs out of a scan."""
+    summed = "" if scan.dtype == "uint8" else scan.train_split
+    return Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.own_classes)
 
 
-def scene_groups(survey: Survey) -> list[tuple[SurveyedScene, ...]]:
-    """Divides the scenes of a survey into pieces of work."""
-    scenes = survey.scenes
+def scene_groups(scan: Scan) -> list[tuple[ScannedScene, ...]]:
+    """Divides the scenes of a scan into pieces of work."""
+    scenes = scan.scenes
     return [scenes[start : start + GROUP] for start in range(0, len(scenes), GROUP)]
 
 
-def check_scenes(scenes: Sequence[SurveyedScene], rules: Rules) -> list[SceneCheck]:
+def check_scenes(scenes: Sequence[ScannedScene], rules: Rules) -> list[SceneCheck]:
     """Reads images and label images whole: what is wrong with them, and how many pixels each class has."""
     return [_check_scene(item, rules) for item in scenes]
 
 
-def validated(survey: Survey, checks: Iterable[SceneCheck]) -> Validation:
-    """Joins what `check_scenes` found to the survey."""
+def validated(scan: Scan, checks: Iterable[SceneCheck]) -> Validation:
+    """Joins what `check_scenes` found to the scan."""
     checks = list(checks)
     found = [problem for check in checks for problem in check.problems]
-    nothing = LabelCounts((0,) * survey.classes.num_classes)
-    counts = {item.scene.split: nothing for item in survey.scenes}
+    nothing = LabelCounts((0,) * scan.classes.num_classes)
+    counts = {item.scene.split: nothing for item in scan.scenes}
     for check in checks:
         counts[check.split] += check.counts
-    more = () if found else unteachable(survey, counts)
-    problems = dict.fromkeys(text.rstrip(".") for text in (*survey.problems, *found, *more))
-    warnings = value_warnings((check.sums for check in checks), survey)
-    warnings += [] if found else odd(survey, counts)
+    more = () if found else unteachable(scan, counts)
+    problems = dict.fromkeys(text.rstrip(".") for text in (*scan.problems, *found, *more))
+    warnings = value_warnings((check.sums for check in checks), scan)
+    warnings += [] if found else odd(scan, counts)
     return Validation(
-        replace(survey, problems=tuple(problems), warnings=(*survey.warnings, *warnings)),
+        replace(scan, problems=tuple(problems), warnings=(*scan.warnings, *warnings)),
         {} if found else counts,
     )
 
 
-def require_teachable(survey: Survey) -> None:
+def require_teachable(scan: Scan) -> None:
     """Reads label images only until each class is seen in training and each split has a labelled pixel.
 
     Raises:
@@ -130,17 +128,17 @@ def require_teachable(survey: Survey) -> None:
         LabelError: a label that is not declared, in what was read.
     """
     counts: dict[str, LabelCounts] = {}
-    for split in dict.fromkeys(item.scene.split for item in survey.scenes):
-        counts[split] = LabelCounts((0,) * survey.classes.num_classes)
-        for seen in _labels_of(survey, split):
+    for split in dict.fromkeys(item.scene.split for item in scan.scenes):
+        counts[split] = LabelCounts((0,) * scan.classes.num_classes)
+        for seen in _labels_of(scan, split):
             counts[split] += seen
-            if all(counts[split].classes) or (counts[split].labelled and split != survey.train_split):
+            if all(counts[split].classes) or (counts[split].labelled and split != scan.train_split):
                 break
-    if problems := unteachable(survey, counts):
+    if problems := unteachable(scan, counts):
         raise DataError(report_problems(problems))
 
 
-def unteachable(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
+def unteachable(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what makes a set useless: a split that is ignored whole, a class without a pixel to learn from."""
     empty = [split for split, found in counts.items() if found.ignored and not found.labelled]
     problems = [
@@ -148,59 +146,59 @@ def unteachable(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"
         for split in empty
     ]
-    return problems + [text for needed, text in unseen_classes(survey, counts) if needed]
+    return problems + [text for needed, text in unseen_classes(scan, counts) if needed]
 
 
-def odd(survey: Survey, counts: Mapping[str, LabelCounts]) -> list[str]:
+def odd(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what is possible but seldom meant."""
-    warnings = [text for needed, text in unseen_classes(survey, counts) if not needed]
+    warnings = [text for needed, text in unseen_classes(scan, counts) if not needed]
     warnings += [
         f"split {split!r}: {found.ignored_share:.0%} of the pixels are ignored, more than {MOST_IGNORED:.0%}. If that "
         "is not meant, correct data.custom.ignored or the `codes` of the classes"
         for split, found in counts.items()
         if found.labelled and found.ignored_share > MOST_IGNORED
     ]
-    if survey.classes.num_classes == 1:
+    if scan.classes.num_classes == 1:
         warnings.append(
-            f"the only class is {survey.classes.names[0]!r}: there is nothing to tell it from. Give what surrounds it "
+            f"the only class is {scan.classes.names[0]!r}: there is nothing to tell it from. Give what surrounds it "
             "a class of its own in data.custom.classes, instead of ignoring it"
         )
     return warnings
 
 
-def unseen_classes(survey: Survey, counts: Mapping[str, LabelCounts]) -> Iterator[tuple[bool, str]]:
+def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tuple[bool, str]]:
     """Yields whether it must be mended, and a text, for each class without a pixel in a split that has some."""
     for split, found in counts.items():
         for index, count in enumerate(found.classes):
             if count or not found.labelled:
                 continue
-            name, scored = survey.classes.names[index], survey.classes.scored[index]
+            name, scored = scan.classes.names[index], scan.classes.scored[index]
             ignored = f" ({found.ignored_share:.0%} of its pixels are ignored)" if found.ignored else ""
-            if split != survey.train_split:
+            if split != scan.train_split:
                 yield False, f"class {name!r} has no pixel in the split {split!r}: it has no score there"
                 continue
             yield (
-                scored and survey.own_classes,
+                scored and scan.own_classes,
                 f"class {name!r} has no pixel in the training split {split!r}{ignored}: it cannot be learnt. Correct "
                 "its `codes` in data.custom.classes or data.custom.ignored, give the split a scene that holds it, take "
                 "the class out, or say that it does not count: `scored: false`",
             )
 
 
-def _labels_of(survey: Survey, split: str) -> Iterator[LabelCounts]:
+def _labels_of(scan: Scan, split: str) -> Iterator[LabelCounts]:
     """Yields the pixels of one window of a split's label images after the other."""
-    for item in survey.scenes:
+    for item in scan.scenes:
         assert item.scene.mask is not None
         if item.scene.split == split:
             with ExitStack() as stack:
-                image = stack.enter_context(open_raster(item.scene.image, survey.reading))
+                image = stack.enter_context(open_raster(item.scene.image, scan.reading))
                 mask = stack.enter_context(open_raster(item.scene.mask))
-                labels = ClassIds(mask, survey.codes, image if item.resampled else None)
+                labels = ClassIds(mask, scan.codes, image if item.resampled else None)
                 for area in _areas(image, item.scene.region):
-                    yield _count(labels.read(area), None, survey.classes.num_classes)
+                    yield _count(labels.read(area), None, scan.classes.num_classes)
 
 
-def _check_scene(item: SurveyedScene, rules: Rules) -> SceneCheck:
+def _check_scene(item: ScannedScene, rules: Rules) -> SceneCheck:
     scene, info, sums = item.scene, item.info, PixelSums()
     assert scene.mask is not None
     try:
@@ -219,7 +217,7 @@ def _check_scene(item: SurveyedScene, rules: Rules) -> SceneCheck:
 
 def _look(
     areas: Iterable[Window],
-    item: SurveyedScene,
+    item: ScannedScene,
     image: Raster | None,
     labels: ClassIds | None,
     rules: Rules,

@@ -13,9 +13,9 @@ from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import D2LSError, ShardError
 from d2ls.shards import INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 from sharding.codecs import crc32
-from sharding.finish import set_digest, split_digest
-from sharding.part import histogram, sample_digest
-from sharding.survey import report_problems
+from sharding.index_writer import set_digest, split_digest
+from sharding.scan import report_problems
+from sharding.shard_manifest import histogram, sample_digest
 
 Row = dict[str, Any]
 

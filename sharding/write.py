@@ -13,17 +13,17 @@ from d2ls.codecs import decode_image
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from sharding.codecs import crc32, encode_mask
-from sharding.part import PixelSums, ShardPart, histogram, sample_digest
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Raster, WholeRaster, open_raster
 from sharding.raster.class_ids import ClassIds
-from sharding.target import HashingStream, tar_writer, target_file
+from sharding.shard_io import HashingStream, tar_writer, target_file
+from sharding.shard_manifest import PixelSums, ShardManifest, histogram, sample_digest
 from sharding.tiling import Tile, Window, pad_image, place_labels
 
 TAR_BLOCK = 512
 
 
-def write_shard(task: ShardTask, uri: str) -> ShardPart:
+def write_shard(task: ShardTask, uri: str) -> ShardManifest:
     """Writes one shard and its part file, the part last.
 
     The same task gives the same bytes on every machine.
@@ -41,8 +41,8 @@ def write_shard(task: ShardTask, uri: str) -> ShardPart:
             rows.extend(_append(writer, sample, task) for sample in _samples(task, sums, strays))
         stream.flush()
         shard = ShardFile(task.path, tar.size, tar.digest.hexdigest(), len(rows))
-    part = ShardPart(task.fingerprint, shard, rows, sums, strays)
-    storage.write_bytes(storage.join(uri, task.part), part.to_json().encode())
+    part = ShardManifest(task.fingerprint, shard, rows, sums, strays)
+    storage.write_bytes(storage.join(uri, task.manifest), part.to_json().encode())
     return part
 
 

@@ -1,9 +1,9 @@
 """Shards made from a few drawn scenes by the parts of `sharding` alone, without a recipe."""
 
-from sharding.finish import finish
+from sharding.index_writer import finish
 from sharding.plan import plan_shards
+from sharding.scan import scan
 from sharding.spec import ShardSpec
-from sharding.survey import survey
 from sharding.write import write_shard
 
 
@@ -14,7 +14,7 @@ def spec_of(raw, uri="unused", **changes):
 
 def plan_of(spec):
     """The plan of a spec whose raw data are sound."""
-    found = survey(spec)
+    found = scan(spec)
     found.require_sound()
     return plan_shards(spec, found)
 

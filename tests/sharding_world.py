@@ -1,10 +1,10 @@
 """A small data set of one's own, its shard specification, and all stages of sharding in this process."""
 
-from sharding.finish import finish
+from sharding.index_writer import finish
 from sharding.plan import plan_shards
+from sharding.scan import scan
 from sharding.sources.own import OwnClass, OwnData, OwnSplit
 from sharding.spec import ShardSpec
-from sharding.survey import survey
 from sharding.write import write_shard
 from tests.trees import blocks, save, texture
 
@@ -37,7 +37,7 @@ def spec(root, uri, data=None, **values):
 
 def make(spec):
     """Makes the shards; returns the card."""
-    found = survey(spec)
+    found = scan(spec)
     found.require_sound()
     plan = plan_shards(spec, found)
     for task in plan.tasks:

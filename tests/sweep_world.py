@@ -15,10 +15,10 @@ from rich.console import Console
 from d2ls.errors import ShardError
 from pipeline import sweep as command
 from pipeline.config import Recipe, parse_recipe
+from pipeline.demo.scenery import write_scenery
 from pipeline.searching.report import METRIC
 from pipeline.tracking import RunRow, Store
 from pipeline.training.run_folder import RunFolder
-from sharding.scenery import write_scenery
 from tests.train_world import recipe_values
 
 TINY = {

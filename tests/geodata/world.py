@@ -35,7 +35,7 @@ def shard(root, **custom):
 def problems(root, **custom):
     """All that `pipeline.shard --check` lists, in one text; a refused recipe counts as well."""
     try:
-        return "\n".join(check(recipe(root, **custom), inline=True).survey.problems)
+        return "\n".join(check(recipe(root, **custom), inline=True).scan.problems)
     except D2LSError as error:
         return str(error)
 

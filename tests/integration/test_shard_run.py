@@ -18,9 +18,9 @@ from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
+from pipeline.demo.scenery import write_scenery
 from pipeline.shard import main, run
-from sharding.scenery import write_scenery
-from sharding.target import only_writer
+from sharding.shard_io import only_writer
 from sharding.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,10 +7,10 @@ import pytest
 
 from d2ls.errors import ConfigError, DataError
 from sharding.plan import plan_shards
+from sharding.scan import scan
 from sharding.sources import open_source
 from sharding.sources.own import OwnClass
 from sharding.sources.splitting import draw
-from sharding.survey import survey
 from sharding.tiling import Tiling
 from sharding.validate import check_scenes, rules
 from tests.sharding_world import BLUE, CLASSES, RED, build, make, own, spec
@@ -182,7 +182,7 @@ def test_a_scene_in_two_splits_is_refused(tmp_path):
 def test_unknown_scenes_are_said_to_be_unknown(tmp_path):
     build(tmp_path / "raw")
     split = {"folders": {"train": ["a/*", "b/*"], "val": ["c/*"], "test": ["d/*"]}}
-    assert survey(spec(tmp_path / "raw", tmp_path / "out", own(split, scene=None))).scene_check == "unknown"
+    assert scan(spec(tmp_path / "raw", tmp_path / "out", own(split, scene=None))).scene_check == "unknown"
 
 
 def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
@@ -206,7 +206,7 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
         "split.scenes puts it into no split (scene 'e')",
     )  # fmt: skip
     pixels = ("part2_label.png: unknown label colour (1, 2, 3) in 1 pixels, first at row 3 column 4",)
-    found = survey(spec(raw, tmp_path / "out"))
+    found = scan(spec(raw, tmp_path / "out"))
     seen = [problem for item in check_scenes(found.scenes, rules(found)) for problem in item.problems]
     for listed, expected in ((found.problems, headers), (seen, pixels)):
         assert len(listed) == len(expected), listed
@@ -281,7 +281,7 @@ def test_every_problem_of_a_file_names_a_way_out(tmp_path):
     (tmp_path / "a" / "img" / "part1.png").write_bytes(b"broken")
     save(tmp_path / "b" / "img" / "part1.png", texture(1, 41, 50))
     save(tmp_path / "c" / "lab" / "part1_label.png", texture(1, 40, 50, 1)[..., 0])
-    found = survey(spec(tmp_path, "out"))
+    found = scan(spec(tmp_path, "out"))
     assert len(found.problems) == 3
     for text, key in zip(found.problems, ("unused", "images", "classes"), strict=True):
         assert f"data.custom.{key}" in text
@@ -289,11 +289,11 @@ def test_every_problem_of_a_file_names_a_way_out(tmp_path):
 
 def test_splits_that_are_not_made_or_not_there_are_named(tmp_path):
     build(tmp_path)
-    found = survey(spec(tmp_path, "out", splits=("train", "val")))
+    found = scan(spec(tmp_path, "out", splits=("train", "val")))
     assert [(item.why, item.count) for item in found.left_out] == [("split 'test' is not in data.splits", 2)]
-    found = survey(spec(tmp_path, "out", splits=("train", "vall")))
+    found = scan(spec(tmp_path, "out", splits=("train", "vall")))
     assert found.problems == ("data.splits names the split 'vall', which is not there. Did you mean val?",)
-    found = survey(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
+    found = scan(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
     assert found.problems == ("data.tiling names the split 'tset', which is not there. Did you mean test?",)
 
 
@@ -303,7 +303,7 @@ def test_samples_have_short_keys_of_their_own(tmp_path):
         save(tmp_path / "a" / "img" / f"{name}.png", texture(1, 40, 50))
         save(tmp_path / "a" / "lab" / f"{name}_label.png", np.full((40, 50, 3), RED, np.uint8))
     shard_spec = spec(tmp_path, "out")
-    found = survey(shard_spec)
+    found = scan(shard_spec)
     with pytest.raises(DataError, match="two samples would be called 'train_a_x-y_z'"):
         plan_shards(shard_spec, found)
     scenes = [

@@ -5,15 +5,15 @@ import pytest
 
 import sharding.validate
 from d2ls.errors import DataError
+from sharding.scan import scan
 from sharding.sources.own import OwnClass
-from sharding.survey import survey
 from sharding.validate import LabelCounts, check_scenes, require_teachable, rules, scene_groups, validated
 from tests.sharding_world import BLUE, GREY, RED, build, make, own, spec
 from tests.trees import save, texture
 
 
 def validate(shard_spec):
-    found = survey(shard_spec)
+    found = scan(shard_spec)
     groups = [check_scenes(group, rules(found)) for group in scene_groups(found)]
     return validated(found, (scene for group in groups for scene in group))
 
@@ -26,7 +26,7 @@ def test_pixels_are_counted_by_split_and_class(tmp_path, monkeypatch):
     for part in (1, 2):
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", mask)
     found = validate(spec(tmp_path, "out"))
-    assert found.survey.problems == ()
+    assert found.scan.problems == ()
     assert found.counts["val"] == LabelCounts((2 * (40 * 50 - 150 - 14), 2 * 150), 2 * 14)
     assert sum(count.labelled + count.ignored for count in found.counts.values()) == 8 * 40 * 50
 
@@ -50,15 +50,15 @@ def test_of_each_file_the_first_fault_is_told_and_nothing_is_counted(tmp_path):
     path = tmp_path / "a" / "img" / "part1.png"
     path.write_bytes(path.read_bytes()[:900])
     found = validate(spec(tmp_path, "out"))
-    assert len(found.survey.problems) == 2
-    assert "a/img/part1.png: damaged image" in found.survey.problems[0]
-    assert "unknown label colour (1, 2, 3)" in found.survey.problems[1]
+    assert len(found.scan.problems) == 2
+    assert "a/img/part1.png: damaged image" in found.scan.problems[0]
+    assert "unknown label colour (1, 2, 3)" in found.scan.problems[1]
     assert found.counts == {}
 
 
 def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkeypatch):
     build(tmp_path)
-    found = survey(spec(tmp_path, "out"))
+    found = scan(spec(tmp_path, "out"))
     read = []
     opened = sharding.validate.open_raster
     monkeypatch.setattr(
@@ -73,7 +73,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
     build(tmp_path)
     lone = OwnClass("lone", (5, 5, 5))
     classes = (OwnClass("roof", RED), OwnClass("water", BLUE), lone)
-    found = survey(spec(tmp_path, "out", own(classes=classes)))
+    found = scan(spec(tmp_path, "out", own(classes=classes)))
     with pytest.raises(
         DataError, match=r"class 'lone' has no pixel in the training split 'train'.*`scored: false`"
     ):
@@ -81,7 +81,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
     published = replace(found, own_classes=False)
     require_teachable(published)
     checks = check_scenes(published.scenes, rules(published))
-    assert [text.split(":")[0] for text in validated(published, checks).survey.warnings] == [
+    assert [text.split(":")[0] for text in validated(published, checks).scan.warnings] == [
         "class 'lone' has no pixel in the training split 'train' (33% of its pixels are ignored)",
         "class 'lone' has no pixel in the split 'val'",
         "class 'lone' has no pixel in the split 'test'",
@@ -98,7 +98,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     build(tmp_path)
     roles = {"train_split": "train", "select_split": "val", "report_split": "test"}
-    found = survey(spec(tmp_path, "out", own({"scenes": split}), **roles))
+    found = scan(spec(tmp_path, "out", own({"scenes": split}), **roles))
     assert len(found.problems) == len(problems)
     assert len(found.warnings) == len(warnings)
     for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):

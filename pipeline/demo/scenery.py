@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.labels import IGNORE
-from sharding.scenery_draw import (
+from pipeline.demo.drawing import (
     Canvas,
     crowns,
     curve,

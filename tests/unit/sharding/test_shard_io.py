@@ -1,6 +1,6 @@
 import pytest
 
-from sharding.target import sweep_leftovers, target_file
+from sharding.shard_io import sweep_leftovers, target_file
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sharding.scenery import AGRICULTURE, BUILDING, make_scene, write_scenery
+from pipeline.demo.scenery import AGRICULTURE, BUILDING, make_scene, write_scenery
 from sharding.sources import open_source
 
 

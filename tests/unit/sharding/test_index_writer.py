@@ -6,7 +6,7 @@ import pytest
 
 from d2ls.errors import ShardError
 from d2ls.shards import INDEX_SCHEMA, ShardSet
-from sharding.finish import finish, finished_card, unfinish
+from sharding.index_writer import finish, finished_card, unfinish
 from sharding.write import write_shard
 from tests.shard_world import make, plan_of, spec_of
 

@@ -123,9 +123,9 @@ def print_validation(found: "Validation", root: str) -> None:
     """Prints what `--check` found: the table of splits, what is left out, notes, warnings, problems."""
     from rich.console import Console
 
-    survey = found.survey
+    scan = found.scan
     console = Console()
-    if survey.scenes:
+    if scan.scenes:
         console.print(validation_table(found))
     below = f"{Path(root).expanduser().absolute()}/"
 
@@ -135,11 +135,11 @@ def print_validation(found: "Validation", root: str) -> None:
         for line in alike_once(line.replace(below, "") for line in lines):
             console.print(f"- {line}", soft_wrap=True, markup=False, highlight=False)
 
-    listed("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in survey.left_out])
-    listed("notes", survey.notes)
-    listed("warnings", survey.warnings, "yellow")
-    listed("problems", survey.problems, "red")
-    count = len(survey.problems)
+    listed("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in scan.left_out])
+    listed("notes", scan.notes)
+    listed("warnings", scan.warnings, "yellow")
+    listed("problems", scan.problems, "red")
+    count = len(scan.problems)
     end = f"{count} problem(s) in {root}; nothing was written" if count else f"{root}: no problems found"
     console.print(end, soft_wrap=True)
 
@@ -161,14 +161,14 @@ def validation_table(found: "Validation") -> Any:
     """Makes the table of `--check`: a column a split, what the files are above, shares of the classes below."""
     from rich.table import Table
 
-    survey = found.survey
-    splits = list(dict.fromkeys((*(item.scene.split for item in survey.scenes), *survey.unlabelled)))
-    columns = {split: [item for item in survey.scenes if item.scene.split == split] for split in splits}
-    table = Table(title=f"bands taken: {', '.join(survey.bands)} ({survey.dtype})", title_justify="left")
+    scan = found.scan
+    splits = list(dict.fromkeys((*(item.scene.split for item in scan.scenes), *scan.unlabelled)))
+    columns = {split: [item for item in scan.scenes if item.scene.split == split] for split in splits}
+    table = Table(title=f"bands taken: {', '.join(scan.bands)} ({scan.dtype})", title_justify="left")
     table.add_column("")
     for split in splits:
         table.add_column(split, justify="right", overflow="fold")
-    hidden = survey.unlabelled
+    hidden = scan.unlabelled
     table.add_row("images", *(str(len(items) + hidden.get(split, 0)) for split, items in columns.items()))
     table.add_row("with label image", *(str(len(items)) for items in columns.values()))
     groups = [{item.scene.group for item in items} for items in columns.values()]
@@ -186,9 +186,9 @@ def validation_table(found: "Validation") -> Any:
     counts = [found.counts.get(split) for split in splits]
     table.add_row("ignored", *(f"{count.ignored_share:.1%}" if count else "" for count in counts))
     table.add_section()
-    for index, name in enumerate(survey.classes.names):
+    for index, name in enumerate(scan.classes.names):
         shares = (f"{c.classes[index] / max(c.labelled, 1):.2%}" if c else "" for c in counts)
-        table.add_row(name + ("" if survey.classes.scored[index] else " (not scored)"), *shares)
+        table.add_row(name + ("" if scan.classes.scored[index] else " (not scored)"), *shares)
     return table
 
 

@@ -60,7 +60,7 @@ class PixelSums:
 
 
 @dataclass(frozen=True)
-class ShardPart:
+class ShardManifest:
     """What a finished shard holds; its presence says that the shard is finished.
 
     Attributes:
@@ -82,7 +82,7 @@ class ShardPart:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "ShardPart":
+    def from_json(cls, text: str) -> "ShardManifest":
         """Inverse of `to_json`; raises ValueError, KeyError or TypeError for another text."""
         values = json.loads(text)
         values["shard"] = ShardFile(**values["shard"])
@@ -90,13 +90,13 @@ class ShardPart:
         return cls(**values)
 
 
-def finished_part(task: ShardTask, uri: str) -> ShardPart | None:
+def finished_manifest(task: ShardTask, uri: str) -> ShardManifest | None:
     """Returns the part of a shard that an earlier run finished, if it is the same task and the tar is there."""
-    location = storage.join(uri, task.part)
+    location = storage.join(uri, task.manifest)
     if not storage.exists(location):
         return None
     try:
-        part = ShardPart.from_json(storage.read_bytes(location).decode())
+        part = ShardManifest.from_json(storage.read_bytes(location).decode())
     except (ValueError, KeyError, TypeError):
         return None
     size = storage.info(storage.join(uri, task.path)).size

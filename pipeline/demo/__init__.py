@@ -41,7 +41,7 @@ Drawn scenes are easy and the trials are short: the figures prove the way, not t
 
 def make_scenes(recipe: Recipe, console: "Console") -> None:
     """Draws the demo's scenes where they are missing; a broken-off call is begun again."""
-    from sharding.scenery import write_scenery
+    from pipeline.demo.scenery import write_scenery
 
     root = storage.local_path(recipe.data.root)
     marker = root / "scenes.json"

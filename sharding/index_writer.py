@@ -14,12 +14,12 @@ from d2ls import storage
 from d2ls.errors import DataError, ShardError
 from d2ls.labels import ClassTable
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardSet, SplitCard
-from sharding.part import ShardPart, finished_part
 from sharding.plan import ShardPlan
 from sharding.preview import write_previews
 from sharding.scaling import Scale, value_warnings
+from sharding.scan import Scan
+from sharding.shard_manifest import ShardManifest, finished_manifest
 from sharding.spec import ShardSpec
-from sharding.survey import Survey
 from sharding.validate import LabelCounts, unseen_classes
 
 
@@ -44,7 +44,7 @@ def finished_card(plan: ShardPlan, spec: ShardSpec) -> DatasetCard | None:
         for split in card.splits.values()
         for shard in split.shards
     )
-    return card if same and present and card.max_value == plan.survey.max_value else None
+    return card if same and present and card.max_value == plan.scan.max_value else None
 
 
 def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
@@ -53,7 +53,7 @@ def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
     Raises:
         ShardError: a shard of the plan is not finished.
     """
-    parts = [(task, finished_part(task, spec.uri)) for task in plan.tasks]
+    parts = [(task, finished_manifest(task, spec.uri)) for task in plan.tasks]
     open_tasks = [task.path for task, part in parts if part is None]
     if open_tasks:
         raise ShardError(
@@ -68,11 +68,11 @@ def finish(plan: ShardPlan, spec: ShardSpec) -> DatasetCard:
     return card
 
 
-def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> DatasetCard:
+def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardManifest]) -> DatasetCard:
     """Makes the card from the parts of all shards."""
-    survey = plan.survey
-    max_value = survey.max_value
-    mean, std = statistics(parts, max_value, survey.scale)
+    scan = plan.scan
+    max_value = scan.max_value
+    mean, std = statistics(parts, max_value, scan.scale)
     splits = {
         split: _split_card([part for part in parts if part.rows[0]["split"] == split], plan)
         for split in plan.splits
@@ -81,19 +81,19 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
     for part in parts:
         for code, count in part.strays.items():
             strays[code] = strays.get(code, 0) + count
-    extra: dict[str, Any] = {"plan": plan.fingerprint, **survey.facts}
+    extra: dict[str, Any] = {"plan": plan.fingerprint, **scan.facts}
     extra |= {"strays": strays} if spec.strays else {}
-    extra |= {"unlabelled": survey.unlabelled} if survey.unlabelled else {}
+    extra |= {"unlabelled": scan.unlabelled} if scan.unlabelled else {}
     options = {
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
     }
     extra |= {"options": options} if options else {}
     counts = {name: LabelCounts(split.class_pixels, split.ignored_pixels) for name, split in splits.items()}
-    unseen = [text for _, text in unseen_classes(survey, counts)]
-    warnings = unseen + value_warnings([part.sums for part in parts], survey)
+    unseen = [text for _, text in unseen_classes(scan, counts)]
+    warnings = unseen + value_warnings([part.sums for part in parts], scan)
     warnings += [
         f"band {name} has one value only, and training divides by its deviation: leave it out with data.bands"
-        for name, spread in zip(survey.bands, std, strict=True)
+        for name, spread in zip(scan.bands, std, strict=True)
         if not spread
     ]
     if warnings:
@@ -102,27 +102,27 @@ def make_card(plan: ShardPlan, spec: ShardSpec, parts: Sequence[ShardPart]) -> D
         name=spec.name,
         source=spec.source,
         protocol=spec.protocol,
-        classes=survey.classes,
-        bands=survey.bands,
-        dtype=survey.dtype,
+        classes=scan.classes,
+        bands=scan.bands,
+        dtype=scan.dtype,
         max_value=max_value,
         mean=mean,
         std=std,
-        ground_sampling_distance=survey.ground_sampling_distance,
-        tiling={split: asdict(survey.tilings[split]) for split in plan.splits},
+        ground_sampling_distance=scan.ground_sampling_distance,
+        tiling={split: asdict(scan.tilings[split]) for split in plan.splits},
         codec=spec.codec.to_json(),
-        scene_check=survey.scene_check,
+        scene_check=scan.scene_check,
         splits=splits,
         digest=set_digest({name: split.digest for name, split in splits.items()}),
-        scale=survey.scale,
-        reading=_reading(survey),
-        license=survey.license,
+        scale=scan.scale,
+        reading=_reading(scan),
+        license=scan.license,
         extra=extra,
     )
 
 
 def statistics(
-    parts: Iterable[ShardPart], max_value: float, scale: Scale | None = None
+    parts: Iterable[ShardManifest], max_value: float, scale: Scale | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation of each channel, of pixel / max_value, from integer sums.
 
@@ -149,12 +149,10 @@ def statistics(
     return mean, tuple(spread[band] / count[band] * step[band] for band in bands)
 
 
-def _reading(survey: Survey) -> dict[str, Any]:
+def _reading(scan: Scan) -> dict[str, Any]:
     """What prediction must know to read files as they were read here."""
-    reading: dict[str, Any] = {} if survey.reading.nodata is None else {"nodata": survey.reading.nodata}
-    return reading | (
-        {"band_order": survey.band_order} if survey.band_order in ("names", "positions") else {}
-    )
+    reading: dict[str, Any] = {} if scan.reading.nodata is None else {"nodata": scan.reading.nodata}
+    return reading | ({"band_order": scan.band_order} if scan.band_order in ("names", "positions") else {})
 
 
 def split_digest(
@@ -173,10 +171,10 @@ def set_digest(splits: dict[str, str]) -> str:
     return blake3(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
-def _split_card(parts: Sequence[ShardPart], plan: ShardPlan) -> SplitCard:
-    classes = plan.survey.classes
+def _split_card(parts: Sequence[ShardManifest], plan: ShardPlan) -> SplitCard:
+    classes = plan.scan.classes
     rows = [row for part in parts for row in part.rows]
-    tiling = asdict(plan.survey.tilings[rows[0]["split"]])
+    tiling = asdict(plan.scan.tilings[rows[0]["split"]])
     counts = [sum(row["class_pixels"][index] for row in rows) for index in range(classes.num_classes)]
     pixels = sum(row["height"] * row["width"] for row in rows)
     return SplitCard(
@@ -185,13 +183,13 @@ def _split_card(parts: Sequence[ShardPart], plan: ShardPlan) -> SplitCard:
         class_pixels=tuple(counts),
         ignored_pixels=pixels - sum(counts),
         digest=split_digest(
-            (row["digest"] for row in rows), classes, plan.survey.bands, plan.survey.dtype, tiling
+            (row["digest"] for row in rows), classes, plan.scan.bands, plan.scan.dtype, tiling
         ),
         shards=tuple(part.shard for part in parts),
     )
 
 
-def _index_bytes(parts: Sequence[ShardPart]) -> bytes:
+def _index_bytes(parts: Sequence[ShardManifest]) -> bytes:
     names = set(INDEX_SCHEMA.names)
     rows = [
         {name: value for name, value in row.items() if name in names} for part in parts for row in part.rows
@@ -203,7 +201,7 @@ def _index_bytes(parts: Sequence[ShardPart]) -> bytes:
 
 def _delete_strangers(plan: ShardPlan, uri: str) -> None:
     """Deletes tars and parts of a former plan: a reader that lists the folder would take them for ours."""
-    ours = {task.path for task in plan.tasks} | {task.part for task in plan.tasks}
+    ours = {task.path for task in plan.tasks} | {task.manifest for task in plan.tasks}
     for split in plan.splits:
         known = (split, f"{split}-", ".tar")
         for folder, prefix, suffix in (known, ("parts", f"{split}-", ".json")):

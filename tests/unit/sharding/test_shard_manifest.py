@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sharding.part import PixelSums, ShardPart, finished_part
+from sharding.shard_manifest import PixelSums, ShardManifest, finished_manifest
 from sharding.write import write_shard
 from tests.shard_world import plan_of, spec_of
 
@@ -19,26 +19,26 @@ def test_a_part_says_what_the_shard_holds_and_travels_as_json(written):
     folder, task, part = written
     assert part.shard.samples == len(part.rows) == task.samples == 3
     assert part.shard.bytes == (folder / task.path).stat().st_size
-    assert ShardPart.from_json(part.to_json()) == part
-    assert finished_part(task, str(folder)) == part
+    assert ShardManifest.from_json(part.to_json()) == part
+    assert finished_manifest(task, str(folder)) == part
 
 
 @pytest.mark.parametrize("missing", ["the note", "the tar", "the end of the tar", "the end of the note"])
 def test_a_shard_that_is_not_whole_is_not_finished(written, missing):
     folder, task, _ = written
-    file = folder / (task.part if "note" in missing else task.path)
+    file = folder / (task.manifest if "note" in missing else task.path)
     if "end" in missing:
         file.write_bytes(file.read_bytes()[:-7])
     else:
         file.unlink()
-    assert finished_part(task, str(folder)) is None
+    assert finished_manifest(task, str(folder)) is None
 
 
 def test_the_shard_of_another_plan_is_not_finished(raw, written):
     folder, task, _ = written
     other = plan_of(spec_of(raw, seed=5)).tasks[1]
     assert other.path == task.path
-    assert finished_part(other, str(folder)) is None
+    assert finished_manifest(other, str(folder)) is None
 
 
 def test_pixel_sums_count_pixels_with_data():

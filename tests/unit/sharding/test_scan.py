@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d2ls.errors import ConfigError, DataError
-from sharding.survey import survey
+from sharding.scan import scan
 from tests.shard_world import spec_of
 
 
@@ -21,7 +21,7 @@ def masks(folder, part):
 
 
 def test_a_sound_set_is_described(raw):
-    found = survey(spec_of(raw))
+    found = scan(spec_of(raw))
     assert found.problems == ()
     assert [item.scene.split for item in found.scenes] == ["train"] * 6 + ["val"] * 3
     assert {(item.info.height, item.info.width, item.info.bands) for item in found.scenes} == {(64, 64, 3)}
@@ -35,7 +35,7 @@ def test_all_problems_are_listed_at_once(copied):
     first.unlink()
     cv2.imwrite(str(second), np.ones((64, 60), np.uint8))
     third.write_bytes(b"no image")
-    found = survey(spec_of(copied))
+    found = scan(spec_of(copied))
     assert len(found.problems) == 3
     text = "\n".join(found.problems)
     for file in (second, third):
@@ -45,17 +45,17 @@ def test_all_problems_are_listed_at_once(copied):
 
 
 def test_splits_and_bands_are_chosen_by_name(raw):
-    assert {item.scene.split for item in survey(spec_of(raw, splits=("val",))).scenes} == {"val"}
-    assert any("tset" in problem for problem in survey(spec_of(raw, splits=("tset",))).problems)
-    chosen = survey(spec_of(raw, bands=("blue", "red")))
+    assert {item.scene.split for item in scan(spec_of(raw, splits=("val",))).scenes} == {"val"}
+    assert any("tset" in problem for problem in scan(spec_of(raw, splits=("tset",))).problems)
+    chosen = scan(spec_of(raw, bands=("blue", "red")))
     assert chosen.bands == ("blue", "red")
     assert {item.bands for item in chosen.scenes} == {(2, 0)}
     with pytest.raises(ConfigError, match=r"data\.bands: no band 'bleu'.*blue"):
-        survey(spec_of(raw, bands=("bleu",)))
+        scan(spec_of(raw, bands=("bleu",)))
 
 
 def test_only_training_may_label_a_pixel_twice(raw):
-    assert {split: tiling.once for split, tiling in survey(spec_of(raw)).tilings.items()} == {
+    assert {split: tiling.once for split, tiling in scan(spec_of(raw)).tilings.items()} == {
         "train": False,
         "val": True,
     }

@@ -24,7 +24,7 @@ SHOWN = 30
 
 
 @dataclass(frozen=True)
-class SurveyedScene:
+class ScannedScene:
     """A labelled scene and what its image's header says.
 
     Attributes:
@@ -45,7 +45,7 @@ class SurveyedScene:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Scan:
     """What a raw data set holds.
 
     Attributes:
@@ -81,7 +81,7 @@ class Survey:
     max_value: float
     scale: Scale | None
     tilings: dict[str, Tiling]
-    scenes: tuple[SurveyedScene, ...]
+    scenes: tuple[ScannedScene, ...]
     unlabelled: dict[str, int]
     scene_check: str
     license: str
@@ -112,7 +112,7 @@ def report_problems(problems: Iterable[str]) -> str:
     return "\n".join([f"{len(problems)} problem(s) in the raw data, nothing was written:", *lines, *more])
 
 
-def survey(spec: ShardSpec) -> Survey:
+def scan(spec: ShardSpec) -> Scan:
     """Looks at the headers of all images and label images of a data set.
 
     Raises:
@@ -134,11 +134,11 @@ def survey(spec: ShardSpec) -> Survey:
     hidden = Counter(scene.split for scene in wanted if scene.mask is None)
     notes: list[str] = []
     look = _Look(source, indices, problems, notes)
-    surveyed = [found for scene in wanted if (found := look.at(scene)) is not None]
-    problems += _different_names(surveyed, source)
-    dtype = _common_type(surveyed, problems)
-    check = _scene_check(surveyed, source, problems)
-    if not surveyed and not problems:
+    scanned = [found for scene in wanted if (found := look.at(scene)) is not None]
+    problems += _different_names(scanned, source)
+    dtype = _common_type(scanned, problems)
+    check = _scene_check(scanned, source, problems)
+    if not scanned and not problems:
         problems.append(
             f"{spec.root}: no labelled image in it ({sum(hidden.values())} without labels). Correct data.root, "
             "data.splits or, of your own data, data.custom"
@@ -147,8 +147,8 @@ def survey(spec: ShardSpec) -> Survey:
         spec.codec.check(len(indices), dtype)
     problems += _nodata_problems(source.reading.nodata, dtype)
     bands = tuple(source.bands[index] for index in indices)
-    scale = find_scale(spec, bands, dtype, surveyed, problems)
-    return Survey(
+    scale = find_scale(spec, bands, dtype, scanned, problems)
+    return Scan(
         classes=source.classes,
         codes=codes,
         bands=bands,
@@ -157,8 +157,8 @@ def survey(spec: ShardSpec) -> Survey:
         dtype=dtype,
         max_value=full_scale(spec, dtype),
         scale=scale,
-        tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in surveyed},
-        scenes=tuple(surveyed),
+        tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in scanned},
+        scenes=tuple(scanned),
         unlabelled=dict(hidden),
         scene_check=check,
         license=spec.license or source.license,
@@ -222,7 +222,7 @@ class _Look:
     problems: list[str]
     notes: list[str]
 
-    def at(self, scene: Scene) -> SurveyedScene | None:
+    def at(self, scene: Scene) -> ScannedScene | None:
         """Returns what the headers of a scene say, None where it has no labels or a file cannot be read."""
         if scene.mask is None:
             return None
@@ -233,7 +233,7 @@ class _Look:
             self.problems.append(unreadable(error, self.source.name == "custom"))
             return None
 
-    def _compare(self, scene: Scene, image: Raster, labels: Raster) -> SurveyedScene:
+    def _compare(self, scene: Scene, image: Raster, labels: Raster) -> ScannedScene:
         info = image.info
         positions = self._bands(image)
         resampled = self._place(image, labels)
@@ -249,7 +249,7 @@ class _Look:
         self.problems += _label_problems(scene, labels.info, bool(self.source.codes.ids))
         taken = tuple(positions[band] for band in self.taken)
         metres = image.georeference.pixel_metres(info.height, info.width)
-        return SurveyedScene(scene, info, taken, resampled, labels.info, metres)
+        return ScannedScene(scene, info, taken, resampled, labels.info, metres)
 
     def _bands(self, image: Raster) -> tuple[int, ...]:
         """Returns the positions of all bands that the source names."""
@@ -323,12 +323,12 @@ def _sizes(image: Raster, labels: Raster) -> str:
     return f"{text}. Save both in one size, or pair other files (data.custom.images, data.custom.masks)"
 
 
-def _different_names(surveyed: list[SurveyedScene], source: Source) -> list[str]:
+def _different_names(scanned: list[ScannedScene], source: Source) -> list[str]:
     """Compares the colour interpretation of files whose names say nothing about the recipe's."""
     if source.band_order != "refuse":
         return []
-    first: dict[int, SurveyedScene] = {}
-    for item in surveyed:
+    first: dict[int, ScannedScene] = {}
+    for item in scanned:
         if contradiction(item.info, source.bands):
             continue
         other = first.setdefault(item.info.bands, item)
@@ -349,9 +349,9 @@ def _label_problems(scene: Scene, info: RasterInfo, ids: bool) -> list[str]:
     return []
 
 
-def _common_type(surveyed: list[SurveyedScene], problems: list[str]) -> str:
-    types: dict[str, list[SurveyedScene]] = defaultdict(list)
-    for item in surveyed:
+def _common_type(scanned: list[ScannedScene], problems: list[str]) -> str:
+    types: dict[str, list[ScannedScene]] = defaultdict(list)
+    for item in scanned:
         types[item.info.read_as].append(item)
     if len(types) > 1:
         rare = min(types, key=lambda name: len(types[name]))
@@ -373,10 +373,10 @@ def _nodata_problems(nodata: float | None, dtype: str) -> list[str]:
     ]
 
 
-def _scene_check(surveyed: list[SurveyedScene], source: Source, problems: list[str]) -> str:
+def _scene_check(scanned: list[ScannedScene], source: Source, problems: list[str]) -> str:
     """Says whether any scene stands in two splits."""
     splits: dict[str, set[str]] = defaultdict(set)
-    for item in surveyed:
+    for item in scanned:
         if item.scene.group is None:
             return "unknown"
         splits[item.scene.group].add(item.scene.split)
