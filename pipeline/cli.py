@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.errors import D2LSError
+from pipeline.compute import set_up_process
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
@@ -94,9 +95,7 @@ def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command: quiet libraries, clear errors, exit status 0, 1 (error) or 130 (interrupted)."""
-    # Threads that wait for each other sleep: beside other work, spinning ones take the processor from the thread they
-    # wait for. Read when torch is loaded, by workers that Ray starts here too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_process()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference.augment import View, average_views, views
 from d2ls.inference.stitch import Band, stitch
+from d2ls.inference.threads import SlicedForward
 from d2ls.inference.windows import Floats, Grid, Span, overlap_pixels
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Segmenter:
         overlap: float = OVERLAP,
     ) -> None:
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network, self.info = network.to(self.device).eval(), info
+        self.network, self.info = network.to(self.device).to(memory_format=torch.channels_last).eval(), info
+        self._forward = SlicedForward(self.device)
         self.views = views(augmentation)
         self.batch_size = batch_size
         self.window = info.window if window is None else window
@@ -104,8 +106,7 @@ class Segmenter:
         """
         if self.views != (View(),):
             return self.tensor_probabilities(raw).argmax(1)
-        logits: Tensor = self.network(self._on_device(raw)).logits
-        return logits.argmax(1)
+        return self._forward(self.network, self._on_device(raw)).argmax(1)
 
     def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
         """Refuses pixels that the network was not trained for.
@@ -159,8 +160,7 @@ class Segmenter:
         return raw.to(self.device, non_blocking=True)
 
     def _softmax(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images).logits
-        return logits.float().softmax(1)
+        return self._forward(self.network, images).float().softmax(1)
 
 
 def _usable(name: str | torch.device) -> torch.device:

@@ -19,6 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from d2ls.inference.threads import SlicedForward
 from d2ls.loader import Batch
 from d2ls.training.batch_norm import normalize_over_ranks
 
@@ -68,6 +69,10 @@ class Device:
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Returns a context that computes in bfloat16 where the precision is bf16."""
         return torch.autocast(self.torch_device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    def inference(self, precision: Precision) -> SlicedForward:
+        """Returns what computes logits of a batch in inference mode."""
+        return SlicedForward(self.torch_device, autocast=torch.bfloat16 if precision == "bf16" else None)
 
     def set_precision(self, precision: Precision) -> None:
         """Allows or forbids TensorFloat-32 in matrix products and convolutions."""

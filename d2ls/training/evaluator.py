@@ -46,12 +46,12 @@ class Evaluator:
             The confusion matrix over all ranks, K K int64, rows are the truth; and its scores.
         """
         classes, device = self.classes.num_classes, open_device(self.group.device)
+        forward = device.inference(self.precision)
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.group.device)
         for batch in self.batches():
             on_device = device.upload(batch)
             labels = on_device.labels.masked_fill(~on_device.valid.view(-1, 1, 1), IGNORE)
-            with device.autocast(self.precision):
-                logits = network(on_device.images).logits
+            logits = forward(network, on_device.images)
             confusion += confusion_matrix(logits.argmax(dim=1), labels.long(), classes)
         table: npt.NDArray[np.int64] = self.group.all_reduce_sum(confusion).cpu().numpy()
         return table, score(table, self.classes.scored)

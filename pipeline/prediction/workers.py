@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.compute import keep_freed_memory
 from pipeline.config.train import ClusterConfig
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class ModelWorker:
     """
 
     def __init__(self, files: dict[str, bytes], where: str, settings: dict[str, Any]) -> None:
+        keep_freed_memory()
         self.files, self.where, self.settings = files, where, settings
 
     @cached_property

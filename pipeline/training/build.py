@@ -20,6 +20,7 @@ from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
 from d2ls.training.train_state import TrainingState, seed_everything
 from d2ls.training.trainer import Trainer, TrainerSettings
+from pipeline.compute import keep_freed_memory
 from pipeline.config import Recipe
 
 if TYPE_CHECKING:
@@ -262,4 +263,5 @@ def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[st
 
 def use_threads(cpus: float) -> None:
     """Lets PyTorch compute with as many threads as the worker has CPUs."""
+    keep_freed_memory()
     torch.set_num_threads(max(1, int(cpus)))
