@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.config import Recipe
-    from pipeline.searching.report import SweepSummary
     from pipeline.tracking import ModelVersion, Store
+    from pipeline.tuning.report import SweepSummary
 
 
 def make_console() -> "Console":
@@ -74,7 +74,7 @@ def show_trials(console: "Console", summary: "SweepSummary") -> None:
     """Prints the trial table and the word about noise."""
     from rich.table import Table
 
-    from pipeline.searching.report import HEADER, SUMMARY_HEADER
+    from pipeline.tuning.report import HEADER, SUMMARY_HEADER
 
     shown: list[tuple[str, Sequence[str], list[list[str]]]] = [
         (f"Trials of {summary.name}", HEADER, summary.rows())

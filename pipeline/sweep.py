@@ -13,12 +13,12 @@ from d2ls.errors import ConfigError, D2LSError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.recipe import FREE_ON_RESUME
-from pipeline.searching.plan import Plan
-from pipeline.searching.report import SEED, SweepSummary
-from pipeline.searching.space import describe, final_recipe, refuse_fixed, trial_key, trial_recipe
-from pipeline.searching.state import SweepState, names_storage, only_driver
 from pipeline.training import run_folder, tracked_run
 from pipeline.training.run_folder import RunFolder, check_name
+from pipeline.tuning.plan import Plan
+from pipeline.tuning.report import SEED, SweepSummary
+from pipeline.tuning.space import describe, final_recipe, refuse_fixed, trial_key, trial_recipe
+from pipeline.tuning.state import SweepState, names_storage, only_driver
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
     from pipeline.evaluation.result import Evaluation
-    from pipeline.searching.session import Sweep
-    from pipeline.searching.trial_process import TrainOne, TrialContext
     from pipeline.tracking import ModelVersion
     from pipeline.training.run import TrainResult
+    from pipeline.tuning.search import Sweep
+    from pipeline.tuning.trial_process import TrainOne, TrialContext
 
 EXAMPLES = """\
   python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
@@ -114,7 +114,7 @@ def run(
         overrides: with `resume`: `key.sub=value` strings that change that recipe where trials stay comparable.
         repeat: seeds of the best configuration, in all; None: one, or as many as a resumed sweep had.
         console: where to write.
-        train_one: trains a trial, as `pipeline.searching.trial_process.train_trial` does; tests put their own here.
+        train_one: trains a trial, as `pipeline.tuning.trial_process.train_trial` does; tests put their own here.
 
     Raises:
         ConfigError: impossible plan, a name that is taken, nothing to resume, or a resumed sweep that still runs.
@@ -123,7 +123,7 @@ def run(
     """
     from pipeline import cluster, demo
     from pipeline.console import make_console
-    from pipeline.searching.session import search
+    from pipeline.tuning.search import search
 
     console = console or make_console()
     recipe = recipe.anchored()
@@ -217,8 +217,8 @@ def _opened(
 ) -> Iterator["Sweep"]:
     """Opens the sweep's MLflow run and notes what `--resume` needs; ends the run as the sweep ends."""
     from pipeline.console import stage
-    from pipeline.searching.session import Sweep
     from pipeline.tracking import Store
+    from pipeline.tuning.search import Sweep
 
     stage(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
@@ -241,8 +241,8 @@ def _opened(
 
 def _settle(sweep: "Sweep") -> None:
     """Tells MLflow what it has not heard of the sweep and its trials; where it is away, the folders keep it."""
-    from pipeline.searching.records import TrialRecords
     from pipeline.tracking.connection import UnreachableError
+    from pipeline.tuning.records import TrialRecords
 
     folders = [sweep.place]
     with suppress(D2LSError):  # a damaged record: the sweep itself has said so
@@ -262,7 +262,7 @@ def _settle(sweep: "Sweep") -> None:
 
 
 def _context(sweep: "Sweep", train_one: "TrainOne | None") -> "TrialContext":
-    from pipeline.searching.trial_process import TrialContext, train_trial
+    from pipeline.tuning.trial_process import TrialContext, train_trial
 
     return TrialContext(sweep.recipe.to_dict(), sweep.run_id, train_one or train_trial)
 

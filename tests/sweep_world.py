@@ -16,9 +16,9 @@ from d2ls.errors import ShardError
 from pipeline import sweep as command
 from pipeline.config import Recipe, parse_recipe
 from pipeline.demo.scenery import write_scenery
-from pipeline.searching.report import METRIC
 from pipeline.tracking import RunRow, Store
 from pipeline.training.run_folder import RunFolder
+from pipeline.tuning.report import METRIC
 from tests.train_world import recipe_values
 
 TINY = {

@@ -13,10 +13,10 @@ from d2ls.errors import D2LSError
 from pipeline import sweep
 from pipeline.config import load_recipe
 from pipeline.config.tracking import TrackingConfig
-from pipeline.searching.space import trial_recipe
 from pipeline.tracking import Store
 from pipeline.training.run import read_result
 from pipeline.training.run_folder import RunFolder
+from pipeline.tuning.space import trial_recipe
 from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.searching.halving import Halving
-from pipeline.searching.report import Trial
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.report import Trial
 from tests.sweep_world import TINY, make_place, run, sweep, tracked, trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

@@ -11,7 +11,7 @@ from pipeline import cli
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
 from pipeline.config.model import Architecture
 from pipeline.config.recipe import RECIPES
-from pipeline.searching.space import configurations, swept_in_vain
+from pipeline.tuning.space import configurations, swept_in_vain
 
 BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
 

@@ -6,11 +6,11 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from pipeline.searching.halving import Halving
-from pipeline.searching.records import progressed
-from pipeline.searching.report import METRIC
-from pipeline.searching.search import Search
-from pipeline.searching.trials import TrialEvents
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.records import progressed
+from pipeline.tuning.report import METRIC
+from pipeline.tuning.searcher import Search
+from pipeline.tuning.trials import TrialEvents
 
 
 class ProposingSearcher(Searcher):

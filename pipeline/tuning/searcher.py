@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from pipeline.config import Recipe
-from pipeline.searching.records import TrialRecords
-from pipeline.searching.space import Values, base_recipe, configurations
+from pipeline.tuning.records import TrialRecords
+from pipeline.tuning.space import Values, base_recipe, configurations
 
 
 class Search(Protocol):
@@ -54,7 +54,7 @@ def make_search(recipe: Recipe, records: TrialRecords) -> Search:
     """
     if recipe.sweep.search != "tpe":
         return ListedSearch(values for values in configurations(recipe) if not records.ended(values))
-    from pipeline.searching.tpe import TreeParzenSearch
+    from pipeline.tuning.tpe import TreeParzenSearch
 
     known = records.searched(recipe).values()
     return TreeParzenSearch(

@@ -4,9 +4,9 @@ import pytest
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
-from pipeline.searching.records import TrialRecords, progressed
-from pipeline.searching.report import METRIC, Trial
-from pipeline.searching.trials import TrialEvents
+from pipeline.tuning.records import TrialRecords, progressed
+from pipeline.tuning.report import METRIC, Trial
+from pipeline.tuning.trials import TrialEvents
 
 
 def test_records_come_back_and_a_restarted_trial_keeps_its_scores(tmp_path):

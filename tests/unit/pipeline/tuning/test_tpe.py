@@ -1,8 +1,8 @@
 """The TPE search: conditional keys, nothing twice, finished trials counted in."""
 
 from pipeline.config.sweep import Axis
-from pipeline.searching.space import trial_key
-from pipeline.searching.tpe import TreeParzenSearch
+from pipeline.tuning.space import trial_key
+from pipeline.tuning.tpe import TreeParzenSearch
 
 SPACE = {
     "model.stages": Axis(values=(1, 2)),

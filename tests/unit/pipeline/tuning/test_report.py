@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.searching.report import SweepSummary, Trial
-from pipeline.searching.space import trial_key
+from pipeline.tuning.report import SweepSummary, Trial
+from pipeline.tuning.space import trial_key
 
 
 def trial(score, status="finished", **values):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.errors import ResourceError
 from pipeline.config import Recipe
-from pipeline.searching.space import (
+from pipeline.tuning.space import (
     Values,
     check_space,
     configurations,

@@ -4,7 +4,7 @@ import pytest
 
 from d2ls.errors import ConfigError
 from pipeline.config import apply_overrides, parse_recipe
-from pipeline.searching.space import (
+from pipeline.tuning.space import (
     configurations,
     describe,
     final_recipe,

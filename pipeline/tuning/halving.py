@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.searching.report import Trial
+from pipeline.tuning.report import Trial
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import time
 
 from rich.console import Console
 
-from pipeline.searching.progress import SweepProgress
-from pipeline.searching.report import Trial
+from pipeline.tuning.progress import SweepProgress
+from pipeline.tuning.report import Trial
 
 ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages in (("aa", 1), ("bb", 2)))
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.console import in_words
-from pipeline.searching.report import METRIC, Trial
-from pipeline.searching.space import describe
+from pipeline.tuning.report import METRIC, Trial
+from pipeline.tuning.space import describe
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from pipeline.config.sweep import Axis
-from pipeline.searching.space import Values, resolve, trial_key
+from pipeline.tuning.space import Values, resolve, trial_key
 
 ASKS_PER_TRIAL = 100
 """How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from d2ls import storage
 from pipeline.config import Recipe
-from pipeline.searching.halving import Halving
-from pipeline.searching.records import TrialRecords, progressed
-from pipeline.searching.report import METRIC, Trial
-from pipeline.searching.search import Search
-from pipeline.searching.space import trial_recipe
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.records import TrialRecords, progressed
+from pipeline.tuning.report import METRIC, Trial
+from pipeline.tuning.searcher import Search
+from pipeline.tuning.space import trial_recipe
 
 if TYPE_CHECKING:
-    from pipeline.searching.trial_process import TrialContext
+    from pipeline.tuning.trial_process import TrialContext
 
 HEAD = {"node:__internal_head__": 0.01}
 """What a trial with a worker group holds itself: no CPU, so it never starves the workers that it waits for."""
@@ -116,8 +116,8 @@ def run_trials(
     """
     from ray import tune
 
-    from pipeline.searching.trial_process import TrialProcess
-    from pipeline.searching.tuning import HalvingScheduler, ProposingSearcher, RecordingCallback
+    from pipeline.tuning.ray_tune import HalvingScheduler, ProposingSearcher, RecordingCallback
+    from pipeline.tuning.trial_process import TrialProcess
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
     os.environ.setdefault(

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from pipeline.searching.halving import Halving
-from pipeline.searching.report import Trial
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.report import Trial
 
 RULE = Halving(grace_epochs=1, reduction_factor=2, epochs=8)
 

@@ -8,7 +8,7 @@ import pytest
 
 from d2ls.errors import ConfigError
 from pipeline.config import parse_recipe
-from pipeline.searching.state import SweepState, only_driver
+from pipeline.tuning.state import SweepState, only_driver
 from tests.train_world import recipe_values
 
 
@@ -63,7 +63,7 @@ def test_another_experiment_is_refused(state, override, words):
 
 HOLD = """
 import sys
-from pipeline.searching.state import only_driver
+from pipeline.tuning.state import only_driver
 with only_driver(sys.argv[1], "one"):
     print("held", flush=True)
     sys.stdin.read()

@@ -13,8 +13,8 @@ from ray import tune
 
 from d2ls.errors import D2LSError
 from pipeline.config import Recipe, parse_recipe
-from pipeline.searching.report import METRIC
-from pipeline.searching.space import trial_recipe
+from pipeline.tuning.report import METRIC
+from pipeline.tuning.space import trial_recipe
 
 Training = Generator[dict[str, float], None, Any]
 """Yields the metrics of an epoch; returns None, or something with a `history` of them."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from d2ls.errors import ResourceError
 from pipeline import sweep
 from pipeline.cluster import Cluster
-from pipeline.searching.plan import LISTED, Plan
+from pipeline.tuning.plan import LISTED, Plan
 from tests.train_world import tiny_recipe
 
 SPACE = {"model.stages": {"values": [0, 1]}, "model.drop_path": {"values": [0.0, 0.1]}}

@@ -9,8 +9,8 @@ from typing import Any
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
 from pipeline.config import Recipe
-from pipeline.searching.report import METRIC, SEED, Trial
-from pipeline.searching.space import Values, trial_key
+from pipeline.tuning.report import METRIC, SEED, Trial
+from pipeline.tuning.space import Values, trial_key
 
 _log = logging.getLogger(__name__)
 

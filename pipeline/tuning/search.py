@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 from d2ls import storage
 from d2ls.errors import TrainingError
 from pipeline.config import Recipe
-from pipeline.searching.plan import Plan
-from pipeline.searching.records import TrialRecords
-from pipeline.searching.report import METRIC, SEED, SweepSummary, Trial
-from pipeline.searching.search import ListedSearch, Search, make_search
-from pipeline.searching.space import Values, describe, trial_recipe
-from pipeline.searching.trials import TrialEvents, halving, run_trials
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
+from pipeline.tuning.plan import Plan
+from pipeline.tuning.records import TrialRecords
+from pipeline.tuning.report import METRIC, SEED, SweepSummary, Trial
+from pipeline.tuning.searcher import ListedSearch, Search, make_search
+from pipeline.tuning.space import Values, describe, trial_recipe
+from pipeline.tuning.trials import TrialEvents, halving, run_trials
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
-    from pipeline.searching.trial_process import TrialContext
     from pipeline.tracking import Store
+    from pipeline.tuning.trial_process import TrialContext
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _run_trials(
     prune: bool = True,
 ) -> None:
     """Runs what a search proposes, shows how it goes, and opens and ends the trials' MLflow runs."""
-    from pipeline.searching.progress import SweepProgress
+    from pipeline.tuning.progress import SweepProgress
 
     if not found.left:
         return

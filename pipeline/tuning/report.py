@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.searching.space import describe, trial_key
+from pipeline.tuning.space import describe, trial_key
 
 METRIC = "select/miou"
 """What ranks trials: mean IoU over the scored classes of the selection split."""
@@ -19,7 +19,7 @@ class Trial:
     """One trial of a sweep.
 
     Attributes:
-        key: name by content, see `pipeline.searching.space.trial_key`.
+        key: name by content, see `pipeline.tuning.space.trial_key`.
         name: name of its training run.
         values: swept keys.
         status: `started`, `finished`, `pruned` or `failed`.
