@@ -184,7 +184,7 @@ def published_crop(image, mask, augmentation):
         box = (left, top, left + size, top + size)
         labels, counts = np.unique(np.array(mask.crop(box)), return_counts=True)
         counts = counts[labels != 255]
-        if len(counts) > 1 and counts.max() / counts.sum() < augmentation.class_balance:
+        if len(counts) > 1 and counts.max() / counts.sum() < augmentation.max_class_fraction:
             break
     return np.array(image.crop(box)), np.array(mask.crop(box))
 

@@ -67,11 +67,11 @@ def main() -> None:
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, epochs {epochs}", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
         place = sweep_world.make_place(Path(scratch))
-        common = ("tiny.yaml", "sweep.concurrent=1", "train.epochs=1")
+        common = ("tiny.yaml", "sweep.max_concurrent_trials=1", "train.epochs=1")
         whole: dict[str, float] = {}
         walls: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for name, count in zip(("short", "long"), epochs, strict=True):
-            words = sweep_world.sweep(*common, "--name", name, f"sweep.trial.train.epochs={count}")
+            words = sweep_world.sweep(*common, "--name", name, f"sweep.trial_overrides.train.epochs={count}")
             whole[name] = timed(place, *words)
             first, later = of_trials(place, name)
             plain = timed(place, sys.executable, "-c", PLAIN, str(count))

@@ -66,7 +66,7 @@ def train_here(job, started):
         "wall": wall,
         "cpu": cpu,
         "beside": cpu - loop,
-        "images": recipe.train.global_batch,
+        "images": recipe.train.global_batch_size,
         "started": started,
         "imported": imported,
         "first_step": clock.marks[0][0],

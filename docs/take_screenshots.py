@@ -1,6 +1,6 @@
 """Takes the pictures of docs/pictures: opens the MLflow UI on a store in a headless Chromium and photographs it.
 
-python docs/take_screenshots.py --store sqlite:///mlflow.db --output docs/pictures
+python docs/take_screenshots.py --tracking-uri sqlite:///mlflow.db --output docs/pictures
 
 Needs `chromium` and `chromedriver` (Debian: apt-get install chromium chromium-driver). Everything listens on 127.0.0.1.
 """
@@ -113,11 +113,11 @@ def main() -> None:
     """Parses, photographs, says where the pictures are."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument(
-        "--store", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+        "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
     )
     arguments.add_argument("--output", type=Path, default=Path(__file__).parent / "pictures")
     given = arguments.parse_args()
-    store = Store.open(TrackingConfig(uri=given.store), create=False)
+    store = Store.open(TrackingConfig(uri=given.tracking_uri), create=False)
     for picture in take(store, given.output):
         print(f"{picture} ({picture.stat().st_size / 1000:.0f} kB)")  # noqa: T201
 
@@ -149,7 +149,7 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
     ours = [
         row for row in trials if row.tags["architecture"] == "d2ls"
     ]  # a baseline has no dictionary to show
-    best = max(ours, key=lambda row: row.metrics.get("select/miou", 0.0))
+    best = max(ours, key=lambda row: row.metrics.get("val/miou", 0.0))
     experiment = client.get_run(sweep.run_id).info.experiment_id
     runs = urllib.parse.quote(json.dumps([row.run_id for row in trials[:4]]))
     learning = "workflowType=machine_learning"
@@ -163,8 +163,8 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
             ["Parallel"],
             [],
         ),
-        "run": (f"{run}?{learning}", [best.name, "select/miou"], []),
-        "curves": (f"{run}/model-metrics?{learning}", ["select", "train"], [_scroll_to(r"select \(\d+\)")]),
+        "run": (f"{run}?{learning}", [best.name, "val/miou"], []),
+        "curves": (f"{run}/model-metrics?{learning}", ["train", "val"], [_scroll_to(r"val \(\d+\)")]),
         "figures": (f"{run}/artifacts/figures/predictions.png?{learning}", ["predictions.png"], [HIDE_PATH]),
         "dictionary": (f"{run}/artifacts/figures/dictionary.png?{learning}", ["dictionary.png"], [HIDE_PATH]),
         "sweep": (

@@ -40,13 +40,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("recipe")
     arguments.add_argument("overrides", nargs="*")
-    arguments.add_argument("--storage", default="runs", help="where the recipe keeps its runs")
+    arguments.add_argument("--output-dir", default="runs", help="where the recipe keeps its runs")
     given = arguments.parse_args()
     name = f"pictured-{int(time.time())}"
-    words = ["pipeline.train", given.recipe, *given.overrides, f"storage={given.storage}", "--profile"]
+    words = ["pipeline.train", given.recipe, *given.overrides, f"output_dir={given.output_dir}", "--profile"]
     shown = screen(watch([sys.executable, "-m", *words, "--name", name]))
     picture_of_terminal(f"python -m {shlex.join(words[:-2])} --profile", shown)
-    picture_of_step(Path(given.storage) / name / "profile.json.gz")
+    picture_of_step(Path(given.output_dir) / name / "profile.json.gz")
 
 
 def watch(command: list[str]) -> bytes:

@@ -334,7 +334,7 @@ def check_shared(recipe: Recipe, cluster: Cluster) -> None:
     """
     if cluster.nodes < 2 or os.environ.get("D2LS_SHARED_PATHS"):
         return
-    for key, uri in {"storage": recipe.storage, "shards.uri": recipe.shards.uri}.items():
+    for key, uri in {"output_dir": recipe.output_dir, "shards.uri": recipe.shards.uri}.items():
         if storage.is_local(uri):
             raise StorageError(
                 f"{key}: {uri} is a local path, the cluster has {cluster.nodes} nodes. Use s3://bucket/prefix or "

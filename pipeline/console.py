@@ -103,7 +103,7 @@ def show_next(
         ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
         ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
-         f" --split {recipe.roles.report}"),
+         f" --split {recipe.roles.test}"),
         ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
         ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
     ]  # fmt: skip

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python -m pipeline.doctor                       # this machine: versions, tracking store, unfinished runs
   python -m pipeline.doctor loveda                # and whether this recipe can be trained here
-  python -m pipeline.doctor loveda cluster.address=auto storage=s3://bucket/runs   # from every node of a cluster
+  python -m pipeline.doctor loveda cluster.address=auto output_dir=s3://bucket/runs   # from every node of a cluster
 """
 
 PACKAGES = ("torch", "timm", "ray", "mlflow", "pyarrow", "webdataset", "albumentations", "numpy")
@@ -61,7 +61,7 @@ def quick(recipe: Recipe) -> list[Finding]:
     """
     check_architecture(recipe)
     shards = _open_shards(recipe)
-    return [*check_roles(recipe, shards), check_storage(recipe.storage)]
+    return [*check_roles(recipe, shards), check_storage(recipe.output_dir)]
 
 
 def examine(recipe: Recipe | None) -> Iterable[Finding]:
@@ -74,7 +74,7 @@ def examine(recipe: Recipe | None) -> Iterable[Finding]:
         return
     recipe = recipe.anchored()
     yield from _guarded("tracking", lambda: check_tracking(recipe))
-    yield from _guarded("storage", lambda: [check_storage(recipe.storage)])
+    yield from _guarded("storage", lambda: [check_storage(recipe.output_dir)])
     yield from _guarded("shards", lambda: check_roles(recipe, _open_shards(recipe)))
     yield from _guarded("model", lambda: [check_backbone(recipe)])
     yield from _guarded("cluster", lambda: check_cluster(recipe))
@@ -140,7 +140,7 @@ def check_tracking(recipe: Recipe | None) -> list[Finding]:
 
     store = Store.open(recipe.tracking if recipe else None)
     answers = Finding("tracking", "ok", f"{store.uri} answers")
-    return [answers, *check_runs(store, recipe.storage if recipe else default_storage())]
+    return [answers, *check_runs(store, recipe.output_dir if recipe else default_storage())]
 
 
 def check_runs(store: "Store", storage_uri: str) -> list[Finding]:
@@ -178,7 +178,7 @@ def check_storage(uri: str) -> Finding:
         storage.delete(probe)
     except StorageError as error:
         raise StorageError(
-            f"storage={uri} cannot be used: {error}. Mend access, or set another storage"
+            f"output_dir={uri} cannot be used: {error}. Mend access, or set another output_dir"
         ) from error
     free = ""
     if storage.is_local(uri):
@@ -199,10 +199,10 @@ def check_roles(recipe: Recipe, shards: "ShardSet") -> list[Finding]:
         ShardError: no such split, or an empty one.
         ConfigError: two roles share scenes, unless the data set's own protocol has it so.
     """
-    roles = {"train": recipe.roles.train, "select": recipe.roles.select, "report": recipe.roles.report}
+    roles = {"train": recipe.roles.train, "val": recipe.roles.val, "test": recipe.roles.test}
     scenes: dict[str, set[str]] = {}
     for role, split in roles.items():
-        if role == "report" and split not in shards.splits:
+        if role == "test" and split not in shards.splits:
             continue  # e.g. a test split whose labels are withheld; evaluation will say so
         rows = shards.rows(split)
         if not len(rows):
@@ -212,7 +212,7 @@ def check_roles(recipe: Recipe, shards: "ShardSet") -> list[Finding]:
         scenes[role] = set(rows["scene"].to_pylist())
     shared = [
         (first, second, sorted(scenes[first] & scenes[second]))
-        for first, second in (("train", "select"), ("train", "report"), ("select", "report"))
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
         if first in scenes and second in scenes and scenes[first] & scenes[second]
     ]
     counts = ", ".join(
@@ -295,7 +295,7 @@ def _ask_nodes(recipe: Recipe) -> dict[str, dict[str, Any]]:
     answers = {
         node["NodeManagerAddress"]: remote.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(recipe.storage, recipe.shards.uri)
+        ).remote(recipe.output_dir, recipe.shards.uri)
         for node in alive
     }
     return {name: ray.get(answer) for name, answer in answers.items()}

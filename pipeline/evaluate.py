@@ -11,9 +11,9 @@ DESCRIPTION = (
 EXAMPLES = """\
   python -m pipeline.evaluate models:/d2ls-loveda@champion --shards shards/loveda --split val
   python -m pipeline.evaluate models:/d2ls-loveda/3 models:/d2ls-loveda/4 --shards shards/loveda --split val
-  python -m pipeline.evaluate runs/demo-final --recipe demo                     shards and report split of a recipe
+  python -m pipeline.evaluate runs/demo-final --recipe demo                     shards and test split of a recipe
   python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   on four Ray workers
-  python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.augmentation=flips --output report
+  python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.tta=flips --output report
 """
 
 

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--size", type=int, metavar="N", help="height and width of all images (default: free, at least 64)")
     add("--overwrite", action="store_true", help="replace OUTPUT where it exists")
     add(
-        "--store", "--tracking-uri", dest="store", metavar="URI",
+        "--tracking-uri", dest="store", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     values = arguments.parse_args(argv)

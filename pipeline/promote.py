@@ -31,7 +31,7 @@ def main() -> None:
     from pipeline.config.tracking import TrackingConfig
     from pipeline.tracking import CHAMPION, Store
 
-    store = Store.open(TrackingConfig(uri=arguments.store), create=False)
+    store = Store.open(TrackingConfig(uri=arguments.tracking_uri), create=False)
     version = _candidate(store, arguments.name, arguments.version)
     recipe = _recipe(store, version, arguments.shards, arguments.split)
     if arguments.force:
@@ -59,8 +59,8 @@ def decide(
     Args:
         store: where the registry is.
         version: the challenger.
-        evaluation: its evaluation on the current report split; None: it is made here.
-        recipe: names shards, report split and evaluation settings; both are scored with these.
+        evaluation: its evaluation on the current test split; None: it is made here.
+        recipe: names shards, test split and evaluation settings; both are scored with these.
         cluster: Ray workers to score on; None stays in this process.
 
     Returns:
@@ -75,7 +75,7 @@ def decide(
     evaluation = evaluation or _score(store, version, recipe, cluster)
     present = _score_champion(store, champion, recipe, cluster) if champion else None
     better, reason = should_promote(evaluation.scores.miou, present.scores.miou if present else None)
-    where = f" ({recipe.roles.report} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
+    where = f" ({recipe.roles.test} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
     against = f", version {champion.version}" if champion else ""
     reason = f"{reason}{against}{where}"
     if better:
@@ -98,7 +98,7 @@ def _score(
 ) -> "Evaluation":
     from pipeline.evaluation.run import evaluate_recipe
 
-    _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.report}")
+    _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.test}")
     return evaluate_recipe(recipe, version.uri, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
 
 
@@ -120,7 +120,7 @@ def _recipe(store: "Store", version: "ModelVersion", shards: str | None, split: 
     """Takes the recipe that lies with the version's weights; shards and split can be others."""
     from pipeline.registry import versions
 
-    values = {**({"shards.uri": shards} if shards else {}), **({"roles.report": split} if split else {})}
+    values = {**({"shards.uri": shards} if shards else {}), **({"roles.test": split} if split else {})}
     return versions.recipe_of(store, version).with_values(values)
 
 
@@ -134,12 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         "--shards", metavar="URI", help="data to score on (default: those of the challenger's recipe)"
     )
     arguments.add_argument(
-        "--split", metavar="S", help="split to score on (default: the recipe's report split)"
+        "--split", metavar="S", help="split to score on (default: the recipe's test split)"
     )
     add_workers(arguments)
     arguments.add_argument("--force", metavar="REASON", help="do not score, make it champion for this reason")
     arguments.add_argument(
-        "--store", metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
     return arguments
 

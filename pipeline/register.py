@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Registers the model of a run as a new version, with model card, signature and evaluation report, and gives it the "
-    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --storage: weights, recipe and "
+    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --output-dir: weights, recipe and "
     "MLflow run all come from that folder. The same weights are registered once."
 )
 EXAMPLES = """\
-  python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the report split
+  python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the test split
   python -m pipeline.register runs/lo1-final --checkpoint last --name d2ls-trial
   python -m pipeline.register 3f2b8c... --no-evaluation              by MLflow id, without scores
   python -m pipeline.register s3://bucket/runs/lo1-final --workers 4   scored on four Ray workers
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     version = register_run(
         given.run,
-        storage_uri=given.storage,
-        store_uri=given.store,
+        storage_uri=given.output_dir,
+        store_uri=given.tracking_uri,
         name=given.name,
         checkpoint=given.checkpoint,
         evaluate=given.evaluation,
@@ -65,7 +65,7 @@ def register_run(
         store_uri: MLflow store; None: the one that the run was logged to.
         name: registered model; None: as the run's recipe says.
         checkpoint: `best`, `last`, or the location of a folder with a model of this run.
-        evaluate: whether to score it on the report split first.
+        evaluate: whether to score it on the test split first.
         workers: Ray workers of the recipe's size to score it on; without number and address: this process.
         address: Ray cluster to score it on.
 
@@ -119,7 +119,7 @@ def find_run(run: str, storage_uri: str | None = None) -> "RunFolder":
     newest = sorted(known, key=lambda name: known[name].get("created", 0.0), reverse=True)[:5]
     raise ConfigError(
         f"no run {run!r} below {root}. Newest runs there: {', '.join(newest) or 'none'}. Name the run folder, or the "
-        "folder that holds it: --storage FOLDER"
+        "folder that holds it: --output-dir FOLDER"
     )
 
 
@@ -157,7 +157,7 @@ def _checkpoint(folder: "RunFolder", wanted: str) -> tuple[str, int]:
 def _evaluate(uri: str, recipe: "Recipe", store: "Store", where: "ClusterConfig | None") -> dict[str, Any]:
     from pipeline.evaluation.run import evaluate_recipe
 
-    _say(f"evaluating {uri} on {recipe.roles.report}")
+    _say(f"evaluating {uri} on {recipe.roles.test}")
     return evaluate_recipe(recipe, uri, cluster=where, tracking_uri=store.uri).to_dict()
 
 
@@ -171,18 +171,18 @@ def _parser() -> argparse.ArgumentParser:
     arguments = parser("pipeline.register", DESCRIPTION, EXAMPLES)
     arguments.add_argument("run", metavar="RUN", help="run folder, or name or MLflow id of a run")
     arguments.add_argument(
-        "--storage", metavar="FOLDER", help="folder of the run folders (default: runs, as in recipes)"
+        "--output-dir", metavar="FOLDER", help="folder of the run folders (default: runs, as in recipes)"
     )
     arguments.add_argument("--name", help="registered model (default: as the run's recipe says)")
     arguments.add_argument(
         "--checkpoint", default="best", metavar="best|last|FOLDER", help="which weights (default: best)"
     )
     arguments.add_argument(
-        "--no-evaluation", dest="evaluation", action="store_false", help="do not score it on the report split"
+        "--no-evaluation", dest="evaluation", action="store_false", help="do not score it on the test split"
     )
     add_workers(arguments)
     arguments.add_argument(
-        "--store", metavar="URI", help="MLflow store (default: the one that the run was logged to)"
+        "--tracking-uri", metavar="URI", help="MLflow store (default: the one that the run was logged to)"
     )
     return arguments
 

@@ -25,7 +25,7 @@ EXAMPLES = """\
   python -m pipeline.shard loveda data.root=/data/LoveDA          the folder with Train/ and Val/, or their zips
   python -m pipeline.shard loveda data.root=/data/LoveDA --check  read everything, list all problems, write nothing
   python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
-  python -m pipeline.shard loveda --batches seen.png              a picture of what the network is trained on
+  python -m pipeline.shard loveda --preview-batches seen.png              a picture of what the network is trained on
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
   python -m pipeline.shard my_recipe.yaml data.codec.compression=zstd shards.target_mb=128
 """
@@ -33,7 +33,7 @@ EXAMPLES = """\
 _log = logging.getLogger(__name__)
 
 SHOWN_BATCHES = 4
-"""Batches on the picture of `--batches`."""
+"""Batches on the picture of `--preview-batches`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,6 @@ def shard_spec(recipe: Recipe) -> Any:
         "bands",
         "max_value",
         "ground_sampling_distance",
-        "strays",
         "splits",
     )
     rest = ("license", "check_archives", "follow_links")
@@ -85,10 +84,11 @@ def shard_spec(recipe: Recipe) -> Any:
         codec=Codec(**codec),
         scale=_scale(data.scale),
         train_split=recipe.roles.train,
-        select_split=recipe.roles.select,
-        report_split=recipe.roles.report,
+        select_split=recipe.roles.val,
+        report_split=recipe.roles.test,
         target_bytes=int(recipe.shards.target_mb * 1e6),
         seed=recipe.shards.seed,
+        strays=data.treat_as_ignored,
         **{name: getattr(data, name) for name in (*same, *rest)},
     )
 
@@ -166,21 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     action.add_argument("--verify", action="store_true", help="read a finished shard set back and compare")
     action.add_argument(
-        "--batches",
+        "--preview-batches",
         metavar="FILE.png",
         type=Path,
         help="draw the first augmented batches that training takes from a finished shard set, with their labels",
     )
-    command.add_argument("--inline", action="store_true", help="one process, without Ray")
+    command.add_argument("--no-ray", action="store_true", help="one process, without Ray")
     options = command.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     if options.check:
-        return _check_command(recipe, options.inline)
+        return _check_command(recipe, options.no_ray)
     if options.verify:
         return _verify_command(recipe)
-    if options.batches:
-        return _batches_command(recipe, options.batches)
-    return _shard_command(recipe, options.inline)
+    if options.preview_batches:
+        return _batches_command(recipe, options.preview_batches)
+    return _shard_command(recipe, options.no_ray)
 
 
 def _shard_command(recipe: Recipe, inline: bool) -> int:
@@ -219,8 +219,8 @@ def _batches_command(recipe: Recipe, path: Path) -> int:
     from pipeline.training.build import loaders
 
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise ConfigError(f"--batches {path}: give the name of a .png file in a folder that exists")
-    storage.check_free(path, "name another file after --batches")
+        raise ConfigError(f"--preview-batches {path}: give the name of a .png file in a folder that exists")
+    storage.check_free(path, "name another file after --preview-batches")
     here = recipe.model_copy(update={"loader": recipe.loader.model_copy(update={"workers": 0})})
     shards = ShardSet.open(recipe.shards.uri)
     training = loaders(here, shards, ProcessGroup()).training
@@ -243,7 +243,9 @@ def _own_data(data: DataConfig) -> dict[str, Any]:
     custom: CustomConfig | None = data.custom
     if custom is None:
         return {}
-    classes = tuple(OwnClass(item.name, item.color, item.codes or (), item.scored) for item in custom.classes)
+    classes = tuple(
+        OwnClass(item.name, item.color, item.label_values or (), item.scored) for item in custom.classes
+    )
     split = OwnSplit(**custom.split.model_dump())
     names = ("images", "masks", "ignored", "unused", "scene", "bands", "band_order", "align")
     rest: dict[str, Any] = {name: getattr(custom, name) for name in names}

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
   python -m pipeline.sweep recipes/loveda.yaml      sweep stage count and temperature as the recipe says
-  python -m pipeline.sweep loveda sweep.trial.train.epochs=5 sweep.scheduler=asha
+  python -m pipeline.sweep loveda sweep.trial_overrides.train.epochs=5 sweep.scheduler=asha
   python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
-      sweep.search=tpe sweep.trials=20              search another key as well
-  python -m pipeline.sweep loveda --repeat 3        the best configuration again with three seeds in all
+      sweep.search=tpe sweep.num_trials=20              search another key as well
+  python -m pipeline.sweep loveda --seeds 3        the best configuration again with three seeds in all
   python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      every configuration with three seeds
   python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         the paper's ablations and a Unet
   python -m pipeline.sweep loveda --plan            what would be tried, on what, how long it may take
   python -m pipeline.sweep --resume demo-20261122-143015-ab12
-  python -m pipeline.sweep loveda --resume lo1 --repeat 3 cluster.address=ray://head:10001
+  python -m pipeline.sweep loveda --resume lo1 --seeds 3 cluster.address=ray://head:10001
 """
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
     names.add_argument("--resume", metavar="NAME", help="go on with a sweep that was broken off")
     names.add_argument("--plan", action="store_true", help="print the plan of a new sweep and stop")
-    command.add_argument("--repeat", type=int, metavar="N", help="train the best one with N seeds in all")
+    command.add_argument("--seeds", type=int, metavar="N", help="train the best one with N seeds in all")
     given = command.parse_args(arguments)
     for option in ("name", "resume"):
         if getattr(given, option) is not None:
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.resume:
         refuse_fixed(recipe, given.overrides)
     if given.plan:
-        show_plan(recipe, repeat=given.repeat)
+        show_plan(recipe, repeat=given.seeds)
     else:
-        run(recipe, name=given.name, resume=given.resume, overrides=given.overrides, repeat=given.repeat)
+        run(recipe, name=given.name, resume=given.resume, overrides=given.overrides, repeat=given.seeds)
 
 
 def show_plan(recipe: Recipe, *, repeat: int | None = None, console: "Console | None" = None) -> None:
@@ -129,19 +129,19 @@ def run(
     recipe = recipe.anchored()
     if resume:
         check_name(resume, "--resume")
-        before = SweepState.load(recipe.storage, resume)
+        before = SweepState.load(recipe.output_dir, resume)
         recipe = before.resumed(overrides)
         repeat = before.repeat if repeat is None else repeat
     seeds = _seeds(recipe, repeat)
     name = resume or name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     check_name(name, "--name")
-    if not resume and storage.exists(storage.join(recipe.storage, name)):
-        raise ConfigError(f"--name {name}: taken in {recipe.storage}. Choose another, or --resume {name}")
+    if not resume and storage.exists(storage.join(recipe.output_dir, name)):
+        raise ConfigError(f"--name {name}: taken in {recipe.output_dir}. Choose another, or --resume {name}")
     if demo.is_demo(recipe):
         demo.introduce(recipe, console)
     _check(recipe)
     with (
-        only_driver(recipe.storage, name),
+        only_driver(recipe.output_dir, name),
         cluster.connect(recipe.cluster, dashboard=_groups(recipe)) as joined,
     ):
         cluster.check_shared(recipe, joined)
@@ -162,10 +162,10 @@ def _seeds(recipe: Recipe, repeat: int | None) -> int:
     """Checks and returns the number of seeds of the best configuration."""
     repeat = 1 if repeat is None else repeat
     if repeat < 1:
-        raise ConfigError(f"--repeat {repeat}: at least 1")
+        raise ConfigError(f"--seeds {repeat}: at least 1")
     if repeat > 1 and SEED in recipe.sweep.space:
         raise ConfigError(
-            f"--repeat {repeat}: sweep.space has `seed` already, so every configuration is repeated; take one out"
+            f"--seeds {repeat}: sweep.space has `seed` already, so every configuration is repeated; take one out"
         )
     return repeat
 
@@ -180,7 +180,7 @@ def _check(recipe: Recipe) -> None:
         doctor.quick(recipe)
         return
     doctor.check_architecture(recipe)
-    doctor.check_storage(recipe.storage)
+    doctor.check_storage(recipe.output_dir)
     if not demo.is_demo(recipe) and not storage.exists(recipe.data.root):
         ShardSet.open(recipe.shards.uri)  # says that it is missing
 
@@ -224,7 +224,7 @@ def _opened(
     store = Store.open(recipe.tracking)
     recipe = recipe.with_values({"tracking.uri": store.uri})
     SweepState(name, recipe.to_dict(), repeat).save()
-    folder = RunFolder.of(recipe.storage, name)
+    folder = RunFolder.of(recipe.output_dir, name)
     folder.update(name=name, kind="sweep")
     folder.claim()
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "sweep")
@@ -289,18 +289,18 @@ def _train(sweep: "Sweep", summary: SweepSummary) -> "tuple[TrainResult, Recipe]
 def _final_name(sweep: "Sweep", recipe: Recipe, best: Mapping[str, Any]) -> str:
     """`<sweep>-final`; where more trials made another configuration the best one, its key is added."""
     name = f"{sweep.name}-final"
-    folder = RunFolder.of(recipe.storage, name)
+    folder = RunFolder.of(recipe.output_dir, name)
     other = folder.exists() and recipe.changes_since(folder.recipe(), free=(*FREE_ON_RESUME, "sweep."))
     return f"{name}-{trial_key(best)}" if other else name
 
 
 def _evaluate(sweep: "Sweep", recipe: Recipe, trained: "TrainResult") -> "Evaluation":
-    """Scores the trained network on the report split."""
+    """Scores the trained network on the test split."""
     from pipeline.console import stage
     from pipeline.evaluation import report
     from pipeline.evaluation.run import evaluate_recipe
 
-    stage(sweep.console, f"evaluation on {recipe.roles.report!r}, which selected nothing")
+    stage(sweep.console, f"evaluation on {recipe.roles.test!r}, which selected nothing")
     evaluation = evaluate_recipe(recipe, trained.best_checkpoint, cluster=_scoring(sweep, recipe))
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     report.show(sweep.console, [evaluation])

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_next(result: TrainResult) -> None:
     print(  # noqa: T201
-        f"best epoch {result.best_epoch}: mIoU {result.best_scores.get('select/miou', float('nan')):.4f}\n"
+        f"best epoch {result.best_epoch}: mIoU {result.best_scores.get('val/miou', float('nan')):.4f}\n"
         f"checkpoint  {result.best_checkpoint}\n"
         f"map an image:  python -m pipeline.predict {result.best_checkpoint} IMAGE OUTPUT.tif"
     )

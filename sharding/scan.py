@@ -185,7 +185,7 @@ def _split_problems(spec: ShardSpec, found: set[str]) -> list[str]:
 def _role_problems(spec: ShardSpec, scenes: list[Scene]) -> tuple[list[str], list[str]]:
     """Lists roles whose split is not there: those of training (unless neither of them is), and the reported one."""
     there = list(dict.fromkeys(scene.split for scene in scenes))
-    roles = {"train": spec.train_split, "select": spec.select_split, "report": spec.report_split}
+    roles = {"train": spec.train_split, "val": spec.select_split, "test": spec.report_split}
     texts = {
         role: f"roles.{role} names the split {split!r}, which is not there. Name scenes for it in data.custom.split, "
         f"or another split in the roles. {nearest(split, there)}"
@@ -193,8 +193,8 @@ def _role_problems(spec: ShardSpec, scenes: list[Scene]) -> tuple[list[str], lis
         if there and split and split not in there
     }
     trains = {spec.train_split, spec.select_split} & {*there}
-    training = [texts[role] for role in ("train", "select") if role in texts and trains]
-    return training, [texts["report"]] if "report" in texts else []
+    training = [texts[role] for role in ("train", "val") if role in texts and trains]
+    return training, [texts["test"]] if "test" in texts else []
 
 
 def _not_made(spec: ShardSpec, scenes: list[Scene]) -> list[LeftOut]:

@@ -113,10 +113,12 @@ class ShardSpec:
         for stray in self.strays:
             if isinstance(stray, int) != bool(source.codes.ids):
                 kind = "ids" if source.codes.ids else "colours (red, green, blue)"
-                raise ConfigError(f"data.strays: {stray} does not fit, labels of {self.source} are {kind}")
+                raise ConfigError(
+                    f"data.treat_as_ignored: {stray} does not fit, labels of {self.source} are {kind}"
+                )
             if known.get(stray, IGNORE) != IGNORE:
                 raise ConfigError(
-                    f"data.strays: {stray} is class {source.classes.names[known[stray]]!r}, no stray"
+                    f"data.treat_as_ignored: {stray} is class {source.classes.names[known[stray]]!r}, no stray"
                 )
         merged = {**known, **dict.fromkeys(self.strays, IGNORE)}
         codes = source.codes

@@ -142,7 +142,7 @@ def unteachable(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what makes a set useless: a split that is ignored whole, a class without a pixel to learn from."""
     empty = [split for split, found in counts.items() if found.ignored and not found.labelled]
     problems = [
-        f"split {split!r}: every pixel is ignored, {counts[split].ignored} of them. Correct `codes` in "
+        f"split {split!r}: every pixel is ignored, {counts[split].ignored} of them. Correct `label_values` in "
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"
         for split in empty
     ]
@@ -154,7 +154,7 @@ def odd(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     warnings = [text for needed, text in unseen_classes(scan, counts) if not needed]
     warnings += [
         f"split {split!r}: {found.ignored_share:.0%} of the pixels are ignored, more than {MOST_IGNORED:.0%}. If that "
-        "is not meant, correct data.custom.ignored or the `codes` of the classes"
+        "is not meant, correct data.custom.ignored or the `label_values` of the classes"
         for split, found in counts.items()
         if found.labelled and found.ignored_share > MOST_IGNORED
     ]
@@ -180,7 +180,7 @@ def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tu
             yield (
                 scored and scan.own_classes,
                 f"class {name!r} has no pixel in the training split {split!r}{ignored}: it cannot be learnt. Correct "
-                "its `codes` in data.custom.classes or data.custom.ignored, give the split a scene that holds it, take "
+                "its `label_values` in data.custom.classes or data.custom.ignored, give the split a scene that holds it, take "
                 "the class out, or say that it does not count: `scored: false`",
             )
 

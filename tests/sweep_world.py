@@ -29,12 +29,12 @@ TINY = {
     "model": {"backbone": "test_convnext", "pretrained": False},
     "loss": {"contrastive": "infonce"},
     "loader": {"workers": 0, "augmentation": {"crop_size": 64, "mosaic": 0.0}},
-    "train": {"epochs": 2, "global_batch": 4, "optimizer": {"lr": 1e-3}},
+    "train": {"epochs": 2, "global_batch_size": 4, "optimizer": {"lr": 1e-3}},
     "evaluate": {"bootstrap": 20},
     "cluster": {"workers": 1},
     "sweep": {
         "space": {"model.stages": {"values": [0, 1]}, "loss.temperature": {"values": [0.1, 0.5]}},
-        "concurrent": 2,
+        "max_concurrent_trials": 2,
     },
     "registry": {"promote": "if_better"},
     "tracking": {"figures_every": 2, "system_metrics": False},
@@ -80,7 +80,7 @@ def pretend(recipe: Recipe, name: str, run_id: str | None, context):
 
     Like a training it goes on where it was, and writes down what happens to it.
     """
-    place = Path(recipe.storage, "pretended")
+    place = Path(recipe.output_dir, "pretended")
     place.mkdir(parents=True, exist_ok=True)
     checkpoint, lr = place / name, recipe.train.optimizer.lr
 
@@ -126,9 +126,9 @@ def over(*rates: float, **section) -> dict:
     """A section `sweep` over learning rates, one trial at a time, without a final training."""
     return {
         "space": {"train.optimizer.lr": {"values": list(rates)}},
-        "concurrent": 1,
+        "max_concurrent_trials": 1,
         "final": False,
-        "fixed": {},
+        "overrides": {},
         **section,
     }
 

@@ -95,7 +95,7 @@ def make_recipe(shards: ShardSet, **values: object) -> Recipe:
         "model": {"backbone": "convnext_atto", "pretrained": False, "stages": 1},
         "loss": {"contrastive": "infonce"},
         "loader": {"augmentation": {"crop_size": 64}},
-        "train": {"epochs": 3, "global_batch": 2},
+        "train": {"epochs": 3, "global_batch_size": 2},
     }  # fmt: skip
     return parse_recipe(plain).with_values(values)
 
@@ -223,8 +223,8 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
         top = 0.5 + 0.1 * stages - 0.1 * temperature
         train_falsely(store, run, folder / f"spool-{number}", trial, shards, network, top, epochs)
         store.end_run(run)
-        trials.append(FakeTrial(values, store.run(run).metrics["select/miou"]))
-    drawn = figures.sweep_figures(trials, ["model.stages", "loss.temperature"], "select/miou")
+        trials.append(FakeTrial(values, store.run(run).metrics["val/miou"]))
+    drawn = figures.sweep_figures(trials, ["model.stages", "loss.temperature"], "val/miou")
     with RunWriter(store.uri, sweep, folder / "spool-sweep") as log:
         for key, picture in drawn.items():
             log.picture(f"sweep/{key}", picture)
@@ -238,7 +238,7 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
         evaluation=evaluation,
         recipe=trial,
     )
-    store.promote("d2ls-blobs", version.version, "mIoU 0.6600 on the report split; no champion reigned")
+    store.promote("d2ls-blobs", version.version, "mIoU 0.6600 on the test split; no champion reigned")
     return store, sweep
 
 

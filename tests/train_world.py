@@ -23,12 +23,12 @@ def recipe_values(folder, **changes):
         tiny_shards(shards)
     values = {
         "name": "tiny",
-        "storage": str(folder / "runs"),
+        "output_dir": str(folder / "runs"),
         "data": {"source": "loveda"},
         "shards": {"uri": str(shards)},
         "model": {"backbone": "test_convnext", "pretrained": False, "stages": 1},
         "loader": {"workers": 0, "augmentation": {"crop_size": SIZE}},
-        "train": {"epochs": 3, "global_batch": 4, "optimizer": {"lr": 1e-3}},
+        "train": {"epochs": 3, "global_batch_size": 4, "optimizer": {"lr": 1e-3}},
         "cluster": {"workers": 2, "cpus_per_worker": 0.5, "address": "local"},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False},
     }

@@ -27,7 +27,7 @@ class Segmenter:
         network: takes raw pixels, returns an object with `.logits`.
         info: what the network was trained for.
         device: where to compute; None takes a CUDA device where there is one.
-        augmentation: preset of test-time augmentation: none, flips, flips_turns or flips_scales.
+        tta: preset of test-time augmentation: none, flips, flips_turns or flips_scales.
         batch_size: windows looked at together.
         window: side of the windows in pixels; None takes the one of the training.
         overlap: overlap of windows as a share of their side.
@@ -42,7 +42,7 @@ class Segmenter:
         info: "ModelInfo",
         *,
         device: str | torch.device | None = None,
-        augmentation: str = "none",
+        tta: str = "none",
         batch_size: int = 4,
         window: int | None = None,
         overlap: float = OVERLAP,
@@ -50,7 +50,7 @@ class Segmenter:
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network, self.info = network.to(self.device).to(memory_format=torch.channels_last).eval(), info
         self._forward = SlicedForward(self.device)
-        self.views = views(augmentation)
+        self.views = views(tta)
         self.batch_size = batch_size
         self.window = info.window if window is None else window
         self.overlap = overlap

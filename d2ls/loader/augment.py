@@ -36,7 +36,7 @@ class Augmentation:
         crop_size: side of the square crop, in pixels.
         scale: zoom: lowest and highest factor, or with `scale_mode="choice"` the factors to choose from.
         scale_mode: `uniform` draws between lowest and highest, `choice` draws one of the factors.
-        class_balance: a crop whose largest class has this share of its labelled pixels or more is drawn again, ten
+        max_class_fraction: a crop whose largest class has this share of its labelled pixels or more is drawn again, ten
             times at most; None takes the first.
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of an upside-down flip.
@@ -49,7 +49,7 @@ class Augmentation:
     crop_size: int = 512
     scale: tuple[float, ...] = (1.0, 1.0)
     scale_mode: Literal["uniform", "choice"] = "uniform"
-    class_balance: float | None = None
+    max_class_fraction: float | None = None
     horizontal_flip: float = 0.0
     vertical_flip: float = 0.0
     quarter_turns: float = 0.0
@@ -66,8 +66,10 @@ class Augmentation:
             raise ConfigError(f"scale is (lowest, highest) with scale_mode 'uniform', got {self.scale}")
         if self.scale_mode not in ("uniform", "choice"):
             raise ConfigError(f"scale_mode is 'uniform' or 'choice', got {self.scale_mode!r}")
-        if self.class_balance is not None and not 0 < self.class_balance <= 1:
-            raise ConfigError(f"class_balance is a share above 0 up to 1, or None, got {self.class_balance}")
+        if self.max_class_fraction is not None and not 0 < self.max_class_fraction <= 1:
+            raise ConfigError(
+                f"max_class_fraction is a share above 0 up to 1, or None, got {self.max_class_fraction}"
+            )
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability from 0 to 1, got {getattr(self, name)}")
@@ -114,11 +116,13 @@ def draw_crop(picture: Labelled, augmentation: Augmentation, generator: np.rando
         target_height,
         target_width,
     )
-    for _ in range(1 if augmentation.class_balance is None else CROP_TRIES):
+    for _ in range(1 if augmentation.max_class_fraction is None else CROP_TRIES):
         top = int(generator.integers(picture.height - height + 1))
         left = int(generator.integers(picture.width - width + 1))
         box = (top, left, height, width)
-        if augmentation.class_balance is None or _balanced(picture.mask(box), augmentation.class_balance):
+        if augmentation.max_class_fraction is None or _balanced(
+            picture.mask(box), augmentation.max_class_fraction
+        ):
             break
     return Crop(box, target)
 

@@ -126,7 +126,7 @@ def flat_metrics(
     classes: ClassTable,
     report: EvaluationReport | None = None,
 ) -> dict[str, float]:
-    """Returns the metrics of an epoch by their tracked names: `train/loss`, `select/miou`, `select/iou/<class>`, ...
+    """Returns the metrics of an epoch by their tracked names: `train/loss`, `val/miou`, `val/iou/<class>`, ...
 
     Args:
         epoch: epochs done.
@@ -141,5 +141,5 @@ def flat_metrics(
         scores = report.scores
         select = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy}
         select |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
-        metrics |= {f"select/{name}": value for name, value in select.items() if math.isfinite(value)}
+        metrics |= {f"val/{name}": value for name, value in select.items() if math.isfinite(value)}
     return metrics

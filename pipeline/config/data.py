@@ -38,8 +38,8 @@ class ClassConfig(Section):
 
     name: str
     color: Color
-    """Display colour; with `codes` unset also its colour in the label images."""
-    codes: tuple[Code, ...] | None = None
+    """Display colour; with `label_values` unset also its colour in the label images."""
+    label_values: tuple[Code, ...] | None = None
     """Raw ids or colours that mean this class."""
     scored: bool = True
 
@@ -162,7 +162,7 @@ class DataConfig(Section):
     beyond is clipped by the network; one pair, or a pair a channel that is taken."""
     ground_sampling_distance: Annotated[float, Field(gt=0)] | None = None
     """Metres a pixel; unset: what the source knows."""
-    strays: tuple[Code, ...] = ()
+    treat_as_ignored: tuple[Code, ...] = ()
     """Raw labels outside the data set's own that are taken as ignored, and counted in the card."""
     check_archives: bool = True
     """Compare archives with their published MD5 sums."""

@@ -16,7 +16,7 @@ class AugmentationConfig(Section):
     """Side of the square training crop, in pixels; also the default window of prediction."""
     scale: tuple[float, float] | None = (0.75, 1.5)
     """Random zoom, lowest and highest factor; null turns it off."""
-    class_balance: Annotated[float, Field(gt=0, lt=1)] | None = 0.75
+    max_class_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.75
     """Try again (ten times) while one class fills more than this share of the crop; null turns it off."""
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.5
@@ -46,6 +46,6 @@ class LoaderConfig(Section):
     bad_samples: Literal["raise", "skip"] = "raise"
     skip_limit: Annotated[int, Field(ge=0)] = 10
     """With `bad_samples: skip`, how many a run may skip before it stops."""
-    cache: str | None = None
+    cache_dir: str | None = None
     """Local folder for shards of an object store; unset: one below the system's temporary folder."""
     cache_gb: Annotated[float, Field(gt=0)] = 50.0

@@ -23,7 +23,7 @@ from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 from pipeline.config.yaml_text import read_yaml
 
 FREE_ON_RESUME = (
-    "cluster.", "tracking.", "registry.", "storage", "loader.workers", "loader.cache", "evaluate.", "shards.uri",
+    "cluster.", "tracking.", "registry.", "output_dir", "loader.workers", "loader.cache_dir", "evaluate.", "shards.uri",
     "data.root", "description",
 )  # fmt: skip
 """Keys, or beginnings of keys, that may change when a run goes on: none of them decides what is computed.
@@ -33,7 +33,7 @@ Shards and raw data may lie elsewhere than before; checkpoints know them by thei
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 STORAGE_VARIABLE = "D2LS_STORAGE"
-"""Environment variable, set by clusters: relative `storage` and `shards.uri` of recipe files lie below this URI."""
+"""Environment variable, set by clusters: relative `output_dir` and `shards.uri` of recipe files lie below this URI."""
 
 
 class Recipe(Section):
@@ -43,7 +43,7 @@ class Recipe(Section):
     """Short name of the data set or task; names experiment and registered model."""
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
-    storage: str = "runs"
+    output_dir: str = "runs"
     """Folder or URI below which runs keep checkpoints; shared storage where there is more than one node."""
     data: DataConfig
     shards: ShardsConfig
@@ -67,9 +67,9 @@ class Recipe(Section):
                 f"{self.model.dictionary}; set loss.contrastive=none or model.dictionary=dynamic"
             )
         most = self.cluster.worker_range[1]
-        if most > self.train.global_batch:
+        if most > self.train.global_batch_size:
             raise ValueError(
-                f"cluster.workers: {most} workers share train.global_batch={self.train.global_batch}; "
+                f"cluster.workers: {most} workers share train.global_batch_size={self.train.global_batch_size}; "
                 "some would have no sample. Lower the workers or raise the batch"
             )
         if self.model.pretrained and self.model.weights:
@@ -99,10 +99,10 @@ class Recipe(Section):
     def anchored(self) -> Self:
         """Returns the recipe with local locations made absolute: workers and trials have other working folders."""
         locations = {
-            "storage": self.storage,
+            "output_dir": self.output_dir,
             "shards.uri": self.shards.uri,
             "data.root": self.data.root,
-            "loader.cache": self.loader.cache,
+            "loader.cache_dir": self.loader.cache_dir,
             "model.weights": self.model.weights,
             "model.init": self.model.init,
         }
@@ -180,7 +180,7 @@ def _below_storage(recipe: Recipe) -> Recipe:
     root = os.environ.get(STORAGE_VARIABLE)
     if not root:
         return recipe
-    locations = {"storage": recipe.storage, "shards.uri": recipe.shards.uri}
+    locations = {"output_dir": recipe.output_dir, "shards.uri": recipe.shards.uri}
     relative = {
         key: uri
         for key, uri in locations.items()
@@ -242,7 +242,7 @@ def check_key(key: str) -> None:
     """
     keys = known_keys(Recipe)
     sections = {".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)}
-    free = ("sweep.space", "sweep.fixed", "sweep.trial", "data.options", "data.tiling")
+    free = ("sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling")
     if key not in keys and key not in sections and not key.startswith(tuple(f"{name}." for name in free)):
         raise ConfigError(f"{key}: no such key. {nearest(key, keys)}")
 
@@ -270,7 +270,7 @@ def _find(path: Path) -> Path:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    free = ("sweep.space", "sweep.fixed", "sweep.trial", "data.options", "data.tiling")
+    free = ("sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling")
     for name, value in values.items():
         key = prefix + name
         if isinstance(value, dict) and key not in free:

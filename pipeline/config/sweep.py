@@ -51,7 +51,7 @@ class SweepConfig(Section):
     concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at once; unset: as many as the cluster holds."""
     final: bool = True
-    """Train the best configuration at full length, evaluate it on the report split and register it."""
+    """Train the best configuration at full length, evaluate it on the test split and register it."""
 
     @model_validator(mode="after")
     def _search_is_complete(self) -> Self:

@@ -43,9 +43,9 @@ class TrainConfig(Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
-    global_batch: Annotated[int, Field(ge=1)] = 8
+    global_batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples an optimizer step sees over all workers; stays the same for any number of workers."""
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Most samples a worker takes at once; more are accumulated. Unset: the worker's whole share."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -60,7 +60,7 @@ class TrainConfig(Section):
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
     """With `skip`, how many steps a run may skip."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between evaluations on the selection split; the last epoch is always evaluated."""
+    """Epochs between evaluations on the val split; the last epoch is always evaluated."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 

@@ -191,7 +191,7 @@ def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
     text = (
         f"Evaluated on {evaluation.dataset.get('name')}, split {evaluation.split}, digest "
         f"{evaluation.dataset.get('digest', '')[:12]} (test-time augmentation "
-        f"{evaluation.settings.get('augmentation', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
+        f"{evaluation.settings.get('tta', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
         f"OA {scores.overall_accuracy:.4f}"
     )
     versions.note(store, version.name, version.version, text)

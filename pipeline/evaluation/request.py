@@ -9,7 +9,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.config.predict import EvaluateConfig
 from pipeline.config.train import ClusterConfig
 
-SETTINGS = ("batch_size", "augmentation", "bootstrap")
+SETTINGS = ("batch_size", "tta", "bootstrap")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EvaluateRequest:
         shards_uri: shard set.
         split: name of the split.
         batch_size: samples per forward pass.
-        augmentation: preset of test-time augmentation.
+        tta: preset of test-time augmentation.
         bootstrap: resamplings over scenes for the intervals; 0 turns them off.
         cluster: Ray workers to spread the work over; None evaluates in this process.
         decoders: decoding processes beside this one; without effect on Ray workers, which decode themselves.
@@ -33,7 +33,7 @@ class EvaluateRequest:
     shards_uri: str
     split: str
     batch_size: int = 4
-    augmentation: str = "none"
+    tta: str = "none"
     bootstrap: int = 1000
     cluster: ClusterConfig | None = None
     decoders: int = 0
@@ -75,7 +75,7 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
         )
     recipe = load_recipe(options.recipe, overrides) if options.recipe else None
     shards_uri = options.shards or (recipe.shards.uri if recipe else None)
-    split = options.split or (recipe.roles.report if recipe else None)
+    split = options.split or (recipe.roles.test if recipe else None)
     if not shards_uri or not split:
         raise ConfigError("name --shards URI and --split NAME, or a --recipe that says both")
     settings, cluster = _settings(options, recipe)
@@ -86,7 +86,7 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
             shards_uri,
             split,
             batch_size=settings.batch_size,
-            augmentation=settings.augmentation,
+            tta=settings.tta,
             bootstrap=settings.bootstrap,
             cluster=cluster if cluster.worker_range[1] > 1 else None,
             seed=recipe.seed if recipe else 0,
@@ -106,14 +106,14 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         "--recipe also key.sub=value",
     )  # fmt: skip
     add("--shards", metavar="URI", help="shard set (default: the recipe's)")
-    add("--split", help="split to score (default: the recipe's report split)")
+    add("--split", help="split to score (default: the recipe's test split)")
     add("--recipe", help="recipe that names shards, split, evaluation settings and cluster")
     add("--workers", type=int, help="Ray workers (default: the recipe's, else 1: this process)")
-    add("--augmentation", help="test-time augmentation: none, flips, flips_turns, flips_scales")
+    add("--tta", help="test-time augmentation: none, flips, flips_turns, flips_scales")
     add("--batch-size", type=int, help="samples per forward pass (default: 4)")
     add("--bootstrap", type=int, help="resamplings for the intervals, 0: none (default: 1000)")
     add(
-        "--store", "--tracking-uri", dest="tracking_uri", metavar="URI",
+        "--tracking-uri", dest="tracking_uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     add("--output", metavar="FOLDER", help="write report.md, report.json and pictures here")

@@ -54,7 +54,7 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         ShardError: no such shards or split.
     """
     started = time.monotonic()
-    settings = {"augmentation": request.augmentation, "batch_size": request.batch_size}
+    settings = {"tta": request.tta, "batch_size": request.batch_size}
     with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
         info = read_info(folder, where=request.model)
         shards = ShardSet.open(request.shards_uri)
@@ -101,9 +101,9 @@ def evaluate_recipe(
     request = EvaluateRequest(
         model,
         recipe.shards.uri,
-        recipe.roles.report,
+        recipe.roles.test,
         batch_size=settings.batch_size,
-        augmentation=settings.augmentation,
+        tta=settings.tta,
         bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
         cluster=cluster,
         tracking_uri=tracking_uri,

@@ -34,7 +34,7 @@ def load_model(
     uri: str,
     *,
     device: str | None = None,
-    augmentation: str = "none",
+    tta: str = "none",
     batch_size: int = 4,
     window: int | None = None,
     overlap: float | None = None,
@@ -46,7 +46,7 @@ def load_model(
         uri: `models:/name@alias`, `models:/name/version`, `runs:/id/path`, or a folder on any storage: of a run (its
             best checkpoint is taken), of a checkpoint, or of a bundle.
         device: where to compute; None takes a CUDA device where there is one.
-        augmentation: preset of test-time augmentation.
+        tta: preset of test-time augmentation.
         batch_size: windows looked at together.
         window: side of the windows; None takes the training window.
         overlap: overlap of windows as a share of their side; None takes the default.
@@ -58,7 +58,7 @@ def load_model(
     """
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:
         return load_segmenter(
-            folder, where=uri, device=device, augmentation=augmentation, batch_size=batch_size, window=window,
+            folder, where=uri, device=device, tta=tta, batch_size=batch_size, window=window,
             overlap=overlap,
         )  # fmt: skip
 

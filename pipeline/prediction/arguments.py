@@ -50,7 +50,11 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("more", nargs="*", help=argparse.SUPPRESS)
     add("--format", choices=("tif", "png"), default="tif", help="of maps in a folder (default: tif)")
     add("--bands", metavar="1,2,3", help="bands of the file to look at, from 1, in the model's order")
-    add("--stretch", metavar="LOW,HIGH", help="file values that stand for the model's darkest and brightest")
+    add(
+        "--scale-range",
+        metavar="LOW,HIGH",
+        help="file values that stand for the model's darkest and brightest",
+    )
     add("--nodata", type=float, metavar="V", help="value of pixels without data (default: as in training)")
     add("--page", type=int, metavar="N", help="page of a TIFF of several pages, from 1")
     add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
@@ -68,7 +72,7 @@ def _add_windows(arguments: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--overlap", type=float, metavar="F", help="overlap of windows, share of their side (default: 0.25)")
     add(
-        "--augmentation", default="none", metavar="PRESET",
+        "--tta", default="none", metavar="PRESET",
         help="test-time augmentation: none, flips (4 x the time), flips_turns (8 x), flips_scales (12.5 x)",
     )  # fmt: skip
     add("--batch-size", type=int, default=4, metavar="N", help="windows at once (default: 4)")
@@ -83,7 +87,7 @@ def _add_machines(arguments: argparse.ArgumentParser) -> None:
     add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add(
-        "--store", "--tracking-uri", dest="tracking_uri", metavar="URI",
+        "--tracking-uri", dest="tracking_uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
 
@@ -96,13 +100,15 @@ def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...] | Non
 
 
 def _options(values: argparse.Namespace) -> MapOptions:
-    stretch = _numbers(values.stretch, "--stretch", float)
+    stretch = _numbers(values.scale_range, "--scale-range", float)
     if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
         raise ConfigError(
-            f"--stretch {values.stretch}: give the low and the high value, for instance 0,10000"
+            f"--scale-range {values.scale_range}: give the low and the high value, for instance 0,10000"
         )
     if stretch is not None and not stretch[0] < stretch[1]:
-        raise ConfigError(f"--stretch {values.stretch}: give the low value first, for instance 0,10000")
+        raise ConfigError(
+            f"--scale-range {values.scale_range}: give the low value first, for instance 0,10000"
+        )
     if values.page is not None and values.page < 1:
         raise ConfigError(f"--page {values.page}: pages are counted from 1")
     return MapOptions(
@@ -121,7 +127,7 @@ def _settings(values: argparse.Namespace) -> ModelSettings:
     from d2ls.inference import overlap_pixels, views
     from d2ls.inference.windows import ALIGNMENT
 
-    views(values.augmentation)
+    views(values.tta)
     if values.window is not None and values.window < ALIGNMENT:
         raise ConfigError(
             f"--window {values.window}: at least {ALIGNMENT} pixels, the network's deepest stride. Leave it out to "
@@ -130,5 +136,5 @@ def _settings(values: argparse.Namespace) -> ModelSettings:
     overlap_pixels(values.window or 1, values.overlap or 0.0)
     if values.batch_size < 1:
         raise ConfigError(f"--batch-size {values.batch_size}: at least 1")
-    names = ("augmentation", "batch_size", "window", "overlap", "device")
+    names = ("tta", "batch_size", "window", "overlap", "device")
     return ModelSettings(**{name: getattr(values, name) for name in names})

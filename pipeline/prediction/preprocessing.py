@@ -135,7 +135,7 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
     if limits is None and scene.dtype != info.dtype:
         raise DataError(
             f"{scene.name}: pixels are {scene.dtype}, the model was trained on {info.dtype}. Say which file "
-            "values stand for its darkest and brightest with --stretch, for instance --stretch 0,10000"
+            "values stand for its darkest and brightest with --scale-range, for instance --scale-range 0,10000"
         )
 
 
@@ -148,7 +148,7 @@ def plan_stretch(
         return lambda pixels: pixels
     low, high = limits
     if not low < high:
-        raise ConfigError(f"--stretch {low},{high}: give the low value first")
+        raise ConfigError(f"--scale-range {low},{high}: give the low value first")
     top = getattr(segmenter.network.normalization, "max_value", None) or np.iinfo(wanted).max
     ends = np.array(segmenter.info.normalization.get("scale") or ((0.0, top),), np.float32)
     darkest, brightest = ends[:, 0], ends[:, 1]

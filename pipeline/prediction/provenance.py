@@ -79,7 +79,7 @@ class Provenance:
             return f"of another scene ({other.scene})"
         if self.model != other.model:
             return "made with another model"
-        return "made with other options (bands, window, overlap, augmentation, stretch or resampling)"
+        return "made with other options (bands, window, overlap, tta, stretch or resampling)"
 
 
 def read_provenance(uri: str) -> Provenance | None:

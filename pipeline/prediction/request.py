@@ -59,14 +59,14 @@ class ModelSettings:
     """How the model looks at a scene; None takes the model's own value.
 
     Attributes:
-        augmentation: preset of test-time augmentation.
+        tta: preset of test-time augmentation.
         batch_size: windows at once.
         window: side of the windows in pixels.
         overlap: overlap of windows as a share of their side.
         device: where to compute.
     """
 
-    augmentation: str = "none"
+    tta: str = "none"
     batch_size: int = 4
     window: int | None = None
     overlap: float | None = None
@@ -84,7 +84,7 @@ class ModelSettings:
         return WindowPlan(
             info.window if self.window is None else self.window,
             OVERLAP if self.overlap is None else self.overlap,
-            views(self.augmentation),
+            views(self.tta),
             self.batch_size,
         )
 

@@ -46,7 +46,7 @@ def register(
         checkpoint_folder: folder or URI that holds `model.safetensors` and `model.json`.
         name: registered model; made where it is new.
         card: card of the shards it was trained on.
-        evaluation: evaluation on the report split, as plain values; logged with the model.
+        evaluation: evaluation on the test split, as plain values; logged with the model.
         recipe: the resolved recipe of the run.
         step: optimizer step of the checkpoint, for the linked metrics.
 
@@ -182,7 +182,7 @@ def _link_metrics(
     evaluation: Mapping[str, Any] | None,
     step: int,
 ) -> None:
-    """Logs the run's scores at the checkpoint's step, and those of the report split, as metrics of the logged model."""
+    """Logs the run's scores at the checkpoint's step, and those of the test split, as metrics of the logged model."""
     import time
 
     from mlflow.entities import Metric
@@ -192,11 +192,11 @@ def _link_metrics(
     chosen = {
         key: metric.value
         for key in keys
-        if key.startswith(("select/", "train/")) or key == "epoch"
+        if key.startswith(("val/", "train/")) or key == "epoch"
         for metric in store.client.get_metric_history(run_id, key)
         if metric.step == step  # not the newest value: the best checkpoint is seldom the last one
     }
-    chosen |= {f"report/{key}": value for key, value in scores(evaluation).items()}
+    chosen |= {f"test/{key}": value for key, value in scores(evaluation).items()}
     belongs = {
         "model_id": model_id,
         "dataset_name": card.name,

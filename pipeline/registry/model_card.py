@@ -44,7 +44,7 @@ def model_card(
     score = f"mIoU {found['miou']:.4f}" if "miou" in found else "not evaluated"
     return "\n".join(
         [
-            f"**{score}** on split `{recipe.roles.report}` of {card.name}, {card.protocol} protocol; {network}.",
+            f"**{score}** on split `{recipe.roles.test}` of {card.name}, {card.protocol} protocol; {network}.",
             "",
             f"Labels every pixel of an image as one of {len(names)} classes: {', '.join(names)}.",
             "",
@@ -55,18 +55,18 @@ def model_card(
             "",
             "## Data",
             f"- {card.name}, {card.protocol} protocol, digest `{card.digest}`",
-            f"- trained on split `{recipe.roles.train}`, epoch selected on `{recipe.roles.select}`, reported on "
-            f"`{recipe.roles.report}`; scenes in two splits: {_scenes(card)}",
+            f"- trained on split `{recipe.roles.train}`, epoch selected on `{recipe.roles.val}`, reported on "
+            f"`{recipe.roles.test}`; scenes in two splits: {_scenes(card)}",
             f"- licence of the data: {card.license}",
             "",
-            f"## Scores on `{recipe.roles.report}`",
+            f"## Scores on `{recipe.roles.test}`",
             *_score_lines(found, scored),
             "",
             "## Limits",
             f"- learned at {resolution} through windows of {info.window} pixels; the network looks at its whole "
             "window, so other windows or resolutions change its answers",
             f"- knows no class but the ones above, and no sensor, season or region beyond {card.name}",
-            "- the scores hold for the report split alone",
+            "- the scores hold for the test split alone",
             "",
             f"Network {network}; run `{run_id}`; recipe digest `{recipe.digest()[:12]}`.",
             "",
@@ -87,7 +87,7 @@ def network_words(info: ModelInfo) -> str:
 def _score_lines(found: Mapping[str, float], scored: list[str]) -> list[str]:
     """A line of means and a table of the classes."""
     if not found:
-        return ["Not evaluated on the report split yet."]
+        return ["Not evaluated on the test split yet."]
     means = ", ".join(f"{key} {value:.4f}" for key, value in found.items() if "/" not in key)
     by_class = {key.removeprefix("iou/"): value for key, value in found.items() if key.startswith("iou/")}
     lines = [f"{means}; means over {', '.join(scored)}."]

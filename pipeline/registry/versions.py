@@ -101,9 +101,9 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
         The decision, and the reason in words.
     """
     if math.isnan(challenger):
-        return False, "the report split has no labelled pixel of a scored class, so there is no score"
+        return False, "the test split has no labelled pixel of a scored class, so there is no score"
     if champion is None:
-        return True, f"mIoU {challenger:.4f} on the report split; there was no champion"
+        return True, f"mIoU {challenger:.4f} on the test split; there was no champion"
     if challenger > champion or math.isnan(champion):
         return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same report data"
     return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"

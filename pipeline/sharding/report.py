@@ -220,5 +220,5 @@ def print_batches(path: Path, count: int, recipe: "Recipe") -> None:
     """Prints what the picture of batches shows."""
     from rich.console import Console
 
-    what = f"the first {count} batches of {recipe.train.global_batch}, split {recipe.roles.train}"
+    what = f"the first {count} batches of {recipe.train.global_batch_size}, split {recipe.roles.train}"
     Console().print(f"{path}: {what}, epoch 0, seed {recipe.seed}", soft_wrap=True, highlight=False)

@@ -38,7 +38,7 @@ class TrackingCallback(Callback):
         run_id: run opened by the driver.
         spool_folder: local folder for what waits to be sent.
         recipe: the resolved recipe.
-        shards: the opened shard set; figures show samples of its selection split.
+        shards: the opened shard set; figures show samples of its val split.
         started: when the run was started first, in seconds since the epoch; system metrics count from there.
 
     Raises:
@@ -107,8 +107,8 @@ class TrackingCallback(Callback):
         """Logs scores, and every `figures_every` epochs the figures."""
         names = self.shards.card.classes.names
         scores = report.scores
-        values = {"select/miou": scores.miou, "select/mf1": scores.mf1, "select/oa": scores.overall_accuracy}
-        values |= {f"select/iou/{name}": iou for name, iou in zip(names, scores.iou, strict=True)}
+        values = {"val/miou": scores.miou, "val/mf1": scores.mf1, "val/oa": scores.overall_accuracy}
+        values |= {f"val/iou/{name}": iou for name, iou in zip(names, scores.iou, strict=True)}
         values |= {f"epoch/{_loss(name)}": value for name, value in report.terms.items()}
         values |= {"epoch": float(report.epoch), "speed/evaluation_seconds": report.seconds}
         if report.best:

@@ -108,7 +108,7 @@ def require(uri: str) -> None:
     if file is not None and not file.is_file():
         raise TrackingError(
             f"{file}: no tracking database here. Call this in the folder where you trained, or name the store "
-            "(--store sqlite:////path/mlflow.db, or MLFLOW_TRACKING_URI)"
+            "(--tracking-uri sqlite:////path/mlflow.db, or MLFLOW_TRACKING_URI)"
         )
 
 

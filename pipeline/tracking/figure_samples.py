@@ -1,4 +1,4 @@
-"""The few samples of the selection split that a run's figures always show."""
+"""The few samples of the val split that a run's figures always show."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -23,7 +23,7 @@ def experiment_tags() -> dict[str, str]:
     """Tags of a new experiment: its kind, what ranks its runs, and the shared view of the run list."""
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": "select/miou",
+        "mlflow.experiment.primaryMetric.name": "val/miou",
         "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
         f"mlflow.sharedViewState.{VIEW}": _packed(_state()),
     }

@@ -113,7 +113,7 @@ def code_tags() -> dict[str, str]:
 
 def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
     """A few lines of Markdown: what this run is, on what, by which choices."""
-    train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.select))
+    train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
     counts = ", ".join(
         f"{split.samples} samples to {role}"
         for role, split in (("train", train), ("select", select))
@@ -128,7 +128,7 @@ def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
         recipe.description,
         f"- data: {counts or 'see the card'}; digest `{card.digest[:12]}`; licence: {card.license}",
         f"- network: {network}",
-        f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch}, "
+        f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch_size}, "
         f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}",
     ]
     return "\n".join(line for line in lines if line)

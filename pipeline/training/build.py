@@ -118,7 +118,7 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
     training = TrainingLoader(
         shards,
         recipe.roles.train,
-        global_batch=recipe.train.global_batch,
+        global_batch=recipe.train.global_batch_size,
         augmentation=augmentation(recipe),
         seed=recipe.seed,
         rank=group.rank,
@@ -133,7 +133,7 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
     )
     selection = EvaluationLoader(
         shards,
-        recipe.roles.select,
+        recipe.roles.val,
         batch_size=recipe.evaluate.batch_size,
         rank=group.rank,
         world_size=group.world_size,
@@ -149,7 +149,7 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
 
 def selection_window(recipe: Recipe, shards: ShardSet) -> int | None:
     """Side of the windows that large samples are evaluated in, that of training; None where samples are no larger."""
-    rows = shards.rows(recipe.roles.select)
+    rows = shards.rows(recipe.roles.val)
     sides = [*rows["height"].to_pylist(), *rows["width"].to_pylist()]
     crop = recipe.loader.augmentation.crop_size
     return crop if max(sides, default=0) > crop else None
@@ -173,9 +173,9 @@ def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
     """Takes the loop's settings from the recipe."""
     train, crop = recipe.train, recipe.loader.augmentation.crop_size
     return TrainerSettings(
-        global_batch=train.global_batch,
+        global_batch=train.global_batch_size,
         seed=recipe.seed,
-        micro_batch=train.micro_batch,
+        micro_batch=train.micro_batch_size,
         clip_norm=train.clip_norm,
         precision=train.precision,
         compile=train.compile,
@@ -224,7 +224,7 @@ def trainer(
             "recipe_digest": recipe.digest(),
         }
         scores = {
-            name: value for name, value in (state.history or [{}])[-1].items() if name.startswith("select/")
+            name: value for name, value in (state.history or [{}])[-1].items() if name.startswith("val/")
         }
         return ModelInfo.from_card(net, shards.card, window=window, **facts, scores=scores)
 
@@ -235,7 +235,7 @@ def trainer(
         schedule=schedule(recipe, steps),
         batches=built.batches,
         evaluator=Evaluator(
-            split=recipe.roles.select,
+            split=recipe.roles.val,
             classes=shards.card.classes,
             batches=lambda: built.selection,
             group=group,
@@ -253,7 +253,7 @@ def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[st
     """What a checkpoint and the run that goes on from it must share."""
     return {
         "seed": recipe.seed,
-        "train.global_batch": recipe.train.global_batch,
+        "train.global_batch_size": recipe.train.global_batch_size,
         "train.epochs": recipe.train.epochs,
         "steps_per_epoch": steps_per_epoch,
         "data digest": card.digest,

@@ -242,13 +242,11 @@ def progress_line(progress: Mapping[str, Any], epochs: int) -> str:
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
     """Says how an epoch went: loss, selection scores, IoU of every class."""
     line = f"epoch {metrics['epoch']:.0f}/{epochs}  loss {metrics.get('train/loss', float('nan')):.4f}"
-    if "select/miou" in metrics:
-        ious = {
-            key.rsplit("/", 1)[1]: value for key, value in metrics.items() if key.startswith("select/iou/")
-        }
+    if "val/miou" in metrics:
+        ious = {key.rsplit("/", 1)[1]: value for key, value in metrics.items() if key.startswith("val/iou/")}
         classes = " ".join(f"{name} {value:.3f}" for name, value in ious.items())
-        accuracy = metrics.get("select/oa", float("nan"))
-        line += f"  select mIoU {metrics['select/miou']:.4f}  OA {accuracy:.4f}  ({classes})"
+        accuracy = metrics.get("val/oa", float("nan"))
+        line += f"  val mIoU {metrics['val/miou']:.4f}  OA {accuracy:.4f}  ({classes})"
     return line
 
 

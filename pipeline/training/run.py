@@ -93,7 +93,7 @@ def train(
     name = request.name or run_folder.new_name(recipe)
     view = SilentView() if quiet else ProgressView(recipe.train.epochs)
     training = train_epochs(request, name=name, log=view.say)
-    with view, ProgressWatcher(RunFolder.of(recipe.storage, name), view.show):
+    with view, ProgressWatcher(RunFolder.of(recipe.output_dir, name), view.show):
         try:
             while True:
                 metrics = next(training)
@@ -122,7 +122,7 @@ def train_epochs(
         log: called with a line for the user.
     """
     recipe = request.recipe.anchored()
-    folder = RunFolder.of(recipe.storage, name)
+    folder = RunFolder.of(recipe.output_dir, name)
     exists = folder.exists()
     if request.resume == "auto" and exists and folder.metadata().get("state") == run_folder.FINISHED:
         return read_result(folder)

@@ -1,6 +1,6 @@
 """Where a run keeps its files: the one owner of these paths.
 
-<recipe.storage>/<run name>/
+<output_dir>/<run name>/
     recipe.yaml       the resolved recipe
     run.json          name, MLflow run, state, driver
     history.jsonl     a line of metrics an epoch
@@ -68,7 +68,7 @@ def new_name(recipe: Recipe) -> str:
 
 def default_storage() -> str:
     """Returns where run folders lie unless a recipe says otherwise."""
-    root, below = os.environ.get(STORAGE_VARIABLE), str(Recipe.model_fields["storage"].default)
+    root, below = os.environ.get(STORAGE_VARIABLE), str(Recipe.model_fields["output_dir"].default)
     return storage.join(root, below) if root else below
 
 

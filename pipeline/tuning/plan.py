@@ -59,17 +59,17 @@ class Plan:
         """
         check_space(recipe)
         chosen = configurations(recipe) if recipe.sweep.search != "tpe" else []
-        count = len(chosen) or recipe.sweep.trials or 1
+        count = len(chosen) or recipe.sweep.num_trials or 1
         concurrent, resources = None, f"as many at once as {recipe.cluster.address or 'RAY_ADDRESS'} holds"
         if cluster is not None:
             fits, resources = _fitting(trial_recipe(recipe, chosen[0] if chosen else {}), cluster)
-            concurrent = min(fits, recipe.sweep.concurrent or count, count)
+            concurrent = min(fits, recipe.sweep.max_concurrent_trials or count, count)
         return cls(recipe, chosen, repeat - 1, concurrent, resources, swept_in_vain(recipe))
 
     @property
     def trials(self) -> int:
         """Configurations that are tried, at most."""
-        return len(self.chosen) or self.recipe.sweep.trials or 1
+        return len(self.chosen) or self.recipe.sweep.num_trials or 1
 
     def show(self, console: "Console") -> None:
         """Prints the plan."""
@@ -88,7 +88,7 @@ class Plan:
             console.print(f"  {describe(values)}", markup=False)
         if len(self.chosen) > LISTED:
             console.print(f"  and {len(self.chosen) - LISTED} more")
-        held = {**self.recipe.sweep.fixed, **self.recipe.sweep.trial}
+        held = {**self.recipe.sweep.overrides, **self.recipe.sweep.trial_overrides}
         if held:
             console.print(f"  in each of them: {describe(held)}", markup=False)
         for words in self.in_vain:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.tuning.space import describe, trial_key
 
-METRIC = "select/miou"
-"""What ranks trials: mean IoU over the scored classes of the selection split."""
+METRIC = "val/miou"
+"""What ranks trials: mean IoU over the scored classes of the val split."""
 
 SEED = "seed"
 
@@ -95,7 +95,7 @@ class SweepSummary:
         name: of the sweep.
         trials: of the search; they decide the order.
         epochs: epochs a trial has.
-        repeats: the winner's trials with further seeds (`--repeat`); they say how noisy it is and change no order.
+        repeats: the winner's trials with further seeds (`--seeds`); they say how noisy it is and change no order.
     """
 
     name: str
@@ -120,7 +120,7 @@ class SweepSummary:
 
     @property
     def repeated(self) -> Configuration | None:
-        """The best configuration with all its seeds, those of `--repeat` too."""
+        """The best configuration with all its seeds, those of `--seeds` too."""
         best = self.best
         return best and Configuration(best.values, [*best.trials, *self.repeats])
 
@@ -135,7 +135,7 @@ class SweepSummary:
         if repeated.deviation is None:
             return (
                 f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.epochs} epoch(s). "
-                "So short a sweep ranks by noise as much as by merit: `--repeat 3` before believing the order."
+                "So short a sweep ranks by noise as much as by merit: `--seeds 3` before believing the order."
             )
         # A runner-up with a single seed is taken to be as noisy as the winner.
         variances = [(repeated.deviation**2, len(best.scores)), _spread(second, repeated.deviation)]

@@ -57,11 +57,11 @@ class Sweep:
     @property
     def place(self) -> RunFolder:
         """That folder, with the facts that lead to its MLflow run."""
-        return RunFolder.of(self.recipe.storage, self.name)
+        return RunFolder.of(self.recipe.output_dir, self.name)
 
     def place_of(self, trial: Trial) -> RunFolder:
         """Run folder of a trial."""
-        return RunFolder.of(self.recipe.storage, trial.name)
+        return RunFolder.of(self.recipe.output_dir, trial.name)
 
 
 def search(sweep: Sweep, plan: Plan, context: "TrialContext") -> SweepSummary:
@@ -178,7 +178,7 @@ def _report(sweep: Sweep, summary: SweepSummary) -> None:
     best, repeated = summary.best, summary.repeated
     assert best is not None
     assert repeated is not None
-    values = {f"best/{METRIC.replace('select/', '')}": best.mean}
+    values = {f"best/{METRIC.replace('val/', '')}": best.mean}
     if repeated.deviation is not None:
         values |= {"repeats/mean": repeated.mean, "repeats/deviation": repeated.deviation}
     with RunWriter(sweep.store.uri, sweep.run_id, sweep.place.spool) as log:

@@ -63,5 +63,5 @@ def make_search(recipe: Recipe, records: TrialRecords) -> Search:
         seed=recipe.seed,
         finished=[(dict(trial.values), trial.score) for trial in known if trial.ended],
         first=[dict(trial.values) for trial in known if not trial.ended],
-        trials=recipe.sweep.trials or 1,
+        trials=recipe.sweep.num_trials or 1,
     )

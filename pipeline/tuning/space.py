@@ -21,25 +21,25 @@ from pipeline.config.sweep import Axis
 
 Values = dict[str, Scalar]
 
-BATCH_KEYS = ("train.global_batch", "train.micro_batch", "cluster.workers")
+BATCH_KEYS = ("train.global_batch_size", "train.micro_batch_size", "cluster.workers")
 """Keys that change the batch over which Dice and the contrastive term are taken."""
 
 
 def base_recipe(recipe: Recipe) -> Recipe:
     """Returns the recipe with the sweep's fixed keys, the ground on which trials differ."""
-    return recipe.with_values(recipe.sweep.fixed, where="sweep.fixed")
+    return recipe.with_values(recipe.sweep.overrides, where="sweep.overrides")
 
 
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Returns the complete recipe of one trial."""
     return recipe.with_values(
-        {**recipe.sweep.fixed, **recipe.sweep.trial, **values}, where=f"trial {dict(values)}"
+        {**recipe.sweep.overrides, **recipe.sweep.trial_overrides, **values}, where=f"trial {dict(values)}"
     )
 
 
 def final_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Returns the complete recipe of the final training: the best values at the recipe's own length."""
-    return recipe.with_values({**recipe.sweep.fixed, **values}, where=f"final training {dict(values)}")
+    return recipe.with_values({**recipe.sweep.overrides, **values}, where=f"final training {dict(values)}")
 
 
 def configurations(recipe: Recipe) -> list[Values]:
@@ -54,9 +54,11 @@ def configurations(recipe: Recipe) -> list[Values]:
         found: Iterator[Values] = _grid(recipe.sweep.space, flat)
     else:
         generator = np.random.default_rng(recipe.seed)
-        found = (sample(recipe.sweep.space, flat, generator) for _ in range(50 * (recipe.sweep.trials or 1)))
+        found = (
+            sample(recipe.sweep.space, flat, generator) for _ in range(50 * (recipe.sweep.num_trials or 1))
+        )
     unique = {trial_key(values): values for values in found}
-    chosen = list(unique.values())[: recipe.sweep.trials]
+    chosen = list(unique.values())[: recipe.sweep.num_trials]
     for values in chosen:
         trial_recipe(recipe, values)
     return chosen
@@ -69,7 +71,7 @@ def check_space(recipe: Recipe) -> None:
         ConfigError: names the key.
     """
     space = recipe.sweep.space
-    for key in (*space, *recipe.sweep.fixed, *recipe.sweep.trial):
+    for key in (*space, *recipe.sweep.overrides, *recipe.sweep.trial_overrides):
         check_key(key)
         if key.startswith("sweep."):
             raise ConfigError(f"sweep: {key} cannot be swept, it describes the sweep itself")
@@ -88,18 +90,18 @@ def check_space(recipe: Recipe) -> None:
 
 
 def refuse_fixed(recipe: Recipe, overrides: Iterable[str]) -> None:
-    """Refuses `key.sub=value` strings that `sweep.fixed` would silently take back.
+    """Refuses `key.sub=value` strings that `sweep.overrides` would silently take back.
 
     Raises:
         ConfigError: names the key, and how to have it.
     """
     flat = recipe.flat()
     for key in (override.partition("=")[0].strip() for override in overrides):
-        fixed = recipe.sweep.fixed.get(key, flat.get(key))
+        fixed = recipe.sweep.overrides.get(key, flat.get(key))
         if fixed != flat.get(key):
             raise ConfigError(
-                f"{key}={flat[key]}: sweep.fixed sets {fixed} in all trials and the final training; "
-                f"say sweep.fixed.{key}={flat[key]}, or sweep.fixed={{}} for the recipe's own values"
+                f"{key}={flat[key]}: sweep.overrides sets {fixed} in all trials and the final training; "
+                f"say sweep.overrides.{key}={flat[key]}, or sweep.overrides={{}} for the recipe's own values"
             )
 
 

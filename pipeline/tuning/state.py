@@ -1,4 +1,4 @@
-"""What going on with a sweep needs: `<storage>/<name>/sweep.json`, and that no other process goes on with it."""
+"""What going on with a sweep needs: `<output_dir>/<name>/sweep.json`, and that no other process goes on with it."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from d2ls.scratch import only_process
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import FREE_ON_RESUME, apply_overrides
 
-FREE = (*FREE_ON_RESUME, "sweep.concurrent", "sweep.final", "sweep.trials")
+FREE = (*FREE_ON_RESUME, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials")
 """Keys that may change when a sweep goes on: trials that are done stay comparable with those to come."""
 
 
@@ -47,7 +47,7 @@ class SweepState:
             )
         try:
             found = json.loads(storage.read_bytes(uri))
-            return cls(name, {**found["recipe"], "storage": storage_uri}, int(found.get("repeat", 1)))
+            return cls(name, {**found["recipe"], "output_dir": storage_uri}, int(found.get("repeat", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{uri}: not the state of a sweep ({type(error).__name__}: {error}); start a new sweep"
@@ -56,7 +56,7 @@ class SweepState:
     def save(self) -> None:
         """Writes the state, whole."""
         content = json.dumps(asdict(self), indent=2)
-        storage.write_bytes(_location(self.recipe["storage"], self.name), content.encode())
+        storage.write_bytes(_location(self.recipe["output_dir"], self.name), content.encode())
 
     def resumed(self, overrides: Sequence[str] = ()) -> Recipe:
         """Returns the recipe to go on with.
@@ -81,7 +81,7 @@ class SweepState:
 
 def names_storage(override: str) -> bool:
     """Says whether a `key=value` string is about where runs lie."""
-    return override.partition("=")[0].strip() == "storage"
+    return override.partition("=")[0].strip() == "output_dir"
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
-            storage_path=storage.join(recipe.storage, name),
+            storage_path=storage.join(recipe.output_dir, name),
             callbacks=[RecordingCallback(events)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=recipe.cluster.max_failures),

@@ -45,7 +45,7 @@ def needs_colors(bands: int, dtype: str) -> str:
     """Says that a label image holds no colours, and what to do."""
     return (
         f"label colours need 8-bit RGB or a palette, this file has {bands} x {dtype}. If it holds ids, give them as "
-        "`codes` in data.custom.classes and data.custom.ignored; otherwise save it as 8-bit RGB"
+        "`label_values` in data.custom.classes and data.custom.ignored; otherwise save it as 8-bit RGB"
     )
 
 
@@ -53,7 +53,7 @@ def needs_ids(bands: int, dtype: str) -> str:
     """Says that a label image holds no ids, and what to do."""
     return (
         f"label ids need one band, this file has {bands} x {dtype}. If it holds colours, give them as "
-        "`codes: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids as one "
+        "`label_values: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids as one "
         "band"
     )
 

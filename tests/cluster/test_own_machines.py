@@ -186,7 +186,8 @@ def test_a_sweep_runs_over_the_machines(world):
     said = world.type(block("pipeline.sweep"))
     assert "succeeded" in said
     assert (
-        json.loads(world.read("runs/first-sweep/sweep.json"))["recipe"]["storage"] == f"{world.storage}/runs"
+        json.loads(world.read("runs/first-sweep/sweep.json"))["recipe"]["output_dir"]
+        == f"{world.storage}/runs"
     )
 
 

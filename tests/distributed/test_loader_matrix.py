@@ -18,7 +18,7 @@ from tests.shards import make_shards
 AUGMENTATION = Augmentation(
     crop_size=32,
     scale=(0.75, 1.5),
-    class_balance=0.75,
+    max_class_fraction=0.75,
     horizontal_flip=0.5,
     quarter_turns=0.5,
     brightness_contrast=0.5,

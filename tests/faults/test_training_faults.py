@@ -89,7 +89,7 @@ def test_driver_killed_and_started_again(folder, record_property):
     expected = undisturbed(recipe, folder / "expected-of-reborn")
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe_values(folder, train__epochs=12)))
-    run = RunFolder.of(recipe.storage, "reborn")
+    run = RunFolder.of(recipe.output_dir, "reborn")
 
     driver = start(file, "--name", "reborn")
     wait_for(lambda: len(run.epochs()) >= 1 and run.best(), driver)
@@ -100,10 +100,10 @@ def test_driver_killed_and_started_again(folder, record_property):
     assert run.metadata()["state"] == "running"
     run_id = run.metadata()["run_id"]
 
-    refused = start(file, "--resume", "reborn", "train.global_batch=2")
+    refused = start(file, "--resume", "reborn", "train.global_batch_size=2")
     output, _ = refused.communicate()
     assert refused.returncode == 1
-    assert "train.global_batch was 4, is 2" in output
+    assert "train.global_batch_size was 4, is 2" in output
 
     again = start(file, "--resume", "reborn")
     output, _ = again.communicate()
@@ -116,10 +116,8 @@ def test_driver_killed_and_started_again(folder, record_property):
     assert result.run_id == run_id
     found = Store.open(recipe.tracking).client.get_run(run_id)
     assert found.info.status == "FINISHED"
-    epochs = Store.open(recipe.tracking).client.get_metric_history(run_id, "select/miou")
-    assert [metric.value for metric in epochs] == pytest.approx(
-        [row["select/miou"] for row in result.history]
-    )
+    epochs = Store.open(recipe.tracking).client.get_metric_history(run_id, "val/miou")
+    assert [metric.value for metric in epochs] == pytest.approx([row["val/miou"] for row in result.history])
 
 
 @pytest.mark.survives("Ctrl-C")
@@ -127,7 +125,7 @@ def test_interrupted_driver_leaves_a_killed_run(folder, record_property):
     recipe = tiny_recipe(folder, train__epochs=200)
     file = folder / "long.yaml"
     file.write_text(yaml.safe_dump(recipe_values(folder, train__epochs=200)))
-    run = RunFolder.of(recipe.storage, "interrupted")
+    run = RunFolder.of(recipe.output_dir, "interrupted")
     driver = start(file, "--name", "interrupted")
     wait_for(lambda: len(run.epochs()) >= 1, driver)
     below = psutil.Process(driver.pid).children(recursive=True)
@@ -150,7 +148,7 @@ def test_truncated_shard_is_named(folder, local_ray, record_property):
     recipe = tiny_recipe(folder, shards__uri=str(shards))
     with pytest.raises(ShardError, match=Path(tar).name):
         train(TrainRequest(recipe, name="truncated"), quiet=True)
-    assert RunFolder.of(recipe.storage, "truncated").metadata()["state"] == "failed"
+    assert RunFolder.of(recipe.output_dir, "truncated").metadata()["state"] == "failed"
     record_property("happened", "both workers stopped at once; the error names the shard")
 
 
@@ -167,7 +165,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.survives("the disk is full while a checkpoint is written")
 def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected, record_property):
-    recipe = tiny_recipe(folder, storage=str(small_disk))
+    recipe = tiny_recipe(folder, output_dir=str(small_disk))
     filler = small_disk / "filler"
 
     def fill(metrics):
@@ -178,7 +176,7 @@ def test_disk_full_while_checkpointing(folder, local_ray, small_disk, expected, 
     recipe = recipe.with_values({"train.checkpoint.every_steps": 1})
     with pytest.raises(CheckpointError, match=r"No space.*--resume"):
         train(TrainRequest(recipe, name="full"), on_epoch=fill, quiet=True)
-    run = RunFolder.of(recipe.storage, "full")
+    run = RunFolder.of(recipe.output_dir, "full")
     assert run.metadata()["state"] == "failed"
     assert complete_checkpoints(run.checkpoints), "the older one is intact"
     filler.unlink()
@@ -197,7 +195,7 @@ def test_object_store_that_answers_503_now_and_then(folder, expected, monkeypatc
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     try:
-        recipe = tiny_recipe(folder, storage="s3://runs/below")
+        recipe = tiny_recipe(folder, output_dir="s3://runs/below")
         with cluster.connect(recipe.cluster):
             result = train(TrainRequest(recipe, name="shaky"), quiet=True)
         assert server.refused > 5

@@ -103,10 +103,10 @@ def test_local_paths_are_refused(folder, nodes, monkeypatch, record_property):
     monkeypatch.delenv("D2LS_SHARED_PATHS")
     recipe = on_nodes(folder, nodes)
     with pytest.raises(
-        StorageError, match=r"storage: .* is a local path, the cluster has 4 nodes. Use s3://"
+        StorageError, match=r"output_dir: .* is a local path, the cluster has 4 nodes. Use s3://"
     ):
         train(TrainRequest(recipe, name="local"), quiet=True)
-    assert not RunFolder.of(recipe.storage, "local").exists()
+    assert not RunFolder.of(recipe.output_dir, "local").exists()
     record_property("happened", "refused before anything starts, naming the key and what to set")
 
 
@@ -122,10 +122,13 @@ def test_a_lost_node_is_replaced_by_another(folder, nodes, expected, record_prop
     assert Store.open(recipe.tracking).run(result.run_id).status == "FINISHED"
 
 
-@pytest.mark.survives("a node is gone for good, `cluster.workers: 1..2`")
+@pytest.mark.survives("a node is gone for good, `cluster.min_workers: 1 cluster.max_workers: 2`")
 def test_a_range_of_workers_goes_on_with_fewer(folder, nodes, expected, record_property):
     nodes.keep(2)
-    recipe, seen = on_nodes(folder, nodes, cluster__workers="1..2"), []
+    recipe, seen = (
+        on_nodes(folder, nodes, cluster__workers=None, cluster__min_workers=1, cluster__max_workers=2),
+        [],
+    )
     losing = lose_one_after_the_first_epoch(nodes, seen)
     result = train(TrainRequest(recipe, name="fewer"), on_epoch=losing, quiet=True)
     assert seen[-1] == 1, "workers of the last epochs"

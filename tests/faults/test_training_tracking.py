@@ -55,10 +55,10 @@ def test_metrics_wait_for_the_server(tmp_path, record_property):
         store = Store.open(recipe.tracking)
         row = store.run(result.run_id)
         losses = store.client.get_metric_history(result.run_id, "train/loss")
-        scores = store.client.get_metric_history(result.run_id, "select/miou")
+        scores = store.client.get_metric_history(result.run_id, "val/miou")
         assert sorted(point.step for point in losses) == list(range(1, 3 * EPOCHS + 1)), "every step, once"
         assert [point.value for point in sorted(scores, key=lambda point: point.step)] == pytest.approx(
-            [epoch["select/miou"] for epoch in expected[1]]
+            [epoch["val/miou"] for epoch in expected[1]]
         )
         assert row.status == "FINISHED"
         record_property("difference", difference)

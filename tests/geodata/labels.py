@@ -148,36 +148,36 @@ def _(tmp_path):
     value = tuple(three[:, 5, 6].tolist())
     text = problems(tmp_path)
     assert f"The bands differ: {value} at row 5 column 6" in text
-    assert "`codes: [[red, green, blue]]` in data.custom.classes" in text
+    assert "`label_values: [[red, green, blue]]` in data.custom.classes" in text
 
 
 @case(
     "colours declared, but the label image has one band of ids",
-    "refused; names `codes` in `data.custom.classes`",
+    "refused; names `label_values` in `data.custom.classes`",
 )
 def _(tmp_path):
     pair(tmp_path)
     classes = [{"name": "red", "color": (255, 0, 0)}]
-    refused(tmp_path, "label colours need 8-bit RGB or a palette, this file has 1 x uint8", "`codes` in data.custom",
+    refused(tmp_path, "label colours need 8-bit RGB or a palette, this file has 1 x uint8", "`label_values` in data.custom",
             classes=classes, ignored=[])  # fmt: skip
 
 
 TWO = [
-    {"name": "ground", "color": (0, 0, 0), "codes": [0]},
-    {"name": "house", "color": (255, 0, 0), "codes": [1]},
+    {"name": "ground", "color": (0, 0, 0), "label_values": [0]},
+    {"name": "house", "color": (255, 0, 0), "label_values": [1]},
 ]
 
 
 @case(
     "masks of 0 and 255 with `ignored: [255]`: no pixel of the second class",
-    "refused; names the class and `codes`",
+    "refused; names the class and `label_values`",
 )
 def _(tmp_path):
     pair(tmp_path, mask=np.where(ids() == 1, 255, 0).astype(np.uint8))
     words = (
         "class 'house' has no pixel in the training split 'train'",
         "of its pixels are ignored",
-        "`codes`",
+        "`label_values`",
     )
     refused(tmp_path, *words, classes=TWO)
     with pytest.raises(DataError, match="class 'house' has no pixel"):
@@ -199,7 +199,7 @@ def _(tmp_path):
     shard(tmp_path, split=split, classes=classes)
     found = check(recipe(tmp_path, split=split, classes=classes), inline=True).scan
     assert (found.problems, len(found.warnings)) == ((), 2)
-    assert "roles.report names the split 'test'" in found.warnings[0]
+    assert "roles.test names the split 'test'" in found.warnings[0]
     assert "class 'c' has no pixel" in found.warnings[1]
 
 
@@ -238,12 +238,10 @@ def _(tmp_path):
     refused(tmp_path, "data.custom.classes: 'ground' and 'house' have one color (9, 9, 9)", classes=classes)
 
 
-@case(
-    "`roles.train` or `roles.select` names a split that is not there", "refused; of `roles.report` a warning"
-)
+@case("`roles.train` or `roles.val` names a split that is not there", "refused; of `roles.test` a warning")
 def _(tmp_path):
     pair(tmp_path)
-    refused(tmp_path, "roles.select names the split 'val', which is not there. Name scenes for it in "
+    refused(tmp_path, "roles.val names the split 'val', which is not there. Name scenes for it in "
             "data.custom.split", split={"fractions": {"train": 1.0}})  # fmt: skip
 
 

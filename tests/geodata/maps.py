@@ -170,7 +170,7 @@ def _(tmp_path):
     assert "placed by RPC alone, which are not applied" in predict(source, tmp_path / "map.tif")
 
 
-@case("float32 or int16 pixels, model of 8 bit", "refused; `--stretch` states the scaling, NaN has no label",
+@case("float32 or int16 pixels, model of 8 bit", "refused; `--scale-range` states the scaling, NaN has no label",
       command="predict")  # fmt: skip
 def _(tmp_path):
     for dtype in ("float32", "int16"):
@@ -178,7 +178,7 @@ def _(tmp_path):
         if dtype == "float32":
             array[:, :30, :40] = np.nan
         source = tif(tmp_path / f"{dtype}.tif", array)
-        assert "--stretch" in predict(source, tmp_path / f"{dtype}.map.tif")
+        assert "--scale-range" in predict(source, tmp_path / f"{dtype}.map.tif")
         assert predict(source, tmp_path / f"{dtype}.map.tif", stretch=(-100.0, 155.0)) == ""
         found = read(tmp_path / f"{dtype}.map.tif")
         assert ((found == 255) == np.isnan(array[0].astype(np.float32))).all()

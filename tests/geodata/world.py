@@ -17,7 +17,7 @@ def recipe(root, *, data=None, **custom):
     own = {
         "images": "images/*.tif", "masks": "labels/*.tif",
         "classes": [
-            {"name": name, "color": (60 * index, 90, 9), "codes": [index]} for index, name in enumerate("abc")
+            {"name": name, "color": (60 * index, 90, 9), "label_values": [index]} for index, name in enumerate("abc")
         ],
         "ignored": [255], "scene": "file", "split": {"scenes": {"train": ["*"]}}, **custom,
     }  # fmt: skip

@@ -44,7 +44,7 @@ def test_prediction_gives_the_same_map(device, shards, backbone):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     maps, probabilities = [], []
     for place in ("cpu", device):
-        segmenter = Segmenter(network, info, device=place, augmentation="flips")
+        segmenter = Segmenter(network, info, device=place, tta="flips")
         maps.append(segmenter.predict(image))
         probabilities.append(segmenter.probabilities(image))
     assert (maps[0] == maps[1]).mean() >= SAME_PIXELS

@@ -115,7 +115,7 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
             trainer.run()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, place)
-    assert "going on with train.micro_batch=2" in caplog.text
+    assert "going on with train.micro_batch_size=2" in caplog.text
     assert len(trainer._gradients.plan.parts[0]) == 4
 
 

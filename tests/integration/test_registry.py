@@ -36,10 +36,8 @@ class World:
         self.store = make_store(folder)
         self.checkpoint = make_checkpoint(folder / "checkpoint", self.shards, self.recipe)
         self.run_id = self.store.start_run(self.recipe, self.shards.card, "run")
-        self.store.log_metrics(self.run_id, {"select/miou": 0.4}, step=30)
-        self.store.log_metrics(
-            self.run_id, {"select/miou": 0.3, "select/oa": 0.6}, step=40
-        )  # after the checkpoint
+        self.store.log_metrics(self.run_id, {"val/miou": 0.4}, step=30)
+        self.store.log_metrics(self.run_id, {"val/miou": 0.3, "val/oa": 0.6}, step=40)  # after the checkpoint
         self.version = self.register(self.checkpoint)
 
     def register(self, checkpoint: Path) -> ModelVersion:
@@ -84,9 +82,9 @@ def test_a_version_carries_card_tags_and_links(world: World) -> None:
         assert words in version.description
     model = world.store.client.get_logged_model(version.model_id)
     linked = {metric.key: metric.value for metric in model.metrics}
-    assert linked["select/miou"] == 0.4
-    assert "select/oa" not in linked, "a later value is not this checkpoint's"
-    assert linked["report/miou"] == 0.5
+    assert linked["val/miou"] == 0.4
+    assert "val/oa" not in linked, "a later value is not this checkpoint's"
+    assert linked["test/miou"] == 0.5
     assert model.source_run_id == world.run_id
     assert world.store.client.get_run(world.run_id).outputs.model_outputs[0].model_id == version.model_id
     assert not (world.folder / "elsewhere" / "mlflow.db").exists()

@@ -60,7 +60,7 @@ def test_from_runs_to_a_champion(
 
 def test_what_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"no run 'third'.*Newest runs there: second, first.*--storage FOLDER"
+        ConfigError, match=r"no run 'third'.*Newest runs there: second, first.*--output-dir FOLDER"
     ):
         call(register, monkeypatch, "third")
     with pytest.raises(TrackingError, match=r"d2ls-blobs@challenger: not in the registry"):
@@ -91,7 +91,7 @@ def test_two_folders_with_one_server_and_one_name_never_mix(
         register,
         monkeypatch,
         theirs.metadata()["run_id"],
-        "--storage",
+        "--output-dir",
         str(tmp_path / "other" / "runs"),
         "--no-evaluation",
     )

@@ -254,7 +254,7 @@ def test_the_command_runs_as_a_module_and_ends_with_a_table(raw, tmp_path):
     ]
     started = time.monotonic()
     done = subprocess.run(
-        [*command, "--inline"], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ}
+        [*command, "--no-ray"], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ}
     )
     assert done.returncode == 0, done.stderr
     assert "agriculture" in done.stdout
@@ -271,17 +271,17 @@ def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
     from PIL import Image
 
     seen = tmp_path / "seen.png"
-    words = ["loveda", f"data.root={raw}", f"shards.uri={tmp_path / 'out'}", "train.global_batch=3"]
-    assert main([*words, "--inline"]) == 0
-    assert main([*words, "--batches", str(seen)]) == 0
+    words = ["loveda", f"data.root={raw}", f"shards.uri={tmp_path / 'out'}", "train.global_batch_size=3"]
+    assert main([*words, "--no-ray"]) == 0
+    assert main([*words, "--preview-batches", str(seen)]) == 0
     sheet = np.asarray(Image.open(seen).convert("RGB"))
     assert sheet.shape[1] >= 3 * 192  # a column a sample of the batch
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
     assert "split train" in capsys.readouterr().out
     with pytest.raises(StorageError, match=r"seen\.png: exists already; name another file"):
-        main([*words, "--batches", str(seen)])
+        main([*words, "--preview-batches", str(seen)])
     with pytest.raises(ConfigError, match=r"seen\.jpg: give the name of a \.png file"):
-        main([*words, "--batches", str(tmp_path / "seen.jpg")])
+        main([*words, "--preview-batches", str(tmp_path / "seen.jpg")])
 
 
 def test_of_two_commands_on_one_target_the_second_waits_and_finds_the_work_done(raw, tmp_path, caplog):

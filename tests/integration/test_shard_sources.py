@@ -94,7 +94,7 @@ def test_an_unknown_label_stops_with_file_value_count_and_position(tree, tmp_pat
     with pytest.raises(LabelError, match=message):
         run(recipe(tree, tmp_path / "raw", tmp_path / "out"), inline=True)
     assert not list((tmp_path / "out").glob("*.json"))
-    stray = f"data.strays=[{list(tree.stray) if isinstance(tree.stray, tuple) else tree.stray}]"
+    stray = f"data.treat_as_ignored=[{list(tree.stray) if isinstance(tree.stray, tuple) else tree.stray}]"
     card = run(recipe(tree, tmp_path / "raw", tmp_path / "out", stray), inline=True)
     assert card.extra["strays"] == {str(tree.stray): 2}
 
@@ -128,7 +128,7 @@ def test_the_digest_is_of_content_not_of_place(tree, tmp_path):
 @every_source
 def test_the_command_shards_checks_and_verifies(tree, tmp_path, capsys):
     tree.build(tmp_path / "raw")
-    arguments = [tree.source, f"data.root={tmp_path / 'raw'}", f"shards.uri={tmp_path / 'out'}", "--inline"]
+    arguments = [tree.source, f"data.root={tmp_path / 'raw'}", f"shards.uri={tmp_path / 'out'}", "--no-ray"]
     assert main([*arguments, "--check"]) == 0
     assert not (tmp_path / "out").exists()
     assert main(arguments) == 0
@@ -211,6 +211,6 @@ def test_recipes_hold_out_training_scenes_that_select(source, tmp_path):
     groups = {scene.split: {s.group or s.id for s in scenes if s.split == scene.split} for scene in scenes}
     assert not groups["train"] & groups["select"]
     assert "select" in (recipe := load_recipe(source)).data.options
-    assert recipe.roles.select == "select"
+    assert recipe.roles.val == "select"
     with pytest.raises(ConfigError, match=r"data\.options\.select"):
         open_source(source, tmp_path, select={"fraction": 2})

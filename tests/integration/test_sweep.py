@@ -21,7 +21,7 @@ from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
 
 SMALL = [
-    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial={train.epochs: 1}", "sweep.concurrent=1",
+    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}", "sweep.max_concurrent_trials=1",
     "tracking.figures_every=9", "evaluate.bootstrap=5",
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, 
     rows = store.children(parent.run_id)
     assert [parent.status, *(row.status for row in rows)] == ["FINISHED"] * 4
     assert {row.name for row in rows} == {"first-final", *(trial["name"] for trial in ended.values())}
-    assert all("select/miou" in row.metrics for row in rows)
+    assert all("val/miou" in row.metrics for row in rows)
     champion = store.champion("d2ls-tiny")
     assert champion is not None
     assert champion.run_id in {row.run_id for row in rows}
@@ -72,7 +72,7 @@ def test_the_second_trial_of_a_process_equals_the_same_training_alone(place: Pat
         key=lambda trial: RunFolder.of("runs", trial["name"]).metadata()["created"],
     )
     expected = undisturbed(trial_recipe(recipe, last["values"]), place / "alone")
-    assert_undisturbed(read_result(RunFolder.of(recipe.storage, last["name"])), expected)
+    assert_undisturbed(read_result(RunFolder.of(recipe.output_dir, last["name"])), expected)
 
 
 @pytest.mark.slow
@@ -96,15 +96,18 @@ def test_model_loads_in_a_fresh_process_without_pickle(place: Path, said: str):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tiny.yaml", "--name", "refused", "cluster.workers=512", "train.global_batch=512"], "does not fit"),
+        (
+            ["tiny.yaml", "--name", "refused", "cluster.workers=512", "train.global_batch_size=512"],
+            "does not fit",
+        ),
         (["tiny.yaml", "--name", "first"], "taken"),
         (["tiny.yaml", "--name", "../out"], r"--name '\.\./out': use up to 128"),
         (["tiny.yaml", "--resume", "a/b"], "--resume 'a/b': use up to 128"),
         (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
         (["--resume", "first", "train.epochs=9"], "train.epochs was 2, is 9"),
         (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
-        (["tiny.yaml", "roles.select=nothing"], "no split"),
-        (["tiny.yaml", "roles.report=train"], "train is also used"),
+        (["tiny.yaml", "roles.val=nothing"], "no split"),
+        (["tiny.yaml", "roles.test=train"], "train is also used"),
         (["nowhere.yaml"], "no such recipe"),
     ],
 )

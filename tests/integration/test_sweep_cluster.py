@@ -109,7 +109,7 @@ def test_two_sweeps_share_store_and_cluster(cluster: str, tmp_path: Path):
         )  # fmt: skip
         try:
             said = run(
-                place, *shared, "--name", "repeated", "--repeat", "2",
+                place, *shared, "--name", "repeated", "--seeds", "2",
                 "sweep.space={train.optimizer.lr: {values: [1e-2, 1e-8]}}",
             )  # fmt: skip
             assert other.wait(900) == 0, (place / "baseline.log").read_text()
@@ -125,7 +125,7 @@ def test_two_sweeps_share_store_and_cluster(cluster: str, tmp_path: Path):
     report = (place / "runs" / "repeated" / "report.md").read_text()
     best = max(each["score"] for each in repeated if "seed" not in each["values"])
     deviation = abs(best - scores[0]) / 2**0.5
-    assert f"select/miou {(best + scores[0]) / 2:.4f} ± {deviation:.4f}" in report
+    assert f"val/miou {(best + scores[0]) / 2:.4f} ± {deviation:.4f}" in report
 
     store = Store.open(TrackingConfig(), folder=place)
     for name, count in (("repeated", 3), ("baseline", 2)):
@@ -143,7 +143,7 @@ def test_two_sweeps_share_store_and_cluster(cluster: str, tmp_path: Path):
     assert networks["unet"].tags["stages"] == networks["unet"].tags["temperature"] == "-"
     assert "train/contrastive" in networks["d2ls"].metrics
     assert "train/contrastive" not in networks["unet"].metrics
-    assert "select/miou" in networks["unet"].metrics
+    assert "val/miou" in networks["unet"].metrics
 
     deadline = time.monotonic() + 60
     while resources(cluster).get("CPU", 0.0) < CPUS:

@@ -30,7 +30,7 @@ RATES = "sweep.space={train.optimizer.lr: {values: [1e-3, 1e-8, 3e-3, 1e-9]}}"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder whose recipe has epochs of two seconds and more, as every sample is seen in many steps."""
     folder = make_place(tmp_path_factory.mktemp("long"))
-    slow = {**TINY["train"], "epochs": 4, "global_batch": 1}
+    slow = {**TINY["train"], "epochs": 4, "global_batch_size": 1}
     (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "train": slow}))
     return folder
 
@@ -67,18 +67,27 @@ def test_pruned_trials_stop_and_free_their_place(place: Path, search: str, concu
     space = (
         RATES if search == "grid" else "sweep.space={train.optimizer.lr: {low: 1e-9, high: 3e-3, log: true}}"
     )
-    more = [] if search == "grid" else ["sweep.search=tpe", "sweep.trials=5"]
-    said = run(place, "tiny.yaml", "--name", name, *PRUNING, space, *more, f"sweep.concurrent={concurrent}")
+    more = [] if search == "grid" else ["sweep.search=tpe", "sweep.num_trials=5"]
+    said = run(
+        place,
+        "tiny.yaml",
+        "--name",
+        name,
+        *PRUNING,
+        space,
+        *more,
+        f"sweep.max_concurrent_trials={concurrent}",
+    )
     ended = check_pruned(place, name)
     assert len(ended) == (4 if search == "grid" else 5)
     assert "Could not re-use" not in said
 
 
 def test_a_pruned_trial_with_a_worker_group_ends_its_workers(place: Path):
-    words = [*PRUNING, "cluster.workers=2", "cluster.cpus_per_worker=0.5", "train.global_batch=2"]
+    words = [*PRUNING, "cluster.workers=2", "cluster.cpus_per_worker=0.5", "train.global_batch_size=2"]
     space = "sweep.space={train.optimizer.lr: {values: [3e-3, 1e-9]}}"
-    run(place, "tiny.yaml", "--name", "groups", *words, space, "sweep.concurrent=1", "loss.contrastive=none",
-        "sweep.fixed={}")  # fmt: skip
+    run(place, "tiny.yaml", "--name", "groups", *words, space, "sweep.max_concurrent_trials=1", "loss.contrastive=none",
+        "sweep.overrides={}")  # fmt: skip
     check_pruned(place, "groups", ahead=2)
 
 
@@ -101,7 +110,7 @@ def kill_when(driver: "subprocess.Popen[bytes]", ready, log: Path) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_sweep_goes_on_as_the_undisturbed_one(place: Path, seed: int):
     """At a random moment, with one trial at a time: what is pruned then depends on nothing but scores."""
-    words = ["tiny.yaml", *PRUNING, RATES, "sweep.concurrent=1"]
+    words = ["tiny.yaml", *PRUNING, RATES, "sweep.max_concurrent_trials=1"]
     if not trials(place, "undisturbed"):
         run(place, *words, "--name", "undisturbed")
     name, log = f"killed-{seed}", place / f"killed-{seed}.log"

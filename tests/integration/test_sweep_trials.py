@@ -55,7 +55,7 @@ def test_a_pruned_trial_stops_at_once_and_every_record_says_so(folder, concurren
         assert trials(folder, name)[trial.key]["status"] == trial.status
         if trial.status == "pruned":
             assert trial.epoch < 40
-            assert RunFolder.of(recipe.storage, trial.name).metadata()["state"] == "pruned"
+            assert RunFolder.of(recipe.output_dir, trial.name).metadata()["state"] == "pruned"
             assert rows[trial.name].status == "KILLED"
             assert "pruned by asha after epoch" in rows[trial.name].tags["d2ls.end"]
         else:
@@ -117,7 +117,7 @@ def test_a_broken_off_sweep_goes_on_with_what_is_left(folder):
     assert {trial["status"] for trial in after.values()} == {"finished"}
     unchanged = after.keys() - {first, second}
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
-    assert len(result.summary.repeats) == 1, "--repeat was forgotten"
+    assert len(result.summary.repeats) == 1, "--seeds was forgotten"
     store = Store.open(recipe.tracking)
     rows = store.children(tracked(store, folder, "broken").run_id)
     assert len({row.name for row in rows}) == len(rows) == 5, "a run is doubled"
@@ -131,7 +131,7 @@ def test_a_search_over_a_range_is_repeated_and_goes_on_with_more_trials(folder):
     assert len(result.summary.trials) == 3
     assert len(result.summary.repeats) == 1
     assert "2 seeds" in said
-    more, said = run_pretended(recipe, resume="ranges", overrides=["sweep.trials=5"])
+    more, said = run_pretended(recipe, resume="ranges", overrides=["sweep.num_trials=5"])
     assert "trials (2 of 5 to run)" in said
     assert len(more.summary.trials) == 5
     scores = [trial.score for trial in more.summary.trials]

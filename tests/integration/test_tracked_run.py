@@ -29,12 +29,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def recipe(shards: ShardSet, store: Store, tmp_path: Path) -> Recipe:
-    return make_recipe(shards, **{"storage": str(tmp_path / "runs"), "tracking.uri": store.uri})
+    return make_recipe(shards, **{"output_dir": str(tmp_path / "runs"), "tracking.uri": store.uri})
 
 
 def begin(recipe: Recipe, name: str) -> RunFolder:
     """Makes a run folder, or takes the one that is there, as `pipeline.train` does."""
-    folder = RunFolder.of(recipe.storage, name)
+    folder = RunFolder.of(recipe.output_dir, name)
     if not folder.exists():
         folder.create(recipe)
     folder.claim()
@@ -63,7 +63,7 @@ def test_two_trainings_of_one_name_are_two_runs(
     recipe: Recipe, shards: ShardSet, store: Store, tmp_path: Path
 ) -> None:
     here = train(recipe, shards, begin(recipe, "first"), 1, 2)
-    elsewhere = recipe.with_values({"storage": str(tmp_path / "other")})
+    elsewhere = recipe.with_values({"output_dir": str(tmp_path / "other")})
     there = train(elsewhere, shards, begin(elsewhere, "first"), 1, 2, 3)
     assert here != there
     assert (points(store, here), points(store, there)) == ([1, 2], [1, 2, 3])
@@ -80,14 +80,14 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     writer = RunWriter(store.uri, run_id, folder.spool, connect=away)
     writer.metrics({"train/loss": 1 / 4}, 4)
     assert writer.close(timeout=0.1) == 1
-    assert doctor.check_runs(store, recipe.storage) == [], "its process lives"
+    assert doctor.check_runs(store, recipe.output_dir) == [], "its process lives"
     folder.update(driver=dead_process())
-    (found,) = doctor.check_runs(store, recipe.storage)
+    (found,) = doctor.check_runs(store, recipe.output_dir)
     assert "killed: 1 log entries that waited were sent" in found.text
     assert "--resume killed" in found.text
     row = store.run(run_id)
     assert (row.status, "is gone" in row.tags["d2ls.end"]) == ("KILLED", True)
-    assert doctor.check_runs(store, recipe.storage) == []
+    assert doctor.check_runs(store, recipe.output_dir) == []
 
     folder.claim()
     assert train(recipe, shards, folder, 3, 4, 5) == run_id  # from a checkpoint of step 2
@@ -100,12 +100,12 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
 def test_a_run_that_was_opened_and_never_begun_is_closed(
     recipe: Recipe, shards: ShardSet, store: Store
 ) -> None:
-    folder = RunFolder.of(recipe.storage, "opened")
+    folder = RunFolder.of(recipe.output_dir, "opened")
     folder.create(recipe)
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "trial")  # by a sweep, for its trial
-    assert doctor.check_runs(store, recipe.storage) == []
+    assert doctor.check_runs(store, recipe.output_dir) == []
     folder.update(driver=dead_process())
-    assert len(doctor.check_runs(store, recipe.storage)) == 1
+    assert len(doctor.check_runs(store, recipe.output_dir)) == 1
     assert store.run(run_id).status == "KILLED"
 
 
@@ -124,7 +124,7 @@ def test_an_end_that_nobody_heard_is_told_later(
         assert log.close(timeout=0.2) == 1
     monkeypatch.undo()
     assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
-    (found,) = doctor.check_runs(store, recipe.storage)
+    (found,) = doctor.check_runs(store, recipe.output_dir)
     assert "1 log entries" in found.text
     row = store.run(run_id)
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
@@ -151,7 +151,7 @@ def test_no_location_is_taken_from_a_tag(
     writer.metrics({"foreign": 1.0}, 1)
     writer.close(timeout=0.1)
     store.set_tags(run_id, {"d2ls.spool": f"host:{spool}", "d2ls.run_folder": str(tmp_path / "elsewhere")})
-    doctor.check_runs(store, recipe.storage)
+    doctor.check_runs(store, recipe.output_dir)
     assert "foreign" not in store.run(run_id).metrics
     assert list(spool.glob("*.json"))
 
@@ -210,12 +210,12 @@ def test_a_moved_folder_goes_on_and_a_copied_one_is_refused(
 def test_a_moved_project_goes_on_through_a_link(shards: ShardSet, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
-    recipe = make_recipe(shards, **{"storage": str(old / "runs")})
+    recipe = make_recipe(shards, **{"output_dir": str(old / "runs")})
     store = make_store(old)
     folder = begin(recipe, "first")
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "training")
     old.rename(new)
-    recipe = recipe.with_values({"storage": str(new / "runs")})
+    recipe = recipe.with_values({"output_dir": str(new / "runs")})
     store, folder = make_store(new), RunFolder.of(str(new / "runs"), "first")
     with pytest.raises(TrackingError, match=f"`ln -s {new} {old}`"):
         tracked_run.open_run(store, recipe, shards.card, folder, "training")

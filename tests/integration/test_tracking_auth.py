@@ -53,9 +53,9 @@ def test_runs_and_models_behind_a_password(
     shards = make_shards(tmp_path / "shards")
     recipe = make_recipe(shards)
     run = store.start_run(recipe, shards.card, "guarded")
-    store.log_metrics(run, {"select/miou": 0.5})
+    store.log_metrics(run, {"val/miou": 0.5})
     checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
     version = store.register(run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe)
     store.end_run(run)
-    assert store.run(run).metrics["select/miou"] == 0.5
+    assert store.run(run).metrics["val/miou"] == 0.5
     assert (store.download(version.uri, tmp_path / "copy") / "model.safetensors").is_file()

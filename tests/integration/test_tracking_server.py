@@ -68,8 +68,8 @@ def test_a_server_that_is_not_there_is_named_quickly(server: Server) -> None:
 
 def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards")
-    recipe = make_recipe(shards, **{"storage": str(tmp_path / "runs"), "tracking.uri": server.url})
-    folder = RunFolder.of(recipe.storage, "served")
+    recipe = make_recipe(shards, **{"output_dir": str(tmp_path / "runs"), "tracking.uri": server.url})
+    folder = RunFolder.of(recipe.output_dir, "served")
     folder.create(recipe)
     folder.claim()
     with contextlib.ExitStack() as training:
@@ -98,7 +98,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
     assert folder.metadata()["state"] == "finished"
     with server.running():
         assert store.run(run).status == "RUNNING"
-        (found,) = doctor.check_runs(store, recipe.storage)
+        (found,) = doctor.check_runs(store, recipe.output_dir)
         assert "served: 30 log entries" in found.text
         history = store.client.get_metric_history(run, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, 30))

@@ -65,11 +65,11 @@ def test_a_sweep_has_its_trials(store: Store, recipe: Recipe, shards: ShardSet, 
     for number in (1, 2):
         values = recipe.with_values({"model.stages": number})
         trial = store.start_run(values, shards.card, f"trial-{number}", "trial", parent_run_id=sweep)
-        store.log_metrics(trial, {"select/miou": number / 4}, step=7)
+        store.log_metrics(trial, {"val/miou": number / 4}, step=7)
         store.end_run(trial)
     rows = store.children(sweep)
     assert [row.name for row in rows] == ["trial-1", "trial-2"]
-    assert [row.metrics["select/miou"] for row in rows] == [0.25, 0.5]
+    assert [row.metrics["val/miou"] for row in rows] == [0.25, 0.5]
     with RunWriter(store.uri, sweep, tmp_path / "spool") as log:
         log.picture("sweep/trials", np.zeros((9, 9, 3), np.uint8))
         log.text("# Report", "report.md")
@@ -108,10 +108,8 @@ def test_a_training_writes_metrics_and_figures_that_move(
         0.5,
     )
     assert metrics["epoch"] == 2
-    assert metrics["select/iou/water"] == pytest.approx(score(confusion).iou[2])
-    assert {"select/miou", "select/mf1", "select/oa", "train/lr", "dictionary/intra/d0", "best/miou"} <= set(
-        metrics
-    )
+    assert metrics["val/iou/water"] == pytest.approx(score(confusion).iou[2])
+    assert {"val/miou", "val/mf1", "val/oa", "train/lr", "dictionary/intra/d0", "best/miou"} <= set(metrics)
     assert len(store.client.get_metric_history(run, "train/loss")) == 6
     pictures = [Path(file.path).name for file in store.client.list_artifacts(run, "images")]
     for key in ("confusion", "class_iou", "predictions", "dictionary"):
@@ -181,13 +179,13 @@ def test_long_texts_and_many_tags_fit_the_columns_of_every_database(
         log.metrics(
             {f"iou/class {number}": number for number in range(1500)} | {"iou/absent": float("nan")}, 1
         )
-    store.log_metrics(run, {"select/iou/absent (no pixel)": float("nan"), "select/iou/water, flat": 0.5})
+    store.log_metrics(run, {"val/iou/absent (no pixel)": float("nan"), "val/iou/water, flat": 0.5})
     row = store.run(run)
     assert max(map(len, row.tags.values())) == 5000
     assert row.tags["mlflow.note.content"].endswith("(cut: MLflow keeps 5000 characters here)")
     assert len([tag for tag in row.tags if tag.startswith("tag-")]) == 250
     assert len(row.metrics) == 1501
-    assert row.metrics["select/iou/water_ flat"] == 0.5
+    assert row.metrics["val/iou/water_ flat"] == 0.5
 
 
 def test_errors_name_store_and_way_out(store: Store) -> None:

@@ -43,12 +43,12 @@ def test_a_run_on_ray_equals_plain_processes(ray_cluster, folder, expected, fini
     recipe, (result, told) = tiny_recipe(folder), finished
     assert_undisturbed(result, expected)
     assert told == [1, 2, 3]
-    assert result.best_scores["select/miou"] == max(row["select/miou"] for row in expected[1])
+    assert result.best_scores["val/miou"] == max(row["val/miou"] for row in expected[1])
     network, info = load_bundle(local_path(result.best_checkpoint))
     assert info.extra["run"] == "finished"
     assert network.config["stages"] == 1
     assert state_of(recipe, result.run_id) == "FINISHED"
-    assert RunFolder.of(recipe.storage, "finished").metadata()["state"] == "finished"
+    assert RunFolder.of(recipe.output_dir, "finished").metadata()["state"] == "finished"
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
     record_property("happened", "Ray started both workers again, from the newest complete checkpoint")
     assert told == [1, 2, 3]
     assert state_of(recipe, result.run_id) == "FINISHED"
-    run = RunFolder.of(recipe.storage, "killed")
+    run = RunFolder.of(recipe.output_dir, "killed")
     assert run.metadata()["state"] == "finished"
     trace = json.loads(gzip.decompress(local_path(run.profile).read_bytes()))["traceEvents"]
     assert {"Optimizer.step#GuardedAdamW.step", "aten::convolution"} <= {event.get("name") for event in trace}
@@ -86,7 +86,7 @@ def test_a_name_in_use_is_refused(ray_cluster, folder, finished, record_property
     with pytest.raises(ConfigError, match="finished is finished"):
         train(TrainRequest(recipe, name="finished", resume=True), quiet=True)
     assert train(TrainRequest(recipe, name="finished", resume="auto"), quiet=True).history[-1]["epoch"] == 3
-    foreign = local_path(recipe.storage) / "photos"
+    foreign = local_path(recipe.output_dir) / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"a cat")
     with pytest.raises(ConfigError, match="photos exists already"):
@@ -102,7 +102,7 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray_cluster, folder, record_p
     recipe = recipe.with_values({"loss.contrastive": "infonce", "loss.contrastive_weight": 1e38})
     with pytest.raises(NonFiniteLossError, match=r"step \d+: loss or gradient is not finite"):
         train(TrainRequest(recipe, name="diverged"), quiet=True)
-    metadata = RunFolder.of(recipe.storage, "diverged").metadata()
+    metadata = RunFolder.of(recipe.output_dir, "diverged").metadata()
     assert metadata["state"] == "failed"
     assert state_of(recipe, metadata["run_id"]) == "FAILED"
     record_property(
@@ -114,4 +114,4 @@ def test_an_impossible_plan_is_refused_with_the_arithmetic(ray_cluster, folder):
     recipe = tiny_recipe(folder, cluster__workers=4, cluster__cpus_per_worker=50)
     with pytest.raises(ResourceError, match=r"workers=4 x 50 CPU = 200 CPU.* has \d+"):
         train(TrainRequest(recipe, name="greedy"), quiet=True)
-    assert not RunFolder.of(recipe.storage, "greedy").exists()
+    assert not RunFolder.of(recipe.output_dir, "greedy").exists()

@@ -55,8 +55,8 @@ def test_a_variable_says_it_elsewhere(no_variables, monkeypatch):
 def test_relative_locations_of_recipes_lie_below_the_clusters_storage(monkeypatch):
     monkeypatch.setenv("D2LS_STORAGE", "s3://bucket/d2ls/")
     recipe = load_recipe("demo")
-    assert recipe.storage == "s3://bucket/d2ls/runs"
+    assert recipe.output_dir == "s3://bucket/d2ls/runs"
     assert recipe.shards.uri == "s3://bucket/d2ls/data/demo/shards"
     assert recipe.data.root == "data/demo/LoveDA"
-    given = load_recipe("demo", ["storage=/mnt/runs", "shards.uri=s3://other/shards"])
-    assert (given.storage, given.shards.uri) == ("/mnt/runs", "s3://other/shards")
+    given = load_recipe("demo", ["output_dir=/mnt/runs", "shards.uri=s3://other/shards"])
+    assert (given.output_dir, given.shards.uri) == ("/mnt/runs", "s3://other/shards")

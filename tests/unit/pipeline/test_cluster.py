@@ -44,7 +44,10 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(recipe, have, message)
 
 
 def test_a_range_needs_its_lower_end(recipe):
-    check_resources(recipe.with_values({"cluster.workers": "1..4"}), cluster(cpus=2.0))
+    check_resources(
+        recipe.with_values({"cluster.workers": None, "cluster.min_workers": 1, "cluster.max_workers": 4}),
+        cluster(cpus=2.0),
+    )
 
 
 def test_gpus_are_used_where_they_are_unless_told_otherwise(recipe):
@@ -56,10 +59,10 @@ def test_gpus_are_used_where_they_are_unless_told_otherwise(recipe):
 def test_a_local_path_on_more_than_one_node_is_refused(recipe, monkeypatch):
     monkeypatch.delenv("D2LS_SHARED_PATHS", raising=False)
     with pytest.raises(
-        StorageError, match=r"storage: .* is a local path, the cluster has 2 nodes. Use s3://"
+        StorageError, match=r"output_dir: .* is a local path, the cluster has 2 nodes. Use s3://"
     ):
         check_resources(recipe, cluster(nodes=2))
-    remote = recipe.with_values({"storage": "s3://b/runs"})
+    remote = recipe.with_values({"output_dir": "s3://b/runs"})
     with pytest.raises(StorageError, match=r"shards\.uri: "):
         check_resources(remote, cluster(nodes=2))
     remote = remote.with_values({"shards.uri": "s3://b/shards"})

@@ -34,9 +34,9 @@ def parse(*overrides: str):
         ("model.pretrained=perhaps", "model.pretrained", "boolean"),
         ("loss.contrastive=foo", "loss.contrastive", "'infonce'"),
         ("cluster.workers=4..1", "cluster.workers", "1..4"),
-        ("cluster.workers=64", "cluster.workers", "train.global_batch"),
-        ("roles.report=val", "roles", "flatters"),
-        ("roles.select=train", "roles", "train"),
+        ("cluster.workers=64", "cluster.workers", "train.global_batch_size"),
+        ("roles.test=val", "roles", "flatters"),
+        ("roles.val=train", "roles", "train"),
         ("model.dictionary=static", "loss.contrastive", "ratio"),
         ("sweep.search=random", "sweep", "trials"),
         ("sweep.space={}", "sweep", "empty"),
@@ -73,9 +73,9 @@ def test_commands_warn_of_overrides_without_effect(capsys: pytest.CaptureFixture
 def test_an_override_takes_its_value_from_a_file(tmp_path: Path):
     file = tmp_path / "search.yaml"
     file.write_text("space: {model.stages: {values: [2, 4]}}\nfinal: false\n")
-    recipe = parse(f"sweep=@{file}", "sweep.trial.train.epochs=2")
+    recipe = parse(f"sweep=@{file}", "sweep.trial_overrides.train.epochs=2")
     assert recipe.sweep.space["model.stages"].values == (2, 4)
-    assert recipe.sweep.trial == {"train.epochs": 2}
+    assert recipe.sweep.trial_overrides == {"train.epochs": 2}
     with pytest.raises(ConfigError, match=r"sweep=@.*nowhere\.yaml"):
         parse("sweep=@nowhere.yaml")
 
@@ -110,10 +110,10 @@ def test_overrides_are_typed_as_yaml():
 
 def test_swept_key_with_dots_is_one_key():
     recipe = parse(
-        "sweep.space.train.optimizer.lr={values: [1e-3, 1e-4]}", "sweep.fixed.loss.contrastive=none"
+        "sweep.space.train.optimizer.lr={values: [1e-3, 1e-4]}", "sweep.overrides.loss.contrastive=none"
     )
     assert recipe.sweep.space["train.optimizer.lr"].values == (1e-3, 1e-4)
-    assert recipe.sweep.fixed["loss.contrastive"] == "none"
+    assert recipe.sweep.overrides["loss.contrastive"] == "none"
 
 
 def test_resolved_recipe_reads_back_to_the_same_value(tmp_path: Path):

@@ -23,7 +23,7 @@ def test_missing_shards_and_splits_are_named(folder, tmp_path):
     with pytest.raises(ShardError, match="no finished shard set"):
         doctor.quick(recipe.with_values({"shards.uri": str(tmp_path)}))
     with pytest.raises(ShardError, match="no split 'valid'"):
-        doctor.quick(recipe.with_values({"roles.select": "valid"}))
+        doctor.quick(recipe.with_values({"roles.val": "valid"}))
 
 
 def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
@@ -33,7 +33,7 @@ def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
     shards = ShardSet.open(recipe.shards.uri)
     index = shards.index.set_column(2, "scene", [["same"] * len(shards.index)])
     shared = replace(shards, index=index)
-    with pytest.raises(ConfigError, match=r"roles.train=train and roles.select=val share 1 scene.*flatter"):
+    with pytest.raises(ConfigError, match=r"roles.train=train and roles.val=val share 1 scene.*flatter"):
         doctor.check_roles(recipe, shared)
     paper = replace(shared, card=replace(shards.card, protocol="paper"))
     assert [finding.status for finding in doctor.check_roles(recipe, paper)][1:] == ["warning"] * 3
@@ -41,7 +41,7 @@ def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
 
 def test_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"storage=.*file/below cannot be used.*set another storage"):
+    with pytest.raises(StorageError, match=r"output_dir=.*file/below cannot be used.*set another output_dir"):
         doctor.check_storage(str(tmp_path / "file" / "below"))
 
 

@@ -60,13 +60,13 @@ def folder(tmp_path_factory):
 
 def test_resume_needs_a_run_and_the_same_recipe(folder):
     recipe = tiny_recipe(folder)
-    run = RunFolder.of(recipe.storage, "before")
+    run = RunFolder.of(recipe.output_dir, "before")
     with pytest.raises(ConfigError, match="no run to resume"):
         check_resume(recipe, run)
     run.create(recipe)
     check_resume(recipe.with_values({"cluster.workers": 1, "loader.workers": 3}), run)
-    with pytest.raises(ConfigError, match=r"seed was 0, is 1; train.global_batch was 4, is 8"):
-        check_resume(recipe.with_values({"seed": 1, "train.global_batch": 8}), run)
+    with pytest.raises(ConfigError, match=r"seed was 0, is 1; train.global_batch_size was 4, is 8"):
+        check_resume(recipe.with_values({"seed": 1, "train.global_batch_size": 8}), run)
     run.update(state=run_folder.FINISHED)
     with pytest.raises(ConfigError, match="before is finished"):
         check_resume(recipe, run)
@@ -74,7 +74,7 @@ def test_resume_needs_a_run_and_the_same_recipe(folder):
 
 def test_a_run_without_an_epoch_has_no_result(folder):
     recipe = tiny_recipe(folder)
-    run = RunFolder.of(recipe.storage, "empty")
+    run = RunFolder.of(recipe.output_dir, "empty")
     run.create(recipe)
     with pytest.raises(TrainingError, match="no finished epoch; go on with --resume empty"):
         read_result(run)
@@ -102,7 +102,7 @@ class StoreThatGoesAway:
 
 def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, caplog):
     recipe, store = tiny_recipe(folder), StoreThatGoesAway()
-    run, shards = RunFolder.of(recipe.storage, "unheard"), ShardSet.open(recipe.shards.uri)
+    run, shards = RunFolder.of(recipe.output_dir, "unheard"), ShardSet.open(recipe.shards.uri)
     run.create(recipe)
     run.claim()
     monkeypatch.setattr(Store, "open", lambda config: store)
@@ -112,14 +112,14 @@ def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, 
     assert "connection refused" in caplog.text
     assert "pipeline.doctor" in caplog.text
     store.away = False
-    assert [finding.status for finding in doctor.check_runs(store, recipe.storage)] == ["warning"]
+    assert [finding.status for finding in doctor.check_runs(store, recipe.output_dir)] == ["warning"]
     assert store.ended == ("the-run", "FINISHED")
-    assert doctor.check_runs(store, recipe.storage) == []
+    assert doctor.check_runs(store, recipe.output_dir) == []
 
 
 def test_a_trial_waits_for_a_server_that_is_away_when_it_begins(folder, monkeypatch, caplog):
     recipe, tries = tiny_recipe(folder), iter([False, False, True])
-    run, shards = RunFolder.of(recipe.storage, "patient"), ShardSet.open(recipe.shards.uri)
+    run, shards = RunFolder.of(recipe.output_dir, "patient"), ShardSet.open(recipe.shards.uri)
     run.create(recipe)
 
     def connect(config):
@@ -142,7 +142,7 @@ def test_a_trial_waits_for_a_server_that_is_away_when_it_begins(folder, monkeypa
 
 def test_a_training_that_fails_is_noted_as_failed(folder, monkeypatch):
     recipe = tiny_recipe(folder)
-    run, shards = RunFolder.of(recipe.storage, "diverged"), ShardSet.open(recipe.shards.uri)
+    run, shards = RunFolder.of(recipe.output_dir, "diverged"), ShardSet.open(recipe.shards.uri)
     run.create(recipe)
     monkeypatch.setattr(Store, "open", lambda config: StoreThatGoesAway())
     with (
@@ -160,7 +160,7 @@ def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):
 
     def pretend(request):
         asked.update(vars(request))
-        return TrainResult("a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"select/miou": 0.5}, {})
+        return TrainResult("a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"val/miou": 0.5}, {})
 
     monkeypatch.setattr(train, "train", pretend)
     assert train.main([str(file), "--name", "a", "train.epochs=7", "--profile"]) == 0

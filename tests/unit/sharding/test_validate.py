@@ -90,9 +90,9 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
 
 @pytest.mark.parametrize(("split", "problems", "warnings"), [
     ({"train": ["a"], "val": ["b"], "test": ["c", "d"]}, [], []),
-    ({"train": ["a"], "val": ["b"], "unused": ["c", "d"]}, [], ["roles.report names the split 'test'"]),
+    ({"train": ["a"], "val": ["b"], "unused": ["c", "d"]}, [], ["roles.test names the split 'test'"]),
     ({"train": ["a"], "valid": ["b"], "test": ["c", "d"]},
-     ["roles.select names the split 'val', which is not there."], []),
+     ["roles.val names the split 'val', which is not there."], []),
     ({"test": ["*"]}, [], []),
 ])  # fmt: skip
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):

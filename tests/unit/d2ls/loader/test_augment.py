@@ -84,7 +84,7 @@ def test_no_more_is_decoded_than_the_crop_needs():
     image, mask = coordinates(96, 80)
     for number in range(20):
         picture = Array(image, mask)
-        augmentation = Augmentation(32, (0.8, 1.6), class_balance=0.5)
+        augmentation = Augmentation(32, (0.8, 1.6), max_class_fraction=0.5)
         crop = draw_crop(picture, augmentation, np.random.default_rng(number))
         cut(picture, crop, 32, np.dtype(np.uint8))
         assert picture.asked == [crop.source]
@@ -107,7 +107,7 @@ def test_a_crop_of_mostly_one_class_is_drawn_again():
     picture = Array(np.zeros((200, 200, 3), np.uint8), mask)
 
     def shares(limit):
-        augmentation = Augmentation(40, class_balance=limit)
+        augmentation = Augmentation(40, max_class_fraction=limit)
         crops = [draw_crop(picture, augmentation, np.random.default_rng(n)).source for n in range(200)]
         ones = np.array([picture.mask(box).mean() for box in crops])
         return (np.maximum(ones, 1 - ones) >= 0.75).mean()
@@ -120,7 +120,7 @@ def test_ignored_pixels_do_not_count_as_a_class():
     mask = np.full((64, 64), 255, np.uint8)
     mask[:2, :2] = [[0, 1], [1, 0]]
     picture = Array(np.zeros((64, 64, 3), np.uint8), mask)
-    augmentation = Augmentation(64, class_balance=0.75)
+    augmentation = Augmentation(64, max_class_fraction=0.75)
     assert draw_crop(picture, augmentation, np.random.default_rng(0)).source == (0, 0, 64, 64)
 
 
@@ -173,7 +173,7 @@ def test_colour_changes_scale_with_the_depth():
         {"scale": ()},
         {"scale": (1.0, 1.2, 1.5)},
         {"scale_mode": "best"},
-        {"class_balance": 0.0},
+        {"max_class_fraction": 0.0},
         {"mosaic": 1.5},
         {"sharpen": -0.1},
     ],

@@ -31,7 +31,7 @@ def test_the_wanted_size_is_halved_until_it_fits(most, found, caplog):
     device = FakeDevice()
     with caplog.at_level(logging.WARNING):
         assert fitting_micro_batch(12, device_for(most), device, ProcessGroup()) == found
-    assert (f"train.micro_batch={found}" in caplog.text) == (found < 12)
+    assert (f"train.micro_batch_size={found}" in caplog.text) == (found < 12)
     assert device.runtime.emptied > 0
 
 
@@ -98,6 +98,6 @@ def test_a_run_on_a_small_device_accumulates(shards, caplog):
             trainer.run()
         hook.remove()
         runs.append((weights(trainer), [dict(report.terms) for report in told.steps]))
-    assert "going on with train.micro_batch=2" in caplog.text
+    assert "going on with train.micro_batch_size=2" in caplog.text
     assert_equal(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]

@@ -35,8 +35,8 @@ def test_callbacks_hear_everything(shards, tmp_path):
     assert [report.epoch for report in told.evaluations] == [2, 3], "the last epoch is always evaluated"
     assert told.evaluations[0].confusion.sum() == told.evaluations[1].confusion.sum() > 0
     assert [row["epoch"] for row in told.epochs] == [1, 2, 3]
-    assert "select/miou" in told.epochs[1]
-    assert "select/miou" not in told.epochs[0]
+    assert "val/miou" in told.epochs[1]
+    assert "val/miou" not in told.epochs[0]
     assert told.checkpoints[-1] == ("step-00000009", True)
     assert told.closed == 1
     assert state.history == told.epochs

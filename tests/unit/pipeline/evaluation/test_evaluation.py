@@ -76,7 +76,7 @@ def test_large_samples_are_cut_into_windows_and_counted_once(tmp_path) -> None:
 
 
 def test_augmentation_changes_the_counts_but_not_their_sum(world, evaluation) -> None:
-    turned = evaluate(EvaluateRequest(*world, "test", augmentation="flips_turns", bootstrap=0))
+    turned = evaluate(EvaluateRequest(*world, "test", tta="flips_turns", bootstrap=0))
     assert turned.confusion.sum() == evaluation.confusion.sum()
     assert (turned.confusion != evaluation.confusion).any()
 

@@ -133,7 +133,7 @@ def test_bands_are_chosen_by_number_or_name_or_refused(tmp_path) -> None:
 def test_other_depths_need_a_stretch(tmp_path) -> None:
     array = pixels(dtype="uint16")
     source = scene_file(tmp_path / "s.tif", array)
-    with pytest.raises(DataError, match=r"uint16, the model was trained on uint8.*--stretch"):
+    with pytest.raises(DataError, match=r"uint16, the model was trained on uint8.*--scale-range"):
         run(source, tmp_path / "map.tif")
     run(source, tmp_path / "map.tif", stretch=(0.0, 10_000.0))
     scaled = np.rint(array * np.float32(255 / 10_000)).astype(np.uint8)
@@ -281,19 +281,11 @@ def test_the_command_gives_what_python_gives(tmp_path, capsys) -> None:
     model = str(tiny_bundle(tmp_path / "model", model_info().classes))
     array = pixels()
     source = scene_file(tmp_path / "s.tif", array)
-    assert (
-        main([model, str(source), str(tmp_path / "map.tif"), "--window", "48", "--augmentation", "flips"])
-        == 0
-    )
-    inside = load_model(model, window=48, augmentation="flips").predict(
-        np.ascontiguousarray(array.transpose(1, 2, 0))
-    )
+    assert main([model, str(source), str(tmp_path / "map.tif"), "--window", "48", "--tta", "flips"]) == 0
+    inside = load_model(model, window=48, tta="flips").predict(np.ascontiguousarray(array.transpose(1, 2, 0)))
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), inside)
     assert "90 x 110" in capsys.readouterr().err
-    assert (
-        main([model, str(source), str(tmp_path / "map.tif"), "--window", "48", "--augmentation", "flips"])
-        == 0
-    )
+    assert main([model, str(source), str(tmp_path / "map.tif"), "--window", "48", "--tta", "flips"]) == 0
     assert "finished before" in capsys.readouterr().err
 
 
@@ -301,9 +293,9 @@ def test_the_command_gives_what_python_gives(tmp_path, capsys) -> None:
     ("words", "message"),
     [
         (["--bands", "1,x"], "--bands 1,x"),
-        (["--stretch", "1"], "low and the high"),
-        (["--stretch", "0,inf"], "low and the high"),
-        (["--augmentation", "d4"], "no such preset"),
+        (["--scale-range", "1"], "low and the high"),
+        (["--scale-range", "0,inf"], "low and the high"),
+        (["--tta", "d4"], "no such preset"),
         (["--overlap", "1.5"], "overlap 1.5"),
         (["--batch-size", "0"], "at least 1"),
     ],

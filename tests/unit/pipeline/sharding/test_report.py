@@ -22,7 +22,7 @@ def run_check(folder, capsys):
     values = {**RECIPE, "shards": {"uri": str(folder / "out")}}
     values["data"] = {**RECIPE["data"], "root": str(folder / "raw")}
     (folder / "own.yaml").write_text(yaml.safe_dump(values))
-    status = main([str(folder / "own.yaml"), "--check", "--inline"])
+    status = main([str(folder / "own.yaml"), "--check", "--no-ray"])
     return status, capsys.readouterr().out
 
 
@@ -86,6 +86,6 @@ def test_sharding_warns_before_it_writes_and_shows_warnings_of_the_card(tmp_path
              np.full((40, 50, 3), (255, 0, 0), np.uint8))  # fmt: skip
     run_check(tmp_path, capsys)
     split = "data.custom.split={scenes: {train: [a, b], val: [c], unused: [d, e]}}"
-    assert main([str(tmp_path / "own.yaml"), split, "--inline"]) == 0
-    assert "warning: roles.report names the split 'test', which is not there" in caplog.text
+    assert main([str(tmp_path / "own.yaml"), split, "--no-ray"]) == 0
+    assert "warning: roles.test names the split 'test', which is not there" in caplog.text
     assert "warning: class 'water' has no pixel in the split 'val'" in capsys.readouterr().out

@@ -196,7 +196,7 @@ def test_a_resumed_training_adds_no_second_point_to_a_step(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("select/iou/low vegetation", "select/iou/low vegetation"), ("iou/roof (old), flat", "iou/roof _old__ flat"),
+    [("val/iou/low vegetation", "val/iou/low vegetation"), ("iou/roof (old), flat", "iou/roof _old__ flat"),
      ("iou/Gew\u00e4sser", "iou/Gew\u00e4sser"), ("x" * 300, "x" * 250), ("iou/etc.", "iou/etc")],
 )  # fmt: skip
 def test_names_of_metrics_are_those_that_mlflow_takes(name: str, expected: str) -> None:

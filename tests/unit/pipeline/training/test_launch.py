@@ -84,7 +84,7 @@ def test_one_worker_trains_here_without_ray_and_goes_on_after_an_error(folder, m
 
     with pytest.raises(OSError, match="listener of epoch 1"):
         train(TrainRequest(recipe, name="one", track=False), on_epoch=fails, quiet=True)
-    run = RunFolder.of(recipe.storage, "one")
+    run = RunFolder.of(recipe.output_dir, "one")
     assert run.metadata()["state"] == "failed"
     told = []
     result = train(

@@ -73,11 +73,11 @@ def test_the_epoch_line_has_the_scores():
     metrics = {
         "epoch": 2.0,
         "train/loss": 0.5,
-        "select/miou": 0.25,
-        "select/oa": 0.75,
-        "select/iou/road": 0.25,
+        "val/miou": 0.25,
+        "val/oa": 0.75,
+        "val/iou/road": 0.25,
     }
-    assert epoch_line(metrics, 3) == "epoch 2/3  loss 0.5000  select mIoU 0.2500  OA 0.7500  (road 0.250)"
+    assert epoch_line(metrics, 3) == "epoch 2/3  loss 0.5000  val mIoU 0.2500  OA 0.7500  (road 0.250)"
     assert epoch_line({"epoch": 1.0, "train/loss": 0.5}, 3) == "epoch 1/3  loss 0.5000"
 
 

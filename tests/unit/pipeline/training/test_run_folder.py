@@ -21,7 +21,7 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def folder(recipe):
-    made = RunFolder.of(recipe.storage, "one")
+    made = RunFolder.of(recipe.output_dir, "one")
     made.create(recipe)
     return made
 
@@ -69,14 +69,14 @@ def test_a_foreign_folder_is_not_written_to(recipe, tmp_path):
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     (tmp_path / "runs" / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="photos exists already"):
-        RunFolder.of(recipe.storage, "photos").create(recipe)
+        RunFolder.of(recipe.output_dir, "photos").create(recipe)
 
 
 def test_the_recipe_comes_back(folder, recipe):
     assert folder.recipe() == recipe
     assert folder.metadata()["recipe_digest"] == recipe.digest()
     with pytest.raises(ConfigError, match="no run to resume"):
-        RunFolder.of(recipe.storage, "none").recipe()
+        RunFolder.of(recipe.output_dir, "none").recipe()
 
 
 def test_epochs_done_again_replace_those_before(folder):
@@ -119,14 +119,14 @@ def test_two_writers_lose_nothing_of_each_other(folder):
 def test_of_runs_that_take_one_name_at_once_one_gets_it(recipe):
     def take(number):
         try:
-            RunFolder.of(recipe.storage, "taken").create(recipe.with_values({"seed": number}))
+            RunFolder.of(recipe.output_dir, "taken").create(recipe.with_values({"seed": number}))
         except ConfigError:
             return None
         return number
 
     with ThreadPoolExecutor(8) as threads:
         (winner,) = [number for number in threads.map(take, range(8)) if number is not None]
-    assert RunFolder.of(recipe.storage, "taken").recipe().seed == winner
+    assert RunFolder.of(recipe.output_dir, "taken").recipe().seed == winner
 
 
 def test_what_the_sweep_pruned_stays_pruned(folder):

@@ -20,7 +20,12 @@ SPACE = {"model.stages": {"values": [0, 1]}, "model.drop_path": {"values": [0.0,
 def recipe(tmp_path):
     (tmp_path / "shards").mkdir()
     return tiny_recipe(
-        tmp_path, sweep={"space": SPACE, "trial": {"train.epochs": 1, "cluster.workers": 1}, "concurrent": 2}
+        tmp_path,
+        sweep={
+            "space": SPACE,
+            "trial_overrides": {"train.epochs": 1, "cluster.workers": 1},
+            "max_concurrent_trials": 2,
+        },
     )
 
 
@@ -49,7 +54,7 @@ def test_a_long_list_of_configurations_is_cut(recipe):
 
 
 def test_a_gpu_a_worker_limits_trials_at_once(recipe):
-    plan = planned(recipe.with_values({"sweep.concurrent": None}), cpus=64.0, gpus=3.0)
+    plan = planned(recipe.with_values({"sweep.max_concurrent_trials": None}), cpus=64.0, gpus=3.0)
     assert plan.concurrent == 3
     assert plan.resources == "0.5 of 64 CPUs, 1 of 3 GPUs"
 

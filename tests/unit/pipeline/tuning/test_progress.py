@@ -39,7 +39,7 @@ def test_reports_count_and_ended_trials_are_not_looked_after():
     progress, out = watched([(ONE, at(14))])
     progress(Trial("aa", "sweep-aa", {"model.stages": 1}, score=0.5, epoch=3), "finished")
     progress.look()
-    assert "1/2 trials | aa stages=1 | finished | best select/miou 0.5000" in out.getvalue()
+    assert "1/2 trials | aa stages=1 | finished | best val/miou 0.5000" in out.getvalue()
     assert "trials are starting" in out.getvalue()
 
 

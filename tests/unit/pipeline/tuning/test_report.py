@@ -38,7 +38,7 @@ def test_seeds_of_a_configuration_are_averaged_and_never_chosen_among():
     # 2 * sqrt(0.0141^2 / 2 + 0.1414^2 / 2)
     assert "lead of 0.0300 mIoU is within the noise of 0.2010" in summary.verdict()
     text = summary.to_markdown()
-    assert "**stages=2**, select/miou 0.6300 ± 0.0141" in text
+    assert "**stages=2**, val/miou 0.6300 ± 0.0141" in text
     assert "| 1 | stages=2 | 0.6300 | 0.0141 | 2 | 1.5 |" in text
 
 

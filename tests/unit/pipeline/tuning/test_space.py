@@ -31,7 +31,7 @@ def test_default_grid_is_stages_times_temperature():
 def test_conditional_key_is_left_out_and_repeats_vanish():
     tried = configurations(
         recipe(
-            "sweep.fixed={}",
+            "sweep.overrides={}",
             "sweep.space.loss.contrastive={values: [none, infonce]}",
             "sweep.space.loss.temperature={values: [0.07, 0.2], when: {loss.contrastive: infonce}}",
         )
@@ -42,7 +42,7 @@ def test_conditional_key_is_left_out_and_repeats_vanish():
 def test_keys_without_effect_are_left_out_so_that_a_baseline_is_tried_once():
     tried = configurations(
         recipe(
-            "sweep.fixed={loss.contrastive: none}",
+            "sweep.overrides={loss.contrastive: none}",
             "sweep.space.model.stages={values: [1, 2]}",
             "sweep.space.model.architecture={values: [d2ls, unet]}",
             "sweep.space.model.dictionary={values: [dynamic, static, none]}",
@@ -65,7 +65,7 @@ def test_keys_without_effect_are_left_out_so_that_a_baseline_is_tried_once():
 
 
 def test_keys_swept_in_vain_are_named():
-    vain = recipe("model.dictionary=none", "loss.contrastive=none", "sweep.fixed={}")
+    vain = recipe("model.dictionary=none", "loss.contrastive=none", "sweep.overrides={}")
     stages, temperature = swept_in_vain(vain)
     assert stages == "model.stages is swept in vain: model.dictionary is none, not dynamic or static"
     assert "loss.temperature is swept in vain: loss.contrastive is none" in temperature
@@ -76,7 +76,7 @@ def test_keys_swept_in_vain_are_named():
 def test_random_is_seeded_bounded_and_within_range():
     text = [
         "sweep.search=random",
-        "sweep.trials=5",
+        "sweep.num_trials=5",
         "sweep.space={train.optimizer.lr: {low: 1e-5, high: 1e-2, log: true}}",
     ]
     first, again, other = (configurations(recipe(*text, f"seed={seed}")) for seed in (1, 1, 2))
@@ -88,16 +88,16 @@ def test_random_is_seeded_bounded_and_within_range():
 def test_what_the_sweep_fixes_cannot_be_asked_for_otherwise_in_silence():
     asked = ["loss.contrastive=ratio"]
     with pytest.raises(
-        ConfigError, match=r"sweep.fixed sets infonce .*sweep\.fixed\.loss\.contrastive=ratio"
+        ConfigError, match=r"sweep.overrides sets infonce .*sweep\.overrides\.loss\.contrastive=ratio"
     ):
         refuse_fixed(recipe(*asked), asked)
-    for way_out in ("sweep.fixed.loss.contrastive=ratio", "sweep.fixed={}"):
+    for way_out in ("sweep.overrides.loss.contrastive=ratio", "sweep.overrides={}"):
         refuse_fixed(recipe(*asked, way_out), [*asked, way_out])
-    refuse_fixed(recipe("loss.contrastive=infonce"), ["loss.contrastive=infonce", "sweep.trials=null"])
+    refuse_fixed(recipe("loss.contrastive=infonce"), ["loss.contrastive=infonce", "sweep.num_trials=null"])
 
 
 def test_trial_keys_hold_in_trials_alone():
-    swept = recipe("sweep.trial={train.epochs: 2}", "train.epochs=9")
+    swept = recipe("sweep.trial_overrides={train.epochs: 2}", "train.epochs=9")
     values = configurations(swept)[0]
     assert trial_recipe(swept, values).train.epochs == 2
     assert final_recipe(swept, values).train.epochs == 9
@@ -108,9 +108,9 @@ def test_trial_keys_hold_in_trials_alone():
     [
         (["sweep.space={model.stagse: {values: [1]}}"], "model.stages"),
         (["sweep.space={model.stages: {values: [1, 9]}}"], "less than or equal to 6"),
-        (["sweep.space={train.global_batch: {values: [4, 8]}}"], "contrastive"),
+        (["sweep.space={train.global_batch_size: {values: [4, 8]}}"], "contrastive"),
         (["sweep.space={sweep.final: {values: [true]}}"], "describes the sweep"),
-        (["sweep.fixed={loss.contrasive: none}"], "loss.contrastive"),
+        (["sweep.overrides={loss.contrasive: none}"], "loss.contrastive"),
         (
             [
                 "sweep.space.model.stages={values: [1], when: {seed: 1}}",

@@ -15,13 +15,13 @@ from tests.train_world import recipe_values
 @pytest.fixture
 def recipe(tmp_path):
     (tmp_path / "shards").mkdir()
-    return parse_recipe(recipe_values(tmp_path, sweep={"search": "random", "trials": 4})).anchored()
+    return parse_recipe(recipe_values(tmp_path, sweep={"search": "random", "num_trials": 4})).anchored()
 
 
 @pytest.fixture
 def state(recipe):
     SweepState("one", recipe.to_dict(), repeat=3).save()
-    return SweepState.load(recipe.storage, "one")
+    return SweepState.load(recipe.output_dir, "one")
 
 
 def test_a_sweep_goes_on_with_its_own_recipe_and_seeds(state, recipe):
@@ -32,19 +32,24 @@ def test_a_sweep_goes_on_with_its_own_recipe_and_seeds(state, recipe):
 def test_what_decides_no_result_may_change(state, recipe):
     changes = [
         "cluster.workers=1",
-        "sweep.trials=9",
-        "sweep.concurrent=1",
+        "sweep.num_trials=9",
+        "sweep.max_concurrent_trials=1",
         "loader.workers=1",
         "model.stages=1",
     ]
-    changed = {"cluster.workers": 1, "sweep.trials": 9, "sweep.concurrent": 1, "loader.workers": 1}
+    changed = {
+        "cluster.workers": 1,
+        "sweep.num_trials": 9,
+        "sweep.max_concurrent_trials": 1,
+        "loader.workers": 1,
+    }
     assert state.resumed(changes) == recipe.with_values(changed)
 
 
 def test_a_sweep_goes_on_where_it_is_found(state, recipe, tmp_path):
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = str(tmp_path / "moved")
-    found = SweepState.load(moved, "one").resumed([f"storage={moved}"])
+    found = SweepState.load(moved, "one").resumed([f"output_dir={moved}"])
     assert found == recipe.with_values({"storage": moved})
 
 
@@ -91,9 +96,9 @@ def test_a_sweep_in_the_hands_of_a_live_process_is_left_alone(uri, tmp_path, mon
 def test_a_damaged_state_names_the_file(state, recipe, tmp_path, content):
     (tmp_path / "runs" / "one" / "sweep.json").write_text(content)
     with pytest.raises(ConfigError, match=r"runs/one/sweep\.json: not the state of a sweep"):
-        SweepState.load(recipe.storage, "one")
+        SweepState.load(recipe.output_dir, "one")
 
 
 def test_no_such_sweep_names_those_there_are(state, recipe):
     with pytest.raises(ConfigError, match=r"--resume two: no such sweep .* There are: one"):
-        SweepState.load(recipe.storage, "two")
+        SweepState.load(recipe.output_dir, "two")
