@@ -296,6 +296,6 @@ def _raise_unknown(
     found = _listed(raw, unknown, origin, lambda code: str(_unpack(code) if as_color else code))
     raise LabelError(
         f"{where}: unknown label {kind} {found}. Known: {allowed}. "
-        f"Correct the label image, or name the {kind}: as `label_values` of a class in data.custom.classes, as ignored in "
-        "data.custom.ignored or, of a published data set, in data.treat_as_ignored."
+        f"Correct the label image, or name the {kind}: as `label_values` of a class in data.custom.classes, as ignored "
+        "in data.custom.ignored or, of a published data set, in data.treat_as_ignored."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.errors import D2LSError
+from pipeline import renamed
 from pipeline.compute import set_up_process
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses arguments as `argparse` does, positional ones anywhere; a RECIPE with a default may be left out."""
+        known = self._option_string_actions
+        for word in sys.argv[1:] if args is None else args:
+            option = word.partition("=")[0]
+            new = renamed.OPTIONS.get(option)
+            if new in known and option not in known:
+                self.error(f"{option} is now {new}")
         options = self.parse_intermixed_args(args, namespace)
         default, recipe = self.get_default("recipe"), getattr(options, "recipe", None)
         if default and recipe and "=" in recipe and not Path(recipe).is_file():
@@ -81,9 +88,11 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
     """
     if workers is None and address is None:
         return None
-    changes = {"workers": workers, "address": address}
     values = recipe.cluster.model_dump(mode="json")
-    values |= {key: value for key, value in changes.items() if value is not None}
+    if workers is not None:
+        values |= {"workers": workers, "min_workers": None, "max_workers": None}
+    if address is not None:
+        values["address"] = address
     return type(recipe.cluster).parse(values, where="command line")
 
 

@@ -318,7 +318,7 @@ def check_resources(recipe: Recipe, cluster: Cluster) -> None:
     for kind, each in need.items():
         if fewest * each > have[kind] + 1e-9:
             raise ResourceError(
-                f"cluster.workers={recipe.cluster.workers} x {each:g} {kind} = {fewest * each:g} {kind}, "
+                f"cluster.workers={recipe.cluster.workers_text} x {each:g} {kind} = {fewest * each:g} {kind}, "
                 f"the {cluster.describe()} has {have[kind]:g}. "
                 + _way_out(kind, cluster.capacity(recipe.cluster))
             )

@@ -126,7 +126,7 @@ def check_leftovers(recipe: Recipe | None) -> list[Finding]:
     """Removes temporary folders of processes that were killed: in the temporary folder and below local runs."""
     from pipeline.training.run_folder import default_storage
 
-    uri = recipe.anchored().storage if recipe else default_storage()
+    uri = recipe.anchored().output_dir if recipe else default_storage()
     runs = storage.local_path(uri).glob("*/checkpoints") if storage.is_local(uri) else ()
     removed = [folder for root in (None, *runs) for folder in remove_abandoned(root)]
     names = ", ".join(map(str, removed))
@@ -263,7 +263,7 @@ def check_cluster(recipe: Recipe) -> Iterable[Finding]:
         yield Finding(
             "cluster",
             "ok",
-            f"{connected.describe()}; holds {holds} worker(s), {recipe.cluster.workers} wanted",
+            f"{connected.describe()}; holds {holds} worker(s), {recipe.cluster.workers_text} wanted",
         )
         yield from check_nodes(recipe, connected)
 

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--size", type=int, metavar="N", help="height and width of all images (default: free, at least 64)")
     add("--overwrite", action="store_true", help="replace OUTPUT where it exists")
     add(
-        "--tracking-uri", dest="store", metavar="URI",
+        "--tracking-uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     values = arguments.parse_args(argv)
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from pipeline.models import fetch_model
 
     check_target(target, overwrite=values.overwrite)
-    with fetch_model(values.model, tracking_uri=values.store) as folder:
+    with fetch_model(values.model, tracking_uri=values.tracking_uri) as folder:
         network, info = load_bundle(folder, where=values.model)
     difference = export_model(network, info, target, size=values.size, overwrite=values.overwrite)
     sides = f"{values.size} {values.size}" if values.size else "H W"

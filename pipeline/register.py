@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Registers the model of a run as a new version, with model card, signature and evaluation report, and gives it the "
-    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --output-dir: weights, recipe and "
-    "MLflow run all come from that folder. The same weights are registered once."
+    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --output-dir: weights, recipe "
+    "and MLflow run all come from that folder. The same weights are registered once."
 )
 EXAMPLES = """\
   python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the test split

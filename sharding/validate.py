@@ -180,8 +180,8 @@ def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tu
             yield (
                 scored and scan.own_classes,
                 f"class {name!r} has no pixel in the training split {split!r}{ignored}: it cannot be learnt. Correct "
-                "its `label_values` in data.custom.classes or data.custom.ignored, give the split a scene that holds it, take "
-                "the class out, or say that it does not count: `scored: false`",
+                "its `label_values` in data.custom.classes or data.custom.ignored, give the split a scene that holds "
+                "it, take the class out, or say that it does not count: `scored: false`",
             )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import ErrorDetails
 
 from d2ls.errors import ConfigError
+from pipeline.renamed import new_key
 
 Scalar = bool | int | float | str
 
@@ -57,7 +58,8 @@ def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
     location = [part for part in detail["loc"] if not _is_union_branch(part)]
     key = ".".join(str(part) for part in location) or "recipe"
     if detail["type"] == "extra_forbidden":
-        return f"{key}: no such key. {_suggest(root, location)}"
+        new = new_key(key)
+        return f"{key}: is now {new}" if new else f"{key}: no such key. {_suggest(root, location)}"
     if detail["type"] == "missing":
         return f"{key}: missing, and it has no default"
     message = detail["msg"].removeprefix("Value error, ")

@@ -21,6 +21,7 @@ from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 from pipeline.config.yaml_text import read_yaml
+from pipeline.renamed import new_key
 
 FREE_ON_RESUME = (
     "cluster.", "tracking.", "registry.", "output_dir", "loader.workers", "loader.cache_dir", "evaluate.", "shards.uri",
@@ -244,13 +245,14 @@ def check_key(key: str) -> None:
     sections = {".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)}
     free = ("sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling")
     if key not in keys and key not in sections and not key.startswith(tuple(f"{name}." for name in free)):
-        raise ConfigError(f"{key}: no such key. {nearest(key, keys)}")
+        new = new_key(key)
+        raise ConfigError(f"{key}: is now {new}" if new else f"{key}: no such key. {nearest(key, keys)}")
 
 
 def _path(values: Mapping[str, Any], key: str) -> list[str]:
     """Splits a dotted key; below the free mappings of `sweep` the rest is one key (`sweep.space.model.stages`)."""
     parts = key.split(".")
-    if parts[0] == "sweep" and len(parts) > 3 and parts[1] in ("space", "fixed", "trial"):
+    if parts[0] == "sweep" and len(parts) > 3 and parts[1] in ("space", "overrides", "trial_overrides"):
         if parts[1] == "space" and parts[-1] in Axis.model_fields:
             return [*parts[:2], ".".join(parts[2:-1]), parts[-1]]
         return [*parts[:2], ".".join(parts[2:])]

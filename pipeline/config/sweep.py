@@ -38,17 +38,17 @@ class SweepConfig(Section):
         "loss.temperature": Axis(values=(0.07, 0.2, 0.5), when={"loss.contrastive": "infonce"}),
     }
     search: Literal["grid", "random", "tpe"] = "grid"
-    trials: Annotated[int, Field(ge=1)] | None = None
+    num_trials: Annotated[int, Field(ge=1)] | None = None
     """How many configurations `random` and `tpe` try."""
-    fixed: dict[str, Any] = {"loss.contrastive": "infonce"}
+    overrides: dict[str, Any] = {"loss.contrastive": "infonce"}
     """Keys that hold in every trial and in the final training, over the recipe's own values."""
-    trial: dict[str, Any] = {}
+    trial_overrides: dict[str, Any] = {}
     """Keys that hold in the trials alone, e.g. {train.epochs: 5}."""
     scheduler: Literal["none", "asha"] = "none"
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs before ASHA may stop a trial."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    concurrent: Annotated[int, Field(ge=1)] | None = None
+    max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Trials at once; unset: as many as the cluster holds."""
     final: bool = True
     """Train the best configuration at full length, evaluate it on the test split and register it."""
@@ -61,8 +61,8 @@ class SweepConfig(Section):
             ranges = [key for key, axis in self.space.items() if axis.values is None]
             if ranges:
                 raise ValueError(f"search: grid needs listed values, these keys have ranges: {ranges}")
-            if self.trials is not None:
-                raise ValueError("trials is for random and tpe; a grid tries every combination")
-        elif self.trials is None:
-            raise ValueError(f"search: {self.search} needs `trials`, the number of configurations to try")
+            if self.num_trials is not None:
+                raise ValueError("num_trials is for random and tpe; a grid tries every combination")
+        elif self.num_trials is None:
+            raise ValueError(f"search: {self.search} needs `num_trials`, the number of configurations to try")
         return self

@@ -1,6 +1,5 @@
 """Recipe sections `train` and `cluster`."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -69,48 +68,66 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Ray cluster to join; unset: RAY_ADDRESS, else a local one is started. `local` always starts one."""
-    workers: int | str = 1
-    """Training processes: a number, or `1..4` to go on with fewer where a node is lost."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Training processes; unset: 1."""
+    min_workers: Annotated[int, Field(ge=1)] | None = None
+    """In place of `workers`, with `max_workers`: training goes on with so few where a node is lost."""
+    max_workers: Annotated[int, Field(ge=1)] | None = None
+    """In place of `workers`, with `min_workers`: as many as the cluster has room for, up to this number."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """Unset: 1 where the cluster has GPUs, else 0."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a failed worker group is started again from the newest checkpoint."""
 
-    @field_validator("workers")
+    @field_validator("workers", mode="before")
     @classmethod
-    def _workers_is_a_number_or_range(cls, value: int | str) -> int | str:
-        if isinstance(value, int):
-            if value < 1:
-                raise ValueError("workers must be at least 1")
-            return value
-        match = re.fullmatch(r"(\d+)\.\.(\d+)", value)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError("workers must be a number, or a range such as 1..4")
+    def _workers_are_a_number(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("workers is a number; for a range give min_workers and max_workers")
         return value
+
+    @model_validator(mode="after")
+    def _workers_are_a_number_or_a_range(self) -> Self:
+        if (self.min_workers is None) != (self.max_workers is None):
+            raise ValueError("give min_workers and max_workers together, or neither of them")
+        if self.workers is not None and self.min_workers is not None:
+            raise ValueError(
+                "give workers, or min_workers and max_workers; null takes one back, e.g. cluster.workers=null"
+            )
+        low, high = self.worker_range
+        if low > high:
+            raise ValueError(f"min_workers {low} is more than max_workers {high}")
+        return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""
-        if isinstance(self.workers, int):
-            return self.workers, self.workers
-        low, high = self.workers.split("..")
-        return int(low), int(high)
+        number = self.workers or 1
+        return self.min_workers or number, self.max_workers or number
+
+    @property
+    def workers_text(self) -> str:
+        """The number of workers as people read it: `2`, or `1 to 4`."""
+        low, high = self.worker_range
+        return str(low) if low == high else f"{low} to {high}"
 
 
 class RolesConfig(Section):
-    """Which split trains, which selects (epoch, trial, champion), which is reported."""
+    """Which split trains, which chooses (epoch, trial), and which is for the final score alone."""
 
     train: str = "train"
-    select: str = "val"
-    report: str = "test"
+    val: str = "val"
+    """Chooses the epoch and the trial."""
+    test: str = "test"
+    """Chooses nothing; its scores are reported, and compare a new model with the champion."""
 
     @model_validator(mode="after")
     def _roles_differ(self) -> Self:
-        if self.select == self.report:
+        if self.val == self.test:
             raise ValueError(
-                "select and report name the same split: choosing on the reported split flatters the report"
+                "val and test name the same split: a score on the split that chose the model is too high"
             )
-        if self.train in (self.select, self.report):
-            raise ValueError("train is also used to select or to report")
+        if self.train in (self.val, self.test):
+            raise ValueError("train is also used as val or test")
         return self

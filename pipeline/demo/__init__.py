@@ -29,7 +29,7 @@ def introduce(recipe: Recipe, console: "Console") -> None:
   1. draw {sum(SCENES.values())} aerial scenes with labels, in LoveDA's folders        {recipe.data.root}
   2. cut them into WebDataset shards with an index and a card           {recipe.shards.uri}
   3. sweep dictionary stages x contrastive temperature with Ray Tune    {recipe.output_dir}
-  4. train the best configuration on {recipe.cluster.workers} workers with Ray Train
+  4. train the best configuration on {recipe.cluster.workers_text} workers with Ray Train
   5. evaluate it on scenes that selected nothing
   6. register it in MLflow, as champion if it is the first or the best
 

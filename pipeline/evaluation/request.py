@@ -128,7 +128,7 @@ def _settings(options: Namespace, recipe: Recipe | None) -> tuple[EvaluateConfig
     settings |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     cluster = (recipe.cluster if recipe else ClusterConfig()).model_dump(mode="json")
     if options.workers is not None:
-        cluster["workers"] = options.workers
+        cluster |= {"workers": options.workers, "min_workers": None, "max_workers": None}
     return (
         EvaluateConfig.parse(settings, where="command line"),
         ClusterConfig.parse(cluster, where="command line"),

@@ -87,7 +87,7 @@ def _add_machines(arguments: argparse.ArgumentParser) -> None:
     add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add(
-        "--tracking-uri", dest="tracking_uri", metavar="URI",
+        "--tracking-uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
         "dataset_digest": card.digest,
         "protocol": card.protocol,
         **network_tags(recipe, swept=kind == "sweep"),
-        "workers": str(recipe.cluster.workers),
+        "workers": recipe.cluster.workers_text,
         "hardware": hardware(),
         "recipe_digest": recipe.digest(),
         "packages": packages(),

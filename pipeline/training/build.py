@@ -114,7 +114,7 @@ def augmentation(recipe: Recipe) -> Augmentation:
 def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
     """Builds the loaders of a rank."""
     values = recipe.loader
-    cache = CacheConfig(values.cache or "", int(values.cache_gb * 1e9))
+    cache = CacheConfig(values.cache_dir or "", int(values.cache_gb * 1e9))
     training = TrainingLoader(
         shards,
         recipe.roles.train,

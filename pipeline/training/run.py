@@ -143,7 +143,7 @@ def train_epochs(
             samples = shards.card.splits[recipe.roles.train].samples
             log(
                 f"training {name}: {recipe.model.architecture}, {recipe.model.backbone}, {samples} samples of "
-                f"{shards.card.name}, {recipe.cluster.workers} worker(s) on {machines.describe()}"
+                f"{shards.card.name}, {recipe.cluster.workers_text} worker(s) on {machines.describe()}"
             )
             job = Job(
                 recipe=recipe.to_dict(),

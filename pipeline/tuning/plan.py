@@ -80,7 +80,7 @@ class Plan:
         )
         console.print(
             f"[bold]Plan[/]: {self.trials} trial(s) of {trial.train.epochs} epoch(s), {at_once}"
-            f"{trial.cluster.workers} worker(s) each ({self.resources})"
+            f"{trial.cluster.workers_text} worker(s) each ({self.resources})"
             + (f"; then the best one with {self.repeats} further seed(s)" if self.repeats else "")
             + f"{final}. The time left is shown after the first epochs."
         )

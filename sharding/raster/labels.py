@@ -53,8 +53,8 @@ def needs_ids(bands: int, dtype: str) -> str:
     """Says that a label image holds no ids, and what to do."""
     return (
         f"label ids need one band, this file has {bands} x {dtype}. If it holds colours, give them as "
-        "`label_values: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids as one "
-        "band"
+        "`label_values: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids "
+        "as one band"
     )
 
 

@@ -138,7 +138,8 @@ def label_codes(own: OwnData) -> LabelCodes:
     if ids and colors:
         raise ConfigError(
             f"data.custom: ids {list(ids)[:3]} and colours {list(colors)[:3]} are mixed; give every class "
-            "`label_values` of one kind, and data.custom.ignored too (a class without `label_values` is coded by its `color`)"
+            "`label_values` of one kind, and data.custom.ignored too (a class without `label_values` is coded by its "
+            "`color`)"
         )
     plain = LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
     return replace(plain, nan_ignored=NAN in own.ignored, transparent_ignored=TRANSPARENT in own.ignored)
@@ -156,5 +157,6 @@ def refuse_equal_colors(classes: Sequence[OwnClass]) -> None:
         if other != item.name:
             raise ConfigError(
                 f"data.custom.classes: {other!r} and {item.name!r} have one color {item.color}; no picture and no "
-                "map could tell them apart. Give one of them another color (and the color in the files as `label_values`)"
+                "map could tell them apart. Give one of them another color (and the color in the files as "
+                "`label_values`)"
             )

@@ -158,8 +158,8 @@ def _(tmp_path):
 def _(tmp_path):
     pair(tmp_path)
     classes = [{"name": "red", "color": (255, 0, 0)}]
-    refused(tmp_path, "label colours need 8-bit RGB or a palette, this file has 1 x uint8", "`label_values` in data.custom",
-            classes=classes, ignored=[])  # fmt: skip
+    refused(tmp_path, "label colours need 8-bit RGB or a palette, this file has 1 x uint8",
+            "`label_values` in data.custom", classes=classes, ignored=[])  # fmt: skip
 
 
 TWO = [

@@ -21,8 +21,8 @@ from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
 
 SMALL = [
-    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}", "sweep.max_concurrent_trials=1",
-    "tracking.figures_every=9", "evaluate.bootstrap=5",
+    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}",
+    "sweep.max_concurrent_trials=1", "tracking.figures_every=9", "evaluate.bootstrap=5",
 ]  # fmt: skip
 
 

@@ -33,9 +33,12 @@ def parse(*overrides: str):
         ("model.stages=9", "model.stages", "less than or equal to 6"),
         ("model.pretrained=perhaps", "model.pretrained", "boolean"),
         ("loss.contrastive=foo", "loss.contrastive", "'infonce'"),
-        ("cluster.workers=4..1", "cluster.workers", "1..4"),
+        ("cluster.min_workers=4", "cluster", "max_workers together"),
+        ("cluster.workers=1..4", "cluster.workers", "min_workers and max_workers"),
+        ("cluster={workers: 2, min_workers: 1, max_workers: 4}", "cluster", "null takes one back"),
+        ("cluster={min_workers: 4, max_workers: 1}", "cluster", "more than max_workers"),
         ("cluster.workers=64", "cluster.workers", "train.global_batch_size"),
-        ("roles.test=val", "roles", "flatters"),
+        ("roles.test=val", "roles", "too high"),
         ("roles.val=train", "roles", "train"),
         ("model.dictionary=static", "loss.contrastive", "ratio"),
         ("sweep.search=random", "sweep", "trials"),
@@ -102,7 +105,11 @@ def test_all_wrong_values_are_listed_at_once():
 
 
 def test_overrides_are_typed_as_yaml():
-    recipe = parse("train.optimizer.lr=1e-3", "loader.augmentation.scale=null", "cluster.workers=1..4")
+    recipe = parse(
+        "train.optimizer.lr=1e-3",
+        "loader.augmentation.scale=null",
+        "cluster={min_workers: 1, max_workers: 4}",
+    )
     assert recipe.train.optimizer.lr == pytest.approx(1e-3)
     assert recipe.loader.augmentation.scale is None
     assert recipe.cluster.worker_range == (1, 4)
