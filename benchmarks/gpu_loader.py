@@ -3,7 +3,7 @@
     python benchmarks/gpu_loader.py                               # ConvNeXt-B, crops of 512x512, batch 8, bf16
     python benchmarks/gpu_loader.py --device cpu --backbone test_convnext --size 64 --side 96 --batch 4 --samples 24
 
-Needs torch (2.11 or later), timm and what `d2ls.loader` imports. The aim is under 2 % of the time spent waiting. Each
+Needs torch (2.11 or later), timm and what `d2ls.data` imports. The aim is under 2 % of the time spent waiting. Each
 epoch is a row; in the first one, files are read and kernels chosen.
 """
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
+from d2ls.data import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
 from d2ls.models import build_model
 from d2ls.shards import ShardSet

@@ -33,11 +33,11 @@ import webdataset
 from PIL import Image
 
 from benchmarks.loader_soak import FULL
-from d2ls.loader import TrainingLoader, making, samples
-from d2ls.loader.augment import draw_crop
-from d2ls.loader.making import cut
-from d2ls.loader.photometric import Transforms, import_albumentations
-from d2ls.loader.samples import Mosaic
+from d2ls.data import TrainingLoader, dataset, samples
+from d2ls.data.dataset import cut
+from d2ls.data.photometric import Transforms, import_albumentations
+from d2ls.data.samples import Mosaic
+from d2ls.data.transforms import draw_crop
 from d2ls.shards import ShardSet
 
 BATCH, SAMPLES = 8, 96  # samples of a set: whole epochs are timed
@@ -233,11 +233,11 @@ def stages(data, augmentation, codec, count):
     places = {
         "decode image": (samples, "read_image"),
         "decode labels": (samples, "read_mask"),
-        "crop place, with labels": (making, "draw_crop"),
-        "cut and scale, with image": (making, "cut"),
-        "flips and colours": (making.Transforms, "__call__"),
-        "write into batch": (making.BatchBuilder, "put"),
-        "read bytes of labels": (samples, "open_members"),
+        "crop place, with labels": (dataset, "draw_crop"),
+        "cut and scale, with image": (dataset, "cut"),
+        "flips and colours": (dataset.Transforms, "__call__"),
+        "write into batch": (dataset.BatchBuilder, "put"),
+        "read bytes of labels": (samples, "open_sample"),
     }
     real = {name: getattr(*place) for name, place in places.items()}
     for name, (home, attribute) in places.items():

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from d2ls.data import Augmentation, TrainingLoader
+from d2ls.data.sampler import epoch_plan, rank_lanes
 from d2ls.labels import ClassTable
-from d2ls.loader import Augmentation, TrainingLoader
-from d2ls.loader.plan import epoch_plan, rank_lanes
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 
 SHARDS, A_SHARD, A_SCENE = 100, 64, 16

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from d2ls.loader import Augmentation, TrainingLoader
+from d2ls.data import Augmentation, TrainingLoader
 from d2ls.shards import ShardSet
 
 FULL = Augmentation(

@@ -26,7 +26,7 @@ from rasterio.windows import Window
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d2ls.bundle import ModelInfo
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from d2ls.labels import ClassTable
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
@@ -68,16 +68,16 @@ def stub_network() -> torch.nn.Module:
     return LocalStub(classes=7)
 
 
-def bare_rate(segmenter: Segmenter, window: int, batch: int, seconds: float) -> tuple[float, float]:
+def bare_rate(predictor: Predictor, window: int, batch: int, seconds: float) -> tuple[float, float]:
     """Pixels a second, and a second of processor time, of the network alone on a tensor that lies ready."""
-    images = torch.randn(batch, 3, window, window, device=segmenter.device)
-    synchronize = torch.cuda.synchronize if segmenter.device.type == "cuda" else lambda: None
+    images = torch.randn(batch, 3, window, window, device=predictor.device)
+    synchronize = torch.cuda.synchronize if predictor.device.type == "cuda" else lambda: None
     with torch.inference_mode():
-        segmenter.network(images)
+        predictor.network(images)
         synchronize()
         started, work, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - started < seconds:
-            segmenter.network(images)
+            predictor.network(images)
             synchronize()
             count += batch
     pixels = count * window**2
@@ -86,31 +86,31 @@ def bare_rate(segmenter: Segmenter, window: int, batch: int, seconds: float) -> 
 
 def rate(values: argparse.Namespace) -> None:
     """Alternates bare network and whole mapping, and compares windows a second."""
-    segmenter = Segmenter(
+    predictor = Predictor(
         true_network(values.backbone), info(values.window), batch_size=values.batch, overlap=0.25
     )
     torch.set_num_threads(values.threads or torch.get_num_threads())
     inside: list[float] = []
-    segmenter.network.register_forward_pre_hook(lambda *_: inside.append(-time.thread_time()))
-    segmenter.network.register_forward_hook(lambda *_: inside.append(time.thread_time()))
+    predictor.network.register_forward_pre_hook(lambda *_: inside.append(-time.thread_time()))
+    predictor.network.register_forward_hook(lambda *_: inside.append(time.thread_time()))
     with tempfile.TemporaryDirectory() as folder:
         scene = Path(folder, "scene.tif")
         make_scene(scene, values.side)
-        grid = segmenter.grid(values.side, values.side)
+        grid = predictor.grid(values.side, values.side)
         ratios = []
         for _ in range(values.repeats):
-            bare, bare_work = bare_rate(segmenter, grid.window, values.batch, values.seconds)
+            bare, bare_work = bare_rate(predictor, grid.window, values.batch, values.seconds)
             inside.clear()
             started, work = time.perf_counter(), time.process_time()
             map_scene(
-                segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(overwrite=True), digest="x"
+                predictor, str(scene), str(Path(folder, "map.tif")), MapOptions(overwrite=True), digest="x"
             )
             elapsed, work = time.perf_counter() - started, time.process_time() - work
             pixels = len(grid) * grid.window**2
             ratios.append((pixels / elapsed / bare, pixels / work / bare_work, sum(inside) / work))
             print(
                 f"{values.backbone}, {values.side} x {values.side}, {len(grid)} windows of {grid.window}, batch "
-                f"{values.batch}, {segmenter.device}: network {bare / 1e6:.3f} Mpx/s, mapping "
+                f"{values.batch}, {predictor.device}: network {bare / 1e6:.3f} Mpx/s, mapping "
                 f"{pixels / elapsed / 1e6:.3f} Mpx/s of windows ({values.side**2 / elapsed / 1e6:.3f} of scene), ratio "
                 f"{ratios[-1][0]:.3f}; by processor time {ratios[-1][1]:.3f}; {ratios[-1][2]:.3f} of it in the network",
                 flush=True,
@@ -165,7 +165,7 @@ def one(values: argparse.Namespace) -> None:
         scene = Path(folder, "scene.tif")
         maker = [sys.executable, __file__, "make", "--side", str(values.side), "--path", str(scene)]
         subprocess.run(maker, check=True)
-        segmenter = Segmenter(stub_network(), info(values.window))
+        predictor = Predictor(stub_network(), info(values.window))
         started, share, process = time.perf_counter(), [0.0], psutil.Process()
         curve: list[tuple[float, float, float]] = []
         stopped = threading.Event()
@@ -178,7 +178,7 @@ def one(values: argparse.Namespace) -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         map_scene(
-            segmenter, str(scene), str(Path(folder, "map.tif")), MapOptions(), digest="x",
+            predictor, str(scene), str(Path(folder, "map.tif")), MapOptions(), digest="x",
             progress=lambda state: share.__setitem__(0, state.done / state.total),
         )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2ls.loader.plan import EpochPlan, epoch_plan, rank_lanes
+from d2ls.data.sampler import EpochPlan, epoch_plan, rank_lanes
 
 CHUNK_MB = 8.0
 """What the cache reads from the object store at a time: a request."""
@@ -73,7 +73,7 @@ def simulate(setting: Setting) -> dict[str, float]:
     fetched, open_at_once = [], 0
     for node in range(setting.nodes):
         lanes = node_lanes(setting, node)
-        rows = plan.slots(lanes).rows  # T x L
+        rows = plan.schedule(lanes).rows  # T x L
         assert rows.shape == (plan.steps, len(lanes))
         np.add.at(seen, rows.ravel(), 1)
         touched = shards[rows]
@@ -110,9 +110,9 @@ def check_elastic(setting: Setting, worlds: tuple[int, ...] = (1, 8, 64)) -> Non
     """One global batch dealt to other numbers of ranks holds the same samples in the same order."""
     plan = setting.plan(epoch=3)
     lanes = plan.global_batch
-    whole = plan.slots(range(lanes)).rows
+    whole = plan.schedule(range(lanes)).rows
     for world in worlds:
-        parts = [plan.slots(rank_lanes(lanes, rank, world)).rows for rank in range(world)]
+        parts = [plan.schedule(rank_lanes(lanes, rank, world)).rows for rank in range(world)]
         assert np.array_equal(np.concatenate(parts, axis=1), whole), world
 
 

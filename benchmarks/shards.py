@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from d2ls.codecs import decode_image
+from d2ls.shards.codecs import decode_image
 from pipeline.config.recipe import parse_recipe
 from pipeline.demo.scenery import make_scene, write_scenery
 from pipeline.shard import run, shard_spec

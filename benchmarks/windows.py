@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline import load_model
 from pipeline.prediction.preprocessing import choose_bands
 from sharding.raster.scene import open_scene
@@ -38,20 +38,20 @@ def disagreement(one, two, valid):
     return float(differ[inner].sum() / max(valid[inner].sum(), 1))
 
 
-def mapped(model: Segmenter, image, window, overlap):
-    return Segmenter(model.network, model.info, window=window, overlap=overlap, device=model.device).predict(
+def mapped(model: Predictor, image, window, overlap):
+    return Predictor(model.network, model.info, window=window, overlap=overlap, device=model.device).predict(
         image
     )
 
 
-def shifted(model: Segmenter, image, window, overlap, more=0):
+def shifted(model: Predictor, image, window, overlap, more=0):
     """The map by a grid shifted by half a stride: the scene is mirrored outwards at its upper and left edge."""
     step = max(32, round(window * (1 - overlap) / 2 / 32) * 32) + more
     padded = np.pad(image, ((step, 0), (step, 0), (0, 0)), mode="reflect")
     return mapped(model, padded, window, overlap)[step:, step:]
 
 
-def by_distance(model: Segmenter, image, window, bins):
+def by_distance(model: Predictor, image, window, bins):
     """Disagreement of a window with the one half a window further on, by distance to the nearer edge of either."""
     half, counts, wrong = window // 2, np.zeros(len(bins) - 1), np.zeros(len(bins) - 1)
     height, width = image.shape[:2]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import pipeline
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from d2ls.labels import IGNORE
 
 SCENES = Path("data/demo/LoveDA/Test")
@@ -30,7 +30,7 @@ def main() -> None:
     Image.fromarray(joined(rows, axis=0)).save(TARGET, optimize=True)
 
 
-def row(model: "Segmenter", area: str, number: str) -> npt.NDArray[np.uint8]:
+def row(model: "Predictor", area: str, number: str) -> npt.NDArray[np.uint8]:
     """Returns image, labels and map of a scene side by side."""
     image = np.asarray(Image.open(SCENES / area / "images_png" / f"{number}.png").convert("RGB"))
     raw = np.asarray(Image.open(SCENES / area / "masks_png" / f"{number}.png"))

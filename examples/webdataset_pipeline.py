@@ -13,9 +13,9 @@ import numpy as np
 import webdataset
 from torch.utils.data import DataLoader
 
-from d2ls.codecs import decode_image, decode_mask
-from d2ls.loader.source import PlannedSource
+from d2ls.data.webdataset import PlannedSource
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import decode_image, decode_mask
 
 CROP = 32
 

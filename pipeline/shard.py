@@ -211,8 +211,8 @@ def _verify_command(recipe: Recipe) -> int:
 def _batches_command(recipe: Recipe, path: Path) -> int:
     from PIL import Image
 
+    from d2ls.data.preview import batch_sheet
     from d2ls.errors import ConfigError
-    from d2ls.loader.preview import batch_sheet
     from d2ls.shards import ShardSet
     from d2ls.training.process_group import ProcessGroup
     from pipeline.sharding.report import print_batches

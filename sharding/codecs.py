@@ -1,4 +1,4 @@
-"""How shards are written: PNG, lossless WebP, JPEG, tiled TIFF; labels are always PNG. `d2ls.codecs` decodes them."""
+"""How shards are written: PNG, lossless WebP, JPEG or tiled TIFF; labels always PNG. `d2ls.shards.codecs` decodes."""
 
 import io
 import warnings
@@ -14,7 +14,7 @@ from isal import isal_zlib
 from rasterio.io import MemoryFile
 
 from d2ls.errors import ConfigError, ShardError
-from d2ls.png import grey_png
+from d2ls.shards.png import grey_png
 
 CodecName = Literal["png", "webp", "jpg", "tif"]
 TIFF_BLOCK = 256

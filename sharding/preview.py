@@ -6,9 +6,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from d2ls import storage
-from d2ls.codecs import decode_image, decode_mask
 from d2ls.display import GAP, INK, LINE, PAPER, displayable, draw_legend, fitted, legend_height, write
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import decode_image, decode_mask
 
 CELL = 192
 """Side of a sample on the sheet, in pixels."""

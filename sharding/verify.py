@@ -9,9 +9,9 @@ from blake3 import blake3
 from pyarrow import fs
 
 from d2ls import storage
-from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import D2LSError, ShardError
 from d2ls.shards import INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
+from d2ls.shards.codecs import decode_image, decode_mask
 from sharding.codecs import crc32
 from sharding.index_writer import set_digest, split_digest
 from sharding.scan import report_problems

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls import storage
-from d2ls.codecs import decode_image
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
+from d2ls.shards.codecs import decode_image
 from sharding.codecs import crc32, encode_mask
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Raster, WholeRaster, open_raster

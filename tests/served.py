@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from d2ls.bundle import load_bundle
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline.tracking import Store
 from tests.tracking_world import register_blobs
 
@@ -53,7 +53,7 @@ def main() -> int:
         if done.returncode:
             return done.returncode
         found = np.array(json.loads(done.stdout.splitlines()[-1]), np.uint8)
-        expected = Segmenter(*load_bundle(checkpoint)).predict(image)
+        expected = Predictor(*load_bundle(checkpoint)).predict(image)
         share = float((found == expected).mean())
         print(f"{architecture}: {share:.4%} of {found.size} pixels as in this environment")
         return 0 if share > 0.999 else 1

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from blake3 import blake3
 
+from d2ls.data import TrainingLoader
 from d2ls.labels import ClassTable
-from d2ls.loader import TrainingLoader
-from d2ls.png import grey_png
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
+from d2ls.shards.png import grey_png
 
 CLASSES = ClassTable.create(
     ["soil", "water", "road", "forest"], [(200, 180, 120), (0, 0, 255), (90, 90, 90), (0, 120, 0)]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from d2ls.bundle import ModelInfo
-from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
+from d2ls.data import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
 from d2ls.models import build_model
 from d2ls.shards import INDEX_FILE, ShardSet

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from d2ls.metrics import confusion_matrix
 
 if TYPE_CHECKING:
-    from d2ls.inference.segmenter import Segmenter
-    from d2ls.loader import Batch
+    from d2ls.data import Batch
+    from d2ls.inference.predictor import Predictor
 
 Counts = npt.NDArray[np.int64]
 
@@ -29,18 +29,18 @@ class SampleCounts(NamedTuple):
     confusion: Counts
 
 
-def count_samples(segmenter: "Segmenter", batches: "Iterable[Batch]") -> list[SampleCounts]:
+def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[SampleCounts]:
     """Predicts evaluation batches and counts pixels by sample; places that only fill a batch are left out.
 
     A sample that comes in several windows gives several entries; `merge` adds them up.
     """
     found = []
     for batch in batches:
-        predicted = segmenter.tensor_labels(batch.images)
-        labels = batch.labels.to(segmenter.device)
+        predicted = predictor.tensor_labels(batch.images)
+        labels = batch.labels.to(predictor.device)
         for place, (key, scene) in enumerate(zip(batch.keys, batch.scenes, strict=True)):
             if batch.valid[place]:
-                counts = confusion_matrix(predicted[place], labels[place], segmenter.num_classes)
+                counts = confusion_matrix(predicted[place], labels[place], predictor.num_classes)
                 found.append(SampleCounts(key, scene, counts.cpu().numpy()))
     return found
 

@@ -14,9 +14,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2ls.data import Batch
 from d2ls.distributed import known_sizes
 from d2ls.errors import TrainingError
-from d2ls.loader import Batch
 from d2ls.training.batch_norm import without_statistics
 from d2ls.training.device import Device, Precision, Stopwatch
 from d2ls.training.process_group import ProcessGroup

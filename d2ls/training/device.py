@@ -19,8 +19,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from d2ls.data import Batch
 from d2ls.inference.threads import SlicedForward
-from d2ls.loader import Batch
 from d2ls.training.batch_norm import normalize_over_ranks
 
 Precision = Literal["fp32", "tf32", "bf16"]

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from d2ls.data import Batch
 from d2ls.labels import IGNORE, ClassTable
-from d2ls.loader import Batch
 from d2ls.metrics import Scores, confusion_matrix, score
 from d2ls.training.device import Precision, open_device
 from d2ls.training.process_group import ProcessGroup

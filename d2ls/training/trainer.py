@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from d2ls.data import Batch
 from d2ls.errors import NonFiniteLossError
-from d2ls.loader import Batch
 from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
 from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, close_all, flat_metrics
 from d2ls.training.checkpoint import Checkpointer, Completed

@@ -252,7 +252,7 @@ SHEET_SAMPLES = 3
 
 def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | None = None) -> Picture:
     """Shows the best and the worst samples: image, labels, prediction, errors."""
-    from d2ls.loader import EvaluationLoader
+    from d2ls.data import EvaluationLoader
     from d2ls.shards import ShardSet
     from pipeline.models import load_model
 
@@ -260,11 +260,11 @@ def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | N
     chosen = ranked[:SHEET_SAMPLES] + ranked[SHEET_SAMPLES:][-SHEET_SAMPLES:]
     shards = ShardSet.open(shards_uri)
     rows = shards.index.filter(pc.is_in(shards.index["key"], pa.array(chosen)))
-    segmenter = load_model(evaluation.model, tracking_uri=tracking_uri)
+    predictor = load_model(evaluation.model, tracking_uri=tracking_uri)
     panels = {}
     for batch in EvaluationLoader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
         image = batch.images[0].permute(1, 2, 0).numpy().astype(shards.card.dtype)
-        panels[batch.keys[0]] = (image, batch.labels[0].numpy(), segmenter.predict(image))
+        panels[batch.keys[0]] = (image, batch.labels[0].numpy(), predictor.predict(image))
     images, labels, predictions = zip(*(panels[key] for key in chosen), strict=True)
     return prediction_sheet(images, labels, predictions, evaluation.classes, titles=chosen)
 

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.bundle import ModelInfo, read_info
+from d2ls.data import Batch, EvaluationLoader
 from d2ls.errors import ConfigError, D2LSError, DataError
 from d2ls.inference.scoring import SampleCounts, count_samples, merge
-from d2ls.loader import Batch, EvaluationLoader
 from d2ls.shards import DatasetCard, ShardSet
 from pipeline.config import Recipe
 from pipeline.config.train import ClusterConfig
 from pipeline.console import step_progress
 from pipeline.evaluation.request import EvaluateRequest
 from pipeline.evaluation.result import Evaluation
-from pipeline.models import fetch_model, load_segmenter
+from pipeline.models import fetch_model, load_predictor
 from pipeline.prediction.workers import spread
 
 if TYPE_CHECKING:
-    from d2ls.inference import Segmenter
+    from d2ls.inference import Predictor
 
 PARTS_PER_WORKER = 8
 
@@ -138,7 +138,7 @@ def window_for(shards: ShardSet, split: str, window: int) -> int | None:
 
 
 def count_part(
-    model: "Segmenter", part: SplitPart, on_progress: Callable[[int, int], None] | None = None
+    model: "Predictor", part: SplitPart, on_progress: Callable[[int, int], None] | None = None
 ) -> list[SampleCounts]:
     """Counts the samples of a part; calls `on_progress` before each batch with batches done and batches in all."""
     with EvaluationLoader(
@@ -162,7 +162,7 @@ def _count(
     on_progress: Callable[[int, int], None],
 ) -> list[SampleCounts]:
     if request.cluster is None:
-        return count_part(load_segmenter(folder, where=request.model, **settings), part, on_progress)
+        return count_part(load_predictor(folder, where=request.model, **settings), part, on_progress)
     # Several parts per worker: a slow or lost worker delays little, and progress shows early.
     count = request.cluster.worker_range[1] * PARTS_PER_WORKER
     parts = [replace(part, decoders=0, rank=rank, world_size=count) for rank in range(count)]

@@ -5,7 +5,7 @@ from pipeline.models.loading import (
     fetch_model,
     files_digest,
     load_model,
-    load_segmenter,
+    load_predictor,
     read_files,
     unpacked,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "fetch_model",
     "files_digest",
     "load_model",
-    "load_segmenter",
+    "load_predictor",
     "read_files",
     "unpacked",
 ]

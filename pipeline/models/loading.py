@@ -17,7 +17,7 @@ from d2ls.errors import WeightsError
 from d2ls.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from d2ls.inference import Segmenter
+    from d2ls.inference import Predictor
 
 BEST_FILES = ("checkpoints/best.json", "best.json")
 """Below a run folder, or in its folder of checkpoints: names the best checkpoint, which lies beside it."""
@@ -39,7 +39,7 @@ def load_model(
     window: int | None = None,
     overlap: float | None = None,
     tracking_uri: str | None = None,
-) -> "Segmenter":
+) -> "Predictor":
     """Loads a trained model.
 
     Args:
@@ -57,29 +57,29 @@ def load_model(
         TrackingError: the registry does not know it or cannot be reached.
     """
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:
-        return load_segmenter(
+        return load_predictor(
             folder, where=uri, device=device, tta=tta, batch_size=batch_size, window=window,
             overlap=overlap,
         )  # fmt: skip
 
 
-def load_segmenter(folder: Path, *, where: str, overlap: float | None = None, **settings: Any) -> "Segmenter":
+def load_predictor(folder: Path, *, where: str, overlap: float | None = None, **settings: Any) -> "Predictor":
     """Loads a model from a local folder with its two files.
 
     Args:
         folder: see `fetch_model`.
         where: the model that was asked for, for messages.
         overlap: overlap of windows as a share of their side; None takes the default.
-        **settings: further arguments of `d2ls.inference.Segmenter`.
+        **settings: further arguments of `d2ls.inference.Predictor`.
 
     Raises:
         WeightsError: damaged.
     """
-    from d2ls.inference import Segmenter
-    from d2ls.inference.segmenter import OVERLAP
+    from d2ls.inference import Predictor
+    from d2ls.inference.predictor import OVERLAP
 
     network, info = load_bundle(folder, where=where)
-    return Segmenter(network, info, overlap=OVERLAP if overlap is None else overlap, **settings)
+    return Predictor(network, info, overlap=OVERLAP if overlap is None else overlap, **settings)
 
 
 @contextlib.contextmanager

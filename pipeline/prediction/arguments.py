@@ -124,10 +124,10 @@ def _options(values: argparse.Namespace) -> MapOptions:
 
 
 def _settings(values: argparse.Namespace) -> ModelSettings:
-    from d2ls.inference import overlap_pixels, views
+    from d2ls.inference import overlap_pixels, tta_transforms
     from d2ls.inference.windows import ALIGNMENT
 
-    views(values.tta)
+    tta_transforms(values.tta)
     if values.window is not None and values.window < ALIGNMENT:
         raise ConfigError(
             f"--window {values.window}: at least {ALIGNMENT} pixels, the network's deepest stride. Leave it out to "

@@ -12,7 +12,7 @@ import numpy as np
 
 from d2ls import storage
 from d2ls.errors import DataError, StorageError
-from d2ls.inference import Band, Grid, Progress, Segmenter, overlap_pixels, stitch
+from d2ls.inference import Band, Grid, Predictor, Progress, overlap_pixels, stitch
 from d2ls.scratch import scratch_folder
 from pipeline.prediction.map_writer import (
     MAP_TAG,
@@ -63,7 +63,7 @@ class MapReport:
 
 
 def map_scene(
-    segmenter: Segmenter,
+    predictor: Predictor,
     source: str,
     target: str,
     options: MapOptions,
@@ -75,7 +75,7 @@ def map_scene(
     """Maps a scene.
 
     Args:
-        segmenter: the model.
+        predictor: the model.
         source: image, local or by URI.
         target: where the map goes, `.tif` or `.png`, local or by URI.
         options: see there.
@@ -89,9 +89,9 @@ def map_scene(
         StorageError: the map cannot be written, or another process writes it now.
     """
     started = time.monotonic()
-    with read_scene(source, options.reading(segmenter.info)) as scene:
-        look = WindowPlan.of(segmenter)
-        plan = plan_scene(scene, source, target, segmenter.info, look, options, digest)
+    with read_scene(source, options.reading(predictor.info)) as scene:
+        look = WindowPlan.of(predictor)
+        plan = plan_scene(scene, source, target, predictor.info, look, options, digest)
         report = MapReport(source, target, scene.height, scene.width, 0.0, plan.notes)
         if plan.finished:
             return replace(report, skipped=True)
@@ -101,7 +101,7 @@ def map_scene(
                 renew()
                 progress(state)
 
-            pixels = _Job(segmenter, scene, plan, options).run(told)
+            pixels = _Job(predictor, scene, plan, options).run(told)
     return replace(report, seconds=time.monotonic() - started, pixels=pixels)
 
 
@@ -157,10 +157,10 @@ def _fetch(source: str, folder: Path) -> Path:
 class _Job:
     """The work on one scene, which this process alone does."""
 
-    def __init__(self, segmenter: Segmenter, scene: Scene, plan: ScenePlan, options: MapOptions) -> None:
-        self.segmenter, self.scene, self.plan, self.options = segmenter, scene, plan, options
+    def __init__(self, predictor: Predictor, scene: Scene, plan: ScenePlan, options: MapOptions) -> None:
+        self.predictor, self.scene, self.plan, self.options = predictor, scene, plan, options
         self.grid = Grid(
-            *plan.grid_size, segmenter.window, overlap_pixels(segmenter.window, segmenter.overlap)
+            *plan.grid_size, predictor.window, overlap_pixels(predictor.window, predictor.overlap)
         )
 
     def run(self, progress: Callable[[Progress], Any]) -> tuple[int, ...]:
@@ -169,8 +169,8 @@ class _Job:
         finished = parts.finished()
         if finished < len(self.grid.rows):
             stitch(
-                self._reader(), self.segmenter.window_probabilities, self._writer(parts),
-                self.grid, self.segmenter.num_classes, batch_size=self.segmenter.batch_size, first_band=finished,
+                self._reader(), self.predictor.window_probabilities, self._writer(parts),
+                self.grid, self.predictor.num_classes, batch_size=self.predictor.batch_size, first_band=finished,
                 keep_probabilities=self.options.probabilities, progress=progress,
             )  # fmt: skip
         self._check_unchanged()
@@ -196,7 +196,7 @@ class _Job:
 
     def _parts(self) -> Parts:
         kinds = {"labels": 1} | (
-            {"probabilities": self.segmenter.num_classes} if self.options.probabilities else {}
+            {"probabilities": self.predictor.num_classes} if self.options.probabilities else {}
         )
         bands = [self.grid.band(index) for index in range(len(self.grid.rows))]
         how = json.loads(replace(self.plan.provenance, place="").to_json())
@@ -207,7 +207,7 @@ class _Job:
 
     def _reader(self) -> Any:
         scene, plan = self.scene, self.plan
-        stretch = plan_stretch(self.segmenter, self.options.stretch)
+        stretch = plan_stretch(self.predictor, self.options.stretch)
 
         def read(rows: Span, columns: Span) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
             pixels, valid = scene.read(rows, columns, plan.bands, plan.size)
@@ -244,7 +244,7 @@ class _Job:
             return pixels
 
     def _write_local(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
-        info, scene, how = self.segmenter.info, self.scene, self.plan.provenance.to_json()
+        info, scene, how = self.predictor.info, self.scene, self.plan.provenance.to_json()
         about = json.dumps({**info.dataset, **{key: str(value) for key, value in info.extra.items()}})
         layout = Layout(scene.height, scene.width, scene.georeference, {MAP_TAG: how, "model": about})
         if self.options.probabilities:

@@ -7,7 +7,7 @@ import numpy as np
 
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, DataError
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from sharding.raster.bands import band_text, bands_in_order, contradiction, find_bands
 from sharding.raster.scene import Scene
 
@@ -140,17 +140,17 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
 
 
 def plan_stretch(
-    segmenter: Segmenter, limits: tuple[float, float] | None
+    predictor: Predictor, limits: tuple[float, float] | None
 ) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
     """Returns what turns the file's values into those the model knows."""
-    wanted = segmenter.info.dtype
+    wanted = predictor.info.dtype
     if limits is None:
         return lambda pixels: pixels
     low, high = limits
     if not low < high:
         raise ConfigError(f"--scale-range {low},{high}: give the low value first")
-    top = getattr(segmenter.network.normalization, "max_value", None) or np.iinfo(wanted).max
-    ends = np.array(segmenter.info.normalization.get("scale") or ((0.0, top),), np.float32)
+    top = getattr(predictor.network.normalization, "max_value", None) or np.iinfo(wanted).max
+    ends = np.array(predictor.info.normalization.get("scale") or ((0.0, top),), np.float32)
     darkest, brightest = ends[:, 0], ends[:, 1]
 
     def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":

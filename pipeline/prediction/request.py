@@ -8,7 +8,7 @@ from sharding.raster.base import Reading
 
 if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
-    from d2ls.inference import Segmenter, View
+    from d2ls.inference import Predictor, TTATransform
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class WindowPlan(NamedTuple):
 
     window: int
     overlap: float
-    views: "tuple[View, ...]"
+    views: "tuple[TTATransform, ...]"
     batch_size: int
 
     @classmethod
-    def of(cls, segmenter: "Segmenter") -> "WindowPlan":
+    def of(cls, predictor: "Predictor") -> "WindowPlan":
         """Takes the values of a loaded model."""
-        return cls(segmenter.window, segmenter.overlap, segmenter.views, segmenter.batch_size)
+        return cls(predictor.window, predictor.overlap, predictor.views, predictor.batch_size)
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class ModelSettings:
     device: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns keyword arguments of `pipeline.models.load_segmenter`."""
+        """Returns keyword arguments of `pipeline.models.load_predictor`."""
         return vars(self).copy()
 
     def windows(self, info: "ModelInfo") -> WindowPlan:
         """Returns what will be looked through, before the model is loaded."""
-        from d2ls.inference import views
-        from d2ls.inference.segmenter import OVERLAP
+        from d2ls.inference import tta_transforms
+        from d2ls.inference.predictor import OVERLAP
 
         return WindowPlan(
             info.window if self.window is None else self.window,
             OVERLAP if self.overlap is None else self.overlap,
-            views(self.tta),
+            tta_transforms(self.tta),
             self.batch_size,
         )
 

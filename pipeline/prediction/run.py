@@ -15,7 +15,7 @@ from d2ls.errors import D2LSError, DataError
 from d2ls.inference import Progress
 from pipeline import process_identity
 from pipeline.console import in_words, step_progress
-from pipeline.models import fetch_model, files_digest, load_segmenter
+from pipeline.models import fetch_model, files_digest, load_predictor
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
 from pipeline.prediction.outputs import BusyError, is_held
@@ -24,7 +24,7 @@ from pipeline.prediction.request import MapOptions, PredictRequest
 from pipeline.prediction.workers import spread
 
 if TYPE_CHECKING:
-    from d2ls.inference import Segmenter
+    from d2ls.inference import Predictor
 
 MEASURED_FROM = 10
 """Batches of windows from which on one is timed beforehand."""
@@ -196,10 +196,10 @@ def _map_here(
     tell: Callable[[str], None],
     on_windows: Callable[[int], None],
 ) -> Iterator[tuple[Job, MapReport | D2LSError]]:
-    segmenter = load_segmenter(folder, where=request.model, **request.settings.to_dict())
-    seconds = _seconds_per_window(segmenter, survey)
+    predictor = load_predictor(folder, where=request.model, **request.settings.to_dict())
+    seconds = _seconds_per_window(predictor, survey)
     if seconds is not None:
-        tell(f"about {in_words(seconds * survey.windows)} on {segmenter.device}")
+        tell(f"about {in_words(seconds * survey.windows)} on {predictor.device}")
     for job in jobs:
         windows = survey.plans[job].windows
 
@@ -207,7 +207,7 @@ def _map_here(
             on_windows(windows - (state.total - state.done))
 
         try:
-            yield job, map_scene(segmenter, *job, request.options, digest=digest, progress=on_progress)
+            yield job, map_scene(predictor, *job, request.options, digest=digest, progress=on_progress)
         except BusyError:
             raise
         except D2LSError as error:
@@ -225,25 +225,25 @@ def _map_on_workers(
         yield jobs[number], result
 
 
-def map_piece(segmenter: "Segmenter", piece: tuple[Job, MapOptions, str, str]) -> MapReport:
+def map_piece(predictor: "Predictor", piece: tuple[Job, MapOptions, str, str]) -> MapReport:
     """Maps one scene on a Ray worker."""
     (source, target), options, digest, owner = piece
-    return map_scene(segmenter, source, target, options, digest=digest, owner=owner)
+    return map_scene(predictor, source, target, options, digest=digest, owner=owner)
 
 
-def _seconds_per_window(segmenter: "Segmenter", survey: Survey) -> float | None:
+def _seconds_per_window(predictor: "Predictor", survey: Survey) -> float | None:
     """Times a batch, where there are so many that it does not matter; None otherwise."""
-    if survey.windows < MEASURED_FROM * segmenter.batch_size:
+    if survey.windows < MEASURED_FROM * predictor.batch_size:
         return None
     height, width = (
-        min(segmenter.window, max(plan.grid_size[axis] for plan in survey.open)) for axis in (0, 1)
+        min(predictor.window, max(plan.grid_size[axis] for plan in survey.open)) for axis in (0, 1)
     )
-    shape = (segmenter.batch_size, height, width, len(segmenter.info.bands))
-    pixels = np.random.default_rng(0).integers(0, 255, shape).astype(segmenter.info.dtype)
-    segmenter.window_probabilities(pixels[:1]).cpu()  # the first call makes things ready
+    shape = (predictor.batch_size, height, width, len(predictor.info.bands))
+    pixels = np.random.default_rng(0).integers(0, 255, shape).astype(predictor.info.dtype)
+    predictor.window_probabilities(pixels[:1]).cpu()  # the first call makes things ready
     started = time.monotonic()
-    segmenter.window_probabilities(pixels).cpu()
-    return (time.monotonic() - started) / segmenter.batch_size
+    predictor.window_probabilities(pixels).cpu()
+    return (time.monotonic() - started) / predictor.batch_size
 
 
 def say(text: str) -> None:

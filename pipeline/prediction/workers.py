@@ -9,7 +9,7 @@ from pipeline.compute import keep_freed_memory
 from pipeline.config.train import ClusterConfig
 
 if TYPE_CHECKING:
-    from d2ls.inference import Segmenter
+    from d2ls.inference import Predictor
 
 
 class ModelWorker:
@@ -18,7 +18,7 @@ class ModelWorker:
     Args:
         files: the model's files by name.
         where: the model that was asked for, for messages.
-        settings: further arguments of `pipeline.models.load_segmenter`.
+        settings: further arguments of `pipeline.models.load_predictor`.
     """
 
     def __init__(self, files: dict[str, bytes], where: str, settings: dict[str, Any]) -> None:
@@ -26,12 +26,12 @@ class ModelWorker:
         self.files, self.where, self.settings = files, where, settings
 
     @cached_property
-    def segmenter(self) -> "Segmenter":
+    def predictor(self) -> "Predictor":
         """The model, loaded by the first piece of work, so that its errors come back as values too."""
-        from pipeline.models import load_segmenter, unpacked
+        from pipeline.models import load_predictor, unpacked
 
         with unpacked(self.files) as folder:
-            return load_segmenter(folder, where=self.where, **self.settings)
+            return load_predictor(folder, where=self.where, **self.settings)
 
     def work(self, function: Callable[..., Any], piece: Any) -> Any:
         """Calls a function with the model and a piece of work.
@@ -41,7 +41,7 @@ class ModelWorker:
         from d2ls.errors import D2LSError
 
         try:
-            return function(self.segmenter, piece)
+            return function(self.predictor, piece)
         except D2LSError as error:
             return error
 
@@ -63,7 +63,7 @@ def spread(
         pieces: plain values.
         folder: the model's two files; they travel to the workers, who may reach neither folder nor registry.
         where: the model that was asked for, for messages.
-        settings: further arguments of `pipeline.models.load_segmenter`.
+        settings: further arguments of `pipeline.models.load_predictor`.
         config: where Ray is, and how many workers of which size.
 
     Raises:

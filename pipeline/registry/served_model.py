@@ -48,7 +48,7 @@ class ServedModel(PythonModel):
     Attributes:
         network: the PyTorch network, in evaluation mode.
         info: classes, palette, bands, normalisation, data set (`ModelInfo`).
-        segmenter: maps images of any size, window by window.
+        predictor: maps images of any size, window by window.
     """
 
     def load_context(self, context: Any) -> None:
@@ -57,7 +57,7 @@ class ServedModel(PythonModel):
         bundle = importlib.import_module(f"{name}.bundle")
         inference = importlib.import_module(f"{name}.inference")
         self.network, self.info = bundle.load_bundle(Path(context.artifacts["bundle"]))
-        self.segmenter = inference.Segmenter(self.network, self.info)
+        self.predictor = inference.Predictor(self.network, self.info)
 
     def predict(
         self,
@@ -83,8 +83,8 @@ class ServedModel(PythonModel):
             images = images[..., :bands]  # the alpha channel of a picture
         images = images.astype(self.info.dtype, copy=False) if images.dtype.kind == "u" else images
         if params.get("probabilities"):
-            return self.segmenter.probabilities(images)
-        return self.segmenter.predict(images)
+            return self.predictor.probabilities(images)
+        return self.predictor.predict(images)
 
 
 set_model(ServedModel())

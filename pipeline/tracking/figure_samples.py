@@ -7,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls import storage
-from d2ls.loader.decode import PixelFormat
-from d2ls.loader.reading import Files, LocalFiles, RemoteFiles
-from d2ls.loader.records import Records
-from d2ls.loader.samples import Sample
+from d2ls.data.decode import PixelFormat
+from d2ls.data.reader import LocalReader, RemoteReader, ShardReader
+from d2ls.data.samples import ShardSample
 from d2ls.shards import ShardSet
 
 
@@ -47,15 +46,15 @@ def load(shards: ShardSet, split: str, count: int, side: int) -> list[Shown]:
     Raises:
         DataError: the split is missing, or a sample is damaged.
     """
-    records = Records.of(shards, split)
+    records = shards.split_index(split)
     layout = PixelFormat.of(shards.card)
     local = storage.is_local(shards.uri)
-    files: Files = LocalFiles(storage.local_path(shards.uri)) if local else RemoteFiles(shards.uri)
+    files: ShardReader = LocalReader(storage.local_path(shards.uri)) if local else RemoteReader(shards.uri)
     shown = []
     for row in choose(records.pixels_by_class(), count):
         record = records[row]
         height, width = min(side, record.height), min(side, record.width)
         box = ((record.height - height) // 2, (record.width - width) // 2, height, width)
-        sample = Sample(files, record, layout, verify=False)
+        sample = ShardSample(files, record, layout, verify=False)
         shown.append(Shown(record.key, sample.image(box), sample.mask(box)))
     return shown

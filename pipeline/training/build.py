@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from d2ls.bundle import ModelInfo
-from d2ls.loader import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader
+from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader
 from d2ls.losses import D2LSLoss
 from d2ls.models import Normalization, build_model
 from d2ls.shards import DatasetCard, ShardSet
@@ -24,7 +24,7 @@ from pipeline.compute import keep_freed_memory
 from pipeline.config import Recipe
 
 if TYPE_CHECKING:
-    from d2ls.loader import EvaluationLoader
+    from d2ls.data import EvaluationLoader
     from d2ls.models import D2LS, Baseline
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from d2ls.loader import Augmentation, EvaluationLoader, TrainingLoader
+from d2ls.data import Augmentation, EvaluationLoader, TrainingLoader
 from d2ls.shards import ShardSet
 from tests.shards import make_shards
 

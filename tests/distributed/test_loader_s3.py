@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from d2ls.loader import Augmentation, CacheConfig, EvaluationLoader, TrainingLoader
-from d2ls.loader.source import register_opener
+from d2ls.data import Augmentation, CacheConfig, EvaluationLoader, TrainingLoader
+from d2ls.data.webdataset import register_opener
 from d2ls.shards import ShardSet
 from tests.shards import make_shards, training_batches
 

@@ -11,9 +11,9 @@ from rasterio.enums import ColorInterp
 from rasterio.rpc import RPC
 from rasterio.warp import transform as project
 
+from d2ls.data import Augmentation, TrainingLoader
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE
-from d2ls.loader import Augmentation, TrainingLoader
 from d2ls.shards import ShardSet
 from pipeline.shard import check
 from sharding.raster.scene import open_scene

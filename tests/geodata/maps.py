@@ -12,7 +12,7 @@ from PIL import Image
 from rasterio.control import GroundControlPoint
 
 from d2ls.errors import D2LSError
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
@@ -24,13 +24,13 @@ from tests.inference_stubs import LocalStub, model_info
 
 def model(**facts):
     bands = facts.get("bands", 3)
-    return Segmenter(LocalStub(bands=bands), model_info(**facts))
+    return Predictor(LocalStub(bands=bands), model_info(**facts))
 
 
-def predict(source, target, segmenter=None, **options):
+def predict(source, target, predictor=None, **options):
     """Maps a scene; returns its notes in one text, or what it was refused with."""
     try:
-        report = map_scene(segmenter or model(), str(source), str(target), MapOptions(**options), digest="d")
+        report = map_scene(predictor or model(), str(source), str(target), MapOptions(**options), digest="d")
     except D2LSError as error:
         return str(error)
     return "; ".join(report.notes)
@@ -203,7 +203,7 @@ def _(tmp_path):
       command="predict")  # fmt: skip
 def _(tmp_path):
     source = tif(tmp_path / "s.tif", np.zeros((1, 2000, 2000), np.uint8), compress="deflate")
-    text = predict(source, tmp_path / "map.tif", Segmenter(LocalStub(1), model_info(bands=1), overlap=0.97))
+    text = predict(source, tmp_path / "map.tif", Predictor(LocalStub(1), model_info(bands=1), overlap=0.97))
     assert "are 3,876,961 windows, at most 2,000,000" in text
     assert "would take 108 h" in text
 
@@ -220,7 +220,7 @@ def _(tmp_path):
     image = pixels()
     image[:, :40] = 0
     source = tif(tmp_path / "s.tif", image, after=tag)
-    learnt = Segmenter(
+    learnt = Predictor(
         LocalStub(bands=3), replace(model_info(), reading={"nodata": 0, "band_order": "positions"})
     )
     assert "pixels of value 0 hold no data" in predict(source, tmp_path / "map.tif", learnt)

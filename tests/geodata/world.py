@@ -46,7 +46,7 @@ def samples(root):
     import json
     import tarfile
 
-    from d2ls.codecs import decode_image, decode_mask
+    from d2ls.shards.codecs import decode_image, decode_mask
 
     found = {}
     for tar_file in sorted((root / "shards").rglob("*.tar")):

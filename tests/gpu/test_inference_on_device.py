@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2ls.bundle import ModelInfo
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from d2ls.models import build_model
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
@@ -44,8 +44,8 @@ def test_prediction_gives_the_same_map(device, shards, backbone):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     maps, probabilities = [], []
     for place in ("cpu", device):
-        segmenter = Segmenter(network, info, device=place, tta="flips")
-        maps.append(segmenter.predict(image))
-        probabilities.append(segmenter.probabilities(image))
+        predictor = Predictor(network, info, device=place, tta="flips")
+        maps.append(predictor.predict(image))
+        probabilities.append(predictor.probabilities(image))
     assert (maps[0] == maps[1]).mean() >= SAME_PIXELS
     assert np.abs(probabilities[0] - probabilities[1]).max() <= PROBABILITY

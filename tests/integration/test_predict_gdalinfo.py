@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
 from tests.inference_stubs import LocalStub, model_info
@@ -35,9 +35,9 @@ def test_a_rotated_sixteen_bit_scene_with_an_empty_edge(tmp_path) -> None:
     ) as file:  # fmt: skip
         file.write(array)
     info = model_info(bands=4, dtype="uint16", window=256)
-    segmenter = Segmenter(LocalStub(bands=4, max_value=65535.0), info)
+    predictor = Predictor(LocalStub(bands=4, max_value=65535.0), info)
     options = MapOptions(probabilities=True)
-    map_scene(segmenter, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), options, digest="d")
+    map_scene(predictor, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), options, digest="d")
 
     scene, found = gdalinfo(tmp_path / "scene.tif"), gdalinfo(tmp_path / "map.tif")
     assert found["geoTransform"] == scene["geoTransform"]
@@ -67,8 +67,8 @@ def test_neither_coordinates_nor_pixels_with_data(tmp_path) -> None:
         rasterio.open(tmp_path / "scene.tif", "w", **profile) as file,
     ):
         file.write(np.zeros((3, 60, 80), np.uint8))
-    segmenter = Segmenter(LocalStub(), model_info())
-    map_scene(segmenter, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), MapOptions(), digest="d")
+    predictor = Predictor(LocalStub(), model_info())
+    map_scene(predictor, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), MapOptions(), digest="d")
     found = gdalinfo(tmp_path / "map.tif")
     assert "coordinateSystem" not in found
     assert "geoTransform" not in found

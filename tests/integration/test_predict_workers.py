@@ -24,13 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 TWO = ClusterConfig(address="local", workers=2)
 
 
-def die_once(segmenter, piece):
+def die_once(predictor, piece):
     """Kills its own worker the first time a certain piece comes."""
     number, marker = piece
     if number == 1 and not os.path.exists(marker):  # noqa: PTH110
         open(marker, "w").close()  # noqa: PTH123
         os.kill(os.getpid(), signal.SIGKILL)
-    return number, segmenter.num_classes
+    return number, predictor.num_classes
 
 
 def test_two_workers_count_what_one_process_counts(tmp_path, ray_cluster) -> None:

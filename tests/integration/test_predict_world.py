@@ -14,7 +14,7 @@ import rasterio
 
 from d2ls import storage
 from d2ls.errors import StorageError
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline import evaluate, load_model, predict
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
@@ -45,12 +45,12 @@ def test_a_registered_model_is_pulled_evaluated_and_maps(tmp_path, monkeypatch) 
     uri = store.uri
     store.promote("d2ls-blobs", version.version, "the first")
     model = "models:/d2ls-blobs@champion"
-    segmenter = load_model(model, tracking_uri=uri)
+    predictor = load_model(model, tracking_uri=uri)
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(segmenter.predict(image), load_model(str(checkpoint)).predict(image))
+    np.testing.assert_array_equal(predictor.predict(image), load_model(str(checkpoint)).predict(image))
     for name in (f"models:/d2ls-blobs/{version.version}", f"runs:/{run}"):
         np.testing.assert_array_equal(
-            load_model(name, tracking_uri=uri).predict(image), segmenter.predict(image)
+            load_model(name, tracking_uri=uri).predict(image), predictor.predict(image)
         )
 
     words = [model, "--shards", shards.uri, "--split", "test", "--tracking-uri", uri]
@@ -105,9 +105,9 @@ def test_a_full_disk_is_named_and_leaves_no_map(tmp_path, size) -> None:
         pytest.skip("needs the right to mount a small disk")
     try:
         source = scene_file(tmp_path / "scene.tif", 700, 700)
-        segmenter = Segmenter(LocalStub(), model_info(window=128))
+        predictor = Predictor(LocalStub(), model_info(window=128))
         with pytest.raises(StorageError, match=r"map\.tif.*(No space|nearly full)"):
-            map_scene(segmenter, str(source), str(small / "map.tif"), MapOptions(), digest="d")
+            map_scene(predictor, str(source), str(small / "map.tif"), MapOptions(), digest="d")
         assert not list(small.glob("map.tif"))
         assert not list(small.glob(".*"))
     finally:

@@ -14,7 +14,7 @@ import torch
 
 from d2ls.bundle import ModelInfo, load_bundle, save_bundle
 from d2ls.errors import TrackingError, WeightsError
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from d2ls.models import build_model
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
@@ -146,7 +146,7 @@ def test_it_maps_images_of_any_size_without_this_project_and_without_pickle(worl
         "    'sum': float(shares.sum(axis=1).mean()), 'wide': wide.shape, 'module': type(network).__module__,\n"
         "    'refused': refused}))\n"
     )
-    expected = Segmenter(*load_bundle(world.checkpoint)).predict(image)
+    expected = Predictor(*load_bundle(world.checkpoint)).predict(image)
     assert np.array_equal(np.array(found["labels"], np.uint8), expected)
     assert found["dtype"] == "uint8"
     assert found["shape"] == [1, 4, 80, 50]
@@ -181,7 +181,7 @@ def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_
         HF_HUB_OFFLINE="1",
     )
     assert np.array_equal(
-        np.array(found["labels"], np.uint8), Segmenter(*load_bundle(checkpoint)).predict(image)
+        np.array(found["labels"], np.uint8), Predictor(*load_bundle(checkpoint)).predict(image)
     )
     assert "segmentation-models-pytorch==" in found["needs"]
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from d2ls.bundle import load_bundle
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import register_blobs
 
@@ -24,7 +24,7 @@ IMAGE = np.random.default_rng(4).integers(0, 255, (40, 56, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Segmenter]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Predictor]]:
     folder = tmp_path_factory.mktemp("serving")
     world = register_blobs(folder)
     port = free_port()
@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Segm
         environment={"MLFLOW_TRACKING_URI": world.store.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
                      "OMP_NUM_THREADS": "1"},
     ):  # fmt: skip
-        yield f"http://127.0.0.1:{port}/invocations", Segmenter(*load_bundle(world.checkpoint))
+        yield f"http://127.0.0.1:{port}/invocations", Predictor(*load_bundle(world.checkpoint))
 
 
 def ask(url: str, content: dict[str, Any]) -> Any:
@@ -43,25 +43,25 @@ def ask(url: str, content: dict[str, Any]) -> Any:
         return json.loads(answer.read())["predictions"]
 
 
-def test_arrays(served: tuple[str, Segmenter]) -> None:
-    url, segmenter = served
+def test_arrays(served: tuple[str, Predictor]) -> None:
+    url, predictor = served
     labels = np.array(ask(url, {"inputs": IMAGE[None].tolist()}), dtype=np.uint8)
-    assert np.array_equal(labels[0], segmenter.predict(IMAGE))
+    assert np.array_equal(labels[0], predictor.predict(IMAGE))
 
 
-def test_base64_picture(served: tuple[str, Segmenter], tmp_path: Path) -> None:
-    url, segmenter = served
+def test_base64_picture(served: tuple[str, Predictor], tmp_path: Path) -> None:
+    url, predictor = served
     stream = io.BytesIO()
     Image.fromarray(IMAGE).save(stream, format="PNG")
     text = base64.b64encode(stream.getvalue()).decode()
     placeholder = [[[[0, 0, 0]]]]
     labels = ask(url, {"inputs": placeholder, "params": {"image": text}})
-    assert np.array_equal(np.array(labels[0], np.uint8), segmenter.predict(IMAGE))
+    assert np.array_equal(np.array(labels[0], np.uint8), predictor.predict(IMAGE))
     shares = np.array(ask(url, {"inputs": placeholder, "params": {"image": text, "probabilities": True}}))
     assert shares.shape == (1, 4, 40, 56)
     assert np.allclose(shares.sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_a_wrong_shape_is_refused(served: tuple[str, Segmenter]) -> None:
+def test_a_wrong_shape_is_refused(served: tuple[str, Predictor]) -> None:
     with pytest.raises(urllib.error.HTTPError, match="400"):
         ask(served[0], {"inputs": IMAGE[None, ..., :2].tolist()})

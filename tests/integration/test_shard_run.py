@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import ConfigError, LabelError, ShardError, StorageError
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import decode_image, decode_mask
 from pipeline.config.recipe import parse_recipe
 from pipeline.demo.scenery import write_scenery
 from pipeline.shard import main, run

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import ConfigError, DataError, LabelError
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import decode_image, decode_mask
 from d2ls.storage import read_range
 from pipeline.config.recipe import load_recipe
 from pipeline.shard import main, run

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from d2ls.codecs import decode_image, decode_mask
 from d2ls.errors import ConfigError, ShardError
+from d2ls.shards.codecs import decode_image, decode_mask
 from sharding.codecs import Codec, encode_mask
 from tests.trees import blocks, texture
 

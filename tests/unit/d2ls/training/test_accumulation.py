@@ -1,6 +1,6 @@
 import pytest
 
-from d2ls.loader import rank_lanes
+from d2ls.data import rank_lanes
 from d2ls.training.accumulation import MicrobatchPlan
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from d2ls.bundle import load_bundle
+from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
-from d2ls.loader import EvaluationLoader
 from d2ls.metrics import score
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
@@ -54,10 +54,10 @@ def test_it_counts_what_the_training_loop_counts(world, evaluation) -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int) -> None:
     model, shards = world
-    segmenter = load_model(model)
+    predictor = load_model(model)
     part = SplitPart(shards, "test", 4, None)
     parts = [
-        count_part(segmenter, replace(part, rank=rank, world_size=world_size)) for rank in range(world_size)
+        count_part(predictor, replace(part, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]
     merged = merge(entry for part in parts[::-1] for entry in part)
     assert [entry.key for entry in merged] == [entry.key for entry in evaluation.samples]
@@ -214,7 +214,7 @@ def test_the_command_says_what_is_missing(words, message) -> None:
 
 
 def test_everything_is_on_the_cpu_without_grad(world) -> None:
-    segmenter = load_model(world[0])
-    labels = segmenter.tensor_labels(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    predictor = load_model(world[0])
+    labels = predictor.tensor_labels(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
     assert labels.shape == (1, 40, 40)
     assert not labels.requires_grad

@@ -7,7 +7,7 @@ import pytest
 import timm
 
 from d2ls.errors import WeightsError
-from pipeline.models import fetch_model, load_model, load_segmenter, unpacked
+from pipeline.models import fetch_model, load_model, load_predictor, unpacked
 from tests.inference_stubs import model_info, tiny_bundle
 
 
@@ -53,7 +53,7 @@ def test_a_wrong_description_names_the_model_that_was_asked_for(model, monkeypat
     with fetch_model(str(model)) as folder:
         files = {name: (folder / name).read_bytes() for name in ("model.json", "model.safetensors")}
     with unpacked(files) as folder, pytest.raises(WeightsError, match=r"^models:/a@champion: "):
-        load_segmenter(folder, where="models:/a@champion")
+        load_predictor(folder, where="models:/a@champion")
 
 
 def _no_hub(create):

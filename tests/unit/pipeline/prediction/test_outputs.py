@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError, StorageError
-from d2ls.inference import Segmenter, span_count
+from d2ls.inference import Predictor, span_count
 from d2ls.inference.windows import spans
 from pipeline.models import read_files
 from pipeline.predict import main
@@ -47,9 +47,9 @@ def scene_file(path: Path, seed=0, height=90, width=70, **profile) -> Path:
     return path
 
 
-def run(source, target, segmenter=None, **options):
-    segmenter = segmenter or Segmenter(LocalStub(), model_info())
-    return map_scene(segmenter, str(source), str(target), MapOptions(**options), digest="d")
+def run(source, target, predictor=None, **options):
+    predictor = predictor or Predictor(LocalStub(), model_info())
+    return map_scene(predictor, str(source), str(target), MapOptions(**options), digest="d")
 
 
 def read(path) -> np.ndarray:
@@ -258,9 +258,9 @@ def test_killed_between_the_last_band_and_the_map_it_goes_on(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "map.tif")
     monkeypatch.undo()
-    segmenter = Segmenter(LocalStub(), model_info())
-    run(source, tmp_path / "map.tif", segmenter)
-    assert segmenter.network.seen == []
+    predictor = Predictor(LocalStub(), model_info())
+    run(source, tmp_path / "map.tif", predictor)
+    assert predictor.network.seen == []
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "whole.tif"))
     assert not (tmp_path / "map.tif.parts").exists()
 

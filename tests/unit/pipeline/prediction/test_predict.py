@@ -9,7 +9,7 @@ from PIL import Image
 from rasterio.crs import CRS
 
 from d2ls.errors import ConfigError, D2LSError, DataError, StorageError
-from d2ls.inference import Segmenter
+from d2ls.inference import Predictor
 from pipeline.models import load_model
 from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping
@@ -43,14 +43,14 @@ def scene_file(path: Path, array, names=None, **profile) -> Path:
     return path
 
 
-def segmenter(**options) -> Segmenter:
+def predictor(**options) -> Predictor:
     info = {key: options.pop(key) for key in ("gsd", "dtype", "bands") if key in options}
     top = 65535.0 if info.get("dtype") == "uint16" else 255.0
-    return Segmenter(LocalStub(bands=info.get("bands", 3), max_value=top), model_info(**info), **options)
+    return Predictor(LocalStub(bands=info.get("bands", 3), max_value=top), model_info(**info), **options)
 
 
 def run(source, target, model=None, digest="d", **options):
-    return map_scene(model or segmenter(), str(source), str(target), MapOptions(**options), digest=digest)
+    return map_scene(model or predictor(), str(source), str(target), MapOptions(**options), digest=digest)
 
 
 def read(path):
@@ -59,7 +59,7 @@ def read(path):
 
 
 def expected(array):
-    return segmenter(window=512).predict(np.ascontiguousarray(array.transpose(1, 2, 0)))
+    return predictor(window=512).predict(np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
 @pytest.mark.parametrize("transform", [NORTH_UP, ROTATED])
@@ -81,7 +81,7 @@ def test_sixteen_bits_rotated_with_a_nodata_edge(tmp_path) -> None:
     array = pixels(dtype="uint16")
     array[:, :, :25] = 0
     source = scene_file(tmp_path / "s.tif", array, crs=UTM, transform=ROTATED, nodata=0)
-    report = run(source, tmp_path / "map.tif", segmenter(dtype="uint16"), probabilities=True)
+    report = run(source, tmp_path / "map.tif", predictor(dtype="uint16"), probabilities=True)
     found = read(tmp_path / "map.tif")
     assert ((found == 255) == (np.arange(110) < 25)).all()
     assert report.pixels[-1] == 90 * 25
@@ -124,7 +124,7 @@ def test_bands_are_chosen_by_number_or_name_or_refused(tmp_path) -> None:
     assert run(marked, tmp_path / "f.tif").notes == (
         "band 4 is taken as transparency: where it is 0, no label",
     )
-    taken = run(marked, tmp_path / "g.tif", segmenter(bands=4))
+    taken = run(marked, tmp_path / "g.tif", predictor(bands=4))
     assert taken.notes == ("band 4 is marked as transparency and taken as nir",)
     with pytest.raises(DataError, match="bands 1 to 4"):
         run(plain, tmp_path / "e.tif", bands=(1, 2, 5))
@@ -146,7 +146,7 @@ def test_other_depths_need_a_stretch(tmp_path) -> None:
 def test_another_ground_distance_is_warned_about_and_resampled_on_request(tmp_path) -> None:
     array = np.kron(pixels(height=30, width=40), np.ones((1, 4, 4), np.uint8))
     source = scene_file(tmp_path / "s.tif", array, crs=UTM, transform=NORTH_UP)
-    model = segmenter(gsd=1.0)
+    model = predictor(gsd=1.0)
     assert "consider --resample" in run(source, tmp_path / "a.tif", model).notes[0]
     report = run(source, tmp_path / "b.tif", model, resample=True, probabilities=True)
     assert "resampled from 0.5 m a pixel to 1 m" in report.notes[0]
@@ -158,7 +158,7 @@ def test_another_ground_distance_is_warned_about_and_resampled_on_request(tmp_pa
     assert (found[::2, ::2] == half).mean() > 0.8
     np.testing.assert_array_equal(found, np.kron(found[::2, ::2], np.ones((2, 2), np.uint8)))
     with pytest.raises(ConfigError, match="ground sampling distance"):
-        run(source, tmp_path / "c.tif", segmenter(), resample=True)
+        run(source, tmp_path / "c.tif", predictor(), resample=True)
 
 
 def test_an_interrupted_map_goes_on_and_ends_the_same(tmp_path, monkeypatch) -> None:
@@ -199,7 +199,7 @@ def test_a_finished_map_is_left_alone_until_something_changes(tmp_path) -> None:
     made = target.read_bytes()
     for words, change in (
         ("made with another model", {"digest": "another model"}),
-        ("made with other options", {"model": segmenter(window=48)}),
+        ("made with other options", {"model": predictor(window=48)}),
         ("made with other options", {"bands": (3, 2, 1)}),
     ):
         with pytest.raises(ConfigError, match=rf"map\.tif: is a map {words}.*--overwrite"):
@@ -209,7 +209,7 @@ def test_a_finished_map_is_left_alone_until_something_changes(tmp_path) -> None:
 
 
 def test_a_scene_that_vanishes_or_changes_meanwhile_leaves_no_map(tmp_path) -> None:
-    model = segmenter()
+    model = predictor()
     for number, change in enumerate((Path.unlink, lambda path: path.write_bytes(b"x"))):
         source = scene_file(tmp_path / f"{number}.tif", pixels())
         with pytest.raises(DataError, match=r"vanished|changed|cannot be read"):
@@ -364,7 +364,7 @@ def test_a_value_without_data_can_be_named(tmp_path) -> None:
     array[:, :, :25] = 0
     source = scene_file(tmp_path / "s.tif", array)
     run(source, tmp_path / "map.tif", nodata=0.0)
-    trained = Segmenter(LocalStub(), dataclasses.replace(model_info(), reading={"nodata": 0}))
+    trained = Predictor(LocalStub(), dataclasses.replace(model_info(), reading={"nodata": 0}))
     assert "value 0 hold no data, as in the training" in run(source, tmp_path / "same.tif", trained).notes[0]
     for name in ("map.tif", "same.tif"):
         assert ((read(tmp_path / name) == 255) == (np.arange(110) < 25)).all()

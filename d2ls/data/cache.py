@@ -1,0 +1,237 @@
+"""A bounded local cache of whole shards before an object store, shared by any number of processes of a machine."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from blake3 import blake3
+
+from d2ls import storage
+from d2ls.data.reader import LocalReader, RemoteReader, ShardReader
+from d2ls.errors import ConfigError, ShardError, StorageError
+from d2ls.shards import ShardFile, ShardSet
+
+_CHUNK = 8 << 20
+_SUFFIX, _PARTIAL = ".tar", ".partial"
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Where shards of an object store are kept, and how many of them.
+
+    Attributes:
+        folder: local folder, made on first use; any number of processes may share it.
+        max_bytes: most bytes that finished and arriving shards take together.
+        local: whether to cache shards of a local path too (a slow network disk).
+    """
+
+    folder: str = ""
+    max_bytes: int = 50 * 10**9
+    local: bool = False
+
+    def path(self) -> Path:
+        """Returns the folder; unset, one below the system's temporary folder."""
+        return Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / "d2ls-shards"
+
+
+@dataclass(frozen=True)
+class SplitShards:
+    """What a worker must know of the shards.
+
+    Attributes:
+        uri: folder of the set.
+        shards: path below it to size and checksum.
+    """
+
+    uri: str
+    shards: Mapping[str, ShardFile]
+
+    @classmethod
+    def of(cls, shards: ShardSet, split: str) -> Self:
+        """Takes the facts of a split."""
+        return cls(shards.uri, {shard.path: shard for shard in shards.card.splits[split].shards})
+
+
+def open_reader(facts: SplitShards, cache: CacheConfig | None) -> ShardReader:
+    """Opens the shards: a local disk directly, an object store through the cache or, without one, range by range."""
+    local = storage.is_local(facts.uri)
+    if cache is not None and (cache.local or not local):
+        return CachedReader(facts, cache)
+    return LocalReader(storage.local_path(facts.uri)) if local else RemoteReader(facts.uri)
+
+
+class CachedReader:
+    """Shards fetched whole on first use; where one does not fit at the moment, read range by range.
+
+    Args:
+        facts: the shards.
+        config: folder and limit.
+
+    Raises:
+        ConfigError: a shard alone is larger than the limit.
+    """
+
+    whole_samples = False
+
+    def __init__(self, facts: SplitShards, config: CacheConfig) -> None:
+        largest = max(facts.shards.values(), key=lambda shard: shard.bytes, default=None)
+        if largest is not None and largest.bytes > config.max_bytes:
+            raise ConfigError(
+                f"the cache holds {config.max_bytes} bytes, but {largest.path} alone has {largest.bytes}: "
+                "raise its limit, or make smaller shards"
+            )
+        self._facts, self._cache = facts, ShardCache(config.path(), config.max_bytes)
+        self._files = LocalReader(config.path())
+        self._direct: ShardReader | None = None
+
+    def read(self, shard: str, offset: int, length: int) -> bytes:
+        """See `ShardReader.read`."""
+        facts = self._facts.shards.get(shard)
+        if facts is None:
+            raise ShardError(f"{self._facts.uri}: the card does not name shard {shard}")
+        name = self._cache.name(facts)
+        if self._cache.touch(facts):
+            with contextlib.suppress(StorageError):
+                return self._files.read(name, offset, length)
+        else:
+            self._files.forget(name)  # evicted: an open handle would keep its disk space
+        if self._cache.fetch(facts, storage.join(self._facts.uri, shard)):
+            with contextlib.suppress(StorageError):  # another process may have evicted it at once
+                return self._files.read(name, offset, length)
+        if self._direct is None:
+            self._direct = open_reader(self._facts, None)
+        return self._direct.read(shard, offset, length)
+
+
+class ShardCache:
+    """The folder of the cache: finished shards by their checksum, arriving ones under a lock.
+
+    A process holds the folder's lock only to make room and to name what arrived, never while bytes arrive. Room is
+    taken before a shard arrives (its partial file has full length from the start), so the limit holds at any moment.
+    A partial file is locked by its writer: one that is not is the rest of a killed process and is removed.
+
+    Args:
+        folder: folder of the cache.
+        max_bytes: its limit.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+
+    @staticmethod
+    def name(shard: ShardFile) -> str:
+        """Returns the file name of a shard; it follows from content, so no stale shard is ever served."""
+        return shard.blake3 + _SUFFIX
+
+    def touch(self, shard: ShardFile) -> bool:
+        """Marks a shard as used now; False where it is not in the cache."""
+        now = time.time_ns()  # finer than the clock that the kernel stamps files with
+        try:
+            os.utime(self._folder / self.name(shard), ns=(now, now))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def fetch(self, shard: ShardFile, uri: str) -> bool:
+        """Brings a shard into the cache, or waits for the process that does; False where there is no room now.
+
+        Raises:
+            ShardError: what arrived is not what the card says.
+            StorageError: the shard or the folder cannot be read or written.
+        """
+        target = self._folder / self.name(shard)
+        partial = target.with_suffix(_PARTIAL)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _locked(partial.with_suffix(".lock")):
+                if target.exists():
+                    return True
+                with self._room(partial, shard.bytes) as stream:
+                    if stream is None:
+                        return False
+                    _download(uri, shard, stream)
+                    with _locked(self._folder / ".lock"):  # who makes room sees one of its names, never none
+                        partial.replace(target)
+                    return self.touch(shard)
+        except OSError as error:
+            raise StorageError(f"cache {self._folder}: {error}") from error
+
+    @contextlib.contextmanager
+    def _room(self, partial: Path, size: int) -> Iterator[IO[bytes] | None]:
+        with _locked(self._folder / ".lock"):
+            fits = self._evict(size)
+            stream = partial.open("w+b") if fits else None
+            if stream is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stream.truncate(size)
+        try:
+            yield stream
+        finally:
+            if stream is not None:
+                partial.unlink(missing_ok=True)  # gone already where the shard arrived
+                stream.close()
+
+    def _evict(self, size: int) -> bool:
+        """Removes shards, least recently used first, until `size` more bytes fit."""
+        for partial in self._folder.glob("*" + _PARTIAL):
+            _remove_abandoned(partial)
+        entries = [(path, path.stat()) for path in self._folder.glob("*" + _SUFFIX)]
+        used = sum(stat.st_size for _, stat in entries)
+        used += sum(path.stat().st_size for path in self._folder.glob("*" + _PARTIAL) if path.exists())
+        for path, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
+            if used + size <= self._max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            used -= stat.st_size
+        return used + size <= self._max_bytes
+
+
+def _download(uri: str, shard: ShardFile, stream: IO[bytes]) -> None:
+    digest, count = blake3(), 0
+    system, path = storage.resolve(uri)
+    try:
+        source = system.open_input_stream(path)
+    except OSError as error:
+        raise StorageError(f"{uri}: {error}") from error
+    with source:
+        while chunk := _next_chunk(source, uri):
+            digest.update(chunk)
+            count += len(chunk)
+            if count > shard.bytes:
+                break
+            stream.write(chunk)
+    stream.flush()
+    if count != shard.bytes or digest.hexdigest() != shard.blake3:
+        raise ShardError(
+            f"{uri}: {count} bytes with BLAKE3 {digest.hexdigest()[:16]}... arrived, the card says {shard.bytes} "
+            f"bytes with {shard.blake3[:16]}...: it was changed or damaged; shard or upload the data set again"
+        )
+
+
+def _next_chunk(source: IO[bytes], uri: str) -> bytes:
+    try:
+        return source.read(_CHUNK)
+    except OSError as error:
+        raise StorageError(f"{uri}: {error}") from error
+
+
+def _remove_abandoned(partial: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), partial.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,99 @@
+"""A batch, as the training and evaluation loops see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from d2ls.data.orders import SampleSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one shape.
+
+    Attributes:
+        images: B C H W, uint8, or float32 where the images have more than 8 bits; raw values, not normalised.
+        labels: B H W, uint8, class ids 0..K-1 or 255 for pixels without a label.
+        keys: B keys of the samples; of a mosaic, the anchor's.
+        scenes: B scenes they were cut from.
+        valid: B, bool. False where a place only fills up an evaluation batch or its sample was skipped as bad: all
+            its labels are 255.
+        skipped: what was wrong with the samples skipped in this batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: tuple[str, ...]
+    scenes: tuple[str, ...]
+    valid: Tensor
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self) -> Self:
+        """Returns the batch in page-locked memory, from where copies to a GPU run beside the computation."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            valid=self.valid.pin_memory(),
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
+        """Returns the batch on a device."""
+        images, labels, valid = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.labels, self.valid)
+        )
+        return replace(self, images=images, labels=labels, valid=valid)
+
+
+class BatchBuilder:
+    """Collects samples into the tensors of a batch, in memory that the training process shares, without more copies.
+
+    Args:
+        size: B, number of samples.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._images: Tensor | None = None
+        self._labels: Tensor | None = None
+
+    def put(self, place: int, image: npt.NDArray[Any], mask: npt.NDArray[np.uint8]) -> None:
+        """Writes one sample: image H W C, labels H W. The first one sets shape and dtype."""
+        if self._images is None or self._labels is None:
+            height, width, channels = image.shape
+            dtype = torch.from_numpy(image[:0]).dtype
+            self._images = _empty((self._size, channels, height, width), dtype)
+            self._labels = _empty((self._size, height, width), torch.uint8)
+        np.copyto(self._images[place].numpy(), image.transpose(2, 0, 1))
+        np.copyto(self._labels[place].numpy(), mask)
+
+    def build(self, orders: Sequence[SampleSpec], valid: Sequence[bool], skipped: Sequence[str]) -> Batch:
+        """Returns the batch."""
+        assert self._images is not None
+        assert self._labels is not None
+        return Batch(
+            images=self._images,
+            labels=self._labels,
+            keys=tuple(order.record.key for order in orders),
+            scenes=tuple(order.record.scene for order in orders),
+            valid=torch.tensor(list(valid)),
+            skipped=tuple(skipped),
+        )
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    count = int(np.prod(shape))
+    itemsize = torch.empty((), dtype=dtype).element_size()
+    storage = torch.UntypedStorage._new_shared(count * itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty((0,), dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]

@@ -1,0 +1,185 @@
+"""A trained network ready for use: raw pixels in, class ids or probabilities out."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from d2ls.errors import ConfigError, DataError
+from d2ls.inference.sliding_window import Band, stitch
+from d2ls.inference.threads import SlicedForward
+from d2ls.inference.tta import TTATransform, average_predictions, tta_transforms
+from d2ls.inference.windows import Floats, Grid, Span, overlap_pixels
+
+if TYPE_CHECKING:
+    from d2ls.bundle import ModelInfo
+
+OVERLAP = 0.25
+"""Default overlap of neighbouring windows, as a share of the window."""
+
+
+class Predictor:
+    """Segments images of any size with a trained network.
+
+    Args:
+        network: takes raw pixels, returns an object with `.logits`.
+        info: what the network was trained for.
+        device: where to compute; None takes a CUDA device where there is one.
+        tta: preset of test-time augmentation: none, flips, flips_turns or flips_scales.
+        batch_size: windows looked at together.
+        window: side of the windows in pixels; None takes the one of the training.
+        overlap: overlap of windows as a share of their side.
+
+    Raises:
+        ConfigError: an unknown device or preset, an impossible window or overlap.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        info: "ModelInfo",
+        *,
+        device: str | torch.device | None = None,
+        tta: str = "none",
+        batch_size: int = 4,
+        window: int | None = None,
+        overlap: float = OVERLAP,
+    ) -> None:
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network, self.info = network.to(self.device).to(memory_format=torch.channels_last).eval(), info
+        self._forward = SlicedForward(self.device)
+        self.views = tta_transforms(tta)
+        self.batch_size = batch_size
+        self.window = info.window if window is None else window
+        self.overlap = overlap
+        overlap_pixels(self.window, overlap)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.info.classes.num_classes
+
+    def predict(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        """Segments an image.
+
+        Args:
+            image: H W bands, of the type the model was trained on (`info.dtype`), or a batch B H W bands.
+
+        Returns:
+            H W (or B H W) class ids.
+
+        Raises:
+            DataError: wrong band count, type or shape.
+        """
+        if image.ndim == 4:
+            return np.stack([self.predict(each) for each in image])
+        return self._map(image, keep_probabilities=False)[0]
+
+    def probabilities(self, image: npt.NDArray[np.generic]) -> Floats:
+        """Computes class probabilities of an image, H W bands (or B H W bands): K H W (B K H W), sum one over K."""
+        if image.ndim == 4:
+            return np.stack([self.probabilities(each) for each in image])
+        found = self._map(image, keep_probabilities=True)[1]
+        assert found is not None
+        return found
+
+    def window_probabilities(self, pixels: npt.NDArray[np.generic]) -> Tensor:
+        """Computes probabilities of whole windows in one pass: B H W bands to B K H W float32 on the device."""
+        raw = torch.from_numpy(np.ascontiguousarray(_plain(pixels)))
+        return self.tensor_probabilities(raw.permute(0, 3, 1, 2))
+
+    @torch.inference_mode()
+    def tensor_probabilities(self, raw: Tensor) -> Tensor:
+        """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device."""
+        images = self._on_device(raw)
+        if images.is_floating_point() and any(view.scale != 1.0 for view in self.views):
+            images = self.network.normalization.fill_missing(images)  # type: ignore[operator, union-attr]
+        return average_predictions(self._softmax, images, self.views)
+
+    @torch.inference_mode()
+    def tensor_labels(self, raw: Tensor) -> Tensor:
+        """Predicts class ids of raw images in one pass, B C H W: B H W int64 on the device.
+
+        Without test-time augmentation this is the class of the highest logit, as in the training loop.
+        """
+        if self.views != (TTATransform(),):
+            return self.tensor_probabilities(raw).argmax(1)
+        return self._forward(self.network, self._on_device(raw)).argmax(1)
+
+    def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
+        """Refuses pixels that the network was not trained for.
+
+        Raises:
+            DataError: names what is there and what the model takes.
+        """
+        if bands != len(self.info.bands):
+            raise DataError(
+                f"{where}: {bands} bands, the model takes {len(self.info.bands)} ({', '.join(self.info.bands)}); "
+                "select them, for instance image[..., [0, 1, 2]]"
+            )
+        if dtype != self.info.dtype:
+            raise DataError(
+                f"{where}: pixels are {dtype}, the model was trained on {self.info.dtype}; scale and convert them"
+            )
+
+    def _map(
+        self, image: npt.NDArray[np.generic], *, keep_probabilities: bool
+    ) -> tuple[npt.NDArray[np.uint8], Floats | None]:
+        if image.ndim != 3 or 0 in image.shape:
+            raise DataError(f"image: shape {image.shape}; give H W bands with at least one pixel")
+        self.check(image.shape[2], str(image.dtype))
+        height, width = image.shape[:2]
+        labels = np.empty((height, width), np.uint8)
+        shape = (self.num_classes, height, width)
+        kept = np.empty(shape, np.float32) if keep_probabilities else None
+
+        def read(rows: Span, columns: Span) -> tuple[npt.NDArray[np.generic], None]:
+            return image[slice(*rows), slice(*columns)], None
+
+        def write(band: Band) -> None:
+            labels[slice(*band.rows)] = band.labels
+            if kept is not None and band.probabilities is not None:
+                kept[:, slice(*band.rows)] = band.probabilities
+
+        stitch(
+            read, self.window_probabilities, write, self.grid(height, width), self.num_classes,
+            batch_size=self.batch_size, keep_probabilities=keep_probabilities,
+        )  # fmt: skip
+        return labels, kept
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Windows over an image of this size."""
+        return Grid(height, width, self.window, overlap_pixels(self.window, self.overlap))
+
+    def _on_device(self, raw: Tensor) -> Tensor:
+        """Copies raw pixels; to a GPU from page-locked memory, else the copy would wait for all work before it."""
+        if self.device.type == "cuda" and raw.device.type == "cpu":
+            raw = raw.pin_memory()
+        return raw.to(self.device, non_blocking=True)
+
+    def _softmax(self, images: Tensor) -> Tensor:
+        return self._forward(self.network, images).float().softmax(1)
+
+
+def _usable(name: str | torch.device) -> torch.device:
+    """Makes a device of its name.
+
+    Raises:
+        ConfigError: no such device, or none that computes on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name}: cannot compute here ({reason}). Name cpu, cuda or cuda:N"
+        ) from error
+    return device
+
+
+def _plain(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Torch computes little with uint16: such pixels become float32, exactly."""
+    return pixels.astype(np.float32) if pixels.dtype == np.uint16 else pixels

@@ -1,0 +1,182 @@
+import fcntl
+import multiprocessing
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d2ls.data import Augmentation, CacheConfig, EvaluationLoader
+from d2ls.data.cache import CachedReader, ShardCache, SplitShards
+from d2ls.errors import ConfigError, ShardError, StorageError
+from tests.shards import make_shards, training_batches
+
+COUNTS = [3, 3, 3, 3]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return make_shards(tmp_path / "set", COUNTS)
+
+
+def facts_of(shards):
+    return SplitShards.of(shards, "train")
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.glob("*.tar"))
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def two_shards(shards):
+    return sum(sorted(shard.bytes for shard in facts_of(shards).shards.values())[-2:]) + 100
+
+
+def test_a_cache_changes_no_batch(shards, tmp_path):
+    options = {
+        "global_batch": 2,
+        "augmentation": Augmentation(crop_size=32, mosaic=0.5),
+        "seed": 1,
+        "epoch": 0,
+    }
+    cache = CacheConfig(str(tmp_path / "cache"), two_shards(shards), local=True)
+    direct = [batch.images for batch in training_batches(shards, **options)]
+    cached = [batch.images for batch in training_batches(shards, cache=cache, **options)]
+    assert all(one.equal(other) for one, other in zip(direct, cached, strict=True))
+    assert len(kept(tmp_path / "cache")) == 2
+
+
+def test_the_least_recently_used_shard_goes(shards, tmp_path):
+    folder, facts = tmp_path / "cache", facts_of(shards)
+    files = CachedReader(facts, CacheConfig(str(folder), two_shards(shards), local=True))
+    first, second, third, _ = facts.shards
+    for shard in (first, second, first, third):
+        assert files.read(shard, 0, 5) == (tmp_path / "set" / shard).read_bytes()[:5]
+        assert size_of(folder) <= two_shards(shards)
+    assert kept(folder) == sorted(ShardCache.name(facts.shards[shard]) for shard in (first, third))
+    assert files.read(second, 0, 5)  # evicted before, fetched again
+    assert ShardCache.name(facts.shards[second]) in kept(folder)
+
+
+def test_evicted_shards_give_their_disk_space_back(shards, tmp_path):
+    folder, facts = tmp_path / "cache", facts_of(shards)
+    files = CachedReader(facts, CacheConfig(str(folder), two_shards(shards), local=True))
+    (first, *_) = facts.shards
+    files.read(first, 0, 5)
+    (folder / ShardCache.name(facts.shards[first])).unlink()  # as another process would
+    files.read(first, 0, 5)
+    handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+    held = [str(handle.readlink()) for handle in handles]
+    assert not [name for name in held if str(folder) in name and "(deleted)" in name]
+
+
+@pytest.mark.parametrize("damage", ["changed", "short", "long"])
+def test_what_arrives_is_compared_with_the_card(shards, tmp_path, damage):
+    path = tmp_path / "set" / "train" / "train-00000.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes({"changed": content, "short": content[:-9], "long": content + b"more"}[damage])
+    folder = tmp_path / "cache"
+    files = CachedReader(facts_of(shards), CacheConfig(str(folder), 10**9, local=True))
+    with pytest.raises(ShardError, match=r"train-00000\.tar.*the card says"):
+        files.read("train/train-00000.tar", 0, 5)
+    assert not kept(folder)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_changed_shard_set_is_not_served_from_the_old_one(shards, tmp_path):
+    cache = CacheConfig(str(tmp_path / "cache"), 10**9, local=True)
+    list(EvaluationLoader(shards, "train", batch_size=4, cache=cache))
+    other = make_shards(tmp_path / "other", COUNTS, size=(32, 32))
+    shapes = {
+        tuple(batch.images.shape) for batch in EvaluationLoader(other, "train", batch_size=4, cache=cache)
+    }
+    assert shapes == {(4, 3, 32, 32)}
+    assert len(kept(tmp_path / "cache")) == 8
+
+
+def test_a_shard_larger_than_the_cache_is_refused(shards, tmp_path):
+    with pytest.raises(ConfigError, match=r"1000 bytes, but train/train-0000\d\.tar alone"):
+        CachedReader(facts_of(shards), CacheConfig(str(tmp_path), 1000, local=True))
+
+
+def test_a_missing_shard_is_named(shards, tmp_path):
+    (tmp_path / "set" / "train" / "train-00001.tar").unlink()
+    files = CachedReader(facts_of(shards), CacheConfig(str(tmp_path / "cache"), 10**9, local=True))
+    with pytest.raises(StorageError, match=r"train-00001\.tar"):
+        files.read("train/train-00001.tar", 0, 5)
+    with pytest.raises(ShardError, match="does not name"):
+        files.read("train/none.tar", 0, 5)
+
+
+def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(shards, tmp_path):
+    folder, facts = tmp_path / "cache", facts_of(shards)
+    folder.mkdir()
+    room = two_shards(shards)
+    dead, alive = folder / "dead.partial", folder / "alive.partial"
+    dead.write_bytes(bytes(room))
+    with alive.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(room)
+        files = CachedReader(facts, CacheConfig(str(folder), room, local=True))
+        first = next(iter(facts.shards))
+        assert files.read(first, 0, 5)  # no room beside what arrives: read directly
+        assert not kept(folder)
+        assert not dead.exists()
+        assert alive.exists()
+    files.read(first, 0, 5)
+    assert len(kept(folder)) == 1
+    assert not alive.exists()
+
+
+def hammer(facts, config, seed, peak):
+    import random
+
+    files, order = CachedReader(facts, config), random.Random(seed)
+    for _ in range(60):
+        shard = order.choice(list(facts.shards))
+        expected = (facts.uri + "/" + shard, order.randrange(4000))
+        with open(expected[0], "rb") as source:  # noqa: PTH123
+            source.seek(expected[1])
+            assert files.read(shard, expected[1], 64) == source.read(64)
+    peak.value += 1
+
+
+def test_many_processes_share_a_bounded_cache(shards, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    config = CacheConfig(str(folder), two_shards(shards), local=True)
+    context = multiprocessing.get_context("fork")
+    done = context.Value("i", 0)
+    processes = [context.Process(target=hammer, args=(facts_of(shards), config, n, done)) for n in range(4)]
+    largest, stop = [0], threading.Event()
+
+    def watch():
+        with (folder / ".lock").open("w") as lock:
+            while not stop.is_set():
+                fcntl.flock(lock, fcntl.LOCK_EX)  # nothing comes or goes while the files are counted
+                largest[0] = max(largest[0], size_of(folder))
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    for process in processes:
+        process.start()
+    watcher.start()
+    for process in processes:
+        process.join(60)
+    stop.set()
+    watcher.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert 0 < largest[0] <= config.max_bytes
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_default_folder_lies_below_the_temporary_one(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert CacheConfig().path() == tmp_path / "d2ls-shards"
+    assert replace(CacheConfig(), folder="/x").path().as_posix() == "/x"

@@ -1,0 +1,31 @@
+"""What a rank is told to make of each place of a batch."""
+
+import pytest
+
+from d2ls.data.orders import training_specs
+from d2ls.data.sampler import epoch_plan
+
+
+def partners(probability, samples=400):
+    """How many partners each sample of an epoch has; the records are their own numbers."""
+    plan = epoch_plan([samples], global_batch=4, seed=1, epoch=0, window=16)
+    orders = training_specs(plan, range(samples), range(4), mosaic=probability)
+    return [len(sample.partners) for order in orders for sample in order.samples]
+
+
+def test_a_mosaic_has_three_partners_and_comes_as_often_as_asked_for():
+    assert partners(0.0) == [0] * 400
+    assert partners(1.0) == [3] * 400
+    found = partners(0.2)
+    assert set(found) == {0, 3}
+    assert found.count(3) / 400 == pytest.approx(0.2, abs=0.05)
+
+
+def test_partners_come_from_the_shuffle_window_of_the_lane():
+    plan = epoch_plan([400], global_batch=4, seed=1, epoch=0, window=16)
+    schedule = plan.schedule(range(4))
+    position = {row: place for place, row in enumerate(plan.sequence.rows(range(400)).tolist())}
+    for step, order in enumerate(training_specs(plan, range(400), range(4), mosaic=1.0)):
+        for lane, sample in enumerate(order.samples):
+            low, high = schedule.low[step, lane], schedule.high[step, lane]
+            assert all(low <= position[row] < high for row in sample.partners)
