@@ -1,12 +1,13 @@
-"""Temporary folders that do not outlive their process: a killed one's are removed by the next that needs a folder."""
+"""Temporary files and folders: renamed to their target when complete, or removed, also after a killed process."""
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 PREFIX = "d2ls.tmp-"
@@ -36,6 +37,36 @@ def scratch_folder(purpose: str, *, root: Path | None = None) -> Iterator[Path]:
     finally:
         os.close(hold)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_write(
+    target: Path, *, scratch: str | None = None, folder: Path | None = None, sync: bool = True
+) -> Iterator[Path]:
+    """Yields a temporary path to write to; renames it to `target` if the block ends without an error.
+
+    Readers of `target` see the old content or the new content, never a part of it. An error removes the temporary file.
+
+    Args:
+        target: file to write or to replace, or a folder that does not exist. Its parent folder is made.
+        scratch: for large files: purpose of a `scratch_folder` to write in, so that what a killed process leaves is
+            removed later. The temporary path then has the name of `target`; else a hidden name that ends in `.tmp`.
+        folder: where to write, on the file system of `target`; None takes the folder of `target`.
+        sync: wait until the content of a file is on the disk before the rename.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder or target.parent
+    with scratch_folder(scratch, root=folder) if scratch else nullcontext() as own:
+        partial = own / target.name if own else folder / f".{target.name}.{secrets.token_hex(4)}.tmp"
+        try:
+            yield partial
+            if sync and partial.is_file():
+                with partial.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            partial.replace(target)
+        finally:
+            if own is None:
+                partial.unlink(missing_ok=True)
 
 
 def remove_abandoned(root: Path | None = None) -> list[Path]:

@@ -9,7 +9,6 @@ import io
 import os
 import posixpath
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from d2ls.errors import StorageError
+from d2ls.scratch import atomic_write
 
 S3_ATTEMPTS = 8
 """How often a request is sent while S3 answers 503 or not at all, with growing pauses; pyarrow's own 3 are too few."""
@@ -116,15 +116,21 @@ def read_range(uri: str | os.PathLike[str], offset: int, length: int) -> bytes:
         return bytes(stream.read_at(length, offset))
 
 
-def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a whole file; readers see the old one or the new one, never a half.
+def write_bytes(uri: str | os.PathLike[str], content: bytes, *, sync: bool = True) -> None:
+    """Writes a whole file; readers see the old content or the new content, never a part.
+
+    Args:
+        uri: the file.
+        content: its content.
+        sync: wait until the content is on a local disk.
 
     Raises:
         StorageError: no space, no permission, no such bucket; nothing is left behind.
     """
     with _named(uri):
         if is_local(uri):
-            _write_local(local_path(uri), content)
+            with atomic_write(local_path(uri), sync=sync) as partial:
+                partial.write_bytes(content)
             return
         system, path = resolve(uri)
         with system.open_output_stream(path) as stream:
@@ -135,14 +141,8 @@ def upload(source: Path, uri: str | os.PathLike[str]) -> None:
     """Copies a local file to a location; readers see it whole or not at all."""
     with _named(uri):
         if is_local(uri):
-            target = local_path(uri)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
+            with atomic_write(local_path(uri), sync=False) as partial:
                 shutil.copyfile(source, partial)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
             return
         system, path = resolve(uri)
         fs.copy_files(
@@ -215,21 +215,6 @@ def delete(uri: str | os.PathLike[str]) -> None:
             system.delete_dir(path)
         elif kind == fs.FileType.File:
             system.delete_file(path)
-
-
-def _write_local(target: Path, content: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.chmod(0o644)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from blake3 import blake3
 
 from d2ls import storage
 from d2ls.errors import StorageError
-from d2ls.scratch import remove_abandoned, scratch_folder
+from d2ls.scratch import atomic_write, remove_abandoned, scratch_folder
 
 COPY_BYTES = 2**20
 LOCK_FILE = ".writing"
@@ -64,23 +63,19 @@ def tar_writer(stream: HashingStream) -> Any:
 
 @contextmanager
 def target_file(uri: str, path: str) -> Iterator[BinaryIO]:
-    """Opens a temporary file that becomes `uri`/`path` when the block ends well, and vanishes when not."""
+    """Opens a temporary file that becomes `uri`/`path` if the block ends without an error, and is removed otherwise."""
     location = storage.join(uri, path)
-    local = storage.is_local(uri)
-    if local:
-        root = storage.local_path(location).parent
-        storage.make_folder(str(root))
     try:
-        with scratch_folder("shard", root=root if local else None) as folder:
+        if storage.is_local(uri):
+            target = storage.local_path(location)
+            with atomic_write(target, scratch="shard") as partial, partial.open("wb") as stream:
+                yield stream
+            return
+        with scratch_folder("shard") as folder:
             partial = folder / Path(path).name
             with partial.open("wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            if local:
-                partial.replace(storage.local_path(location))
-            else:
-                storage.upload(partial, location)
+            storage.upload(partial, location)
     except OSError as error:
         raise StorageError(f"{location}: cannot be written: {error}") from error
 

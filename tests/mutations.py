@@ -78,9 +78,9 @@ MUTATIONS = [
              "values = np.array(sorted(mapping.values())",
              "tests/unit/d2ls/test_labels.py tests/integration/test_shard_sources.py"),
     Mutation("a file is written in place, without a rename", "d2ls/storage.py",
-             "            _write_local(local_path(uri), content)\n",
-             "            local_path(uri).parent.mkdir(parents=True, exist_ok=True)\n"
-             "            local_path(uri).write_bytes(content)\n", "tests/unit/d2ls/test_storage.py"),
+             "            with atomic_write(local_path(uri), sync=sync) as partial:\n",
+             "            with contextlib.nullcontext(local_path(uri)) as partial:\n"
+             "                partial.parent.mkdir(parents=True, exist_ok=True)\n", "tests/unit/d2ls/test_storage.py"),
     Mutation("windows above are forgotten", "d2ls/inference/sliding_window.py",
              "self.carry = self.next_carry", "self.carry = torch.zeros_like(self.next_carry)",
              "tests/unit/d2ls/inference/test_sliding_window.py"),

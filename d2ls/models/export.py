@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError, WeightsError
-from d2ls.scratch import scratch_folder
+from d2ls.scratch import atomic_write
 
 if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
@@ -115,9 +115,7 @@ def export_model(
     example = torch.full((2, bands, size or 98, size or 135), 100.0)
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder("export", root=target.parent) as folder:
-        partial = folder / target.name
+    with atomic_write(target, scratch="export", sync=False) as partial:
         run = (_write_onnx if target.suffix == ".onnx" else _write_pt2)(program, info, partial)
         worst = max(_difference(model, run, shape) for shape in _shapes(bands, size, checks))
         if not worst <= TOLERANCE:
@@ -125,7 +123,6 @@ def export_model(
                 f"{target}: the program differs from the network by {worst:.2g} of the probabilities' standard "
                 f"deviation, {TOLERANCE:g} is allowed; nothing is written"
             )
-        partial.replace(target)
     return worst
 
 

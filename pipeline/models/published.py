@@ -9,7 +9,7 @@ from d2ls.bundle import ModelInfo, save_bundle
 from d2ls.errors import WeightsError
 from d2ls.models import build_published
 from d2ls.models.weights import read_weights
-from d2ls.scratch import scratch_folder
+from d2ls.scratch import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,12 +59,9 @@ def import_checkpoint(
         imported_from=Path(checkpoint).name,
         dropped=list(dropped),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder("import", root=target.parent) as folder:
-        partial = folder / target.name
+    with atomic_write(target, scratch="import") as partial:
         partial.mkdir()
         save_bundle(partial, network, info)
-        partial.rename(target)
     return recipe, dict(sorted(Counter(re.sub(r"\.\d+\.", ".*.", name) for name in dropped).items()))
 
 

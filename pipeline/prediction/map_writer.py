@@ -5,7 +5,6 @@ Everything is written under a temporary name beside the target, read back, and o
 
 import contextlib
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -27,6 +26,7 @@ from rasterio.windows import Window
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import IGNORE, ClassTable
+from d2ls.scratch import atomic_write
 from pipeline.prediction.parts import Rows
 from sharding.raster import GDAL_CACHE_BYTES, MAX_WHOLE_PIXELS
 from sharding.raster.scene import Georeference
@@ -153,27 +153,23 @@ def _write_cog(
     target: Path, rows: Rows, layout: Layout, bands: int, describe: Any, workspace: Path | None
 ) -> None:
     """Writes a plain tiled TIFF first: the cloud-optimised order is only made from a finished file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = workspace or target.parent
-    plain, final = (folder / f".{target.name}.{os.getpid()}.{part}.tmp" for part in ("plain", "cog"))
     profile = {
         "driver": "GTiff", "height": layout.height, "width": layout.width, "count": bands, "dtype": "uint8",
         "nodata": IGNORE, **_place(layout.georeference), "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
         "compress": "deflate", "zlevel": 1, "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
-    try:
-        with _gdal():
+    with _gdal(), atomic_write(target, folder=workspace, sync=False) as final:
+        plain = final.with_name(f"{final.name}.plain.tmp")
+        try:
             with rasterio.open(plain, "w", **profile) as file:
                 expected = _write_rows(file, rows, layout, bands)
                 describe(file)
             _copy(plain, final)
             if expected != _checksum(final):
                 raise StorageError(f"{target}: what was written does not read back; is the disk full?")
-        final.replace(target)
-    finally:
-        for leftover in (plain, final):
-            for file_name in (leftover, aux_file(leftover)):
-                file_name.unlink(missing_ok=True)
+        finally:
+            for leftover in (plain, aux_file(plain), aux_file(final)):
+                leftover.unlink(missing_ok=True)
 
 
 def _place(georeference: Georeference) -> dict[str, Any]:
@@ -248,14 +244,9 @@ def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable, wo
 
 def save_image(target: Path, image: Image.Image, workspace: Path | None = None, **options: Any) -> None:
     """Saves a picture whole or not at all; the format follows the suffix."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = (workspace or target.parent) / f".{target.stem}.{os.getpid()}.tmp{target.suffix}"
-    try:
-        with _named(target):
-            image.save(partial, **options)
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    file_format = Image.registered_extensions()[target.suffix.lower()]
+    with _named(target), atomic_write(target, folder=workspace, sync=False) as partial:
+        image.save(partial, file_format, **options)
 
 
 def _categories(classes: ClassTable) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.labels import IGNORE, ClassTable
-from d2ls.scratch import scratch_folder
+from d2ls.scratch import atomic_write
 from sharding.files import natural
 from sharding.sources.loveda import LoveDA
 from sharding.sources.uavid import UAVid
@@ -120,13 +120,10 @@ def write(
     refuse_existing(target, overwrite=overwrite)
     zipped = target.suffix.lower() == ".zip"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder("submission", root=target.parent) as scratch:
-            partial = scratch / ("submission.zip" if zipped else "submission")
+        with atomic_write(target, scratch="submission", sync=False) as partial:
             (_write_zip if zipped else _write_folder)(rules, partial, entries)
             if expected is not None:
                 check(rules, partial, expected, name=str(target))
-            partial.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error}") from error
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d2ls.scratch import atomic_write
+
 MOST_ENTRIES = 20_000
 MOST_BYTES = 512 * 2**20
 
@@ -130,9 +132,10 @@ class Spool:
         name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._counter):06d}"
         if png is not None:
             (self.folder / f"{name}.png").write_bytes(png)
-        partial = self.folder / f".{name}.tmp"
-        partial.write_text(json.dumps({"kind": entry.kind, "run_id": entry.run_id, "values": entry.values}))
-        partial.replace(self.folder / f"{name}.json")
+        with atomic_write(self.folder / f"{name}.json", sync=False) as partial:
+            partial.write_text(
+                json.dumps({"kind": entry.kind, "run_id": entry.run_id, "values": entry.values})
+            )
         self._entries += 1
         self._bytes += size
         return True

@@ -92,7 +92,7 @@ class ProgressWriter(Callback):
     def _write_once(self) -> None:
         content = {**(self._latest or {}), "notes": list(self._notes), "time": time.time()}
         try:
-            _replace(self._folder.progress, json.dumps(content).encode())
+            storage.write_bytes(self._folder.progress, json.dumps(content).encode(), sync=False)
         except StorageError as error:
             logging.getLogger(__name__).debug("progress is not shown: %s", error)
 
@@ -107,20 +107,6 @@ class _NoteHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a line."""
         self._notes.append(record.getMessage())
-
-
-def _replace(uri: str, content: bytes) -> None:
-    """Like `storage.write_bytes` without waiting for the disk: this file is only looked at."""
-    if not storage.is_local(uri):
-        storage.write_bytes(uri, content)
-        return
-    target = storage.local_path(uri)
-    partial = target.with_name(".progress.tmp")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    except OSError as error:
-        raise StorageError(f"{uri}: {error}") from error
 
 
 class ProgressWatcher:

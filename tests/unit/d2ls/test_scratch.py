@@ -2,10 +2,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 
 import pytest
 
-from d2ls.scratch import PREFIX, only_process, remove_abandoned, scratch_folder
+from d2ls.scratch import PREFIX, atomic_write, only_process, remove_abandoned, scratch_folder
 
 KILLED = """
 import os, signal, sys
@@ -89,3 +90,29 @@ def test_an_old_empty_folder_is_removed_and_a_new_one_is_not(tmp_path):
     assert remove_abandoned(tmp_path) == []
     os.utime(folder, (0, 0))
     assert remove_abandoned(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize("scratch", [None, "export"])
+def test_a_written_file_appears_whole_or_not_at_all(tmp_path, scratch):
+    target = tmp_path / "folder" / "a.bin"
+    with atomic_write(target, scratch=scratch) as partial:
+        partial.write_bytes(b"old")
+        assert not target.exists()
+        assert partial.name.endswith(".tmp" if scratch is None else "a.bin")
+    with pytest.raises(TypeError), atomic_write(target, scratch=scratch) as partial:
+        partial.write_bytes("not bytes")
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_written_folder_replaces_none_that_holds_files(tmp_path):
+    target = tmp_path / "model"
+    for number in range(2):
+        with (
+            nullcontext() if number == 0 else pytest.raises(OSError, match="not empty"),
+            atomic_write(target, scratch="import") as partial,
+        ):
+            partial.mkdir()
+            (partial / "weights").write_text(str(number))
+    assert (target / "weights").read_text() == "0"
+    assert list(tmp_path.iterdir()) == [target]
