@@ -11,6 +11,7 @@
     python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
     python3 dev.py gpu                what only a CUDA device shows: tests, then benchmarks
     python3 dev.py served             a registered model in a fresh environment with its own requirements alone
+    python3 dev.py docs               the documentation as a site in site/; broken links are errors
     python3 dev.py bench [NAME]       benchmarks
     python3 dev.py setup              only the environment
     python3 dev.py run COMMAND ...    a command inside the environment, e.g. `dev.py run python`
@@ -49,7 +50,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "what", choices=["demo", "test", "faults", "cluster", "gpu", "served", "bench", "setup", "run"]
+        "what",
+        choices=["demo", "test", "faults", "cluster", "gpu", "served", "docs", "bench", "setup", "run"],
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="handed on")
     arguments = parser.parse_args()
@@ -78,6 +80,8 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
         return [["pytest", "-m", what, "tests/gpu", *rest], *([] if rest else benchmarks)]
     if what == "served":
         return [["python", "-m", "tests.served", *rest]]
+    if what == "docs":
+        return [["mkdocs", "build", "--strict", *rest]]
     if what == "bench":
         names = rest or sorted(
             path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem[0] != "_"

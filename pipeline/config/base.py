@@ -48,7 +48,7 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     """Lists all dotted keys below a section class."""
     keys = []
     for name, info in section.model_fields.items():
-        nested = _nested(info.annotation)
+        nested = nested_section(info.annotation)
         keys.extend(known_keys(nested, f"{prefix}{name}.") if nested else [prefix + name])
     return keys
 
@@ -83,7 +83,7 @@ def _suggest(root: type[BaseModel], location: Sequence[str | int]) -> str:
     here: type[BaseModel] | None = root
     for part in location[:-1]:
         info = here.model_fields.get(str(part)) if here else None
-        here = _nested(info.annotation) if info else None
+        here = nested_section(info.annotation) if info else None
     wrong = str(location[-1])
     local = list(here.model_fields) if here else []
     if difflib.get_close_matches(wrong, local, n=1, cutoff=0.6):
@@ -94,7 +94,7 @@ def _suggest(root: type[BaseModel], location: Sequence[str | int]) -> str:
     return nearest(wrong, local)
 
 
-def _nested(annotation: Any) -> type[BaseModel] | None:
+def nested_section(annotation: Any) -> type[BaseModel] | None:
     """Returns the section class in an annotation such as `Section` or `Section | None`."""
     candidates = (
         typing.get_args(annotation)
