@@ -1,115 +1,100 @@
-"""What the commands print: stages, tables, and the exact next commands."""
+"""How commands write to the terminal: headings, durations and the progress of long work."""
 
-import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Self
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-    from pipeline.config import Recipe
-    from pipeline.tracking import ModelVersion, Store
-    from pipeline.tuning.report import SweepSummary
-
-
-def make_console() -> "Console":
-    """A console that is as wide as the terminal, or 120 columns in a file."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+LINE_SECONDS = 15.0
+"""Seconds between two lines of progress where the output is not a terminal."""
 
 
-def stage(console: "Console", words: str) -> None:
-    """Announces a stage."""
-    console.print(f"[bold cyan]==>[/] [bold]{words}[/]")
+def make_console(*, stderr: bool = False) -> Console:
+    """Returns a console that is as wide as the terminal, or 120 columns where the output is not a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 120)
 
 
-def in_words(seconds: float) -> str:
-    """A duration, as roughly as an estimate is."""
+def heading(console: Console, text: str) -> None:
+    """Prints the heading of a stage."""
+    console.print(f"[bold cyan]==>[/] [bold]{text}[/]")
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration, as roughly as an estimate is: `42 s`, `10 min`, `2.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
-LINE_SECONDS = 15.0
-"""Where the output is no terminal, work that takes longer is told of this often."""
+class ProgressDisplay:
+    """Shows how far a piece of work is.
 
+    On a terminal one line is replaced in place and vanishes at the end. Elsewhere a line is printed every
+    `LINE_SECONDS`, so that short work prints none. Used as a context manager.
 
-@contextmanager
-def step_progress(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Shows on the error stream how far a piece of work is: yields a function of steps done and steps in all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    Args:
+        title: name of the work, in front of what `advance` shows.
+        stderr: whether to write to the error stream, where results go to standard output.
+        silent: show nothing.
+    """
 
-    console = Console(stderr=True, highlight=False)
-    started = told = time.monotonic()
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=silent or not console.is_terminal
-    ) as bar:
-        task = bar.add_task(title, total=None)
+    def __init__(self, title: str = "", *, stderr: bool = True, silent: bool = False) -> None:
+        self._title, self._silent = title, silent
+        self._console = make_console(stderr=stderr)
+        self._live = Live(console=self._console, transient=True)
+        self._started = self._printed = time.monotonic()
 
-        def advance(done: int, total: int) -> None:
-            nonlocal told
-            bar.update(task, completed=done, total=total)
-            now = time.monotonic()
-            if not silent and not console.is_terminal and now - told > LINE_SECONDS:
-                told = now
-                left = f", about {in_words((now - started) * (total - done) / done)} left" if done else ""
-                console.print(f"{title}: {done}/{total}{left}", markup=False, soft_wrap=True)
+    def __enter__(self) -> Self:
+        self._started = self._printed = time.monotonic()
+        if self._console.is_terminal and not self._silent:
+            self._live.start()
+        return self
 
-        yield advance
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """Shows that so many of all steps are done, and how long the rest takes.
 
-def show_trials(console: "Console", summary: "SweepSummary") -> None:
-    """Prints the trial table and the word about noise."""
-    from rich.table import Table
+        Args:
+            done: steps done.
+            total: all steps.
+            note: further information, e.g. a rate.
+        """
+        seconds = (time.monotonic() - self._started) * (total - done) / done if done else None
+        left = [] if seconds is None else [f"about {format_duration(seconds)} left"]
+        if self._live.is_started:
+            table = Table.grid(padding=(0, 1))
+            bar = ProgressBar(total=total, completed=done, width=40)
+            table.add_row(
+                Text(self._title), bar, ", ".join([f"{done}/{total}", *([note] if note else []), *left])
+            )
+            self._live.update(table)
+        else:
+            self._print_now_and_then(
+                ", ".join([f"{self._title}: {done}/{total}", *([note] if note else []), *left])
+            )
 
-    from pipeline.tuning.report import HEADER, SUMMARY_HEADER
+    def update(self, line: str) -> None:
+        """Shows a line in place of the last one."""
+        if self._live.is_started:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        else:
+            self._print_now_and_then(line)
 
-    shown: list[tuple[str, Sequence[str], list[list[str]]]] = [
-        (f"Trials of {summary.name}", HEADER, summary.rows())
-    ]
-    if summary.has_seeds:
-        shown.append(("Configurations", SUMMARY_HEADER, summary.summary_rows()))
-    for title, header, rows in shown:
-        table = Table(title=title, title_justify="left")
-        for column in header:
-            words = column in ("configuration", "status", "run")
-            table.add_column(column, justify="left" if words else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print(summary.verdict())
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        if not self._silent:
+            self._console.print(line, markup=False, soft_wrap=True)
 
-
-def show_next(
-    console: "Console", store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
-) -> None:
-    """Prints what one would do next, ready to be copied."""
-    uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
-    lines = [
-        ("look at the runs", store.ui_command()),
-        ("then open", store.run_list(recipe.experiment)),
-        ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
-        ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
-        ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
-         f" --split {recipe.roles.test}"),
-        ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
-        ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
-    ]  # fmt: skip
-    if environment := os.environ.get("D2LS_ENVIRONMENT"):
-        lines.insert(0, ("use the environment", f"source {shlex.quote(environment)}/bin/activate"))
-    console.print("[bold]Next[/]")
-    for words, command in lines:
-        console.print(f"  {words}:", style="dim")
-        console.print(f"    {command}", soft_wrap=True, markup=False)
+    def _print_now_and_then(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._printed > LINE_SECONDS:
+            self._printed = now
+            self.say(line)

@@ -184,10 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shard_command(recipe: Recipe, inline: bool) -> int:
-    from pipeline.sharding.report import print_summary, progress_bar
+    from pipeline.console import ProgressDisplay
+    from pipeline.sharding.report import print_summary, progress_of
 
-    with progress_bar(f"sharding {recipe.name}") as advance:
-        card = run(recipe, progress=advance, inline=inline)
+    with ProgressDisplay(f"sharding {recipe.name}") as display:
+        card = run(recipe, progress=progress_of(display), inline=inline)
     print_summary(card, recipe.shards.uri)
     return 0
 

@@ -194,17 +194,17 @@ def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "S
     """Opens the shards; makes them first, or what is missing of them, where the raw data are at hand."""
     from d2ls.shards import ShardSet
     from pipeline import demo, doctor, shard
-    from pipeline.console import stage
-    from pipeline.sharding.report import print_summary, progress_bar
+    from pipeline.console import ProgressDisplay, heading
+    from pipeline.sharding.report import print_summary, progress_of
 
     if demo.is_demo(recipe):
         demo.make_scenes(recipe, console)
     if storage.exists(recipe.data.root):
-        stage(console, f"shards in {recipe.shards.uri}")
+        heading(console, f"shards in {recipe.shards.uri}")
         # Raw data on this machine's disk cannot be read by tasks on other nodes.
         inline = storage.is_local(recipe.data.root) and cluster.nodes > 1
-        with progress_bar(f"sharding {recipe.name}") as advance:
-            card = shard.run(recipe, progress=advance, inline=inline)
+        with ProgressDisplay(f"sharding {recipe.name}") as display:
+            card = shard.run(recipe, progress=progress_of(display), inline=inline)
         print_summary(card, recipe.shards.uri)
     shards = ShardSet.open(recipe.shards.uri)
     doctor.check_roles(recipe, shards)
@@ -216,11 +216,11 @@ def _opened(
     recipe: Recipe, name: str, repeat: int, shards: "ShardSet", cluster: "Cluster", console: "Console"
 ) -> Iterator["Sweep"]:
     """Opens the sweep's MLflow run and notes what `--resume` needs; ends the run as the sweep ends."""
-    from pipeline.console import stage
+    from pipeline.console import heading
     from pipeline.tracking import Store
     from pipeline.tuning.search import Sweep
 
-    stage(console, f"MLflow store and parent run {name}")
+    heading(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
     recipe = recipe.with_values({"tracking.uri": store.uri})
     SweepState(name, recipe.to_dict(), repeat).save()
@@ -269,13 +269,13 @@ def _context(sweep: "Sweep", train_one: "TrainOne | None") -> "TrialContext":
 
 def _train(sweep: "Sweep", summary: SweepSummary) -> "tuple[TrainResult, Recipe]":
     """Trains the best configuration at full length; returns its recipe too."""
-    from pipeline.console import stage
+    from pipeline.console import heading
     from pipeline.training.run import TrainRequest, train
 
     best = summary.best
     assert best is not None
     recipe = final_recipe(sweep.recipe, best.values)
-    stage(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
+    heading(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
     request = TrainRequest(
         recipe,
         name=_final_name(sweep, recipe, best.values),
@@ -296,11 +296,11 @@ def _final_name(sweep: "Sweep", recipe: Recipe, best: Mapping[str, Any]) -> str:
 
 def _evaluate(sweep: "Sweep", recipe: Recipe, trained: "TrainResult") -> "Evaluation":
     """Scores the trained network on the test split."""
-    from pipeline.console import stage
+    from pipeline.console import heading
     from pipeline.evaluation import report
     from pipeline.evaluation.run import evaluate_recipe
 
-    stage(sweep.console, f"evaluation on {recipe.roles.test!r}, which selected nothing")
+    heading(sweep.console, f"evaluation on {recipe.roles.test!r}, which selected nothing")
     evaluation = evaluate_recipe(recipe, trained.best_checkpoint, cluster=_scoring(sweep, recipe))
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     report.show(sweep.console, [evaluation])
@@ -311,10 +311,11 @@ def _register(
     sweep: "Sweep", recipe: Recipe, trained: "TrainResult", evaluation: "Evaluation"
 ) -> "ModelVersion":
     """Registers the trained network, and says what to do next."""
-    from pipeline.console import show_next, stage
+    from pipeline.console import heading
     from pipeline.registry.registration import register_and_promote
+    from pipeline.tuning.display import show_next
 
-    stage(sweep.console, f"registry: {recipe.model_name}")
+    heading(sweep.console, f"registry: {recipe.model_name}")
     version = register_and_promote(
         sweep.store,
         trained,

@@ -48,9 +48,9 @@ def make_scenes(recipe: Recipe, console: "Console") -> None:
     wanted = {"scenes": SCENES, "size": SIZE, "seed": recipe.seed}
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         return
-    from pipeline.console import stage
+    from pipeline.console import heading
 
-    stage(console, f"drawing {sum(SCENES.values())} scenes")
+    heading(console, f"drawing {sum(SCENES.values())} scenes")
     for part in SCENES:
         storage.delete(root / part)
     write_scenery(root, scenes=SCENES, size=SIZE, seed=recipe.seed)

@@ -13,7 +13,7 @@ from d2ls.inference.scoring import SampleCounts, count_samples, merge
 from d2ls.shards import DatasetCard, ShardSet
 from pipeline.config import Recipe
 from pipeline.config.train import ClusterConfig
-from pipeline.console import step_progress
+from pipeline.console import ProgressDisplay
 from pipeline.evaluation.request import EvaluateRequest
 from pipeline.evaluation.result import Evaluation
 from pipeline.models import fetch_model, load_predictor
@@ -62,8 +62,8 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         window = window_for(shards, request.split, info.window)
         part = SplitPart(request.shards_uri, request.split, request.batch_size, window, request.decoders)
         title = f"scoring {request.model} on {request.split}"
-        with step_progress(title, silent=not show) as on_progress:
-            samples = _count(folder, request, settings, part, on_progress)
+        with ProgressDisplay(title, silent=not show) as display:
+            samples = _count(folder, request, settings, part, display.advance)
     return Evaluation(
         model=request.model,
         dataset={

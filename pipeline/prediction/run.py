@@ -14,7 +14,7 @@ from d2ls.bundle import ModelInfo, read_info
 from d2ls.errors import D2LSError, DataError
 from d2ls.inference import Progress
 from pipeline import process_identity
-from pipeline.console import in_words, step_progress
+from pipeline.console import ProgressDisplay, format_duration
 from pipeline.models import fetch_model, files_digest, load_predictor
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
@@ -81,7 +81,7 @@ def map_jobs(request: PredictRequest, jobs: list[Job]) -> int:
         elif result.skipped:
             say(f"{result.target}: finished before, left as it is (--overwrite maps it again)")
         else:
-            say(f"{result.target}: {result.height} x {result.width} in {in_words(result.seconds)}")
+            say(f"{result.target}: {result.height} x {result.width} in {format_duration(result.seconds)}")
     if failed:
         raise DataError(
             f"{failed} of {len(jobs)} scenes could not be mapped; the others are done. Repair or remove them and run "
@@ -172,10 +172,10 @@ def _map_open(
     """Maps what is not finished, in this process or on Ray workers, with progress on the terminal."""
     jobs = [(plan.source, plan.outputs.target) for plan in survey.open]
     done = 0
-    with step_progress("mapping") as advance:
+    with ProgressDisplay("mapping") as display:
 
         def on_windows(count: int) -> None:
-            advance(done + count, survey.windows)
+            display.advance(done + count, survey.windows)
 
         if request.cluster.worker_range[1] > 1 and len(jobs) > 1:
             results = _map_on_workers(request, jobs, folder, digest, tell)
@@ -199,7 +199,7 @@ def _map_here(
     predictor = load_predictor(folder, where=request.model, **request.settings.to_dict())
     seconds = _seconds_per_window(predictor, survey)
     if seconds is not None:
-        tell(f"about {in_words(seconds * survey.windows)} on {predictor.device}")
+        tell(f"about {format_duration(seconds * survey.windows)} on {predictor.device}")
     for job in jobs:
         windows = survey.plans[job].windows
 

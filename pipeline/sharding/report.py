@@ -1,13 +1,12 @@
 """What `python -m pipeline.shard` shows: progress, summary table, problems."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.shards import DatasetCard
-from pipeline.console import in_words
+from pipeline.console import ProgressDisplay
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
@@ -19,43 +18,15 @@ SHOWN_VALUES = 3
 """Values in a cell of the table of `--check`; the rest is counted."""
 
 
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[["Progress"], None]]:
-    """Shows shards, samples a second and time left; a line a shard where the output is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+def progress_of(display: ProgressDisplay) -> Callable[["Progress"], None]:
+    """Returns a function that shows the state of sharding: shards, samples and megabytes a second."""
 
-    console = Console(stderr=True)
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, rate="reading headers")
+    def show(state: "Progress") -> None:
+        rate = state.bytes / 1e6 / max(state.seconds, 1e-6)
+        note = f"{state.samples}/{state.total_samples} samples, {rate:.1f} MB/s"
+        display.advance(state.shards, state.total_shards, note)
 
-        def advance(state: "Progress") -> None:
-            text = rate_text(state)
-            bar.update(task, total=state.total_samples, completed=state.samples, rate=text)
-            if not console.is_terminal:
-                console.print(f"{title}: shard {state.shards}/{state.total_shards}, {text}", highlight=False)
-
-        yield advance
-
-
-def rate_text(state: "Progress") -> str:
-    """Says how fast it goes and how long it takes."""
-    seconds = max(state.seconds, 1e-6)
-    left = (state.total_shards - state.shards) * seconds / max(state.shards, 1)
-    return (
-        f"{state.samples}/{state.total_samples} samples, {state.bytes / 1e6 / seconds:.1f} MB/s, "
-        f"about {in_words(left)} left"
-    )
+    return show
 
 
 def print_summary(card: DatasetCard, uri: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +10,11 @@ from typing import Any, Self
 from d2ls import storage
 from d2ls.errors import StorageError
 from d2ls.training.callbacks import Callback, StepReport
+from pipeline.console import ProgressDisplay, format_duration
 from pipeline.training.run_folder import RunFolder
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
 """Least time between two writes of the latest step, on a local disk and to an object store."""
-
-PLAIN_SECONDS = 15.0
-"""Seconds between two lines of progress if the output is not a terminal."""
 
 
 class ProgressWriter(Callback):
@@ -144,52 +141,28 @@ class ProgressWatcher:
             logging.getLogger(__name__).debug("progress is not shown: %s", error)
 
 
-class SilentView:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def show(self, progress: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def epoch(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
-
-
-class ProgressView(SilentView):
-    """Shows a run on standard output.
+class ProgressView:
+    """Shows a run on standard output; a context manager.
 
     Args:
         epochs: epochs of the run.
+        silent: show nothing.
     """
 
-    def __init__(self, epochs: int) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._epochs, self._notes, self._shown = epochs, 0, 0.0
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._live = Live("", console=self._console, transient=True, auto_refresh=False)
+    def __init__(self, epochs: int, *, silent: bool = False) -> None:
+        self._epochs, self._notes = epochs, 0
+        self._display = ProgressDisplay(stderr=False, silent=silent)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
+        self._display.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        self._display.__exit__(*error)
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
-        self._console.print(text, markup=False)
+        self._display.say(text)
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Shows the latest step, and remarks of the workers."""
@@ -197,14 +170,8 @@ class ProgressView(SilentView):
         for note in notes[self._notes :]:
             self.say(f"  {note}")
         self._notes = len(notes)
-        if "step" not in progress:
-            return
-        line = progress_line(progress, self._epochs)
-        if self._console.is_terminal:
-            self._live.update(line, refresh=True)
-        elif time.monotonic() - self._shown > PLAIN_SECONDS:
-            self._shown = time.monotonic()
-            self.say(line)
+        if "step" in progress:
+            self._display.update(progress_line(progress, self._epochs))
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Prints the line of an epoch."""
@@ -221,7 +188,7 @@ def progress_line(progress: Mapping[str, Any], epochs: int) -> str:
         f"epoch {progress['epoch']}/{epochs} step {step}/{progress['steps_per_epoch']}  loss {total:.3f} ({parts})  "
         f"lr {progress['learning_rate']:.2e}  {progress['images_per_second']:.1f} img/s  "
         f"data {progress['data_share']:.0%}  {progress['memory_bytes'] / 2**30:.1f} GiB  "
-        f"{clock(progress['seconds_left'])} left"
+        f"about {format_duration(progress['seconds_left'])} left"
     )
 
 
@@ -234,13 +201,6 @@ def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
         accuracy = metrics.get("val/oa", float("nan"))
         line += f"  val mIoU {metrics['val/miou']:.4f}  OA {accuracy:.4f}  ({classes})"
     return line
-
-
-def clock(seconds: float) -> str:
-    """Formats a duration as 1:02:03 or 2:03."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _short(name: str) -> str:

@@ -13,7 +13,7 @@ from pipeline import cluster, doctor
 from pipeline.config import Recipe
 from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.training import launch, run_folder, tracked_run
-from pipeline.training.progress import ProgressView, ProgressWatcher, SilentView
+from pipeline.training.progress import ProgressView, ProgressWatcher
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import Job
 
@@ -91,7 +91,7 @@ def train(
     """
     recipe = request.recipe.anchored()
     name = request.name or run_folder.new_name(recipe)
-    view = SilentView() if quiet else ProgressView(recipe.train.epochs)
+    view = ProgressView(recipe.train.epochs, silent=quiet)
     training = train_epochs(request, name=name, log=view.say)
     with view, ProgressWatcher(RunFolder.of(recipe.output_dir, name), view.show):
         try:

@@ -70,14 +70,14 @@ def search(sweep: Sweep, plan: Plan, context: "TrialContext") -> SweepSummary:
     Raises:
         TrainingError: no trial has a score.
     """
-    from pipeline.console import stage
+    from pipeline.console import heading
 
     records = TrialRecords.load(storage.join(sweep.folder, "trials"))
     rule = halving(sweep.recipe)
     for trial in rule.overdue(records.searched(sweep.recipe).values()) if rule else ():
         _end_run(sweep, records.save(replace(trial, status="pruned")))
     found = make_search(sweep.recipe, records)
-    stage(sweep.console, f"trials ({found.left} of {plan.trials} to run)")
+    heading(sweep.console, f"trials ({found.left} of {plan.trials} to run)")
     concurrent = plan.concurrent or 1
     _run_trials(sweep, found, records, context, concurrent=concurrent)
     epochs = trial_recipe(sweep.recipe, {}).train.epochs
@@ -95,11 +95,11 @@ def _repeat(
     sweep: Sweep, best: Mapping[str, Any], records: TrialRecords, context: "TrialContext", concurrent: int
 ) -> list[Trial]:
     """Trains the best configuration with further seeds; returns these trials."""
-    from pipeline.console import stage
+    from pipeline.console import heading
 
     seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.repeat)]
     again: list[Values] = [{**best, SEED: seed} for seed in seeds]
-    stage(sweep.console, f"repeats of {describe(best)} with seeds {seeds}")
+    heading(sweep.console, f"repeats of {describe(best)} with seeds {seeds}")
     left = ListedSearch(values for values in again if not records.ended(values))
     _run_trials(sweep, left, records, context, concurrent=concurrent, prune=False)
     return [trial for values in again if (trial := records.get(values))]
@@ -115,7 +115,7 @@ def _run_trials(
     prune: bool = True,
 ) -> None:
     """Runs what a search proposes, shows how it goes, and opens and ends the trials' MLflow runs."""
-    from pipeline.tuning.progress import SweepProgress
+    from pipeline.tuning.display import SweepProgress
 
     if not found.left:
         return
@@ -167,10 +167,10 @@ def _why_none(sweep: Sweep, summary: SweepSummary) -> str:
 
 def _report(sweep: Sweep, summary: SweepSummary) -> None:
     """Prints and saves the report, and queues it for MLflow."""
-    from pipeline.console import show_trials
     from pipeline.figures import sweep_figures
     from pipeline.tracking import RunWriter
     from pipeline.tracking.runs import NOTE_TAG
+    from pipeline.tuning.display import show_trials
 
     show_trials(sweep.console, summary)
     report = summary.to_markdown()

@@ -7,7 +7,6 @@ from pipeline.training.progress import (
     ProgressView,
     ProgressWatcher,
     ProgressWriter,
-    clock,
     epoch_line,
     progress_line,
 )
@@ -64,9 +63,8 @@ def test_the_line_says_where_the_run_stands():
         "seconds_left": 3725.0,
     }  # fmt: skip
     assert progress_line(progress, 2) == (
-        "epoch 2/2 step 2/4  loss 1.750 (ce 1.250 dice 0.500)  lr 1.00e-04  8.0 img/s  data 50%  3.0 GiB  1:02:05 left"
+        "epoch 2/2 step 2/4  loss 1.750 (ce 1.250 dice 0.500)  lr 1.00e-04  8.0 img/s  data 50%  3.0 GiB  about 62 min left"
     )
-    assert clock(65) == "1:05"
 
 
 def test_the_epoch_line_has_the_scores():

@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console
 
-from pipeline.tuning.progress import SweepProgress
+from pipeline.tuning.display import SweepProgress
 from pipeline.tuning.report import Trial
 
 ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages in (("aa", 1), ("bb", 2)))

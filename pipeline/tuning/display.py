@@ -1,16 +1,22 @@
-"""Progress of a sweep: a line for every report of a trial, and one a minute on where all of them stand."""
+"""What a sweep prints: its progress, the table of trials, and the commands that come next."""
 
+import os
+import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.console import in_words
-from pipeline.tuning.report import METRIC, Trial
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.console import format_duration
+from pipeline.tuning.report import HEADER, METRIC, SUMMARY_HEADER, SweepSummary, Trial
 from pipeline.tuning.space import describe
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from pipeline.config import Recipe
+    from pipeline.tracking import ModelVersion, Store
 
 QUIET_SECONDS = 60.0
 """After so long without a report of any trial a line says where all of them stand."""
@@ -30,7 +36,7 @@ class SweepProgress:
 
     def __init__(
         self,
-        console: "Console",
+        console: Console,
         trials: int,
         epochs: int,
         running: Callable[[], Iterable[tuple[Trial, Mapping[str, Any]]]] = tuple,
@@ -108,4 +114,45 @@ class SweepProgress:
         if done <= self._before:
             return "time left unknown"
         seconds = (time.monotonic() - self._started) * left / (done - self._before)
-        return f"about {in_words(seconds)} left" if left > 0 else "nearly done"
+        return f"about {format_duration(seconds)} left" if left > 0 else "nearly done"
+
+
+def show_trials(console: Console, summary: SweepSummary) -> None:
+    """Prints the trial table and the word about noise."""
+    shown: list[tuple[str, Sequence[str], list[list[str]]]] = [
+        (f"Trials of {summary.name}", HEADER, summary.rows())
+    ]
+    if summary.has_seeds:
+        shown.append(("Configurations", SUMMARY_HEADER, summary.summary_rows()))
+    for title, header, rows in shown:
+        table = Table(title=title, title_justify="left")
+        for column in header:
+            words = column in ("configuration", "status", "run")
+            table.add_column(column, justify="left" if words else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(summary.verdict())
+
+
+def show_next(
+    console: Console, store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
+) -> None:
+    """Prints what one would do next, ready to be copied."""
+    uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
+    lines = [
+        ("look at the runs", store.ui_command()),
+        ("then open", store.run_list(recipe.experiment)),
+        ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
+        ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
+        ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
+         f" --split {recipe.roles.test}"),
+        ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
+        ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
+    ]  # fmt: skip
+    if environment := os.environ.get("D2LS_ENVIRONMENT"):
+        lines.insert(0, ("use the environment", f"source {shlex.quote(environment)}/bin/activate"))
+    console.print("[bold]Next[/]")
+    for words, command in lines:
+        console.print(f"  {words}:", style="dim")
+        console.print(f"    {command}", soft_wrap=True, markup=False)
