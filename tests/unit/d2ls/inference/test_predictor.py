@@ -53,7 +53,7 @@ def test_a_device_that_is_not_here_is_named(device: str) -> None:
 
 def test_an_unknown_preset_names_those_that_exist() -> None:
     with pytest.raises(ConfigError, match="flips_turns"):
-        Predictor(LocalStub(), model_info(), augmentation="d4")
+        Predictor(LocalStub(), model_info(), tta="d4")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -98,7 +98,7 @@ def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
             seen = np.rot90(image[:, ::-1] if mirrored else image, turns)
             back = np.rot90(forward(seen), -turns)
             ways.append(back[:, ::-1] if mirrored else back)
-    found = Predictor(network, model_info(), augmentation=preset).probabilities(image)
+    found = Predictor(network, model_info(), tta=preset).probabilities(image)
     np.testing.assert_allclose(found, np.mean(ways, axis=0).transpose(2, 0, 1), atol=1e-6)
 
 
@@ -131,7 +131,7 @@ class _Probabilities(torch.nn.Module):
 @pytest.mark.parametrize("preset", ["flips", "flips_turns"])
 def test_the_mean_is_that_of_ttach(preset: str) -> None:
     image = picture(24, 32, 3)
-    found = Predictor(LocalStub(), model_info(), augmentation=preset).probabilities(image)
+    found = Predictor(LocalStub(), model_info(), tta=preset).probabilities(image)
     np.testing.assert_allclose(found, ttach_mean(image, preset), atol=1e-6)
 
 
