@@ -9,20 +9,11 @@ import numpy.typing as npt
 
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
+from d2ls.window import Window as Window
 
 T = TypeVar("T", bound=np.generic)
 Edge = Literal["shift", "pad", "drop"]
 Padding = Literal["zero", "mirror"]
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of a scene, in pixels; it may reach over the scene's edge."""
-
-    row: int
-    column: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
