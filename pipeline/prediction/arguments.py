@@ -4,10 +4,11 @@ import argparse
 import math
 from typing import Any
 
+from d2ls import storage
 from d2ls.errors import ConfigError
 from pipeline.cli import parser
 from pipeline.config.train import ClusterConfig
-from pipeline.prediction.request import MapOptions, ModelSettings, PredictRequest
+from pipeline.prediction.request import AreaOptions, MapOptions, ModelSettings, PolygonOptions, PredictRequest
 
 
 def parse_request(command: str, description: str, examples: str, argv: list[str] | None) -> PredictRequest:
@@ -18,6 +19,7 @@ def parse_request(command: str, description: str, examples: str, argv: list[str]
     """
     arguments = parser(command, description, examples)
     _add_scenes(arguments)
+    _add_products(arguments)
     _add_windows(arguments)
     _add_machines(arguments)
     values = arguments.parse_args(argv)
@@ -39,6 +41,7 @@ def parse_request(command: str, description: str, examples: str, argv: list[str]
         ),
         tracking_uri=values.tracking_uri,
         submission=values.submission,
+        mosaic=values.mosaic,
     )
 
 
@@ -60,8 +63,45 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
     add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")
     add("--overlay", action="store_true", help="also write OUTPUT.overlay.jpg, the map over the image")
+    add(
+        "--area", metavar="FILE", help="polygons (GeoPackage, ...): only what lies in them is read and mapped"
+    )
+    add(
+        "--mosaic",
+        action="store_true",
+        help="the images of INPUT are tiles of one scene: one map without seams",
+    )
     add("--overwrite", action="store_true", help="map again what is finished; replace files of OUTPUT's name")
     add("--submission", choices=("loveda", "uavid"), help="make and check what the benchmark's server takes")
+
+
+def _add_products(arguments: argparse.ArgumentParser) -> None:
+    add = arguments.add_argument
+    add("--confidence", action="store_true", help="also write OUTPUT.confidence.tif, the winning probability")
+    add("--style", action="store_true", help="also write OUTPUT.qml, by which QGIS shows colours and names")
+    add(
+        "--polygons", nargs="?", const="", metavar="FILE.gpkg",
+        help="also write the polygons of the map (default: OUTPUT.gpkg), with class, area and mean probability",
+    )  # fmt: skip
+    add("--polygon-classes", metavar="A,B", help="classes to outline (default: all)")
+    add(
+        "--simplify-m",
+        type=float,
+        metavar="M",
+        help="smooth polygons; features narrower than about M metres go",
+    )
+    add("--min-area-m2", type=float, metavar="A", help="parts smaller than A take the class around them")
+    add(
+        "--hectares",
+        action="store_true",
+        help="also write OUTPUT.areas.csv and OUTPUT.areas.md, areas by class",
+    )
+    add("--zones", metavar="FILE", help="polygons to count areas in, beside the whole map")
+    add("--zone-field", metavar="NAME", help="attribute that names the zones (default: their number)")
+    add(
+        "--evaluation-report", metavar="FILE",
+        help="report.json of pipeline.evaluate: also write areas adjusted for the model's errors",
+    )  # fmt: skip
 
 
 def _add_windows(arguments: argparse.ArgumentParser) -> None:
@@ -99,7 +139,52 @@ def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...] | Non
         raise ConfigError(f"{option} {text}: give numbers with commas between them") from None
 
 
+def _polygons(values: argparse.Namespace) -> PolygonOptions | None:
+    if values.polygons is None:
+        for option in ("polygon_classes", "simplify_m"):
+            if getattr(values, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} is about polygons; add --polygons")
+        return None
+    if values.polygons and not values.polygons.lower().endswith(".gpkg"):
+        raise ConfigError(
+            f"--polygons {values.polygons}: polygons are written as .gpkg. Name such a file, or write --polygons after "
+            "MODEL, INPUT and OUTPUT"
+        )
+    if values.polygons and not (storage.is_local(values.polygons) and storage.is_local(values.output)):
+        raise ConfigError(
+            f"--polygons {values.polygons}: a name of their own is for local files; leave it out, and they lie beside "
+            "the map"
+        )
+    _positive(values.simplify_m, "--simplify-m", "metres")
+    names = values.polygon_classes.split(",") if values.polygon_classes else []
+    return PolygonOptions(values.polygons or None, tuple(name.strip() for name in names), values.simplify_m)
+
+
+def _areas(values: argparse.Namespace) -> AreaOptions | None:
+    if values.zone_field and not values.zones:
+        raise ConfigError(f"--zone-field {values.zone_field} is about zones; name their file with --zones")
+    if not (values.hectares or values.zones or values.evaluation_report):
+        return None
+    return AreaOptions(values.zones, values.zone_field, values.evaluation_report)
+
+
+def _positive(value: float | None, option: str, unit: str) -> None:
+    if value is not None and not (0 < value < math.inf):
+        raise ConfigError(f"{option} {value:g}: give {unit}, more than 0")
+
+
+def _refuse_products_of_submission(values: argparse.Namespace) -> None:
+    given = ("confidence", "style", "polygons", "min_area_m2", "hectares", "zones", "area", "mosaic")
+    for name in given:
+        if values.submission and getattr(values, name) not in (None, False):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: not for a submission, which holds label images alone"
+            )
+
+
 def _options(values: argparse.Namespace) -> MapOptions:
+    _refuse_products_of_submission(values)
+    _positive(values.min_area_m2, "--min-area-m2", "square metres")
     stretch = _numbers(values.scale_range, "--scale-range", float)
     if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
         raise ConfigError(
@@ -119,6 +204,12 @@ def _options(values: argparse.Namespace) -> MapOptions:
         resample=values.resample,
         probabilities=values.probabilities,
         overlay=values.overlay,
+        confidence=values.confidence,
+        style=values.style,
+        polygons=_polygons(values),
+        areas=_areas(values),
+        min_area_m2=values.min_area_m2,
+        area=values.area,
         overwrite=values.overwrite,
     )
 

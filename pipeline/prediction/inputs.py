@@ -163,7 +163,7 @@ def _refuse_clashes(jobs: list[Job]) -> None:
     seen: dict[str, str] = {}
     for source, target in jobs:
         stem = target.rpartition(".")[0]
-        for file in (target, f"{stem}.probabilities.tif", f"{stem}.overlay.jpg"):
+        for file in (target, f"{stem}.probabilities.tif", f"{stem}.confidence.tif", f"{stem}.overlay.jpg"):
             if _identity(file) in sources:
                 raise ConfigError(f"{file}: the map would replace a scene; name another OUTPUT")
         if target in seen:
@@ -171,6 +171,11 @@ def _refuse_clashes(jobs: list[Job]) -> None:
                 f"{target}: would be the map of both {seen[target]} and {source}; map them one by one"
             )
         seen[target] = source
+
+
+def same_file(first: str, second: str) -> bool:
+    """Returns whether two locations are one file, under whatever names."""
+    return _identity(first) == _identity(second)
 
 
 def _identity(uri: str) -> str | tuple[int, int]:

@@ -9,29 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from affine import Affine
 
 from d2ls import storage
 from d2ls.errors import DataError, StorageError
 from d2ls.inference import Band, Grid, Predictor, Progress, overlap_pixels, stitch
 from d2ls.scratch import scratch_folder
-from pipeline.prediction.map_writer import (
-    MAP_TAG,
-    Layout,
-    aux_file,
-    quantize,
-    write_labels,
-    write_probabilities,
-)
+from pipeline.prediction.map_writer import aux_file, quantize
 from pipeline.prediction.outputs import Outputs, hold
-from pipeline.prediction.overlay import write_overlay
-from pipeline.prediction.parts import Parts, Rows
+from pipeline.prediction.parts import Parts
 from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
 from pipeline.prediction.preprocessing import plan_stretch
+from pipeline.prediction.products import Products
 from pipeline.prediction.request import MapOptions, WindowPlan
 from sharding.raster.base import Reading
 from sharding.raster.gdal import GDAL_SUFFIXES
+from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.reader import PLAIN
 from sharding.raster.scene import Scene, Span, open_scene
+from sharding.tiling import Window
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -171,7 +167,7 @@ class _Job:
             stitch(
                 self._reader(), self.predictor.window_probabilities, self._writer(parts),
                 self.grid, self.predictor.num_classes, batch_size=self.predictor.batch_size, first_band=finished,
-                keep_probabilities=self.options.probabilities, progress=progress,
+                keep_probabilities=self.options.probabilities or self.options.needs_confidence, progress=progress,
             )  # fmt: skip
         self._check_unchanged()
         pixels = self._write(parts)
@@ -198,6 +194,7 @@ class _Job:
         kinds = {"labels": 1} | (
             {"probabilities": self.predictor.num_classes} if self.options.probabilities else {}
         )
+        kinds |= {"confidence": 1} if self.options.needs_confidence else {}
         bands = [self.grid.band(index) for index in range(len(self.grid.rows))]
         how = json.loads(replace(self.plan.provenance, place="").to_json())
         parts = Parts(self.plan.outputs.parts, how, kinds, self.grid.width, bands)
@@ -208,18 +205,38 @@ class _Job:
     def _reader(self) -> Any:
         scene, plan = self.scene, self.plan
         stretch = plan_stretch(self.predictor, self.options.stretch)
+        area = self._area()
 
         def read(rows: Span, columns: Span) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
+            window = Window(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
+            inside = area.read(window) > 0 if area is not None else None
+            if inside is not None and not inside.any():
+                shape = (window.height, window.width, len(plan.bands))
+                return np.zeros(shape, self.predictor.info.dtype), inside
             pixels, valid = scene.read(rows, columns, plan.bands, plan.size)
+            if inside is not None:
+                valid = inside if valid is None else valid & inside
             return stretch(pixels), valid
 
         return read
 
+    def _area(self) -> PolygonGrid | None:
+        """The area to map, on the grid that windows are laid over; None: everywhere."""
+        if self.plan.area is None:
+            return None
+        polygons, (height, width) = self.plan.area.polygons, self.plan.grid_size
+        scale = Affine.scale(self.scene.width / width, self.scene.height / height)
+        ones = np.ones(len(polygons), np.uint8)
+        transform = self.scene.georeference.transform @ scale
+        return PolygonGrid(polygons, ones, transform, height, width, fill=0)
+
     def _writer(self, parts: Parts) -> Callable[[Band], None]:
         def write(band: Band) -> None:
             rasters = {"labels": band.labels}
-            if band.probabilities is not None:
+            if band.probabilities is not None and self.options.probabilities:
                 rasters["probabilities"] = quantize(band.probabilities, band.labels)
+            if band.probabilities is not None and self.options.needs_confidence:
+                rasters["confidence"] = quantize(band.probabilities.max(axis=0), band.labels)
             parts.write(band.index, **rasters)
 
         return write
@@ -230,12 +247,12 @@ class _Job:
         # Somebody may have put a file there in the hours since.
         outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
         if storage.is_local(outputs.target):
-            local = replace(outputs, target=str(storage.local_path(outputs.target)))
-            return self._write_local(parts, local, Path(local.parts))
+            local = outputs.moved(str(storage.local_path(outputs.target)))
+            return self._products(parts, local, Path(local.parts))
         with scratch_folder("map") as folder:
             check_disk(self.plan.disk, str(folder))
-            local = replace(outputs, target=str(folder / Path(outputs.target).name))
-            pixels = self._write_local(parts, local, folder)
+            local = outputs.moved(str(folder / Path(outputs.target).name))
+            pixels = self._products(parts, local, folder)
             aux = aux_file(Path(local.target))
             if aux.exists():
                 storage.upload(aux, f"{outputs.target}.aux.xml")
@@ -243,45 +260,9 @@ class _Job:
                 storage.upload(Path(source), target)
             return pixels
 
-    def _write_local(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
-        info, scene, how = self.predictor.info, self.scene, self.plan.provenance.to_json()
-        about = json.dumps({**info.dataset, **{key: str(value) for key, value in info.extra.items()}})
-        layout = Layout(scene.height, scene.width, scene.georeference, {MAP_TAG: how, "model": about})
-        if self.options.probabilities:
-            rows = _to_scene(parts.rows("probabilities"), self.grid, layout)
-            target = Path(outputs.beside("probabilities.tif"))
-            write_probabilities(target, rows, layout, info.classes, workspace=workspace)
-        if self.options.overlay:
-            write_overlay(
-                Path(outputs.beside("overlay.jpg")), scene, self.plan.bands, parts.rows("labels"), self.grid,
-                info.classes, how, workspace,
-            )  # fmt: skip
-        counts = np.zeros(256, np.int64)
-        rows = _counted(_to_scene(parts.rows("labels"), self.grid, layout), counts)
-        # The map comes last: it says that all is finished.
-        write_labels(Path(outputs.target), rows, layout, info.classes, workspace=workspace)
-        return (*counts[: info.classes.num_classes].tolist(), int(counts[255]))
-
-
-def _to_scene(rows: Rows, grid: Grid, layout: Layout) -> Rows:
-    """Brings rows of the predicted grid to the scene's own grid by the nearest pixel."""
-    if (grid.height, grid.width) == (layout.height, layout.width):
-        yield from rows
-        return
-    down = _nearest(layout.height, grid.height)
-    across = _nearest(layout.width, grid.width)
-    for top, block in rows:
-        first, last = np.searchsorted(down, [top, top + block.shape[-2]])
-        if last > first:
-            yield int(first), block[..., down[first:last] - top, :][..., across]
-
-
-def _nearest(length: int, there: int) -> "npt.NDArray[np.intp]":
-    """For each of `length` pixels along an axis, the nearest of `there` pixels that cover the same ground."""
-    return np.minimum((np.arange(length) + 0.5) * there / length, there - 1).astype(np.intp)
-
-
-def _counted(rows: Rows, counts: "npt.NDArray[np.int64]") -> Rows:
-    for top, block in rows:
-        counts += np.bincount(block.ravel(), minlength=256)
-        yield top, block
+    def _products(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
+        grid_size = (self.grid.height, self.grid.width)
+        with Products(
+            self.predictor.info, self.scene, self.plan, self.options, parts, grid_size, workspace
+        ) as products:
+            return products.write(outputs)

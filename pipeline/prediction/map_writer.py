@@ -8,7 +8,7 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,12 @@ from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import IGNORE, ClassTable
 from d2ls.scratch import atomic_write
-from pipeline.prediction.parts import Rows
+from pipeline.prediction.rows import Rows, realigned
 from sharding.raster import GDAL_CACHE_BYTES, MAX_WHOLE_PIXELS
 from sharding.raster.scene import Georeference
 
 PROBABILITY_STEPS = 250
 """Probabilities are stored as 0..250 with scale 1/250; 255 is nodata."""
-
-MAP_TAG = "d2ls_map"
-"""Tag of all files that belong to a map: how it was made, see `provenance`. In a JPEG it is the comment."""
 
 _AUX_MARK = "d2ls_class_names"
 _TILE = 512
@@ -87,29 +84,36 @@ def write_labels(
         _write_cog(target, rows, layout, 1, describe, workspace)
 
 
-def write_probabilities(
-    target: Path, rows: Rows, layout: Layout, classes: ClassTable, *, workspace: Path | None = None
+def write_steps(
+    target: Path, rows: Rows, layout: Layout, names: Sequence[str], *, workspace: Path | None = None
 ) -> None:
-    """Writes K bands of quantised probabilities (0..250 and 255), named by class, as GeoTIFF; see `write_labels`.
+    """Writes bands of quantised probabilities (0..250 and 255) as GeoTIFF; see `write_labels`.
+
+    Args:
+        target: local file; replaced where it exists.
+        rows: steps, bands h W (h W where there is one band).
+        layout: size, place, tags.
+        names: of the bands.
+        workspace: folder on the same disk for unfinished files; None: beside the target.
 
     Raises:
         StorageError: it cannot be written; nothing is left behind.
     """
 
     def describe(file: Any) -> None:
-        for index, name in enumerate(classes.names, 1):
+        for index, name in enumerate(names, 1):
             file.set_band_description(index, name)
-        file.scales = (1 / PROBABILITY_STEPS,) * classes.num_classes
+        file.scales = (1 / PROBABILITY_STEPS,) * len(names)
         file.update_tags(**layout.tags)
 
     with _named(target):
-        _write_cog(target, rows, layout, classes.num_classes, describe, workspace)
+        _write_cog(target, rows, layout, len(names), describe, workspace)
 
 
 def quantize(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Turns probabilities (K h W) into steps; 255 where the label map (h W) has no data."""
     steps = np.rint(probabilities * PROBABILITY_STEPS).clip(0, PROBABILITY_STEPS).astype(np.uint8)
-    steps[:, labels == IGNORE] = IGNORE
+    steps[..., labels == IGNORE] = IGNORE
     return steps
 
 
@@ -130,23 +134,6 @@ def aux_file(target: Path) -> Path:
 def is_our_aux_file(content: bytes) -> bool:
     """Returns whether a sidecar of class names was written here; GDAL keeps the mark when it adds to the file."""
     return f'<MDI key="{_AUX_MARK}">'.encode() in content
-
-
-def read_tags(uri: Path | str) -> dict[str, str]:
-    """Reads the tags of a finished map, PNG, TIFF or JPEG; empty where there is none that can be read."""
-    try:
-        if Path(uri).suffix.lower() in (".tif", ".tiff"):
-            remote = {} if storage.is_local(uri) else {"opener": storage.open_input}
-            with _gdal(), rasterio.open(uri if remote else storage.local_path(uri), **remote) as file:
-                return dict(file.tags())
-        with storage.open_input(uri) as stream, Image.open(stream) as image:
-            tags = {str(key): str(value) for key, value in image.info.items()}
-            comment = image.info.get("comment", b"")
-            return {**tags, MAP_TAG: comment.decode("utf-8", "replace")} if comment else tags
-    except (OSError, SyntaxError, ValueError, StorageError, rasterio.errors.RasterioError):
-        return {}
-    except Image.DecompressionBombError:
-        return {}
 
 
 def _write_cog(
@@ -190,7 +177,7 @@ def _copy(plain: Path, final: Path) -> None:
 def _write_rows(file: Any, rows: Rows, layout: Layout, bands: int) -> int:
     """Writes pieces aligned to tiles; returns the checksum of all pixels in the order of `_checksum`."""
     checksum = written = 0
-    for top, block in _realigned(rows, _TILE):
+    for top, block in realigned(rows, _TILE):
         block = block.reshape(bands, -1, layout.width)
         file.write(block, window=Window(0, top, layout.width, block.shape[1]))
         checksum = zlib.crc32(block.tobytes(), checksum)
@@ -198,22 +185,6 @@ def _write_rows(file: Any, rows: Rows, layout: Layout, bands: int) -> int:
     if written != layout.height:
         raise StorageError(f"{file.name}: {written} of {layout.height} rows came")
     return checksum
-
-
-def _realigned(rows: Rows, size: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Cuts pieces of any height into pieces that begin at multiples of `size`."""
-    held: list[npt.NDArray[np.uint8]] = []
-    start = height = 0
-    for _, block in rows:
-        while block.shape[-2]:
-            part, block = np.split(block, [size - height], axis=-2)
-            held.append(part)
-            height += part.shape[-2]
-            if height == size:
-                yield start, np.concatenate(held, axis=-2)
-                start, height, held = start + size, 0, []
-    if held:
-        yield start, np.concatenate(held, axis=-2)
 
 
 def _checksum(path: Path) -> int:

@@ -4,8 +4,8 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import filelock
 from pyarrow import fs
@@ -16,6 +16,7 @@ from pipeline import process_identity
 from pipeline.prediction.map_writer import is_our_aux_file
 from pipeline.prediction.parts import IN_USE, IN_USE_RECORD, remove_empty
 from pipeline.prediction.provenance import Provenance, read_provenance
+from pipeline.prediction.request import MapOptions
 
 SILENT_SECONDS = 300.0
 """A record of use in an object store that is older than this was left by a killed process of another machine."""
@@ -35,13 +36,37 @@ class Outputs:
 
     Attributes:
         target: the map, `.tif` or `.png`, local or by URI.
-        probabilities: the class probabilities are wanted too.
-        overlay: the picture of the map over the image is wanted too.
+        probabilities: also the class probabilities.
+        overlay: also the picture of the map over the image.
+        confidence: also the probability of the winning class.
+        style: also the style for QGIS.
+        polygons: location of the polygons; None: none.
+        areas: also the tables of areas.
     """
 
     target: str
     probabilities: bool = False
     overlay: bool = False
+    confidence: bool = False
+    style: bool = False
+    polygons: str | None = None
+    areas: bool = False
+
+    @classmethod
+    def of(cls, target: str, options: MapOptions) -> Self:
+        """Lists the files that options ask for, with the map at `target`."""
+        beside = f"{target.rpartition('.')[0]}.gpkg"
+        polygons = (options.polygons.file or beside) if options.polygons else None
+        return cls(
+            target, options.probabilities, options.overlay, options.confidence, options.style, polygons,
+            options.areas is not None,
+        )  # fmt: skip
+
+    def moved(self, target: str) -> Self:
+        """Returns the files under another name of the map; polygons of a name of their own keep it."""
+        own = self.polygons if self.polygons != self.beside("gpkg") else None
+        moved = replace(self, target=target)
+        return replace(moved, polygons=self.polygons and (own or moved.beside("gpkg")))
 
     def beside(self, ending: str) -> str:
         """Location of a file that accompanies the map."""
@@ -50,8 +75,12 @@ class Outputs:
     @property
     def files(self) -> tuple[str, ...]:
         """All of them; the map comes last, as it says that all are finished."""
-        extra = [self.beside("probabilities.tif")] if self.probabilities else []
-        extra += [self.beside("overlay.jpg")] if self.overlay else []
+        kinds = {
+            "probabilities.tif": self.probabilities, "confidence.tif": self.confidence, "overlay.jpg": self.overlay,
+            "qml": self.style, "areas.csv": self.areas, "areas.md": self.areas,
+        }  # fmt: skip
+        extra = [self.beside(ending) for ending, wanted in kinds.items() if wanted]
+        extra += [self.polygons] if self.polygons else []
         return (*extra, self.target)
 
     @property

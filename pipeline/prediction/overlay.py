@@ -10,12 +10,12 @@ from PIL import Image
 from d2ls.display import displayable
 from d2ls.labels import IGNORE, ClassTable
 from pipeline.prediction.map_writer import save_image
+from pipeline.prediction.rows import resampled
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from d2ls.inference import Grid
-    from pipeline.prediction.parts import Rows
+    from pipeline.prediction.rows import Rows
     from sharding.raster.scene import Scene
 
 LONGEST_SIDE = 2048
@@ -27,7 +27,6 @@ def write_overlay(
     scene: "Scene",
     bands: Sequence[int],
     rows: "Rows",
-    grid: "Grid",
     classes: ClassTable,
     comment: str,
     workspace: Path | None = None,
@@ -37,7 +36,7 @@ def write_overlay(
     size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
     shown = list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
     pixels, _ = scene.read((0, size[0]), (0, size[1]), shown, size)
-    labels = _thinned(rows, grid, size)
+    labels = _thinned(rows, (scene.height, scene.width), size)
     colors = classes.colorize(labels).astype(np.float32)
     opacity = np.where(labels == IGNORE, 0.0, OPACITY)[..., None]
     picture = displayable(pixels) * (1 - opacity) + colors * opacity
@@ -46,12 +45,9 @@ def write_overlay(
     )
 
 
-def _thinned(rows: "Rows", grid: "Grid", size: tuple[int, int]) -> "npt.NDArray[np.uint8]":
-    """Takes the nearest pixel of the predicted grid for each of the picture's."""
-    down = ((np.arange(size[0]) + 0.5) * grid.height / size[0]).astype(int)
-    across = ((np.arange(size[1]) + 0.5) * grid.width / size[1]).astype(int)
+def _thinned(rows: "Rows", scene: tuple[int, int], size: tuple[int, int]) -> "npt.NDArray[np.uint8]":
+    """Takes the nearest pixel of the map for each of the picture's."""
     labels = np.full(size, IGNORE, np.uint8)
-    for top, block in rows:
-        first, last = np.searchsorted(down, [top, top + block.shape[-2]])
-        labels[first:last] = block[down[first:last] - top][:, across]
+    for top, block in resampled(rows, scene, size):
+        labels[top : top + len(block)] = block
     return labels

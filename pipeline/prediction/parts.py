@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,16 @@ from pyarrow import fs
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
+from pipeline.prediction.rows import Rows
 
 Span = tuple[int, int]
-Rows = Iterator[tuple[int, npt.NDArray[np.uint8]]]
-"""Pieces of a raster from the top down: first row, and pixels h W or planes h W."""
-
 PLAN_FILE = "plan.json"
 IN_USE = "in-use.lock"
 IN_USE_RECORD = "in-use.json"
 PRODUCT = "d2ls parts of a map"
 _UNFINISHED = re.compile(r"\..*\.tmp(\..*)?")
 _OURS = re.compile(
-    rf"\d{{6}}\.(labels|probabilities)|{PLAN_FILE}|{IN_USE}|{IN_USE_RECORD}|{_UNFINISHED.pattern}"
+    rf"\d{{6}}\.(labels|probabilities|confidence)|{PLAN_FILE}|{IN_USE}|{IN_USE_RECORD}|{_UNFINISHED.pattern}"
 )
 
 

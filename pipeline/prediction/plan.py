@@ -2,18 +2,26 @@
 
 import shutil
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
 from d2ls import storage
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, StorageError
 from d2ls.inference import overlap_pixels, span_count
+from pipeline.prediction.areas import read_report
+from pipeline.prediction.ground import GroundArea, ground_area
+from pipeline.prediction.inputs import same_file
+from pipeline.prediction.layers import Layer, read_layer
 from pipeline.prediction.outputs import Outputs
 from pipeline.prediction.parts import check_ours
+from pipeline.prediction.polygons import chosen_classes
 from pipeline.prediction.preprocessing import check_type, choose_bands, plan_grid
 from pipeline.prediction.provenance import Provenance
-from pipeline.prediction.request import MapOptions, WindowPlan
+from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions, WindowPlan
 from sharding.raster.scene import Scene
 
 MAX_WINDOWS = 2_000_000
@@ -42,6 +50,10 @@ class ScenePlan:
         provenance: goes into the map.
         notes: choices and warnings that a person should see before the work.
         finished: all files are there already.
+        ground: what a pixel covers, where an option needs to know; else None.
+        area: polygons to map in; None: everywhere.
+        zones: polygons to count in; None: the whole map alone.
+        confusion: of the evaluation report; None: none.
     """
 
     source: str
@@ -55,6 +67,10 @@ class ScenePlan:
     provenance: Provenance
     notes: tuple[str, ...]
     finished: bool
+    ground: GroundArea | None = None
+    area: Layer | None = None
+    zones: Layer | None = None
+    confusion: npt.NDArray[np.int64] | None = None
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -80,7 +96,7 @@ def plan_scene(
         ConfigError: something else stands where the map shall go, or it takes more windows or memory than there can be.
         DataError: the scene has other bands or another type than the model takes.
     """
-    outputs = Outputs(target, options.probabilities, options.overlay)
+    outputs = Outputs.of(target, options)
     bands, band_note = choose_bands(scene, info, options.bands)
     check_type(scene, info, options.stretch)
     size, size_note = plan_grid(scene, info, options.resample)
@@ -92,18 +108,84 @@ def plan_scene(
         "overlap": look.overlap, "views": [asdict(view) for view in look.views], "stretch": options.stretch,
         "nodata": options.reading(info).nodata, "page": options.page,
     }  # fmt: skip
+    layers = _Layers.of(scene, info, options)
+    settings |= layers.settings(options)
     provenance = Provenance.of(source, scene.info.sidecars, model, settings)
+    _refuse_own_layers(outputs, options)
     state = outputs.check(provenance, overwrite=options.overwrite)
     if state != "finished":
         check_ours(outputs.parts)
     changed = "changed since it was mapped, it is mapped again" if state == "outdated" else ""
-    notes = (changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options))
-    probabilities = PROBABILITY_BYTES * info.classes.num_classes if options.probabilities else 0.0
+    notes = (
+        changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options), *layers.notes
+    )  # fmt: skip
+    planes = info.classes.num_classes * options.probabilities + options.needs_confidence
     return ScenePlan(
         source, outputs, scene.height, scene.width, bands, size, windows,
-        round(rows * columns * (LABEL_BYTES + probabilities)), provenance,
-        tuple(note for note in notes if note), state == "finished",
+        round(rows * columns * (LABEL_BYTES + PROBABILITY_BYTES * planes))
+        + (3 * scene.height * scene.width if options.min_area_m2 is not None else 0),
+        provenance, tuple(note for note in notes if note), state == "finished", layers.ground, layers.area,
+        layers.zones, layers.confusion,
     )  # fmt: skip
+
+
+def _refuse_own_layers(outputs: Outputs, options: MapOptions) -> None:
+    """Refuses to write over a layer or report that the same call reads.
+
+    Raises:
+        ConfigError: names it.
+    """
+    areas = options.areas or AreaOptions()
+    given = {"--area": options.area, "--zones": areas.zones, "--evaluation-report": areas.report}
+    for option, path in given.items():
+        for file in outputs.files if path else ():
+            if path is not None and same_file(file, path):
+                raise ConfigError(
+                    f"{file}: is the file of {option} and would be written over; name another OUTPUT"
+                )
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What options lay over a scene, read and checked."""
+
+    ground: GroundArea | None
+    area: Layer | None
+    zones: Layer | None
+    confusion: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, scene: Scene, info: ModelInfo, options: MapOptions) -> Self:
+        place, size = scene.georeference, (scene.height, scene.width)
+        needed_by = options.measured_by
+        ground = ground_area(scene.name, place, *size, needed_by) if needed_by else None
+        if options.polygons:
+            chosen_classes(options.polygons, info.classes)
+        areas = options.areas or AreaOptions()
+        return cls(
+            ground,
+            read_layer(options.area, scene.name, place, size) if options.area else None,
+            read_layer(areas.zones, scene.name, place, size, areas.zone_field) if areas.zones else None,
+            read_report(areas.report, info.classes) if areas.report else None,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(note for layer in (self.area, self.zones) if layer for note in layer.notes)
+
+    def settings(self, options: MapOptions) -> dict[str, Any]:
+        """What decides the values of the files; an option that is not used adds nothing."""
+        polygons = options.polygons
+        values = {
+            "min_area_m2": options.min_area_m2,
+            "area": self.area and self.area.digest,
+            "zones": self.zones and self.zones.digest,
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
+            "polygons": (polygons.classes, polygons.simplify_m)
+            if polygons and polygons != PolygonOptions()
+            else None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def _place_note(scene: Scene, target: str) -> str:

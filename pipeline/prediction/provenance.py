@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Self
 
 from d2ls import storage
-from pipeline.prediction.map_writer import MAP_TAG, read_tags
+from pipeline.prediction.tags import MAP_TAG, read_tags
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Provenance:
         place: digest of the scene's location; tells scenes of one name apart.
         stamp: size, time and, in an object store, tag of the scene's file; then what stands for files beside it.
         model: digest of the model's files.
-        settings: digest of all else that decides the values of the map.
+        settings: digest of all else that decides the values of the map and of what is derived from it.
     """
 
     scene: str
@@ -79,7 +79,7 @@ class Provenance:
             return f"of another scene ({other.scene})"
         if self.model != other.model:
             return "made with another model"
-        return "made with other options (bands, window, overlap, tta, stretch or resampling)"
+        return "made with other options (bands, window, overlap, tta, scale range, resampling, area, polygons ...)"
 
 
 def read_provenance(uri: str) -> Provenance | None:

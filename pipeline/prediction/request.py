@@ -12,6 +12,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PolygonOptions:
+    """Which polygons of a map are written.
+
+    Attributes:
+        file: the GeoPackage; None: beside the map, under its name.
+        classes: names of the classes that are outlined; empty: all.
+        simplify_m: features narrower than about this many metres go; None: edges follow the pixels.
+    """
+
+    file: str | None = None
+    classes: tuple[str, ...] = ()
+    simplify_m: float | None = None
+
+
+@dataclass(frozen=True)
+class AreaOptions:
+    """Which areas are counted.
+
+    Attributes:
+        zones: vector file of polygons to count in, beside the whole map.
+        zone_field: its attribute that names them; None: their number.
+        report: report.json of `pipeline.evaluate`, to adjust the areas for the model's errors.
+    """
+
+    zones: str | None = None
+    zone_field: str | None = None
+    report: str | None = None
+
+
+@dataclass(frozen=True)
 class MapOptions:
     """How scenes are mapped.
 
@@ -23,6 +53,12 @@ class MapOptions:
         resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
         probabilities: also write the class probabilities.
         overlay: also write a picture of the map over the image.
+        confidence: also write the probability of the winning class.
+        style: also write a style for QGIS.
+        polygons: also write polygons; None: no.
+        areas: also write tables of areas; None: no.
+        min_area_m2: smaller parts take the class around them.
+        area: vector file; only what lies in its polygons is read and mapped.
         overwrite: map again what is finished, and replace whatever stands in the place of the map.
     """
 
@@ -33,7 +69,28 @@ class MapOptions:
     resample: bool = False
     probabilities: bool = False
     overlay: bool = False
+    confidence: bool = False
+    style: bool = False
+    polygons: PolygonOptions | None = None
+    areas: AreaOptions | None = None
+    min_area_m2: float | None = None
+    area: str | None = None
     overwrite: bool = False
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether the probability of the winning class is kept."""
+        return self.confidence or self.polygons is not None
+
+    @property
+    def measured_by(self) -> str:
+        """The options that need true areas, for messages; empty: none."""
+        simplify = self.polygons is not None and self.polygons.simplify_m is not None
+        options = {
+            "--polygons": self.polygons is not None, "--simplify-m": simplify, "--areas": self.areas is not None,
+            "--min-area-m2": self.min_area_m2 is not None,
+        }  # fmt: skip
+        return ", ".join(name for name, given in options.items() if given)
 
     def reading(self, info: "ModelInfo") -> Reading:
         """Returns what is known about scenes beyond what they say; the model knows what its training ignored."""
@@ -103,6 +160,7 @@ class PredictRequest:
         cluster: Ray workers to spread scenes over; one worker is this process.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         submission: name of a benchmark, or None.
+        mosaic: the images of the source are tiles of one scene.
     """
 
     model: str
@@ -114,3 +172,4 @@ class PredictRequest:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking_uri: str | None = None
     submission: str | None = None
+    mosaic: bool = False

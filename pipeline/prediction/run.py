@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2ls.bundle import ModelInfo, read_info
-from d2ls.errors import D2LSError, DataError
+from d2ls.errors import ConfigError, D2LSError, DataError
 from d2ls.inference import Progress
 from pipeline import process_identity
 from pipeline.console import ProgressDisplay, format_duration
@@ -66,7 +66,13 @@ def predict(request: PredictRequest) -> int:
         DataError: of the only scene, or how many of several could not be mapped.
         StorageError: no room for the maps, or another process makes them.
     """
-    return map_jobs(request, list_jobs(request.source, request.target, request.kind))
+    jobs = list_jobs(request.source, request.target, request.kind)
+    polygons = request.options.polygons
+    if len(jobs) > 1 and polygons is not None and polygons.file:
+        raise ConfigError(
+            f"--polygons {polygons.file}: {len(jobs)} scenes have a file of polygons each; leave the name out"
+        )
+    return map_jobs(request, jobs)
 
 
 def map_jobs(request: PredictRequest, jobs: list[Job]) -> int:

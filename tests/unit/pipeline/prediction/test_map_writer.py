@@ -9,8 +9,9 @@ from rasterio.crs import CRS
 from d2ls.errors import ConfigError, StorageError
 from d2ls.labels import ClassTable
 from pipeline.prediction import map_writer
-from pipeline.prediction.map_writer import Layout, quantize, read_tags, write_labels, write_probabilities
+from pipeline.prediction.map_writer import Layout, quantize, write_labels, write_steps
 from pipeline.prediction.parts import Parts
+from pipeline.prediction.tags import read_tags
 from sharding.raster.scene import Georeference, open_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -89,7 +90,7 @@ def test_probabilities_are_named_scaled_and_nodata_aware(tmp_path) -> None:
     ids = labels(60, 80)
     values = np.random.default_rng(1).dirichlet((1, 1, 1), (60, 80)).astype(np.float32).transpose(2, 0, 1)
     steps = quantize(values, ids)
-    write_probabilities(tmp_path / "p.tif", pieces(steps, 17), layout(height=60, width=80), CLASSES)
+    write_steps(tmp_path / "p.tif", pieces(steps, 17), layout(height=60, width=80), CLASSES.names)
     with rasterio.open(tmp_path / "p.tif") as file:
         assert file.descriptions == CLASSES.names
         assert file.nodata == 255

@@ -26,6 +26,7 @@ from pipeline.models import read_files
 from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping
 from pipeline.prediction import plan as planning
+from pipeline.prediction import products
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.outputs import BusyError, Outputs, hold
@@ -254,7 +255,7 @@ def test_a_kill_while_the_map_is_written_leaves_no_file_for_ever(tmp_path, kind)
 def test_killed_between_the_last_band_and_the_map_it_goes_on(tmp_path, monkeypatch) -> None:
     source = scene_file(tmp_path / "scene.tif")
     run(source, tmp_path / "whole.tif")
-    monkeypatch.setattr(mapping, "write_labels", _killed)
+    monkeypatch.setattr(products, "write_labels", _killed)
     with pytest.raises(KeyboardInterrupt):
         run(source, tmp_path / "map.tif")
     monkeypatch.undo()

@@ -1,0 +1,75 @@
+"""How much ground a pixel of a map covers. Areas need a CRS whose units are lengths, and nearly true ones."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import rasterio.warp
+
+from d2ls.errors import DataError
+from sharding.raster.base import Georeference, crs_text
+
+WEB_MERCATOR = (3857, 3395, 900913, 102100)
+"""EPSG codes of world maps on which an area at 60 degrees counts four times."""
+
+
+@dataclass(frozen=True)
+class GroundArea:
+    """Place of a map on a plane.
+
+    Attributes:
+        crs: projected, as rasterio gives it.
+        transform: rasterio's Affine from column and row to x and y.
+        square_metres: ground that a pixel covers.
+    """
+
+    crs: Any
+    transform: Any
+    square_metres: float
+
+    @property
+    def hectares(self) -> float:
+        """Ground that a pixel covers."""
+        return self.square_metres / 10_000
+
+
+def ground_area(name: str, place: Georeference, height: int, width: int, needed_by: str) -> GroundArea:
+    """Returns what a pixel of a scene covers.
+
+    Args:
+        name: of the scene, for messages.
+        place: where it lies.
+        height: its rows.
+        width: its columns.
+        needed_by: options that need areas, for messages.
+
+    Raises:
+        DataError: no place, no CRS, or one in which areas are not true; with the line of gdalwarp that helps.
+    """
+    if place.gcps and not place.placed:
+        raise DataError(
+            f"{name}: {needed_by} needs a scene on a straight grid, this one has ground control points alone. First: "
+            "gdalwarp -t_srs EPSG:... in.tif out.tif"
+        )
+    if not place.placed or not place.crs:
+        raise DataError(
+            f"{name}: {needed_by} needs a scene with a place and a CRS; give it one, for instance with "
+            "gdal_edit.py -a_srs EPSG:... or the georeferencer of QGIS"
+        )
+    code = place.crs.to_epsg()
+    if place.crs.is_geographic or code in WEB_MERCATOR:
+        why = "degrees" if place.crs.is_geographic else "web mercator, whose areas are not true"
+        raise DataError(
+            f"{name}: {needed_by} needs a CRS in metres, the scene is in {crs_text(place.crs)} ({why}). First: "
+            f"gdalwarp -t_srs {utm_zone(place, height, width)} in.tif out.tif"
+        )
+    unit = float(place.crs.linear_units_factor[1])
+    return GroundArea(place.crs, place.transform, abs(place.transform.determinant) * unit**2)
+
+
+def utm_zone(place: Georeference, height: int, width: int) -> str:
+    """Returns the EPSG code of the UTM zone in which the middle of a scene lies."""
+    x, y = place.transform @ (width / 2, height / 2)
+    (longitude,), (latitude,) = rasterio.warp.transform(place.crs, "EPSG:4326", [x], [y])
+    zone = math.floor((longitude + 180) / 6) % 60 + 1
+    return f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"

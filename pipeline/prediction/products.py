@@ -1,0 +1,140 @@
+"""The finished rows of a map to all files that were asked for."""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from d2ls import storage
+from d2ls.bundle import ModelInfo
+from pipeline.prediction.areas import AreaTable, csv_digest
+from pipeline.prediction.layers import count_in_zones
+from pipeline.prediction.map_writer import Layout, write_labels, write_steps
+from pipeline.prediction.outputs import Outputs
+from pipeline.prediction.overlay import write_overlay
+from pipeline.prediction.parts import Parts
+from pipeline.prediction.plan import ScenePlan
+from pipeline.prediction.polygons import write_polygons
+from pipeline.prediction.qgis import raster_style
+from pipeline.prediction.request import MapOptions, PolygonOptions
+from pipeline.prediction.rows import Rows, resampled, sieved, strips, whole
+from pipeline.prediction.tags import MAP_TAG, TABLE_TAG, comment
+from sharding.raster.scene import Scene
+
+
+class Products:
+    """Writes the files of a map; a context manager, because small parts are removed in temporary files.
+
+    Args:
+        info: the model.
+        scene: the scene, for the picture.
+        plan: what is to be made of it.
+        options: how it is mapped.
+        parts: its rows, all of them finished.
+        grid_size: rows and columns of the parts.
+        workspace: folder on the disk of the files for what is unfinished.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        scene: Scene,
+        plan: ScenePlan,
+        options: MapOptions,
+        parts: Parts,
+        grid_size: tuple[int, int],
+        workspace: Path,
+    ) -> None:
+        self.info, self.scene, self.plan, self.options = info, scene, plan, options
+        self.parts, self.grid_size, self.workspace = parts, grid_size, workspace
+        self.size = (plan.height, plan.width)
+        self._sieved: npt.NDArray[np.uint8] | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        ground = self.plan.ground
+        if self.options.min_area_m2 is not None and ground is not None:
+            min_pixels = math.ceil(self.options.min_area_m2 / ground.square_metres - 1e-6)
+            if min_pixels > 1:
+                removal = sieved(self._rows("labels"), self.size, min_pixels, self.workspace)
+                self._sieved = self._stack.enter_context(removal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sieved = None
+        self._stack.close()
+
+    def write(self, outputs: Outputs) -> tuple[int, ...]:
+        """Writes the files; returns the pixels of each class, and last of those without data.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        classes, how = self.info.classes, self.plan.provenance.to_json()
+        about = json.dumps(
+            {**self.info.dataset, **{key: str(value) for key, value in self.info.extra.items()}}
+        )
+        layout = Layout(*self.size, self.scene.georeference, {MAP_TAG: how, "model": about})
+        if outputs.probabilities:
+            self._write_steps(outputs.beside("probabilities.tif"), "probabilities", layout, classes.names)
+        if outputs.confidence:
+            self._write_steps(
+                outputs.beside("confidence.tif"), "confidence", layout, ["probability of the class"]
+            )
+        if outputs.overlay:
+            target = Path(outputs.beside("overlay.jpg"))
+            write_overlay(target, self.scene, self.plan.bands, self.labels(), classes, how, self.workspace)
+        if outputs.style:
+            style = raster_style(classes.names, classes.palette, comment(how))
+            storage.write_bytes(outputs.beside("qml"), style.encode())
+        counts = self._write_areas(outputs, how)
+        self._write_polygons(outputs, layout)
+        # The map comes last: it says that all is finished.
+        write_labels(Path(outputs.target), self.labels(), layout, classes, workspace=self.workspace)
+        return (*counts[: classes.num_classes].tolist(), int(counts[255]))
+
+    def labels(self) -> Rows:
+        """Yields the label map on the grid of the scene, small parts removed."""
+        return self._rows("labels") if self._sieved is None else whole(self._sieved)
+
+    def _rows(self, kind: str) -> Rows:
+        return resampled(self.parts.rows(kind), self.grid_size, self.size)
+
+    def _write_steps(
+        self, target: str, kind: str, layout: Layout, names: "tuple[str, ...] | list[str]"
+    ) -> None:
+        write_steps(Path(target), self._rows(kind), layout, names, workspace=self.workspace)
+
+    def _write_areas(self, outputs: Outputs, how: str) -> npt.NDArray[np.int64]:
+        """Counts pixels by class; writes the tables where they were asked for."""
+        zones, ground = self.plan.zones, self.plan.ground
+        polygons = () if zones is None else zones.polygons
+        transform = self.scene.georeference.transform
+        counts = count_in_zones(self.labels(), polygons, transform, self.plan.width)
+        if outputs.areas and ground is not None:
+            names = ("", *(zones.labels if zones is not None else ()))
+            table = AreaTable(names, counts, self.info.classes, ground.hectares, self.plan.confusion)
+            content = table.to_csv()
+            text = table.to_markdown(
+                Path(outputs.target).name, comment(how, **{TABLE_TAG: csv_digest(content)})
+            )
+            # The text comes first: by it the table is known as ours.
+            storage.write_bytes(outputs.beside("areas.md"), text.encode())
+            storage.write_bytes(outputs.beside("areas.csv"), content)
+        return counts[0]
+
+    def _write_polygons(self, outputs: Outputs, layout: Layout) -> None:
+        if outputs.polygons is None or self.plan.ground is None:
+            return
+        pairs = strips(self.labels(), self._rows("confidence"), self.plan.width)
+        write_polygons(
+            Path(outputs.polygons), pairs, self.size, self.plan.ground, self.info.classes,
+            self.options.polygons or PolygonOptions(), tags=layout.tags, workspace=self.workspace,
+        )  # fmt: skip

@@ -1,0 +1,65 @@
+"""Styles that QGIS takes by itself: `map.qml` beside a raster, the table `layer_styles` in a GeoPackage.
+
+QGIS reads the file of a raster's own name when it adds the layer, and for a GeoPackage the row of `layer_styles` whose
+`useAsDefault` is set, so that colours and class names are there at once.
+"""
+
+from collections.abc import Sequence
+from xml.etree.ElementTree import Comment, Element, SubElement, indent, tostring
+
+from d2ls.labels import Color
+
+_VERSION = "3.28"
+
+
+def raster_style(names: Sequence[str], palette: Sequence[Color], comment: str) -> str:
+    """Returns the style of a label raster: a palette with names.
+
+    Args:
+        names: K class names; the position is the pixel value.
+        palette: K colours.
+        comment: kept in the file as an XML comment; without two hyphens in a row.
+    """
+    root = Element("qgis", version=_VERSION, styleCategories="Symbology")
+    root.append(Comment(f" {comment} "))
+    renderer = SubElement(
+        SubElement(root, "pipe"), "rasterrenderer",
+        {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""},
+    )  # fmt: skip
+    SubElement(renderer, "rasterTransparency")
+    entries = SubElement(renderer, "colorPalette")
+    for value, (name, (red, green, blue)) in enumerate(zip(names, palette, strict=True)):
+        color = f"#{red:02x}{green:02x}{blue:02x}"
+        SubElement(entries, "paletteEntry", value=str(value), color=color, alpha="255", label=name)
+    return _text(root)
+
+
+def polygon_style(names: Sequence[str], palette: Sequence[Color]) -> str:
+    """Returns the style of a polygon layer: a filled symbol for each value of its attribute `class`."""
+    root = Element("qgis", version=_VERSION, styleCategories="Symbology")
+    renderer = SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class", symbollevels="0")
+    categories = SubElement(renderer, "categories")
+    symbols = SubElement(renderer, "symbols")
+    for number, (name, color) in enumerate(zip(names, palette, strict=True)):
+        SubElement(categories, "category", symbol=str(number), value=name, label=name, render="true")
+        symbol = SubElement(symbols, "symbol", type="fill", name=str(number), alpha="1")
+        layer = SubElement(
+            symbol, "layer", {"class": "SimpleFill", "enabled": "1", "pass": "0", "locked": "0"}
+        )
+        options = SubElement(layer, "Option", type="Map")
+        rgb = ",".join(map(str, color))
+        values = {
+            "color": f"{rgb},140",
+            "style": "solid",
+            "outline_color": f"{rgb},255",
+            "outline_width": "0.3",
+        }
+        for key, value in values.items():
+            SubElement(options, "Option", type="QString", name=key, value=value)
+    return _text(root)
+
+
+def _text(root: Element) -> str:
+    indent(root)
+    document = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+    return document + tostring(root, encoding="unicode") + "\n"

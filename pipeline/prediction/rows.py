@@ -1,0 +1,106 @@
+"""A raster as pieces from the top down, so that no raster is ever held whole."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+
+from d2ls.labels import IGNORE
+
+Rows = Iterator[tuple[int, npt.NDArray[np.uint8]]]
+"""Pieces of a raster from the top down: first row, and pixels h W or planes h W."""
+
+STRIP_PIXELS = 2**24
+"""Pixels of the strips that polygons are outlined in; a strip takes about 16 bytes for each of them."""
+
+SIEVE_PASSES = 10
+
+
+def realigned(rows: Rows, height: int) -> Rows:
+    """Cuts pieces of any height into pieces that begin at multiples of `height`."""
+    held: list[npt.NDArray[np.uint8]] = []
+    start = count = 0
+    for _, block in rows:
+        while block.shape[-2]:
+            part, block = np.split(block, [height - count], axis=-2)
+            held.append(part)
+            count += part.shape[-2]
+            if count == height:
+                yield start, np.concatenate(held, axis=-2)
+                start, count, held = start + height, 0, []
+    if held:
+        yield start, np.concatenate(held, axis=-2)
+
+
+def resampled(rows: Rows, source: tuple[int, int], target: tuple[int, int]) -> Rows:
+    """Brings rows of one grid to another one over the same ground, by the nearest pixel.
+
+    Args:
+        rows: of the source grid.
+        source: its rows and columns.
+        target: rows and columns of the result.
+    """
+    if source == target:
+        yield from rows
+        return
+    down, across = (_nearest(target[axis], source[axis]) for axis in (0, 1))
+    for top, block in rows:
+        first, last = np.searchsorted(down, [top, top + block.shape[-2]])
+        if last > first:
+            yield int(first), block[..., down[first:last] - top, :][..., across]
+
+
+def _nearest(length: int, there: int) -> npt.NDArray[np.intp]:
+    """For each of `length` pixels along an axis, the nearest of `there` pixels that cover the same ground."""
+    return np.minimum((np.arange(length) + 0.5) * there / length, there - 1).astype(np.intp)
+
+
+def strips(
+    labels: Rows, steps: Rows, width: int
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Pairs rows of labels with rows of confidence, in strips of `STRIP_PIXELS`."""
+    height = max(1, STRIP_PIXELS // width)
+    pairs = zip(realigned(labels, height), realigned(steps, height), strict=True)
+    yield from ((first.reshape(-1, width), second.reshape(-1, width)) for (_, first), (_, second) in pairs)
+
+
+def whole(raster: npt.NDArray[np.uint8], height: int = 512) -> Rows:
+    """Yields an array (H W) in pieces."""
+    for top in range(0, len(raster), height):
+        yield top, np.asarray(raster[top : top + height])
+
+
+@contextlib.contextmanager
+def sieved(
+    rows: Rows, size: tuple[int, int], min_pixels: int, workspace: Path
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yields a label map in which small regions have taken the class of their largest neighbour.
+
+    `rasterio.features.sieve` needs arrays; they are files that the operating system pages. It is repeated, because a
+    region whose neighbours are all small finds a large one only after these were joined.
+
+    Args:
+        rows: the label map.
+        size: its rows and columns.
+        min_pixels: regions of fewer pixels go; those that only border on pixels without data stay.
+        workspace: folder for the files, which are deleted afterwards.
+    """
+    files = [workspace / f".{name}.{os.getpid()}.tmp" for name in ("before", "after", "mask")]
+    try:
+        before, after, mask = (np.memmap(file, np.uint8, "w+", shape=size) for file in files)
+        for top, block in rows:
+            before[top : top + block.shape[0]] = block
+            mask[top : top + block.shape[0]] = block != IGNORE
+        for _ in range(SIEVE_PASSES):
+            rasterio.features.sieve(before, min_pixels, out=after, mask=mask)
+            before, after = after, before
+            if all(np.array_equal(a, b) for (_, a), (_, b) in zip(whole(before), whole(after), strict=True)):
+                break
+        yield before
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
