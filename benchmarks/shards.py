@@ -23,7 +23,8 @@ import numpy as np
 from d2ls.shards.codecs import decode_image
 from pipeline.config.recipe import parse_recipe
 from pipeline.demo.scenery import make_scene, write_scenery
-from pipeline.shard import run, shard_spec
+from pipeline.sharding.run import ensure_shards
+from pipeline.sharding.spec import shard_spec
 from sharding.codecs import Codec
 from sharding.plan import plan_shards
 from sharding.raster import open_raster
@@ -164,7 +165,7 @@ def speed(options):
         if options.ray:
             for number in range(2):
                 started = time.perf_counter()
-                run(recipe(raw, folder / f"ray{number}", codec={"name": "png"}))
+                ensure_shards(recipe(raw, folder / f"ray{number}", codec={"name": "png"}))
                 print(
                     f"python -m pipeline.shard on Ray, whole command: {time.perf_counter() - started:.1f} s"
                 )

@@ -193,9 +193,10 @@ def _groups(recipe: Recipe) -> bool:
 def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "ShardSet":
     """Opens the shards; makes them first, or what is missing of them, where the raw data are at hand."""
     from d2ls.shards import ShardSet
-    from pipeline import demo, doctor, shard
+    from pipeline import demo, doctor
     from pipeline.console import ProgressDisplay, heading
     from pipeline.sharding.report import print_summary, progress_of
+    from pipeline.sharding.run import ensure_shards
 
     if demo.is_demo(recipe):
         demo.make_scenes(recipe, console)
@@ -204,7 +205,7 @@ def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "S
         # Raw data on this machine's disk cannot be read by tasks on other nodes.
         inline = storage.is_local(recipe.data.root) and cluster.nodes > 1
         with ProgressDisplay(f"sharding {recipe.name}") as display:
-            card = shard.run(recipe, progress=progress_of(display), inline=inline)
+            card = ensure_shards(recipe, progress=progress_of(display), inline=inline)
         print_summary(card, recipe.shards.uri)
     shards = ShardSet.open(recipe.shards.uri)
     doctor.check_roles(recipe, shards)

@@ -1,10 +1,10 @@
-"""Which tile goes into which shard: a pure function of scenes, tiling, codec, target size and seed."""
+"""Third step: which tile goes into which shard, a pure function of scenes, tiling, codec, target size and seed."""
 
 import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,18 +13,19 @@ import numpy as np
 from d2ls.errors import DataError
 from d2ls.labels import Color, LabelCodes
 from sharding.codecs import Codec
+from sharding.headers import ScannedScene
+from sharding.pixel_statistics import Scale
 from sharding.raster import RasterInfo, Reading
-from sharding.scaling import Scale
-from sharding.scan import Scan, ScannedScene
+from sharding.scan import Scan
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
 from sharding.tiling import Tile, Tiling, Window, tiles
 
-FORMAT = 2
-"""Changes when the same plan would be written as other bytes; part of every fingerprint."""
+FORMAT = 3
+"""Changes when the same plan would be written as other bytes, or noted otherwise; part of every fingerprint."""
 
-FEW_SHARDS, FEW_SAMPLES = 4, 8
-"""A split gets this many shards, of this many samples at least, however small: workers share the work."""
+MIN_SHARDS, MIN_SAMPLES = 4, 8
+"""A split is divided into this many shards, of this many samples at least, however small, so that workers share it."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,17 @@ class Recording:
     Attributes:
         codes: raw label codes to class ids.
         num_classes: K.
-        strays: raw codes to count.
-        reading: what is known about the images beyond what they say.
+        counted: raw label codes to count, see `ShardSpec.treat_as_ignored`.
+        reading: what is known about the images beyond their headers.
         scale: of float images, a pair a channel.
         codec: image codec.
         padding: see `Tiling.padding`.
-        statistics: whether pixel sums are wanted.
+        statistics: whether pixels are summed up.
     """
 
     codes: LabelCodes
     num_classes: int
-    strays: tuple[int | Color, ...]
+    counted: tuple[int | Color, ...]
     reading: Reading
     scale: Scale | None
     codec: Codec
@@ -65,14 +66,14 @@ class Recording:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One tar to be written: the unit of work, of retry and of "done".
+    """One tar to write: the unit of work, of retry and of "done".
 
     Attributes:
         split: its split.
         path: the tar below the root.
         cuts: what goes in, in order.
         recording: how.
-        fingerprint: SHA-256 over all of this and the state of the raw files, free of their paths.
+        fingerprint: SHA-256 over all of this and the state of the raw files; their paths do not count.
     """
 
     split: str
@@ -88,8 +89,8 @@ class ShardTask:
 
     @property
     def manifest(self) -> str:
-        """Path below the root of the file that says the shard is finished and what is in it."""
-        return f"parts/{self.path.rsplit('/', 1)[1].removesuffix('.tar')}.json"
+        """Path below the root of the file that says that the shard is finished and what is in it."""
+        return f"manifests/{self.path.rsplit('/', 1)[1].removesuffix('.tar')}.parquet"
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,12 @@ class ShardPlan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the tasks'."""
+        """SHA-256 over the fingerprints of the tasks."""
         return hashlib.sha256("".join(task.fingerprint for task in self.tasks).encode()).hexdigest()
 
 
 def plan_shards(spec: ShardSpec, scan: Scan) -> ShardPlan:
-    """Divides the scenes of a sound scan over shards.
+    """Divides the scenes of a scan without problems over shards.
 
     Scenes are shuffled by the seed, so that a shard holds a mixture; tiles of a scene stay together, so that it is
     read once.
@@ -137,8 +138,7 @@ def _plan_split(spec: ShardSpec, scan: Scan, split: str, scenes: list[ScannedSce
     tiling = scan.tilings[split]
     random.Random(f"{spec.seed} {split}").shuffle(scenes)
     cuts = [_cut(split, item, tiling) for item in scenes]
-    flat = [(cut, pair) for cut in cuts for pair in cut.tiles]
-    if not flat:
+    if not any(cut.tiles for cut in cuts):
         raise DataError(
             f"split {split!r}: no tile left of {len(scenes)} scene(s); data.tiling drops them all, "
             "use a smaller size or edge: shift"
@@ -146,27 +146,43 @@ def _plan_split(spec: ShardSpec, scan: Scan, split: str, scenes: list[ScannedSce
     recording = Recording(
         codes=scan.codes,
         num_classes=scan.classes.num_classes,
-        strays=spec.strays,
+        counted=spec.treat_as_ignored,
         reading=scan.reading,
         scale=scan.scale,
         codec=spec.codec,
         padding=tiling.padding,
         statistics=split == spec.train_split or all(i.scene.split != spec.train_split for i in scan.scenes),
     )
-    count = _shard_count(spec, scan, flat)
-    bounds = [len(flat) * number // count for number in range(count + 1)]
     return [
-        _task(split, number, _regroup(flat[bounds[number] : bounds[number + 1]]), recording)
-        for number in range(count)
+        _task(split, number, shard, recording)
+        for number, shard in enumerate(_divide(cuts, _shard_count(spec, scan, cuts)))
     ]
 
 
-def _shard_count(spec: ShardSpec, scan: Scan, flat: list[tuple[Cut, tuple[str, Tile]]]) -> int:
+def _shard_count(spec: ShardSpec, scan: Scan, cuts: Sequence[Cut]) -> int:
+    samples = sum(len(cut.tiles) for cut in cuts)
+    pixels = sum(tile.window.height * tile.window.width for cut in cuts for _, tile in cut.tiles)
     depth = len(scan.bands) * np.dtype(scan.dtype).itemsize
-    pixels = sum(tile.window.height * tile.window.width for _, (_, tile) in flat)
-    wanted = pixels * (depth * spec.codec.ratio + 0.03) / spec.target_bytes
-    few = min(FEW_SHARDS, len(flat) // FEW_SAMPLES)
-    return min(len(flat), max(1, few, int(np.ceil(wanted))))
+    by_size = pixels * (depth * spec.codec.ratio + 0.03) / spec.target_bytes
+    return min(samples, max(1, min(MIN_SHARDS, samples // MIN_SAMPLES), int(np.ceil(by_size))))
+
+
+def _divide(cuts: Iterable[Cut], count: int) -> list[tuple[Cut, ...]]:
+    """Divides tiles over shards in order, evenly; a scene may go on in the next shard."""
+    cuts = list(cuts)
+    samples = sum(len(cut.tiles) for cut in cuts)
+    shards: list[list[Cut]] = [[] for _ in range(count)]
+    shard, position, end = 0, 0, samples // count
+    for cut in cuts:
+        rest = cut.tiles
+        while rest:
+            taken, rest = rest[: end - position], rest[end - position :]
+            shards[shard].append(replace(cut, tiles=taken))
+            position += len(taken)
+            if position == end and position < samples:
+                shard += 1
+                end = samples * (shard + 1) // count
+    return [tuple(shard_cuts) for shard_cuts in shards]
 
 
 def _cut(split: str, item: ScannedScene, tiling: Tiling) -> Cut:
@@ -181,7 +197,7 @@ def _cut(split: str, item: ScannedScene, tiling: Tiling) -> Cut:
 
 
 def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
-    """Tiles of a region, in pixels of the whole scene."""
+    """Yields the tiles of a region, in pixels of the whole scene."""
     for tile in tiles(region.height, region.width, tiling):
         windows = (tile.window, tile.inside, tile.labelled)
         yield Tile(
@@ -190,33 +206,24 @@ def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
 
 
 def _key(text: str) -> str:
-    """Sample key: no dots (a WebDataset key ends at the first), short enough for a tar header."""
+    """Returns a sample key: without dots (a WebDataset key ends at the first), short enough for a tar header."""
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", text)
     if len(key) > 64:
         key = f"{key[:47]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return key
 
 
-def _regroup(flat: list[tuple[Cut, tuple[str, Tile]]]) -> tuple[Cut, ...]:
-    groups: dict[str, list[tuple[str, Tile]]] = {}
-    origin: dict[str, Cut] = {}
-    for cut, pair in flat:
-        groups.setdefault(cut.scene.id, []).append(pair)
-        origin[cut.scene.id] = cut
-    return tuple(replace(origin[name], tiles=tuple(pairs)) for name, pairs in groups.items())
-
-
 def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) -> ShardTask:
     path = f"{split}/{split}-{number:05d}.tar"
-    facts = [FORMAT, path, _codes_json(recording.codes), {**asdict(recording), "codes": None}]
+    content = [FORMAT, path, _codes_json(recording.codes), {**asdict(recording), "codes": None}]
     for cut in cuts:
         scene = cut.scene
         state = (scene.image.stamp, scene.mask.stamp if scene.mask else "")
-        facts.append(
+        content.append(
             [scene.id, scene.group, dict(scene.tags), state, asdict(cut.info), cut.bands, cut.resampled]
         )
-        facts.append([[key, asdict(tile)] for key, tile in cut.tiles])
-    text = json.dumps(facts, sort_keys=True)
+        content.append([[key, asdict(tile)] for key, tile in cut.tiles])
+    text = json.dumps(content, sort_keys=True)
     return ShardTask(split, path, cuts, recording, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -233,7 +240,7 @@ def _require_unique(keys: Iterable[str]) -> None:
     for key in keys:
         if key in seen:
             raise DataError(
-                f"two samples would be called {key!r}: scene names differ only in signs "
+                f"two samples would be called {key!r}: scene names differ only in characters "
                 "that a key cannot hold; rename one"
             )
         seen.add(key)

@@ -43,8 +43,8 @@ def contact_sheet(shards: ShardSet, split: str) -> Image.Image:
         sheet.paste(image, (left, top))
         sheet.paste(label, (left + CELL, top))
         write(draw, (left, top + CELL + 1), row["key"][:52])
-    facts = shards.card.splits[split]
-    title = f"{shards.card.name} / {split}: {facts.samples} samples of {facts.scenes} scenes"
+    card = shards.card.splits[split]
+    title = f"{shards.card.name} / {split}: {card.samples} samples of {card.scenes} scenes"
     top = rows * (CELL + LINE + GAP) + GAP
     write(draw, (GAP, top), title, 14)
     draw_legend(draw, shards.card.classes, top + LINE + 4, width, IGNORED)
@@ -63,8 +63,8 @@ def class_histogram(shards: ShardSet) -> Image.Image:
     for index, name in enumerate(card.classes.names):
         draw.rectangle((GAP, top + 2, GAP + 12, top + 14), card.classes.palette[index], INK)
         write(draw, (GAP + 18, top), name[:22])
-        for split, facts in splits:
-            share = facts.class_pixels[index] / max(sum(facts.class_pixels), 1)
+        for split, split_card in splits:
+            share = split_card.class_pixels[index] / max(sum(split_card.class_pixels), 1)
             draw.rectangle((230, top + 2, 230 + int(400 * share), top + 12), card.classes.palette[index], INK)
             write(draw, (238 + int(400 * share), top), f"{100 * share:.2f} % {split}", 11)
             top += 14

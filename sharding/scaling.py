@@ -1,39 +1,33 @@
-"""Which values of an image stand for dark and bright: stated in the recipe, proposed from the pixels."""
+"""Which pixel values stand for dark and bright: given in the recipe, or proposed from the pixels."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import ConfigError, DataError
+from sharding.headers import ScannedScene
+from sharding.pixel_statistics import PixelSums, Scale
 from sharding.raster import open_raster
 from sharding.spec import ShardSpec
 from sharding.tiling import Window
 
-if TYPE_CHECKING:
-    from sharding.scan import Scan, ScannedScene
-    from sharding.shard_manifest import PixelSums
-
-Scale = tuple[tuple[float, float], ...]
-"""Values of float images that stand for dark and bright, a pair a channel."""
-
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 
-MANY_BEYOND = 0.05
-"""Share of clipped pixels of a channel that is warned about."""
+MAX_BEYOND = 0.05
+"""Share of clipped pixels of a channel above which there is a warning."""
 
-FAR_BELOW = 4
-"""Factor between `max_value` and the highest value of 16-bit images that is warned about."""
+MAX_UNUSED = 4
+"""Factor between `max_value` and the highest value of 16-bit images above which there is a warning."""
 
-_SCENES, _WINDOW = 16, 512  # looked at for a proposal
+_SCENES, _WINDOW = 16, 512  # read for a proposal
 
 
 def find_scale(
-    spec: ShardSpec, bands: Sequence[str], dtype: str, scenes: "Sequence[ScannedScene]", problems: list[str]
+    spec: ShardSpec, bands: Sequence[str], dtype: str, scenes: Sequence[ScannedScene], problems: list[str]
 ) -> Scale | None:
-    """Returns the scale of float images, a pair a channel; None for integers. What is missing goes to `problems`.
+    """Returns the scale of float images, a pair a channel; None for integers. A missing scale goes to `problems`.
 
     Raises:
         ConfigError: an impossible value in the spec.
@@ -64,18 +58,29 @@ def full_scale(spec: ShardSpec, dtype: str) -> float:
     return 1.0 if dtype == "float32" else spec.max_value or FULL_RANGE.get(dtype, 1.0)
 
 
-def value_warnings(sums: Iterable["PixelSums"], scan: "Scan") -> list[str]:
-    """Says where the stated range of the pixels is far from what the training pixels hold."""
-    seen = [item for item in sums if item.count]
-    if not seen:
+def range_warnings(
+    sums: Iterable[PixelSums], bands: Sequence[str], dtype: str, max_value: float, scale: Scale | None
+) -> list[str]:
+    """Warns if the given range of pixel values is far from the range of the training pixels.
+
+    Args:
+        sums: of the training pixels.
+        bands: names of the channels.
+        dtype: of the pixels.
+        max_value: pixel value that stands for 1.0.
+        scale: of float images.
+    """
+    sums = [item for item in sums if item.count]
+    if not sums:
         return []
-    if scan.scale is None:
-        return _range_warnings(scan, max(max(item.highest) for item in seen))
+    if scale is None:
+        highest = max(max(item.highest) for item in sums)
+        return [_unused_range(highest, max_value)] if _uses_little(dtype, highest, max_value) else []
     warnings = []
-    for band, name in enumerate(scan.bands):
-        beyond = sum(item.beyond[band] for item in seen) / max(sum(item.count[band] for item in seen), 1)
-        if beyond > MANY_BEYOND:
-            low, high = scan.scale[band]
+    for band, name in enumerate(bands):
+        beyond = sum(item.beyond[band] for item in sums) / max(sum(item.count[band] for item in sums), 1)
+        if beyond > MAX_BEYOND:
+            low, high = scale[band]
             warnings.append(
                 f"{beyond:.0%} of the training pixels of band {name} lie outside of data.scale [{low:g}, {high:g}] and "
                 "are clipped"
@@ -83,21 +88,22 @@ def value_warnings(sums: Iterable["PixelSums"], scan: "Scan") -> list[str]:
     return warnings
 
 
-def _range_warnings(scan: "Scan", highest: int) -> list[str]:
-    """Says where 16-bit images use a small part of their stated range."""
-    if scan.dtype != "uint16" or not highest or highest * FAR_BELOW > scan.max_value:
-        return []
+def _uses_little(dtype: str, highest: int, max_value: float) -> bool:
+    return dtype == "uint16" and 0 < highest * MAX_UNUSED <= max_value
+
+
+def _unused_range(highest: int, max_value: float) -> str:
     digits = 10 ** max(len(str(highest)) - 2, 0)
     proposed = math.ceil(highest / digits) * digits
-    return [
-        f"the highest training pixel is {highest}, data.max_value is {scan.max_value:g}: pictures are dark and "
-        f"changes of brightness hardly show. Say data.max_value={proposed}"
-    ]
+    return (
+        f"the highest training pixel is {highest}, data.max_value is {max_value:g}: pictures are dark and "
+        f"changes of brightness hardly show. Set data.max_value={proposed}"
+    )
 
 
-def _proposal(bands: Sequence[str], scenes: "Sequence[ScannedScene]") -> str:
-    """Asks for the scale, with the percentiles of some windows."""
-    values: list[list[npt.NDArray[np.floating]]] = [[] for _ in bands]
+def _proposal(bands: Sequence[str], scenes: Sequence[ScannedScene]) -> str:
+    """Asks for the scale and gives percentiles of some windows."""
+    samples: list[list[npt.NDArray[np.floating]]] = [[] for _ in bands]
     for item in scenes[:: max(1, len(scenes) // _SCENES)]:
         height, width = min(_WINDOW, item.info.height), min(_WINDOW, item.info.width)
         window = Window((item.info.height - height) // 2, (item.info.width - width) // 2, height, width)
@@ -105,16 +111,16 @@ def _proposal(bands: Sequence[str], scenes: "Sequence[ScannedScene]") -> str:
             with open_raster(item.scene.image) as raster:
                 pixels, _ = raster.read(window, item.bands)
         except DataError:
-            continue  # named when it is read whole
-        for band, found in enumerate(values):
-            found.append(pixels[..., band][np.isfinite(pixels[..., band])])
-    found = [np.concatenate(band) if band else np.empty(0) for band in values]
+            continue  # reported when it is read whole
+        for band, values in enumerate(samples):
+            values.append(pixels[..., band][np.isfinite(pixels[..., band])])
+    by_band = [np.concatenate(values) if values else np.empty(0) for values in samples]
     text = (
-        "images are float or signed. Say with data.scale which values stand for dark and bright (one pair, or a pair a "
-        "band; the network clips to them)"
+        "images are float or signed. Set data.scale to the values that stand for dark and bright (one pair, or a pair "
+        "a band; the network clips to them)"
     )
-    if not all(len(band) for band in found):
+    if not all(len(values) for values in by_band):
         return text
-    pairs = [np.percentile(band, (1, 99)) for band in found]
-    listed = ", ".join(f"[{low:.4g}, {high:.4g}]" for low, high in pairs)
-    return f"{text}. The 1st and 99th percentiles of {', '.join(bands)} are: data.scale=[{listed}]"
+    pairs = [np.percentile(values, (1, 99)) for values in by_band]
+    proposed = ", ".join(f"[{low:.4g}, {high:.4g}]" for low, high in pairs)
+    return f"{text}. The 1st and 99th percentiles of {', '.join(bands)} are: data.scale=[{proposed}]"

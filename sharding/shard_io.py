@@ -1,4 +1,4 @@
-"""Where shards are written: tars under temporary names that become whole or vanish, one writer at a time."""
+"""Writing to the target: tars under temporary names that are renamed when whole, one writer at a time."""
 
 import fcntl
 import logging
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def only_writer(uri: str) -> Iterator[None]:
-    """Lets one command of this machine after the other write to a local target; a killed writer's hold ends with it."""
+    """Locks a local target, so that only one command of this machine writes to it; the lock ends with its process."""
     if not storage.is_local(uri):
-        yield  # object stores know no locks; every object there is whole, and the card comes last
+        yield  # object stores have no locks; every object there is whole, and the card is written last
         return
     storage.make_folder(uri)
     with (storage.local_path(uri) / LOCK_FILE).open("w") as lock:
@@ -36,7 +36,7 @@ def only_writer(uri: str) -> Iterator[None]:
 
 
 class HashingStream:
-    """Passes bytes on, counting and hashing them."""
+    """Counts and hashes the bytes that are written to a stream."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -51,7 +51,7 @@ class HashingStream:
 
 
 def tar_writer(stream: HashingStream) -> Any:
-    """WebDataset's own writer, set up so that nothing of time or user gets into the tar."""
+    """Returns WebDataset's own writer, set up so that the tar does not depend on time or user."""
     from webdataset.writer import TarWriter  # brings torch: not at import
 
     writer = TarWriter(stream, encoder=False, mtime=0, user="d2ls", group="d2ls", mode=0o644)
@@ -80,8 +80,8 @@ def target_file(uri: str, path: str) -> Iterator[BinaryIO]:
         raise StorageError(f"{location}: cannot be written: {error}") from error
 
 
-def sweep_leftovers(uri: str) -> None:
-    """Removes what killed commands left half-written below a local target; what a command at work writes stays."""
+def delete_leftovers(uri: str) -> None:
+    """Deletes what killed commands left half-written below a local target; files of running commands stay."""
     if storage.is_local(uri):
         folders = [entry.path for entry in storage.list_files(uri, recursive=True) if not entry.is_file]
         for folder in (str(storage.local_path(uri)), *folders):

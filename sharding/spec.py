@@ -1,4 +1,4 @@
-"""What is to be made: the plain values that a recipe's `data` and `shards` sections come down to."""
+"""A shard set to make, as plain values: what the sections `data` and `shards` of a recipe say."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ DEFAULT_TILING = "default"
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """A shard set to be made.
+    """A shard set to make.
 
     Attributes:
         name: name of the data set in the card.
@@ -26,19 +26,19 @@ class ShardSpec:
         root: raw data.
         protocol: `clean` or `paper`.
         options: of the reader.
-        tiling: split to tiling, with a `default`; what is not given is as the source has it.
+        tiling: split to tiling, with a `default`; the source's own where none is given.
         codec: image codec.
         bands: channels to take, by name; empty for all.
         max_value: pixel value that stands for 1.0; None for the full range of the type.
         scale: values of float and signed images that stand for dark and bright: one pair for all channels, or a pair a
             channel; None: 0 to `max_value`.
         ground_sampling_distance: metres a pixel; None for what the source says.
-        strays: raw codes outside the data set's own that are taken as ignored, and counted.
+        treat_as_ignored: raw label codes unknown to the data set that become 255 and are counted.
         splits: splits to make; empty for all.
         train_split: the one whose pixels give mean and standard deviation, and whose tiles may overlap.
-        select_split: the one that selects epochs; empty where that is not known.
-        report_split: the one that is reported, likewise.
-        target_bytes: size of a shard, about.
+        select_split: the one that selects epochs; empty if not known.
+        report_split: the one that is reported; empty if not known.
+        target_bytes: approximate size of a shard.
         seed: order of the scenes in the shards.
         license: empty for what the source says.
         check_archives: compare archives with their published MD5 sums.
@@ -57,7 +57,7 @@ class ShardSpec:
     max_value: float | None = None
     scale: tuple[tuple[float, float], ...] | None = None
     ground_sampling_distance: float | None = None
-    strays: tuple[int | Color, ...] = ()
+    treat_as_ignored: tuple[int | Color, ...] = ()
     splits: tuple[str, ...] = ()
     train_split: str = "train"
     select_split: str = ""
@@ -102,24 +102,25 @@ class ShardSpec:
         return tuple(names.index(band) for band in self.bands or names)
 
     def codes(self, source: Source) -> LabelCodes:
-        """Returns the label codes with the strays among the ignored ones.
+        """Returns the label codes, those of `treat_as_ignored` among the ignored ones.
 
         Raises:
-            ConfigError: a stray that has a meaning already, or is an id where labels are colours.
+            ConfigError: a code that is a class already, or an id where labels are colours.
         """
-        if not self.strays:
+        if not self.treat_as_ignored:
             return source.codes
         known: Mapping[Any, int] = source.codes.ids or source.codes.colors
-        for stray in self.strays:
-            if isinstance(stray, int) != bool(source.codes.ids):
+        for code in self.treat_as_ignored:
+            if isinstance(code, int) != bool(source.codes.ids):
                 kind = "ids" if source.codes.ids else "colours (red, green, blue)"
                 raise ConfigError(
-                    f"data.treat_as_ignored: {stray} does not fit, labels of {self.source} are {kind}"
+                    f"data.treat_as_ignored: {code} does not fit, labels of {self.source} are {kind}"
                 )
-            if known.get(stray, IGNORE) != IGNORE:
+            if known.get(code, IGNORE) != IGNORE:
                 raise ConfigError(
-                    f"data.treat_as_ignored: {stray} is class {source.classes.names[known[stray]]!r}, no stray"
+                    f"data.treat_as_ignored: {code} is the class {source.classes.names[known[code]]!r}; "
+                    "a class cannot be ignored"
                 )
-        merged = {**known, **dict.fromkeys(self.strays, IGNORE)}
+        merged = {**known, **dict.fromkeys(self.treat_as_ignored, IGNORE)}
         codes = source.codes
         return replace(codes, ids=merged) if codes.ids else replace(codes, colors=merged)

@@ -1,4 +1,4 @@
-"""A look at pixels before anything is written: damaged files, unknown labels, splits from which nothing is learnt."""
+"""Second step: read pixels before anything is written; damaged files, unknown labels, splits that teach nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,39 +10,41 @@ import numpy.typing as npt
 
 from d2ls.errors import DataError, LabelError
 from d2ls.labels import IGNORE, LabelCodes
+from sharding.headers import ScannedScene, with_advice
+from sharding.pixel_statistics import PixelSums, Scale, histogram
 from sharding.raster import Raster, Reading, open_raster
 from sharding.raster.base import Mask
 from sharding.raster.class_ids import ClassIds
-from sharding.scaling import Scale, value_warnings
-from sharding.scan import Scan, ScannedScene, report_problems, unreadable
-from sharding.shard_manifest import PixelSums, histogram
+from sharding.scaling import range_warnings
+from sharding.scan import Scan, listed
+from sharding.tasks import TaskRunner, run_here
 from sharding.tiling import Tiling, Window, tiles
 
 BLOCK = 2048
 """Side of the windows in which large scenes are read."""
 
 GROUP = 16
-"""Scenes looked at in one piece of work."""
+"""Scenes in one task."""
 
-MOST_IGNORED = 0.5
-"""Share of the pixels of a split above which ignored ones get a warning."""
+MAX_IGNORED = 0.5
+"""Share of ignored pixels of a split above which there is a warning."""
 
 
 class Rules(NamedTuple):
-    """What is needed to look at the pixels of a scene; see `Scan`."""
+    """What `check_scenes` needs of a scan."""
 
     codes: LabelCodes
     reading: Reading
     num_classes: int
     scale: Scale | None
     summed: str
-    """Split whose pixels are summed up; empty where their range says nothing (8 bit)."""
+    """Split whose pixels are summed up; empty for 8 bit, where their range says nothing."""
     own: bool
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Pixels of each class (K) and ignored ones."""
+    """Pixels of each class (K) and ignored pixels."""
 
     classes: tuple[int, ...]
     ignored: int = 0
@@ -77,86 +79,84 @@ class Validation:
     """What headers and pixels of a data set say.
 
     Attributes:
-        scan: what the headers say; all problems and warnings are in it.
-        counts: split to pixels, where no label image has a problem.
+        scan: what the headers say; its problems and warnings include those of the pixels.
+        counts: split to pixels; empty if a label image has a problem.
     """
 
     scan: Scan
     counts: Mapping[str, LabelCounts]
 
 
-def rules(scan: Scan) -> Rules:
-    """Takes what `check_scenes` needs out of a scan."""
+def validate(scan: Scan, run: TaskRunner = run_here) -> Validation:
+    """Reads every image and label image whole; lists all problems and writes nothing.
+
+    Args:
+        scan: the headers.
+        run: runs the tasks, one a group of scenes.
+    """
     summed = "" if scan.dtype == "uint8" else scan.train_split
-    return Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.own_classes)
-
-
-def scene_groups(scan: Scan) -> list[tuple[ScannedScene, ...]]:
-    """Divides the scenes of a scan into pieces of work."""
-    scenes = scan.scenes
-    return [scenes[start : start + GROUP] for start in range(0, len(scenes), GROUP)]
-
-
-def check_scenes(scenes: Sequence[ScannedScene], rules: Rules) -> list[SceneCheck]:
-    """Reads images and label images whole: what is wrong with them, and how many pixels each class has."""
-    return [_check_scene(item, rules) for item in scenes]
-
-
-def validated(scan: Scan, checks: Iterable[SceneCheck]) -> Validation:
-    """Joins what `check_scenes` found to the scan."""
-    checks = list(checks)
-    found = [problem for check in checks for problem in check.problems]
-    nothing = LabelCounts((0,) * scan.classes.num_classes)
-    counts = {item.scene.split: nothing for item in scan.scenes}
+    rules = Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.own_classes)
+    groups = [scan.scenes[start : start + GROUP] for start in range(0, len(scan.scenes), GROUP)]
+    checks = [check for group in run(check_scenes, groups, rules) for check in group]
+    damaged = [problem for check in checks for problem in check.problems]
+    counts = {item.scene.split: LabelCounts((0,) * rules.num_classes) for item in scan.scenes}
     for check in checks:
         counts[check.split] += check.counts
-    more = () if found else unteachable(scan, counts)
-    problems = dict.fromkeys(text.rstrip(".") for text in (*scan.problems, *found, *more))
-    warnings = value_warnings((check.sums for check in checks), scan)
-    warnings += [] if found else odd(scan, counts)
+    useless = () if damaged else label_problems(scan, counts)
+    problems = dict.fromkeys(text.rstrip(".") for text in (*scan.problems, *damaged, *useless))
+    sums = [check.sums for check in checks]
+    warnings = range_warnings(sums, scan.bands, scan.dtype, scan.max_value, scan.scale)
+    warnings += [] if damaged else label_warnings(scan, counts)
     return Validation(
         replace(scan, problems=tuple(problems), warnings=(*scan.warnings, *warnings)),
-        {} if found else counts,
+        {} if damaged else counts,
     )
 
 
-def require_teachable(scan: Scan) -> None:
-    """Reads label images only until each class is seen in training and each split has a labelled pixel.
+def check_scenes(scenes: Sequence[ScannedScene], rules: Rules) -> list[SceneCheck]:
+    """Reads images and label images whole; returns their problems and the pixels of each class."""
+    return [_check_scene(item, rules) for item in scenes]
+
+
+def require_labels(scan: Scan) -> None:
+    """Reads label images until each class was seen in training and each split has a labelled pixel.
 
     Raises:
-        DataError: a split without a labelled pixel, or a class that training never sees.
-        LabelError: a label that is not declared, in what was read.
+        DataError: a split without a labelled pixel, or a class without a training pixel.
+        LabelError: an undeclared label, in what was read.
     """
     counts: dict[str, LabelCounts] = {}
     for split in dict.fromkeys(item.scene.split for item in scan.scenes):
         counts[split] = LabelCounts((0,) * scan.classes.num_classes)
-        for seen in _labels_of(scan, split):
-            counts[split] += seen
+        for window_counts in _labels_of(scan, split):
+            counts[split] += window_counts
             if all(counts[split].classes) or (counts[split].labelled and split != scan.train_split):
                 break
-    if problems := unteachable(scan, counts):
-        raise DataError(report_problems(problems))
+    if problems := label_problems(scan, counts):
+        raise DataError(
+            f"{len(problems)} problem(s) in the raw data, nothing was written:\n{listed(problems)}"
+        )
 
 
-def unteachable(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
+def label_problems(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     """Lists what makes a set useless: a split that is ignored whole, a class without a pixel to learn from."""
-    empty = [split for split, found in counts.items() if found.ignored and not found.labelled]
     problems = [
-        f"split {split!r}: every pixel is ignored, {counts[split].ignored} of them. Correct `label_values` in "
+        f"split {split!r}: every pixel is ignored, {of_split.ignored} of them. Correct `label_values` in "
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"
-        for split in empty
+        for split, of_split in counts.items()
+        if of_split.ignored and not of_split.labelled
     ]
-    return problems + [text for needed, text in unseen_classes(scan, counts) if needed]
+    return problems + [text for is_error, text in unseen_classes(scan, counts) if is_error]
 
 
-def odd(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
-    """Lists what is possible but seldom meant."""
-    warnings = [text for needed, text in unseen_classes(scan, counts) if not needed]
+def label_warnings(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
+    """Lists what is possible but rarely intended."""
+    warnings = [text for is_error, text in unseen_classes(scan, counts) if not is_error]
     warnings += [
-        f"split {split!r}: {found.ignored_share:.0%} of the pixels are ignored, more than {MOST_IGNORED:.0%}. If that "
-        "is not meant, correct data.custom.ignored or the `label_values` of the classes"
-        for split, found in counts.items()
-        if found.labelled and found.ignored_share > MOST_IGNORED
+        f"split {split!r}: {of_split.ignored_share:.0%} of the pixels are ignored, more than {MAX_IGNORED:.0%}. If "
+        "that is not intended, correct data.custom.ignored or the `label_values` of the classes"
+        for split, of_split in counts.items()
+        if of_split.labelled and of_split.ignored_share > MAX_IGNORED
     ]
     if scan.classes.num_classes == 1:
         warnings.append(
@@ -167,13 +167,13 @@ def odd(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
 
 
 def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tuple[bool, str]]:
-    """Yields whether it must be mended, and a text, for each class without a pixel in a split that has some."""
-    for split, found in counts.items():
-        for index, count in enumerate(found.classes):
-            if count or not found.labelled:
+    """Yields, for each class without a pixel in a split that has labels, whether that is an error, and a text."""
+    for split, of_split in counts.items():
+        for index, count in enumerate(of_split.classes):
+            if count or not of_split.labelled:
                 continue
             name, scored = scan.classes.names[index], scan.classes.scored[index]
-            ignored = f" ({found.ignored_share:.0%} of its pixels are ignored)" if found.ignored else ""
+            ignored = f" ({of_split.ignored_share:.0%} of its pixels are ignored)" if of_split.ignored else ""
             if split != scan.train_split:
                 yield False, f"class {name!r} has no pixel in the split {split!r}: it has no score there"
                 continue
@@ -181,12 +181,12 @@ def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tu
                 scored and scan.own_classes,
                 f"class {name!r} has no pixel in the training split {split!r}{ignored}: it cannot be learnt. Correct "
                 "its `label_values` in data.custom.classes or data.custom.ignored, give the split a scene that holds "
-                "it, take the class out, or say that it does not count: `scored: false`",
+                "it, take the class out, or exclude it from the score: `scored: false`",
             )
 
 
 def _labels_of(scan: Scan, split: str) -> Iterator[LabelCounts]:
-    """Yields the pixels of one window of a split's label images after the other."""
+    """Yields the counts of a split's label images, window by window."""
     for item in scan.scenes:
         assert item.scene.mask is not None
         if item.scene.split == split:
@@ -206,16 +206,16 @@ def _check_scene(item: ScannedScene, rules: Rules) -> SceneCheck:
             labels = ClassIds(mask, rules.codes, image if item.resampled else None)
             one_grid = item.resampled or (info.height, info.width) == (mask.info.height, mask.info.width)
             if one_grid:
-                counts, problems = _look(_areas(image, scene.region), item, image, labels, rules, sums)
+                counts, problems = _read(_areas(image, scene.region), item, image, labels, rules, sums)
             else:
-                counts, problems = _look(_areas(image), item, image, None, rules, sums)
-                problems += _look(_areas(mask), item, None, labels, rules, sums)[1]
+                counts, problems = _read(_areas(image), item, image, None, rules, sums)
+                problems += _read(_areas(mask), item, None, labels, rules, sums)[1]
     except DataError as error:
-        counts, problems = LabelCounts((0,) * rules.num_classes), [unreadable(error, rules.own)]
+        counts, problems = LabelCounts((0,) * rules.num_classes), [with_advice(error, rules.own)]
     return SceneCheck(scene.split, counts, tuple(problems), sums)
 
 
-def _look(
+def _read(
     areas: Iterable[Window],
     item: ScannedScene,
     image: Raster | None,
@@ -223,26 +223,27 @@ def _look(
     rules: Rules,
     sums: PixelSums,
 ) -> tuple[LabelCounts, list[str]]:
-    """Reads windows of image and label image, of each up to its first fault; adds pixels to the sums."""
-    counts, faults = LabelCounts((0,) * rules.num_classes), {}
+    """Reads windows of image and label image, each up to its first error; adds pixels to the sums."""
+    counts, errors = LabelCounts((0,) * rules.num_classes), {}
     bands = item.bands if max(item.bands, default=0) < item.info.bands else None
     summed = bands is not None and item.scene.split == rules.summed
     for area in areas:
         valid = None
-        if image and item.info.read_as and "image" not in faults:
+        if image and item.info.read_as and "image" not in errors:
             try:
                 pixels, valid = image.read(area, bands)
                 if summed and (pixels.dtype == np.uint16 or rules.scale):
                     sums.add(pixels, valid, rules.scale)
             except DataError as error:
-                faults["image"] = unreadable(error, rules.own)
-        if labels and "labels" not in faults:
+                errors["image"] = with_advice(error, rules.own)
+        if labels and "labels" not in errors:
             try:
                 counts += _count(labels.read(area), valid, rules.num_classes)
+            except LabelError as error:
+                errors["labels"] = str(error)
             except DataError as error:
-                told = isinstance(error, LabelError)
-                faults["labels"] = str(error) if told else unreadable(error, rules.own)
-    return counts, list(faults.values())
+                errors["labels"] = with_advice(error, rules.own)
+    return counts, list(errors.values())
 
 
 def _areas(raster: Raster, region: Window | None = None) -> Iterator[Window]:
@@ -255,5 +256,5 @@ def _areas(raster: Raster, region: Window | None = None) -> Iterator[Window]:
 def _count(ids: npt.NDArray[np.uint8], valid: Mask | None, num_classes: int) -> LabelCounts:
     if valid is not None:
         ids = np.where(valid, ids, np.uint8(IGNORE))
-    found = histogram(ids)[:num_classes].tolist()
-    return LabelCounts(tuple(found), ids.size - sum(found))
+    pixels = histogram(ids)[:num_classes].tolist()
+    return LabelCounts(tuple(pixels), ids.size - sum(pixels))

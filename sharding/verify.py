@@ -1,4 +1,4 @@
-"""`--verify`: a finished shard set read back and compared with its card and index."""
+"""`--verify`: read a finished shard set back and compare it with its card and index."""
 
 import io
 import tarfile
@@ -13,9 +13,9 @@ from d2ls.errors import D2LSError, ShardError
 from d2ls.shards import INDEX_SCHEMA, DatasetCard, ShardFile, ShardSet, SplitCard
 from d2ls.shards.codecs import decode_image, decode_mask
 from sharding.codecs import crc32
-from sharding.index_writer import set_digest, split_digest
-from sharding.scan import report_problems
-from sharding.shard_manifest import histogram, sample_digest
+from sharding.digests import sample_digest, set_digest, split_digest
+from sharding.pixel_statistics import histogram
+from sharding.scan import listed
 
 Row = dict[str, Any]
 
@@ -23,14 +23,14 @@ Row = dict[str, Any]
 def verify(uri: str) -> DatasetCard:
     """Reads every byte of a shard set back.
 
-    Checked: size and BLAKE3 of every tar, that no tar is there which the card does not name, the members' names,
-    places and CRC, image and label sizes, class pixels, counts, digests, and that scenes stand in one split.
+    Checks size and BLAKE3 of every tar, that the card names every tar, the members' names, offsets and CRC, image and
+    label sizes, class pixels, counts, digests, and that scenes are in one split.
 
     Returns:
         The card.
 
     Raises:
-        ShardError: lists all that differs.
+        ShardError: lists all differences.
     """
     shards = ShardSet.open(uri)
     problems: list[str] = []
@@ -44,10 +44,9 @@ def verify(uri: str) -> DatasetCard:
     if rows != counted:
         problems.append(f"index.parquet has {rows} samples, the card counts {counted}")
     if problems:
-        text = report_problems(problems).split("\n", 1)[1]
         raise ShardError(
-            f"{uri}: {len(problems)} difference(s) between shards, index and card:\n{text}\n"
-            "Delete the shards named and run `python -m pipeline.shard RECIPE` again: it makes what is missing."
+            f"{uri}: {len(problems)} difference(s) between shards, index and card:\n{listed(problems)}\n"
+            "Delete the shards named and run `python -m pipeline.shard RECIPE` again: it makes the missing ones."
         )
     return shards.card
 
@@ -57,26 +56,25 @@ def _verify_split(shards: ShardSet, name: str) -> list[str]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in shards.rows(name).select(INDEX_SCHEMA.names).to_pylist():
         rows[row["shard"]].append(row)
-    problems = _strangers(shards, name, card)
+    problems = _unknown_tars(shards, name, card)
     digests: list[str] = []
     for shard in card.shards:
         problems += _verify_shard(shards, shard, rows.pop(shard.path, []), digests)
     problems += [f"{path}: in the index, not in the card" for path in rows]
-    facts = shards.card
-    tiling = dict(facts.tiling[name])
-    if not problems and split_digest(digests, facts.classes, facts.bands, facts.dtype, tiling) != card.digest:
-        problems.append(f"split {name}: the content has another digest than the card says")
+    whole, tiling = shards.card, shards.card.tiling[name]
+    if not problems and split_digest(digests, whole.classes, whole.bands, whole.dtype, tiling) != card.digest:
+        problems.append(f"split {name}: the digest of the content is not the one in the card")
     table = shards.rows(name).to_pylist()
-    counts = [sum(row["class_pixels"][k] for row in table) for k in range(facts.classes.num_classes)]
+    counts = [sum(row["class_pixels"][k] for row in table) for k in range(whole.classes.num_classes)]
     if tuple(counts) != card.class_pixels or len(table) != card.samples:
-        problems.append(f"split {name}: samples or class pixels of the index are not those of the card")
+        problems.append(f"split {name}: samples or class pixels of the index differ from the card")
     return problems
 
 
-def _strangers(shards: ShardSet, split: str, card: SplitCard) -> list[str]:
+def _unknown_tars(shards: ShardSet, split: str, card: SplitCard) -> list[str]:
     known = {shard.path.rsplit("/", 1)[-1] for shard in card.shards}
-    found = storage.list_files(storage.join(shards.uri, split))
-    names = [entry.path.rsplit("/", 1)[-1] for entry in found if entry.type == fs.FileType.File]
+    entries = storage.list_files(storage.join(shards.uri, split))
+    names = [entry.path.rsplit("/", 1)[-1] for entry in entries if entry.type == fs.FileType.File]
     return [
         f"{split}/{name}: not in the card" for name in names if name not in known and name.endswith(".tar")
     ]
@@ -105,7 +103,7 @@ def _verify_shard(shards: ShardSet, shard: ShardFile, rows: list[Row], digests: 
 
 
 def _verify_sample(content: bytes, members: dict[str, tuple[int, int]], row: Row, card: DatasetCard) -> str:
-    """Returns the digest of a sample; raises ShardError where something differs."""
+    """Returns the digest of a sample; raises ShardError if something differs."""
     names = {"image": f"{row['key']}.image.{row['image_suffix']}", "mask": f"{row['key']}.mask.png"}
     names["meta"] = f"{row['key']}.json"
     parts = {}
@@ -135,4 +133,4 @@ def _verify_scenes(shards: ShardSet) -> list[str]:
     splits: dict[str, set[str]] = defaultdict(set)
     for row in shards.index.select(["scene", "split"]).to_pylist():
         splits[row["scene"]].add(row["split"])
-    return [f"scene {scene!r} stands in {sorted(names)}" for scene, names in splits.items() if len(names) > 1]
+    return [f"scene {scene!r} is in {sorted(names)}" for scene, names in splits.items() if len(names) > 1]

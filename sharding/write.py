@@ -1,30 +1,34 @@
-"""Writing one shard: read, cut, encode, append to a tar, and say so in a part file. Never a half one in place."""
+"""Fourth step: write one shard and its manifest. A shard is in place when it is whole."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from d2ls import storage
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from d2ls.shards.codecs import decode_image
 from sharding.codecs import crc32, encode_mask
+from sharding.digests import sample_digest
+from sharding.pixel_statistics import PixelSums, histogram
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Raster, WholeRaster, open_raster
 from sharding.raster.class_ids import ClassIds
 from sharding.shard_io import HashingStream, tar_writer, target_file
-from sharding.shard_manifest import PixelSums, ShardManifest, histogram, sample_digest
+from sharding.shard_manifest import SCHEMA, ShardManifest
 from sharding.tiling import Tile, Window, pad_image, place_labels
 
 TAR_BLOCK = 512
 
 
 def write_shard(task: ShardTask, uri: str) -> ShardManifest:
-    """Writes one shard and its part file, the part last.
+    """Writes one shard, then its manifest.
 
     The same task gives the same bytes on every machine.
 
@@ -34,16 +38,17 @@ def write_shard(task: ShardTask, uri: str) -> ShardManifest:
     """
     rows: list[dict[str, Any]] = []
     sums = PixelSums()
-    strays: dict[str, int] = {}
+    unexpected: Counter[str] = Counter()
     with target_file(uri, task.path) as stream:
         tar = HashingStream(stream)
         with tar_writer(tar) as writer:
-            rows.extend(_append(writer, sample, task) for sample in _samples(task, sums, strays))
+            rows.extend(_append(writer, sample, task) for sample in _samples(task, sums, unexpected))
         stream.flush()
         shard = ShardFile(task.path, tar.size, tar.digest.hexdigest(), len(rows))
-    part = ShardManifest(task.fingerprint, shard, rows, sums, strays)
-    storage.write_bytes(storage.join(uri, task.manifest), part.to_json().encode())
-    return part
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    manifest = ShardManifest(task.fingerprint, shard, table, sums, dict(unexpected))
+    storage.write_bytes(storage.join(uri, task.manifest), manifest.to_bytes())
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,13 @@ class _Sample:
     digest: str
 
 
-def _samples(task: ShardTask, sums: PixelSums, strays: dict[str, int]) -> Iterator[_Sample]:
+def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iterator[_Sample]:
+    """Yields the samples of a shard; adds their pixels to `sums` and the labels it counts to `unexpected`."""
     for cut in task.cuts:
         assert cut.scene.mask is not None
         reading = task.recording.reading
         with open_raster(cut.scene.image, reading) as image, open_raster(cut.scene.mask) as mask:
-            labels = _Labels(mask, task.recording, strays, image if cut.resampled else None)
+            labels = _Labels(mask, task.recording, unexpected, image if cut.resampled else None)
             for key, tile in cut.tiles:
                 yield _sample(key, tile, cut, image, labels, task.recording, sums)
 
@@ -109,26 +115,26 @@ def _encode(
 
 
 class _Labels:
-    """Class ids of the tiles of a scene; counts the strays among the labels that count."""
+    """Class ids of the tiles of a scene; counts the codes of `Recording.counted` among the labels that count."""
 
     def __init__(
-        self, mask: Raster, recording: Recording, strays: dict[str, int], image: Raster | None
+        self, mask: Raster, recording: Recording, unexpected: Counter[str], image: Raster | None
     ) -> None:
         self._ids = ClassIds(mask, recording.codes, image)
-        self._codes, self._strays = recording.strays, strays
+        self._counted, self._unexpected = recording.counted, unexpected
 
     def read(self, tile: Tile) -> npt.NDArray[np.uint8]:
         """Reads the class ids inside a tile (h w)."""
-        if self._codes:
+        if self._counted:
             raw = self._ids.raw(tile.labelled)
-            for stray in self._codes:
-                if count := count_code(raw, stray):
-                    self._strays[str(stray)] = self._strays.get(str(stray), 0) + count
+            for code in self._counted:
+                if count := count_code(raw, code):
+                    self._unexpected[str(code)] += count
         return self._ids.read(tile.inside)
 
 
 def _meta(key: str, tile: Tile, cut: Cut, digest: str) -> bytes:
-    """The JSON member: where the sample comes from, in pixels and, where known, on the ground."""
+    """Returns the JSON member: where the sample comes from, in pixels and, if known, on the ground."""
     info, window = cut.info, tile.window
     values: dict[str, Any] = {
         "key": key,

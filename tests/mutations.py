@@ -123,7 +123,7 @@ MUTATIONS = [
              "statistics=split == spec.train_split or", "statistics=True or",
              "tests/unit/sharding"),
     Mutation("a shard of another plan counts as done", "sharding/shard_manifest.py",
-             "part.fingerprint == task.fingerprint and size", "size",
+             "manifest.fingerprint == task.fingerprint and size", "size",
              "tests/unit/sharding"),
     Mutation("overlapping labels count twice", "sharding/tiling.py",
              "first = max(start, covered) if tiling.once else start", "first = start",

@@ -1,6 +1,6 @@
 """Shards made from a few drawn scenes by the parts of `sharding` alone, without a recipe."""
 
-from sharding.index_writer import finish
+from sharding.index_writer import write_index
 from sharding.plan import plan_shards
 from sharding.scan import scan
 from sharding.spec import ShardSpec
@@ -15,7 +15,7 @@ def spec_of(raw, uri="unused", **changes):
 def plan_of(spec):
     """The plan of a spec whose raw data are sound."""
     found = scan(spec)
-    found.require_sound()
+    found.raise_problems()
     return plan_shards(spec, found)
 
 
@@ -24,4 +24,4 @@ def make(spec):
     plan = plan_of(spec)
     for task in plan.tasks:
         write_shard(task, spec.uri)
-    return finish(plan, spec)
+    return write_index(plan, spec)

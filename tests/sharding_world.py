@@ -1,6 +1,6 @@
 """A small data set of one's own, its shard specification, and all stages of sharding in this process."""
 
-from sharding.index_writer import finish
+from sharding.index_writer import write_index
 from sharding.plan import plan_shards
 from sharding.scan import scan
 from sharding.sources.own import OwnClass, OwnData, OwnSplit
@@ -38,8 +38,8 @@ def spec(root, uri, data=None, **values):
 def make(spec):
     """Makes the shards; returns the card."""
     found = scan(spec)
-    found.require_sound()
+    found.raise_problems()
     plan = plan_shards(spec, found)
     for task in plan.tasks:
         write_shard(task, spec.uri)
-    return finish(plan, spec)
+    return write_index(plan, spec)

@@ -1,1 +1,1 @@
-"""What stands behind `python -m pipeline.shard`: tasks on Ray, and what is printed."""
+"""What `python -m pipeline.shard` does: recipe to spec, tasks on Ray, tables and pictures."""

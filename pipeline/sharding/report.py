@@ -1,4 +1,4 @@
-"""What `python -m pipeline.shard` shows: progress, summary table, problems."""
+"""What `python -m pipeline.shard` prints: progress, tables, problems."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from pipeline.console import ProgressDisplay
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
-    from pipeline.shard import Progress
+    from sharding.make import Progress
     from sharding.raster import RasterInfo
     from sharding.validate import Validation
 
@@ -30,7 +30,7 @@ def progress_of(display: ProgressDisplay) -> Callable[["Progress"], None]:
 
 
 def print_summary(card: DatasetCard, uri: str) -> None:
-    """Prints the table of splits and classes, and what to do next."""
+    """Prints the tables of splits and classes, and what is worth knowing."""
     from rich.console import Console
 
     console = Console()
@@ -43,8 +43,8 @@ def print_summary(card: DatasetCard, uri: str) -> None:
     console.print(f"scenes in one split only: {SCENE_CHECKS[card.scene_check]}")
     for name, count in card.extra.get("unlabelled", {}).items():
         console.print(f"split {name}: {count} image(s) without labels, left out (the publisher keeps them)")
-    for code, count in card.extra.get("strays", {}).items():
-        console.print(f"stray label {code}: {count} pixel(s) taken as ignored")
+    for code, count in card.extra.get("unexpected_labels", {}).items():
+        console.print(f"unexpected label value {code}: {count} pixel(s) ignored")
     for warning in card.extra.get("warnings", []):
         console.print(f"warning: {warning}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"digest {card.digest}", soft_wrap=True)
@@ -90,33 +90,33 @@ def class_table(card: DatasetCard) -> Any:
     return table
 
 
-def print_validation(found: "Validation", root: str) -> None:
-    """Prints what `--check` found: the table of splits, what is left out, notes, warnings, problems."""
+def print_validation(validation: "Validation", root: str) -> None:
+    """Prints what `--check` validation: the table of splits, what is left out, notes, warnings, problems."""
     from rich.console import Console
 
-    scan = found.scan
+    scan = validation.scan
     console = Console()
     if scan.scenes:
-        console.print(validation_table(found))
+        console.print(validation_table(validation))
     below = f"{Path(root).expanduser().absolute()}/"
 
-    def listed(title: str, lines: Sequence[str], style: str = "") -> None:
+    def show(title: str, lines: Sequence[str], style: str = "") -> None:
         if lines:
             console.print(f"[{style}]{title}[/]" if style else title, soft_wrap=True)
-        for line in alike_once(line.replace(below, "") for line in lines):
+        for line in merge_alike(line.replace(below, "") for line in lines):
             console.print(f"- {line}", soft_wrap=True, markup=False, highlight=False)
 
-    listed("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in scan.left_out])
-    listed("notes", scan.notes)
-    listed("warnings", scan.warnings, "yellow")
-    listed("problems", scan.problems, "red")
+    show("left out", [f"{item.count}: {item.why}, for instance {item.example}" for item in scan.left_out])
+    show("notes", scan.notes)
+    show("warnings", scan.warnings, "yellow")
+    show("problems", scan.problems, "red")
     count = len(scan.problems)
     end = f"{count} problem(s) in {root}; nothing was written" if count else f"{root}: no problems found"
     console.print(end, soft_wrap=True)
 
 
-def alike_once(lines: Iterable[str]) -> list[str]:
-    """Lists lines `file: text`; of those with one text the first and the number of further files."""
+def merge_alike(lines: Iterable[str]) -> list[str]:
+    """Of lines `file: text` with the same text, returns the first and the number of the others."""
     groups: dict[str, list[str]] = {}
     for line in lines:
         groups.setdefault(line.partition(": ")[2] or line, []).append(line)
@@ -128,11 +128,11 @@ def alike_once(lines: Iterable[str]) -> list[str]:
     ]
 
 
-def validation_table(found: "Validation") -> Any:
+def validation_table(validation: "Validation") -> Any:
     """Makes the table of `--check`: a column a split, what the files are above, shares of the classes below."""
     from rich.table import Table
 
-    scan = found.scan
+    scan = validation.scan
     splits = list(dict.fromkeys((*(item.scene.split for item in scan.scenes), *scan.unlabelled)))
     columns = {split: [item for item in scan.scenes if item.scene.split == split] for split in splits}
     table = Table(title=f"bands taken: {', '.join(scan.bands)} ({scan.dtype})", title_justify="left")
@@ -144,7 +144,7 @@ def validation_table(found: "Validation") -> Any:
     table.add_row("with label image", *(str(len(items)) for items in columns.values()))
     groups = [{item.scene.group for item in items} for items in columns.values()]
     table.add_row("scenes", *("unknown" if None in names else str(len(names)) for names in groups))
-    facts: dict[str, Callable[[Any], str]] = {
+    properties: dict[str, Callable[[Any], str]] = {
         "size (height x width)": lambda item: f"{item.info.height}x{item.info.width}",
         "bands in the files": lambda item: str(item.info.bands),
         "pixel type": lambda item: item.info.dtype,
@@ -152,9 +152,9 @@ def validation_table(found: "Validation") -> Any:
         "CRS": lambda item: (item.info.crs or "none").split("[")[0] if item.info.crs else "none",
         "pixel": lambda item: f"{item.pixel_metres:.3g} m" if item.pixel_metres else "unknown",
     }
-    for name, fact in facts.items():
-        table.add_row(name, *(several([fact(item) for item in items]) for items in columns.values()))
-    counts = [found.counts.get(split) for split in splits]
+    for name, text_of in properties.items():
+        table.add_row(name, *(several([text_of(item) for item in items]) for items in columns.values()))
+    counts = [validation.counts.get(split) for split in splits]
     table.add_row("ignored", *(f"{count.ignored_share:.1%}" if count else "" for count in counts))
     table.add_section()
     for index, name in enumerate(scan.classes.names):
@@ -164,21 +164,21 @@ def validation_table(found: "Validation") -> Any:
 
 
 def several(values: Sequence[str]) -> str:
-    """Lists different values, the most frequent first, each on a line; of many the first ones and how many more."""
+    """Lists different values, one a line, the most frequent first; of many only the first ones and a count."""
     frequent = [value for value, _ in Counter(values).most_common()]
     shown = "\n".join(frequent[:SHOWN_VALUES])
     return shown + (f"\n{len(frequent) - SHOWN_VALUES} more" if len(frequent) > SHOWN_VALUES else "")
 
 
 def label_kind(info: "RasterInfo | None") -> str:
-    """Names bands and type of a label image, as a person would."""
+    """Returns bands and type of a label image as text."""
     if info is None:
         return "none"
     return "palette" if info.palette else f"{info.bands} x {info.dtype}"
 
 
 def print_verified(card: DatasetCard, uri: str) -> None:
-    """Prints that a shard set is what its card says."""
+    """Prints that a shard set agrees with its card."""
     from rich.console import Console
 
     console = Console()

@@ -1,63 +1,65 @@
-"""Sharding on Ray: a task an item, a bounded number at a time, near raw data that only this machine holds."""
+"""Sharding on Ray: a Ray task an item, a bounded number at a time, on this machine if only it holds the raw data."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+import cv2
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from d2ls import storage
 from d2ls.errors import D2LSError
-from pipeline.config.recipe import Recipe
+from pipeline.cluster import connect
+from pipeline.config.train import ClusterConfig
 
 Item = TypeVar("Item")
+Extra = TypeVar("Extra")
 Result = TypeVar("Result")
 
 
-def each(
-    function: Callable[[Item, Any], Result], items: Iterable[Item], extra: Any, recipe: Recipe, inline: bool
-) -> Iterator[Result]:
-    """Yields function(item, extra) for all items as they finish, on Ray unless inline.
+class RayTasks:
+    """A `sharding.tasks.TaskRunner`.
 
     Args:
-        function: importable by name; its errors of ours come out as they were raised.
-        items: plain values.
-        extra: handed to every call.
-        recipe: says where Ray is, and where the raw data lie.
-        inline: work in this process.
+        cluster: where Ray is.
+        root: the raw data. Tasks on other nodes cannot read a local folder, unless D2LS_SHARED_PATHS is set.
     """
-    items = list(items)
-    if inline or not items:
-        for item in items:
-            yield function(item, extra)
-        return
-    from pipeline.cluster import connect
 
-    with connect(recipe.cluster) as cluster:
-        # Raw data on this machine's disk cannot be read by tasks on other nodes.
-        shared = not storage.is_local(recipe.data.root) or os.environ.get("D2LS_SHARED_PATHS")
-        yield from _on_ray(function, items, extra, here=cluster.nodes > 1 and not shared)
+    def __init__(self, cluster: ClusterConfig, root: str) -> None:
+        self._cluster = cluster
+        self._local = storage.is_local(root) and not os.environ.get("D2LS_SHARED_PATHS")
+
+    def __call__(
+        self, function: Callable[[Item, Extra], Result], items: Sequence[Item], extra: Extra
+    ) -> Iterator[Result]:
+        """Yields `function(item, extra)` for each item as it finishes; errors of ours come out as they were raised."""
+        if not items:
+            return
+        with connect(self._cluster) as cluster:
+            options, cpus = _options(this_node=self._local and cluster.nodes > 1)
+            yield from _run(
+                ray.remote(**options)(_single_threaded), function, items, extra, 2 * max(1, int(cpus))
+            )
 
 
-def _on_ray(
-    function: Callable[[Item, Any], Result], items: Sequence[Item], extra: Any, here: bool
+def _options(this_node: bool) -> tuple[dict[str, Any], float]:
+    """Returns the options of a Ray task, and the number of cores that such tasks have."""
+    if not this_node:
+        return {"num_cpus": 1, "max_retries": 3}, ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    node_id = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)  # type: ignore[no-untyped-call]
+    cpus = resources.get("CPU", 0)  # 0 on heads that are kept free of work
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return {"num_cpus": min(1, cpus), "max_retries": 3, "scheduling_strategy": affinity}, cpus
+
+
+def _run(
+    remote: Any, function: Callable[[Item, Extra], Result], items: Sequence[Item], extra: Extra, ahead: int
 ) -> Iterator[Result]:
-    """Runs one Ray task an item, a bounded number at a time; stops the others where one fails.
-
-    `here` keeps the tasks on the driver's node.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
-    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
-    if here:
-        own = ray.get_runtime_context().get_node_id()
-        (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
-        cpus = resources.get("CPU", 0)  # 0 on heads that are kept free of work
-        options["num_cpus"] = min(1, cpus)
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(own, soft=False)
-    remote: Any = ray.remote(**options)(_single_threaded)
+    """Keeps `ahead` tasks submitted; if one fails, cancels the others."""
     waiting = iter(items)
-    ahead = 2 * max(1, int(cpus))
     pending: list[Any] = [
         remote.remote(function, item, extra) for _, item in zip(range(ahead), waiting, strict=False)
     ]
@@ -65,26 +67,22 @@ def _on_ray(
         while pending:
             ready, pending = ray.wait(pending, num_returns=1)
             pending += [remote.remote(function, item, extra) for _, item in zip(ready, waiting, strict=False)]
-            yield _result(ray.get, ready[0])
+            yield _result(ready[0])
     finally:
-        for left in pending:
-            ray.cancel(left, force=True)
+        for reference in pending:
+            ray.cancel(reference, force=True)
 
 
-def _single_threaded(function: Callable[[Item, Any], Result], item: Item, extra: Any) -> Result:
+def _single_threaded(function: Callable[[Item, Extra], Result], item: Item, extra: Extra) -> Result:
     """Runs in a Ray worker: one task, one core."""
-    import cv2
-
     cv2.setNumThreads(1)
     return function(item, extra)
 
 
-def _result(get: Callable[[Any], Any], reference: Any) -> Any:
-    """Takes a result; an error of ours comes out as it was raised in the worker."""
-    from ray.exceptions import RayTaskError
-
+def _result(reference: Any) -> Any:
+    """Returns a result; raises an error of ours as it was raised in the worker."""
     try:
-        return get(reference)
+        return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, D2LSError):
             raise error.cause from None

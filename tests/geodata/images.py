@@ -15,7 +15,7 @@ from d2ls.data import Augmentation, TrainingLoader
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE
 from d2ls.shards import ShardSet
-from pipeline.shard import check
+from pipeline.sharding.run import check_raw_data
 from sharding.raster.scene import open_scene
 from tests.geodata import case
 from tests.geodata.tiffs import CRS, HEIGHT, PIXEL, PLACE, WIDTH, ids, pixels, tif
@@ -365,7 +365,7 @@ def _(tmp_path):
         samp_den_coeff=[1.0] + [0.0] * 19, samp_num_coeff=[0.0] * 20,
     )  # fmt: skip
     pair(tmp_path, crs=None, transform=None, rpcs=rpcs)
-    found = check(recipe(tmp_path), inline=True).scan
+    found = check_raw_data(recipe(tmp_path), inline=True).scan
     assert not found.problems
     assert "placed by RPC only" in str(found.notes)
 
@@ -415,7 +415,7 @@ def reflectance(number=0, bands=3):
 def _(tmp_path):
     pair(tmp_path, image=reflectance())
     text = problems(tmp_path)
-    assert "Say with data.scale which values stand for dark and bright" in text
+    assert "Set data.scale to the values that stand for dark and bright" in text
     low, high = np.percentile(reflectance()[0], (1, 99))
     assert f"data.scale=[[{low:.4g}, {high:.4g}], [" in text
 
@@ -445,7 +445,7 @@ def _(tmp_path):
     batch = next(iter(TrainingLoader(ShardSet.open(str(tmp_path / "shards")), "train", **LOADING).epoch(0)))
     assert batch.images.dtype == torch.float32
     assert (batch.images.isnan().all(1) == (batch.labels == IGNORE)).all()
-    checked = check(recipe(tmp_path, data={"scale": [0, 0.1]}), inline=True)
+    checked = check_raw_data(recipe(tmp_path, data={"scale": [0, 0.1]}), inline=True)
     assert "of band red lie outside" in str(checked.scan.warnings)
     assert "of band red lie outside" in str(shard(tmp_path, data={"scale": [0, 0.1]}).extra["warnings"])
 
@@ -487,7 +487,7 @@ def _(tmp_path):
 def _(tmp_path):
     for name in ("int32", "uint32", "complex64"):
         pair(tmp_path, image=pixels(dtype=name))
-        assert f"pixels are {name}, which is not read; convert them to uint8" in problems(tmp_path)
+        assert f"pixels are {name}, which is not supported; convert them to uint8" in problems(tmp_path)
 
 
 @case(
@@ -501,5 +501,5 @@ def _(tmp_path):
     assert len(warnings) == 1
     assert "the highest training pixel is 3987" in warnings[0]
     assert "data.max_value=4000" in warnings[0]
-    assert warnings[0] in check(recipe(tmp_path), inline=True).scan.warnings
+    assert warnings[0] in check_raw_data(recipe(tmp_path), inline=True).scan.warnings
     assert "warnings" not in shard(tmp_path, data={"max_value": 4000}).extra

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from d2ls.errors import DataError, LabelError
-from pipeline.shard import check
+from pipeline.sharding.run import check_raw_data
 from tests.geodata import case
 from tests.geodata.tiffs import ids, pixels, tif
 from tests.geodata.world import pair, problems, recipe, samples, shard
@@ -197,7 +197,7 @@ def _(tmp_path):
     classes = recipe(tmp_path).to_dict()["data"]["custom"]["classes"]
     classes[2]["scored"] = False
     shard(tmp_path, split=split, classes=classes)
-    found = check(recipe(tmp_path, split=split, classes=classes), inline=True).scan
+    found = check_raw_data(recipe(tmp_path, split=split, classes=classes), inline=True).scan
     assert (found.problems, len(found.warnings)) == ((), 2)
     assert "roles.test names the split 'test'" in found.warnings[0]
     assert "class 'c' has no pixel" in found.warnings[1]
@@ -222,12 +222,12 @@ def _(tmp_path):
     mask = ids()
     mask[:100] = 255
     pair(tmp_path, mask=mask)
-    found = check(recipe(tmp_path), inline=True).scan
+    found = check_raw_data(recipe(tmp_path), inline=True).scan
     assert found.problems == ()
     assert any(
         "split 'train': 78% of the pixels are ignored, more than 50%" in text for text in found.warnings
     )
-    found = check(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), inline=True).scan
+    found = check_raw_data(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), inline=True).scan
     assert any("the only class is 'ground'" in text for text in found.warnings)
 
 
@@ -241,7 +241,7 @@ def _(tmp_path):
 @case("`roles.train` or `roles.val` names a split that is not there", "refused; of `roles.test` a warning")
 def _(tmp_path):
     pair(tmp_path)
-    refused(tmp_path, "roles.val names the split 'val', which is not there. Name scenes for it in "
+    refused(tmp_path, "roles.val names the split 'val', which does not exist. Name scenes for it in "
             "data.custom.split", split={"fractions": {"train": 1.0}})  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from d2ls.errors import D2LSError
 from pipeline.config.recipe import parse_recipe
-from pipeline.shard import check, run
+from pipeline.sharding.run import check_raw_data, ensure_shards
 from tests.geodata.tiffs import ids, pixels, tif
 
 
@@ -29,13 +29,13 @@ def recipe(root, *, data=None, **custom):
 
 def shard(root, **custom):
     """Makes the shards of `recipe`; returns its card."""
-    return run(recipe(root, **custom), inline=True)
+    return ensure_shards(recipe(root, **custom), inline=True)
 
 
 def problems(root, **custom):
     """All that `pipeline.shard --check` lists, in one text; a refused recipe counts as well."""
     try:
-        return "\n".join(check(recipe(root, **custom), inline=True).scan.problems)
+        return "\n".join(check_raw_data(recipe(root, **custom), inline=True).scan.problems)
     except D2LSError as error:
         return str(error)
 

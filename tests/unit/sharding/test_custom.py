@@ -12,7 +12,7 @@ from sharding.sources import open_source
 from sharding.sources.own import OwnClass
 from sharding.sources.splitting import draw
 from sharding.tiling import Tiling
-from sharding.validate import check_scenes, rules
+from sharding.validate import validate
 from tests.sharding_world import BLUE, CLASSES, RED, build, make, own, spec
 from tests.trees import blocks, save, texture
 
@@ -174,7 +174,7 @@ def test_a_scene_in_two_splits_is_refused(tmp_path):
     build(tmp_path / "raw")
     split = {"folders": {"train": ["a/*", "b/*", "c/img/part1*"], "val": ["c/img/part2*"], "test": ["d/*"]}}
     with pytest.raises(
-        DataError, match=r"1 scene.s. stand in more than one split, for instance 'c' in train and val"
+        DataError, match=r"1 scene.s. are in more than one split, for instance 'c' in train and val"
     ):
         make(spec(tmp_path / "raw", tmp_path / "out", own(split)))
 
@@ -207,7 +207,7 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
     )  # fmt: skip
     pixels = ("part2_label.png: unknown label colour (1, 2, 3) in 1 pixels, first at row 3 column 4",)
     found = scan(spec(raw, tmp_path / "out"))
-    seen = [problem for item in check_scenes(found.scenes, rules(found)) for problem in item.problems]
+    seen = [text for text in validate(found).scan.problems if text not in found.problems]
     for listed, expected in ((found.problems, headers), (seen, pixels)):
         assert len(listed) == len(expected), listed
         for text in expected:
@@ -225,7 +225,7 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
      r"data\.custom\.split\.scenes\.train: 'aa' fits nothing\. Did you mean a\?"),
     ({"split": {"seed": 1}}, r"data\.custom\.split: give one of folders, scenes, lists, fractions; given: none"),
     ({"split": {"fractions": {"train": 0.9}}}, r"data\.custom\.split\.fractions: shares must be above 0 and add up"),
-    ({"classes": (CLASSES[0], OwnClass("w", BLUE, (3,)))}, "ids .3. and colours .* are mixed; .*codes"),
+    ({"classes": (CLASSES[0], OwnClass("w", BLUE, (3,)))}, "ids .3. and colours .* are mixed; .*label_values"),
     ({"classes": (OwnClass("roof", RED, (1,)), OwnClass("w", RED, (3,)))},
      r"data\.custom\.classes: 'roof' and 'w' have one color \(255, 0, 0\)"),
     ({"ignored": (RED,)}, r"code \(255, 0, 0\) has two meanings, class 'roof' and ignored"),
@@ -292,9 +292,9 @@ def test_splits_that_are_not_made_or_not_there_are_named(tmp_path):
     found = scan(spec(tmp_path, "out", splits=("train", "val")))
     assert [(item.why, item.count) for item in found.left_out] == [("split 'test' is not in data.splits", 2)]
     found = scan(spec(tmp_path, "out", splits=("train", "vall")))
-    assert found.problems == ("data.splits names the split 'vall', which is not there. Did you mean val?",)
+    assert found.problems == ("data.splits names the split 'vall', which does not exist. Did you mean val?",)
     found = scan(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
-    assert found.problems == ("data.tiling names the split 'tset', which is not there. Did you mean test?",)
+    assert found.problems == ("data.tiling names the split 'tset', which does not exist. Did you mean test?",)
 
 
 def test_samples_have_short_keys_of_their_own(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from d2ls.errors import ShardError
 from d2ls.shards import INDEX_SCHEMA, ShardSet
-from sharding.index_writer import finish, finished_card, unfinish
+from sharding.index_writer import delete_index, finished_card, write_index
 from sharding.write import write_shard
 from tests.shard_world import make, plan_of, spec_of
 
@@ -50,12 +50,12 @@ def test_what_is_not_finished_is_named_and_cannot_be_opened(raw, tmp_path):
     plan = plan_of(spec)
     write_shard(plan.tasks[0], spec.uri)
     with pytest.raises(ShardError, match=r"1 shard\(s\) not finished, first val/val-00000\.tar"):
-        finish(plan, spec)
+        write_index(plan, spec)
     write_shard(plan.tasks[1], spec.uri)
     assert finished_card(plan, spec) is None
-    card = finish(plan, spec)
+    card = write_index(plan, spec)
     assert finished_card(plan, spec) == card
-    unfinish(spec.uri)
+    delete_index(spec.uri)
     assert not list(tmp_path.glob("card.json")) + list(tmp_path.glob("index.parquet"))
     assert finished_card(plan, spec) is None
 
@@ -70,5 +70,5 @@ def test_shards_of_a_former_plan_are_deleted_and_nothing_else(raw, tmp_path):
         "train-00000.tar",
         "train-00009.txt",
     ]
-    assert len(list((tmp_path / "parts").iterdir())) == 2
+    assert len(list((tmp_path / "manifests").iterdir())) == 2
     assert len(card.splits["train"].shards) == 1

@@ -27,7 +27,7 @@ def test_a_sound_set_is_described(raw):
     assert {(item.info.height, item.info.width, item.info.bands) for item in found.scenes} == {(64, 64, 3)}
     assert (found.dtype, found.scene_check) == ("uint8", "unknown"), "LoveDA names no scenes"
     assert found.classes.num_classes == 7
-    found.require_sound()
+    found.raise_problems()
 
 
 def test_all_problems_are_listed_at_once(copied):
@@ -41,7 +41,7 @@ def test_all_problems_are_listed_at_once(copied):
     for file in (second, third):
         assert file.name in text
     with pytest.raises(DataError, match=r"3 problem\(s\) in the raw data, nothing was written"):
-        found.require_sound()
+        found.raise_problems()
 
 
 def test_splits_and_bands_are_chosen_by_name(raw):

@@ -1,6 +1,6 @@
 import pytest
 
-from sharding.shard_io import sweep_leftovers, target_file
+from sharding.shard_io import delete_leftovers, target_file
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -18,7 +18,7 @@ def test_what_a_killed_command_left_is_removed_and_what_one_at_work_writes_stays
     left.mkdir(parents=True)
     (left / "a.tar").write_bytes(b"half")
     with target_file(str(tmp_path), "train/b.tar") as stream:
-        sweep_leftovers(str(tmp_path))
+        delete_leftovers(str(tmp_path))
         assert not left.exists()
         stream.write(b"whole")
     assert (tmp_path / "train" / "b.tar").read_bytes() == b"whole"

@@ -1,32 +1,35 @@
-"""The note beside a tar that says the shard is finished."""
+"""The manifest beside a tar, which says that the shard is finished."""
 
 import numpy as np
 import pytest
 
-from sharding.shard_manifest import PixelSums, ShardManifest, finished_manifest
+from sharding.pixel_statistics import PixelSums
+from sharding.shard_manifest import ShardManifest, finished_manifest
 from sharding.write import write_shard
 from tests.shard_world import plan_of, spec_of
 
 
 @pytest.fixture
 def written(raw, tmp_path):
-    """Folder, task and part of one shard."""
+    """Folder, task and manifest of one shard."""
     task = plan_of(spec_of(raw)).tasks[1]
     return tmp_path, task, write_shard(task, str(tmp_path))
 
 
-def test_a_part_says_what_the_shard_holds_and_travels_as_json(written):
-    folder, task, part = written
-    assert part.shard.samples == len(part.rows) == task.samples == 3
-    assert part.shard.bytes == (folder / task.path).stat().st_size
-    assert ShardManifest.from_json(part.to_json()) == part
-    assert finished_manifest(task, str(folder)) == part
+def test_a_manifest_holds_what_the_shard_holds_and_survives_the_file(written):
+    folder, task, manifest = written
+    assert manifest.shard.samples == manifest.rows.num_rows == task.samples == 3
+    assert manifest.shard.bytes == (folder / task.path).stat().st_size
+    assert ShardManifest.from_bytes(manifest.to_bytes()) == manifest
+    assert finished_manifest(task, str(folder)) == manifest
 
 
-@pytest.mark.parametrize("missing", ["the note", "the tar", "the end of the tar", "the end of the note"])
+@pytest.mark.parametrize(
+    "missing", ["the manifest", "the tar", "the end of the tar", "the end of the manifest"]
+)
 def test_a_shard_that_is_not_whole_is_not_finished(written, missing):
     folder, task, _ = written
-    file = folder / (task.manifest if "note" in missing else task.path)
+    file = folder / (task.manifest if "manifest" in missing else task.path)
     if "end" in missing:
         file.write_bytes(file.read_bytes()[:-7])
     else:

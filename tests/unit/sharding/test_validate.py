@@ -7,15 +7,9 @@ import sharding.validate
 from d2ls.errors import DataError
 from sharding.scan import scan
 from sharding.sources.own import OwnClass
-from sharding.validate import LabelCounts, check_scenes, require_teachable, rules, scene_groups, validated
+from sharding.validate import LabelCounts, require_labels, validate
 from tests.sharding_world import BLUE, GREY, RED, build, make, own, spec
 from tests.trees import save, texture
-
-
-def validate(shard_spec):
-    found = scan(shard_spec)
-    groups = [check_scenes(group, rules(found)) for group in scene_groups(found)]
-    return validated(found, (scene for group in groups for scene in group))
 
 
 def test_pixels_are_counted_by_split_and_class(tmp_path, monkeypatch):
@@ -25,7 +19,7 @@ def test_pixels_are_counted_by_split_and_class(tmp_path, monkeypatch):
     mask[:3], mask[3:5, :7] = BLUE, GREY
     for part in (1, 2):
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", mask)
-    found = validate(spec(tmp_path, "out"))
+    found = validate(scan(spec(tmp_path, "out")))
     assert found.scan.problems == ()
     assert found.counts["val"] == LabelCounts((2 * (40 * 50 - 150 - 14), 2 * 150), 2 * 14)
     assert sum(count.labelled + count.ignored for count in found.counts.values()) == 8 * 40 * 50
@@ -38,7 +32,7 @@ def test_pixels_without_data_are_ignored(tmp_path):
     for part in (1, 2):
         save(tmp_path / "c" / "img" / f"part{part}.tif", image, nodata=0)
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", np.full((40, 50, 3), RED, np.uint8))
-    found = validate(spec(tmp_path, "out", own(images=("*/img/*.{png,tif}",))))
+    found = validate(scan(spec(tmp_path, "out", own(images=("*/img/*.{png,tif}",)))))
     assert found.counts["val"] == LabelCounts((2 * 30 * 50, 0), 2 * 10 * 50)
 
 
@@ -49,7 +43,7 @@ def test_of_each_file_the_first_fault_is_told_and_nothing_is_counted(tmp_path):
     save(tmp_path / "a" / "lab" / "part1_label.png", mask)
     path = tmp_path / "a" / "img" / "part1.png"
     path.write_bytes(path.read_bytes()[:900])
-    found = validate(spec(tmp_path, "out"))
+    found = validate(scan(spec(tmp_path, "out")))
     assert len(found.scan.problems) == 2
     assert "a/img/part1.png: damaged image" in found.scan.problems[0]
     assert "unknown label colour (1, 2, 3)" in found.scan.problems[1]
@@ -64,7 +58,7 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
     monkeypatch.setattr(
         sharding.validate, "open_raster", lambda ref, *rest: read.append(str(ref)) or opened(ref, *rest)
     )
-    require_teachable(found)
+    require_labels(found)
     labels = [name for name in read if name.endswith("_label.png")]
     assert [name.split("/")[-3] for name in labels] == ["a", "c", "d"]
 
@@ -77,11 +71,10 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
     with pytest.raises(
         DataError, match=r"class 'lone' has no pixel in the training split 'train'.*`scored: false`"
     ):
-        require_teachable(found)
+        require_labels(found)
     published = replace(found, own_classes=False)
-    require_teachable(published)
-    checks = check_scenes(published.scenes, rules(published))
-    assert [text.split(":")[0] for text in validated(published, checks).scan.warnings] == [
+    require_labels(published)
+    assert [text.split(":")[0] for text in validate(published).scan.warnings] == [
         "class 'lone' has no pixel in the training split 'train' (33% of its pixels are ignored)",
         "class 'lone' has no pixel in the split 'val'",
         "class 'lone' has no pixel in the split 'test'",
@@ -92,7 +85,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
     ({"train": ["a"], "val": ["b"], "test": ["c", "d"]}, [], []),
     ({"train": ["a"], "val": ["b"], "unused": ["c", "d"]}, [], ["roles.test names the split 'test'"]),
     ({"train": ["a"], "valid": ["b"], "test": ["c", "d"]},
-     ["roles.val names the split 'val', which is not there."], []),
+     ["roles.val names the split 'val', which does not exist."], []),
     ({"test": ["*"]}, [], []),
 ])  # fmt: skip
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):

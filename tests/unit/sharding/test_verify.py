@@ -85,7 +85,7 @@ def test_a_scene_in_two_splits_is_found_where_scenes_are_known(made):
     verify(str(folder))
     values = json.loads((folder / CARD_FILE).read_text())
     (folder / CARD_FILE).write_text(json.dumps(values | {"scene_check": "disjoint"}))
-    with pytest.raises(ShardError, match=r"scene '\S+' stands in \['train', 'val'\]"):
+    with pytest.raises(ShardError, match=r"scene '\S+' is in \['train', 'val'\]"):
         verify(str(folder))
 
 
@@ -94,5 +94,5 @@ def test_another_digest_in_the_card_is_found(made):
     values = json.loads((folder / CARD_FILE).read_text())
     values["splits"]["val"]["digest"] = "0" * 64
     (folder / CARD_FILE).write_text(json.dumps(values))
-    with pytest.raises(ShardError, match="split val: the content has another digest than the card says"):
+    with pytest.raises(ShardError, match="split val: the digest of the content is not the one in the card"):
         verify(str(folder))

@@ -87,5 +87,5 @@ def test_sharding_warns_before_it_writes_and_shows_warnings_of_the_card(tmp_path
     run_check(tmp_path, capsys)
     split = "data.custom.split={scenes: {train: [a, b], val: [c], unused: [d, e]}}"
     assert main([str(tmp_path / "own.yaml"), split, "--no-ray"]) == 0
-    assert "warning: roles.test names the split 'test', which is not there" in caplog.text
+    assert "warning: roles.test names the split 'test', which does not exist" in caplog.text
     assert "warning: class 'water' has no pixel in the split 'val'" in capsys.readouterr().out

@@ -1,0 +1,108 @@
+"""Checks over the scenes of a whole data set: splits and roles, band names, pixel types, no scene in two splits."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from sharding.headers import ScannedScene
+from sharding.raster.bands import band_text, contradiction
+from sharding.raster.base import INTEGER_TYPES
+from sharding.sources.base import Scene, Source, nearest
+from sharding.spec import ShardSpec
+
+
+def split_problems(spec: ShardSpec, splits: set[str]) -> list[str]:
+    """Lists splits that data.splits or data.tiling names but the data set does not have."""
+    names = {*spec.splits, *(name for name in spec.tiling if name != "default")}
+    return [
+        f"{'data.splits' if name in spec.splits else 'data.tiling'} names the split {name!r}, which does not exist. "
+        f"{nearest(name, sorted(splits))}"
+        for name in sorted(names - splits)
+    ]
+
+
+def role_problems(spec: ShardSpec, scenes: Sequence[Scene]) -> tuple[list[str], list[str]]:
+    """Lists roles whose split has no scenes.
+
+    Returns:
+        Problems of the roles of training (none if neither of their splits exists), and of the reported role.
+    """
+    splits = list(dict.fromkeys(scene.split for scene in scenes))
+    roles = {"train": spec.train_split, "val": spec.select_split, "test": spec.report_split}
+    texts = {
+        role: f"roles.{role} names the split {split!r}, which does not exist. Name scenes for it in "
+        f"data.custom.split, or another split in the roles. {nearest(split, splits)}"
+        for role, split in roles.items()
+        if splits and split and split not in splits
+    }
+    trains = {spec.train_split, spec.select_split} & {*splits}
+    training = [texts[role] for role in ("train", "val") if role in texts and trains]
+    return training, [texts["test"]] if "test" in texts else []
+
+
+def band_name_problems(scenes: Sequence[ScannedScene], source: Source) -> list[str]:
+    """Compares the bands of files whose own names do not contradict those of the recipe."""
+    if source.band_order != "refuse":
+        return []
+    first: dict[int, ScannedScene] = {}
+    for item in scenes:
+        if contradiction(item.info, source.bands):
+            continue
+        other = first.setdefault(item.info.bands, item)
+        pairs = zip(item.info.names, other.info.names, strict=True)
+        if any(name and other_name and name != other_name for (_, name), (_, other_name) in pairs):
+            return [
+                f"{item.scene.image} has {band_text(item.info)}, {other.scene.image} has {band_text(other.info)}. "
+                "Choose with data.custom.band_order: names (the names in each file) or positions"
+            ]
+    return []
+
+
+def common_dtype(scenes: Sequence[ScannedScene], problems: list[str]) -> str:
+    """Returns the pixel type of most images; appends to `problems` if there are several."""
+    by_type: dict[str, list[ScannedScene]] = defaultdict(list)
+    for item in scenes:
+        by_type[item.info.read_as].append(item)
+    if len(by_type) > 1:
+        rare = min(by_type, key=lambda name: len(by_type[name]))
+        problems.append(
+            f"images are of several types ({', '.join(sorted(name or 'others' for name in by_type))}); "
+            f"{rare} for instance: {by_type[rare][0].scene.image}. Convert them to one type"
+        )
+    return max(by_type, key=lambda name: len(by_type[name])) if by_type else "uint8"
+
+
+def nodata_problems(nodata: float | None, dtype: str) -> list[str]:
+    """Checks that the nodata value is a value of the pixel type."""
+    if nodata is None or dtype not in INTEGER_TYPES:
+        return []
+    limits = np.iinfo(dtype)
+    if nodata == int(nodata) and limits.min <= nodata <= limits.max:
+        return []
+    return [
+        f"data.custom.nodata: {nodata:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
+    ]
+
+
+def check_scene_splits(scenes: Sequence[ScannedScene], source: Source, problems: list[str]) -> str:
+    """Returns `disjoint`, `shared` (some scene is in two splits) or `unknown` (the data set does not name its scenes).
+
+    Appends to `problems` if scenes are shared under a protocol other than `paper`.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in scenes:
+        if item.scene.group is None:
+            return "unknown"
+        splits[item.scene.group].add(item.scene.split)
+    shared = {group: sorted(names) for group, names in splits.items() if len(names) > 1}
+    if not shared:
+        return "disjoint"
+    if source.protocol == "clean":
+        group, names = next(iter(shared.items()))
+        problems.append(
+            f"{len(shared)} scene(s) are in more than one split, for instance {group!r} in {' and '.join(names)}: "
+            f"scores would be too good. {source.advice}, or set data.protocol=paper to keep "
+            "the split as it was published"
+        )
+    return "shared"
