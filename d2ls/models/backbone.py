@@ -76,6 +76,11 @@ class Backbone(nn.Module):
             features for features, stride in zip(maps, self.strides, strict=True) if stride in (2, *STRIDES)
         ]
 
+    def classifier(self) -> Any:
+        """Returns the classifier network that the trunk is a part of, without memory for its weights."""
+        with torch.device("meta"):
+            return timm.create_model(self.name, in_chans=self.bands)
+
     def _maps(self, images: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.trunk(images)
@@ -84,6 +89,11 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode; a frozen backbone stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+
+def flat_name(name: str) -> str:
+    """Returns one spelling for `stages.0.blocks` (classifier) and `stages_0.blocks` (timm's feature network)."""
+    return name.replace(".", "_")
 
 
 def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any:

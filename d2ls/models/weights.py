@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
-from d2ls.models.backbone import Backbone
+from d2ls.models.backbone import Backbone, flat_name
 
 State = Mapping[str, Tensor]
 SHOWN = 4
@@ -57,13 +56,17 @@ def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 def _renamed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames the entries as in our feature network, and leaves out those that only the classifier has."""
-    whole = _whole(backbone)
-    ours = {_flat(name): name for name in backbone.trunk.state_dict()}
-    if not ours.keys() <= {_flat(name) for name in state} and (timm_filter := _timm_filter(whole)):
+    classifier = backbone.classifier()
+    ours = {flat_name(name): name for name in backbone.trunk.state_dict()}
+    if not ours.keys() <= {flat_name(name) for name in state} and (timm_filter := _timm_filter(classifier)):
         with contextlib.suppress(KeyError, AttributeError, ValueError, RuntimeError):
-            state = timm_filter(state, whole)
-    unused = {_flat(name) for name in whole.state_dict()} - ours.keys()
-    return {ours.get(_flat(name), name): value for name, value in state.items() if _flat(name) not in unused}
+            state = timm_filter(state, classifier)
+    unused = {flat_name(name) for name in classifier.state_dict()} - ours.keys()
+    return {
+        ours.get(flat_name(name), name): value
+        for name, value in state.items()
+        if flat_name(name) not in unused
+    }
 
 
 def refuse_differences(ours: State, theirs: State, source: str) -> None:
@@ -91,21 +94,9 @@ def _listed(what: str, names: list[str]) -> str:
     return f"{what}: {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
-def _flat(name: str) -> str:
-    """Returns one spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
-    return name.replace(".", "_")
-
-
-def _whole(backbone: Backbone) -> nn.Module:
-    """Builds the classifier network that the backbone is a part of, without memory for its weights."""
-    with torch.device("meta"):
-        whole: nn.Module = timm.create_model(backbone.name, in_chans=backbone.bands)
-    return whole
-
-
-def _timm_filter(whole: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
+def _timm_filter(classifier: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
     """Returns the function by which timm renames other authors' checkpoints of this architecture, if it has one."""
-    return getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+    return getattr(sys.modules[type(classifier).__module__], "checkpoint_filter_fn", None)
 
 
 def _fit_bands(backbone: Backbone, state: dict[str, Tensor], ours: State) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError
+from d2ls.models.backbone import flat_name
 
 LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 6, 0.5
 
@@ -120,25 +120,19 @@ def backbone_depths(network: nn.Module) -> dict[str, int]:
         ConfigError: timm describes no layers of this architecture.
     """
     backbone: Any = network.backbone
-    with torch.device("meta"):
-        whole: Any = timm.create_model(backbone.name)
-    if not hasattr(whole, "group_matcher"):
+    classifier = backbone.classifier()
+    if not hasattr(classifier, "group_matcher"):
         raise ConfigError(
             f"train.optimizer.layer_decay: timm describes no layers of {backbone.name}; set it to 1"
         )
-    layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
-    by_flat_name = {_flat(name): int(layer) for name, layer in layers.items()}
+    layers = group_parameters(classifier, classifier.group_matcher(coarse=False), reverse=True)
+    by_flat_name = {flat_name(name): int(layer) for name, layer in layers.items()}
     names = [name for name, _ in network.named_parameters() if name.startswith("backbone.trunk.")]
     return dict(_matched(names, by_flat_name))
 
 
 def _matched(names: Iterable[str], by_flat_name: dict[str, int]) -> Iterable[tuple[str, int]]:
     for name in names:
-        depth = by_flat_name.get(_flat(name.removeprefix("backbone.trunk.")))
+        depth = by_flat_name.get(flat_name(name.removeprefix("backbone.trunk.")))
         if depth is not None:
             yield name, depth
-
-
-def _flat(name: str) -> str:
-    """One spelling for `stages.0.blocks` (whole network) and `stages_0.blocks` (timm's feature network)."""
-    return name.replace(".", "_")

@@ -1,6 +1,7 @@
 """The builder: switches, backbones, weight files, normalisation."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -170,6 +171,24 @@ def test_backbone_weights_from_a_file(tmp_path, kind, bands):
         saved = {n.replace("_", "."): v for n, v in safetensors.torch.load_file(path).items()}
         assert all(torch.equal(value, saved[name]) for name, value in trunk.items())
     assert model(x[:, :1].expand(-1, bands, -1, -1)).logits.shape == (1, 4, 64, 64)
+
+
+def test_timm_translates_the_names_of_the_original_authors(tmp_path):
+    """By `checkpoint_filter_fn` of timm's module of the architecture, which is no documented interface."""
+    source = {n: torch.randn_like(v) for n, v in timm.create_model("convnext_atto").state_dict().items()}
+    names = {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
+    theirs = {}
+    for name, value in source.items():
+        name = re.sub(r"^stem\.", "downsample_layers.0.", name)
+        name = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
+        name = re.sub(r"\.blocks\.", ".", name)
+        for ours, original in names.items():
+            name = name.replace(ours, original)
+        theirs[name.replace("head.norm", "norm").replace("head.fc", "head")] = value
+    torch.save({"model": theirs}, tmp_path / "weights.pth")
+    trunk = build_model(**TINY, weights=str(tmp_path / "weights.pth")).backbone.trunk.state_dict()
+    flat = {name.replace(".", "_"): value for name, value in source.items()}
+    assert all(torch.equal(value, flat[name.replace(".", "_")]) for name, value in trunk.items())
 
 
 def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
