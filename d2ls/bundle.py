@@ -1,6 +1,7 @@
-"""A trained model as a folder: `model.safetensors` (weights) and `model.json` (everything else), no pickle.
+"""The description of a trained model, which is a folder: `model.safetensors` (weights), `model.json` (description).
 
-Checkpoints hold one, the registry holds one, prediction and evaluation read one.
+Checkpoints hold such a bundle, the registry holds one, prediction and evaluation read one. `d2ls.models.saving` writes
+and loads it with its weights; this file needs no torch. There is no pickle in a bundle.
 """
 
 import json
@@ -10,11 +11,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from d2ls.errors import ConfigError, WeightsError
+from d2ls.errors import WeightsError
 from d2ls.labels import ClassTable
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from d2ls.shards import DatasetCard
 
@@ -22,12 +23,12 @@ WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 BUNDLE_VERSION = 1
 PIXEL_TYPES = ("uint8", "uint16", "float32")
-_MEND = "Was the file edited? Take the model from its run or registry again"
+EDITED_HINT = "Was the file edited? Take the model from its run or registry again"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What one must know to use trained weights.
+    """Everything that is needed to use trained weights.
 
     Attributes:
         config: arguments of `d2ls.models.build_model`.
@@ -99,7 +100,9 @@ class ModelInfo:
                     f"{where}: model version {version}, this release reads up to {BUNDLE_VERSION}; update it"
                 )
             if unknown := sorted(set(values) - {item.name for item in fields(cls)}):
-                raise WeightsError(f"{where}: {INFO_FILE} holds unknown key(s) {', '.join(unknown)}. {_MEND}")
+                raise WeightsError(
+                    f"{where}: {INFO_FILE} holds unknown key(s) {', '.join(unknown)}. {EDITED_HINT}"
+                )
             values["classes"] = ClassTable.from_json(values["classes"])
             values["bands"] = tuple(values["bands"])
             info = cls(**values)
@@ -109,11 +112,11 @@ class ModelInfo:
                 f"{where}: {INFO_FILE} is not the description of a model ({error!r})"
             ) from error
         if problem:
-            raise WeightsError(f"{where}: {INFO_FILE}: {problem}. {_MEND}")
+            raise WeightsError(f"{where}: {INFO_FILE}: {problem}. {EDITED_HINT}")
         return info
 
     def problems(self) -> Iterator[str]:
-        """Yields what contradicts itself or cannot be, a clause each."""
+        """Yields what is contradictory or impossible, a clause each."""
         config: object = self.config
         normalization: object = self.normalization
         if not isinstance(config, Mapping) or not isinstance(normalization, Mapping):
@@ -140,55 +143,6 @@ class ModelInfo:
         distance = self.ground_sampling_distance
         if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
             yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
-
-
-def save_bundle(folder: Path, network: "nn.Module", info: ModelInfo) -> None:
-    """Writes weights (every tensor of the state dict, on CPU) and description into an existing folder."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_bundle(folder, weights, info)
-
-
-def write_bundle(folder: Path, weights: "Mapping[str, Tensor]", info: ModelInfo) -> None:
-    """Writes a state dict (contiguous CPU tensors) and its description into an existing folder."""
-    from safetensors.torch import save_file
-
-    save_file(dict(weights), str(folder / WEIGHTS_FILE))
-    (folder / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
-
-
-def load_bundle(folder: Path, *, where: str = "") -> tuple["nn.Module", ModelInfo]:
-    """Rebuilds a network, on CPU in evaluation mode, from a folder. Nothing is downloaded.
-
-    Args:
-        folder: holds the two files.
-        where: what to name in errors, the model that was asked for; empty: the folder.
-
-    Raises:
-        WeightsError: a file is missing, damaged, or does not fit the network it describes.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from d2ls.models import Normalization, build_model
-
-    where = where or str(folder)
-    info = read_info(folder, where=where)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise WeightsError(
-            f"{where}: no {WEIGHTS_FILE}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
-        )
-    try:
-        network = build_model(**info.config)
-        network.normalization = Normalization.from_json(info.normalization)
-    except (ConfigError, TypeError, KeyError, ValueError) as error:
-        raise WeightsError(
-            f"{where}: {INFO_FILE} describes no network that can be built: {error}. {_MEND}"
-        ) from error
-    try:
-        network.load_state_dict(load_file(str(folder / WEIGHTS_FILE)))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise WeightsError(f"{where}: {WEIGHTS_FILE} does not fit {INFO_FILE}: {error}. {_MEND}") from error
-    return network.eval(), info
 
 
 def read_info(folder: Path, *, where: str = "") -> ModelInfo:

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"{values.output}: name a local file, and copy it from there")
     target = storage.local_path(values.output)
 
-    from d2ls.bundle import load_bundle
     from d2ls.models.export import check_target, export_model
+    from d2ls.models.saving import load_bundle
     from pipeline.models import fetch_model
 
     check_target(target, overwrite=values.overwrite)

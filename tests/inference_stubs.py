@@ -77,8 +77,8 @@ def tiny_bundle(
     seed: int = 0,
 ) -> Path:
     """A true D2LS network, as small as they come, untrained, as a bundle folder."""
-    from d2ls.bundle import save_bundle
     from d2ls.models import build_model
+    from d2ls.models.saving import save_bundle
 
     torch.manual_seed(seed)
     top = 255.0 if dtype == "uint8" else 65535.0

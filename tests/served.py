@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from d2ls.bundle import load_bundle
 from d2ls.inference import Predictor
+from d2ls.models.saving import load_bundle
 from pipeline.tracking import Store
 from tests.tracking_world import register_blobs
 

@@ -143,8 +143,8 @@ def make_checkpoint(folder: Path, shards: ShardSet, recipe: Recipe, seed: int = 
     """Writes the bundle of an untrained network."""
     import torch
 
-    from d2ls.bundle import save_bundle
     from d2ls.models import build_model
+    from d2ls.models.saving import save_bundle
 
     torch.manual_seed(seed)
     model = recipe.model
@@ -203,7 +203,7 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
     Returns:
         The store, and the id of the sweep's run.
     """
-    from d2ls.bundle import load_bundle
+    from d2ls.models.saving import load_bundle
     from pipeline import figures
     from pipeline.tracking import RunWriter
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from d2ls import storage
-from d2ls.bundle import WEIGHTS_FILE, ModelInfo, write_bundle
+from d2ls.bundle import WEIGHTS_FILE, ModelInfo
 from d2ls.errors import CheckpointError, StorageError
+from d2ls.models.saving import write_bundle
 from d2ls.training import checkpoint_files
 from d2ls.training.callbacks import EvaluationReport
 from d2ls.training.checkpoint_files import RAW_FILE, STATE_FILE, CheckpointRef, checkpoint_name

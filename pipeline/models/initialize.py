@@ -25,7 +25,7 @@ def load_initial(network: "nn.Module", uri: str, *, tracking_uri: str | None = N
     Raises:
         WeightsError: no model there, or one with another backbone.
     """
-    from d2ls.bundle import load_bundle
+    from d2ls.models.saving import load_bundle
     from pipeline.models import fetch_model
 
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:

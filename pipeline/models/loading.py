@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls import storage
-from d2ls.bundle import INFO_FILE, WEIGHTS_FILE, load_bundle
+from d2ls.bundle import INFO_FILE, WEIGHTS_FILE
 from d2ls.errors import WeightsError
 from d2ls.scratch import scratch_folder
 
@@ -77,6 +77,7 @@ def load_predictor(folder: Path, *, where: str, overlap: float | None = None, **
     """
     from d2ls.inference import Predictor
     from d2ls.inference.predictor import OVERLAP
+    from d2ls.models.saving import load_bundle
 
     network, info = load_bundle(folder, where=where)
     return Predictor(network, info, overlap=OVERLAP if overlap is None else overlap, **settings)

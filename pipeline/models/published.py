@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2ls.bundle import ModelInfo, save_bundle
+from d2ls.bundle import ModelInfo
 from d2ls.errors import WeightsError
 from d2ls.models import build_published
+from d2ls.models.saving import save_bundle
 from d2ls.models.weights import read_weights
 from d2ls.scratch import atomic_write
 

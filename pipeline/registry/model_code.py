@@ -11,7 +11,7 @@ import d2ls
 from d2ls.bundle import ModelInfo
 
 ROOT = Path(d2ls.__file__).parent
-NEEDED = ("d2ls.bundle", "d2ls.inference", "d2ls.models")
+NEEDED = ("d2ls.inference", "d2ls.models.saving")
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision")
 _IMPORT = re.compile(r"^(\s*(?:from|import)\s+)d2ls\b", flags=re.MULTILINE)
 

@@ -54,9 +54,9 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Rebuilds the network from the bundle, with the bundled code."""
         name = _package(context.artifacts["code"])
-        bundle = importlib.import_module(f"{name}.bundle")
+        saving = importlib.import_module(f"{name}.models.saving")
         inference = importlib.import_module(f"{name}.inference")
-        self.network, self.info = bundle.load_bundle(Path(context.artifacts["bundle"]))
+        self.network, self.info = saving.load_bundle(Path(context.artifacts["bundle"]))
         self.predictor = inference.Predictor(self.network, self.info)
 
     def predict(

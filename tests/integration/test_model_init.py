@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from d2ls.bundle import load_bundle
 from d2ls.errors import WeightsError
 from d2ls.labels import ClassTable
+from d2ls.models.saving import load_bundle
 from pipeline.training import build
 from tests.tracking_world import register_blobs
 

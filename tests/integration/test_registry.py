@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from d2ls.bundle import ModelInfo, load_bundle, save_bundle
+from d2ls.bundle import ModelInfo
 from d2ls.errors import TrackingError, WeightsError
 from d2ls.inference import Predictor
 from d2ls.models import build_model
+from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
 from pipeline.registry import model_code, model_files, versions

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ls.bundle import load_bundle
 from d2ls.inference import Predictor
+from d2ls.models.saving import load_bundle
 from tests.mlflow_processes import free_port, mlflow
 from tests.tracking_world import register_blobs
 

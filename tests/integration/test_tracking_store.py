@@ -80,7 +80,7 @@ def test_a_sweep_has_its_trials(store: Store, recipe: Recipe, shards: ShardSet, 
 def test_a_training_writes_metrics_and_figures_that_move(
     store: Store, recipe: Recipe, shards: ShardSet, tmp_path: Path
 ) -> None:
-    from d2ls.bundle import load_bundle
+    from d2ls.models.saving import load_bundle
 
     network, _ = load_bundle(make_checkpoint(tmp_path / "checkpoint", shards, recipe))
     run = store.start_run(recipe, shards.card, "trained")

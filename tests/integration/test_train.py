@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from d2ls.bundle import load_bundle
 from d2ls.errors import ConfigError, NonFiniteLossError, ResourceError
+from d2ls.models.saving import load_bundle
 from d2ls.storage import local_path
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, train

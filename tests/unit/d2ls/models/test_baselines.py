@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 
-from d2ls.bundle import ModelInfo, load_bundle, save_bundle
+from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError
 from d2ls.labels import ClassTable
 from d2ls.losses import D2LSLoss
 from d2ls.models import BASELINES, Baseline, build_model
+from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.training.optimizer import build_optimizer
 
 TINY = {"architecture": "unet", "backbone": "test_convnext", "num_classes": 4}

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from d2ls.bundle import load_bundle
 from d2ls.errors import NonFiniteLossError, TrainingError
 from d2ls.losses import D2LSLoss
+from d2ls.models.saving import load_bundle
 from tests.training_world import Recorder, make_trainer, tiny_shards, weights
 
 

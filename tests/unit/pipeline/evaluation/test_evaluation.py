@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from d2ls.bundle import load_bundle
 from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
 from d2ls.metrics import score
+from d2ls.models.saving import load_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
