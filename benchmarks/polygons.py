@@ -3,8 +3,9 @@
     python benchmarks/polygons.py [--side 20000] [--cell 60]
 
 Each way runs in a process of its own over the same map, which is made first: Voronoi cells of about `--cell` pixels
-with ragged borders. `shapes` reads the raster in one piece and drops each outline as it comes; `polygonize` also adds
-up the confidence under each polygon; `geopackage` is what `predict --polygons` does: it writes them too.
+with ragged borders, a quarter of the side mirrored. `shapes` reads the raster in one piece and drops each outline as it
+comes; `polygonize` also adds up the confidence under each polygon; `geopackage` is what `predict --polygons` does: it
+writes them too.
 """
 
 import argparse
@@ -32,11 +33,9 @@ CLASSES = ClassTable.create([f"class {n}" for n in range(7)], [(30 * n, 90, 200 
 
 def make_map(path: Path, side: int, cell: int) -> None:
     """Writes a map of 7 classes, and beside it a confidence band."""
-    rng = np.random.default_rng(0)
-    count = (side // cell) ** 2
-    centres = rng.uniform(0, side, (count, 2))
-    classes = rng.integers(0, 7, count).astype(np.uint8)
-    tree = scipy.spatial.cKDTree(centres)
+    quarter = _cells(side // 4, cell)
+    half = np.block([[quarter, quarter[:, ::-1]], [quarter[::-1], quarter[::-1, ::-1]]])
+    confidence = np.random.default_rng(1).integers(100, 251, (512, side)).astype(np.uint8)
     profile = {"driver": "GTiff", "height": side, "width": side, "count": 1, "dtype": "uint8", "nodata": 255,
                "crs": "EPSG:32632", "transform": rasterio.Affine(0.1, 0, 4e5, 0, -0.1, 5e6), "compress": "deflate",
                "tiled": True}  # fmt: skip
@@ -45,13 +44,20 @@ def make_map(path: Path, side: int, cell: int) -> None:
         rasterio.open(_confidence(path), "w", **profile) as band,
     ):
         for top in range(0, side, 512):
-            rows = np.arange(top, min(top + 512, side))
-            points = np.stack(np.meshgrid(rows, np.arange(side), indexing="ij"), -1).reshape(-1, 2)
-            points = points + rng.normal(0, 1.0, points.shape)  # ragged borders
-            block = classes[tree.query(points)[1]].reshape(len(rows), side)
+            rows = np.arange(top, min(top + 512, side)) % len(half)
             window = rasterio.windows.Window(0, top, side, len(rows))
-            labels.write(block, 1, window=window)
-            band.write(rng.integers(100, 251, block.shape).astype(np.uint8), 1, window=window)
+            labels.write(np.tile(half[rows], 2), 1, window=window)
+            band.write(confidence[: len(rows)], 1, window=window)
+
+
+def _cells(side: int, cell: int) -> np.ndarray:
+    """Cells of random classes with ragged borders."""
+    rng = np.random.default_rng(0)
+    count = (side // cell) ** 2
+    centres = rng.uniform(0, side, (count, 2))
+    points = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    nearest = scipy.spatial.cKDTree(centres).query(points + rng.normal(0, 1.0, points.shape))[1]
+    return rng.integers(0, 7, count).astype(np.uint8)[nearest].reshape(side, side)
 
 
 def _confidence(path: Path) -> Path:

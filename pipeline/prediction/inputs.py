@@ -10,6 +10,7 @@ from pyarrow import fs
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction.provenance import read_provenance
+from pipeline.prediction.tags import MOSAIC_TAG, read_tags
 from sharding.files import is_hidden, natural
 from sharding.raster.scene import IMAGE_SUFFIXES
 
@@ -68,6 +69,18 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
         jobs = [(jobs[0][0], target)]
     _refuse_clashes(jobs)
     return jobs
+
+
+def list_images(source: str) -> list[str]:
+    """Lists the images of a folder or pattern, without hidden ones and maps that were made here.
+
+    Raises:
+        DataError: none there.
+    """
+    images = sorted(_without_maps(_matches(source)[1]), key=natural)
+    if not images:
+        raise DataError(f"{source}: no image here. Name a folder or a quoted pattern of tiles as INPUT")
+    return images
 
 
 def is_pattern(source: str) -> bool:
@@ -139,8 +152,13 @@ def _below_local(folder: Path) -> Iterator[str]:
 def _without_maps(files: Iterable[str]) -> list[str]:
     images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
     with ThreadPoolExecutor(READERS) as pool:
-        ours = pool.map(read_provenance, images)
-        return [file for file, found in zip(images, ours, strict=True) if found is None]
+        ours = pool.map(_is_ours, images)
+        return [file for file, made_here in zip(images, ours, strict=True) if not made_here]
+
+
+def _is_ours(file: str) -> bool:
+    """Returns whether a file is a map or a mosaic that was made here."""
+    return read_provenance(file) is not None or MOSAIC_TAG in read_tags(file)
 
 
 def _into(target: str, top: str, sources: Iterable[str], kind: str) -> list[Job]:

@@ -18,6 +18,7 @@ from pipeline.console import ProgressDisplay, format_duration
 from pipeline.models import fetch_model, files_digest, load_predictor
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
+from pipeline.prediction.mosaic import mosaic_job
 from pipeline.prediction.outputs import BusyError, is_held
 from pipeline.prediction.plan import ScenePlan, check_disk, megabytes, plan_scene
 from pipeline.prediction.request import MapOptions, PredictRequest
@@ -66,7 +67,10 @@ def predict(request: PredictRequest) -> int:
         DataError: of the only scene, or how many of several could not be mapped.
         StorageError: no room for the maps, or another process makes them.
     """
-    jobs = list_jobs(request.source, request.target, request.kind)
+    if request.mosaic:
+        jobs = [mosaic_job(request.source, request.target)]
+    else:
+        jobs = list_jobs(request.source, request.target, request.kind)
     polygons = request.options.polygons
     if len(jobs) > 1 and polygons is not None and polygons.file:
         raise ConfigError(

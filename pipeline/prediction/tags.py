@@ -20,6 +20,9 @@ from d2ls.scratch import scratch_folder
 MAP_TAG = "d2ls_map"
 """Tag of all files that belong to a map. In a JPEG it is the comment, in text a comment of this name."""
 
+MOSAIC_TAG = "d2ls_mosaic"
+"""Tag of a virtual raster of tiles."""
+
 TABLE_TAG = "d2ls_table"
 """Name of the comment by which a Markdown table knows the CSV file of the same name: its SHA-256."""
 
@@ -34,7 +37,7 @@ def read_tags(uri: Path | str) -> dict[str, str]:
     """Reads the tags of a file; empty where there are none, or it cannot be read."""
     suffix = Path(uri).suffix.lower()
     try:
-        if suffix in (".tif", ".tiff"):
+        if suffix in (".tif", ".tiff", ".vrt"):
             return _of_raster(uri)
         if suffix == ".gpkg":
             return _of_geopackage(uri)
