@@ -29,7 +29,6 @@ from PIL import Image
 
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store, mlflow_internals
-from pipeline.tracking import runs as tracked_runs
 
 WIDTH, HEIGHT = 1640, 1000
 PATIENCE = 90.0
@@ -142,9 +141,7 @@ def take(store: Store, output: Path, settle: float = 8.0) -> list[Path]:
 def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
     """Finds what to show: name to address, words that must appear, JavaScript to run before the photograph."""
     client = store.client
-    sweep = next(
-        row for row in tracked_runs.search(store, "tags.kind = 'sweep'") if store.children(row.run_id)
-    )
+    sweep = next(row for row in store.search("tags.kind = 'sweep'") if store.children(row.run_id))
     trials = store.children(sweep.run_id)
     ours = [
         row for row in trials if row.tags["architecture"] == "d2ls"

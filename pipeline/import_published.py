@@ -39,12 +39,13 @@ def main(argv: list[str] | None = None) -> None:
         print(f"dropped: {name} ({count})")  # noqa: T201
     print(f"{target}: a model of {card.classes.num_classes} classes, {recipe.model.stages} stages")  # noqa: T201
     if values.register:
+        from pipeline.registry import register_checkpoint
         from pipeline.tracking import Store
 
         store = Store.open(recipe.tracking)
         run = store.start_run(recipe, card, target.name, "import")
         try:
-            version = store.register(run, target, recipe.model_name, card=card, recipe=recipe)
+            version = register_checkpoint(store, run, target, recipe.model_name, card=card, recipe=recipe)
         except BaseException:
             store.end_run(run, "FAILED")
             raise

@@ -1,16 +1,10 @@
 """`python -m pipeline.promote NAME`: the challenger becomes champion if it scores better on the same report data."""
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from d2ls.errors import TrackingError
 from pipeline.cli import add_workers, parser, run_command, scoring_cluster
-
-if TYPE_CHECKING:
-    from pipeline.config import Recipe
-    from pipeline.config.train import ClusterConfig
-    from pipeline.evaluation.result import Evaluation
-    from pipeline.tracking import ModelVersion, Store
 
 DESCRIPTION = (
     "Scores the challenger and the champion on the same, current report data, and makes the challenger "
@@ -25,103 +19,32 @@ EXAMPLES = """\
 """
 
 
-def main() -> None:
-    """Parses, scores, decides, says how it was decided."""
-    arguments = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses, scores, decides, prints the decision and its reason."""
+    given = _parser().parse_args(arguments)
     from pipeline.config.tracking import TrackingConfig
-    from pipeline.tracking import CHAMPION, Store
-
-    store = Store.open(TrackingConfig(uri=arguments.tracking_uri), create=False)
-    version = _candidate(store, arguments.name, arguments.version)
-    recipe = _recipe(store, version, arguments.shards, arguments.split)
-    if arguments.force:
-        version, reason = (
-            store.promote(version.name, version.version, f"forced: {arguments.force}"),
-            arguments.force,
-        )
-    else:
-        cluster = scoring_cluster(recipe, arguments.workers, arguments.address)
-        version, reason = decide(store, version, None, recipe, cluster=cluster)
-    champion = CHAMPION in version.aliases
-    _say(f"{version.uri}: {'champion' if champion else 'not champion'}: {reason}")
-
-
-def decide(
-    store: "Store",
-    version: "ModelVersion",
-    evaluation: "Evaluation | None",
-    recipe: "Recipe",
-    *,
-    cluster: "ClusterConfig | None" = None,
-) -> "tuple[ModelVersion, str]":
-    """Makes a version champion if it beats the present one on the same report data.
-
-    Args:
-        store: where the registry is.
-        version: the challenger.
-        evaluation: its evaluation on the current test split; None: it is made here.
-        recipe: names shards, test split and evaluation settings; both are scored with these.
-        cluster: Ray workers to score on; None stays in this process.
-
-    Returns:
-        The version with its aliases afterwards, and the reason.
-    """
-    from pipeline.registry import versions
-    from pipeline.tracking import should_promote
-
-    champion = store.champion(version.name)
-    if champion is not None and champion.version == version.version:
-        return champion, "it is already the champion"
-    evaluation = evaluation or _score(store, version, recipe, cluster)
-    present = _score_champion(store, champion, recipe, cluster) if champion else None
-    better, reason = should_promote(evaluation.scores.miou, present.scores.miou if present else None)
-    where = f" ({recipe.roles.test} split, data digest {evaluation.dataset.get('digest', '')[:12]})"
-    against = f", version {champion.version}" if champion else ""
-    reason = f"{reason}{against}{where}"
-    if better:
-        return store.promote(version.name, version.version, reason), reason
-    versions.note(store, version.name, version.version, f"Not promoted: {reason}")
-    return versions.by_version(store, version.name, version.version), reason
-
-
-def _score_champion(
-    store: "Store", champion: "ModelVersion", recipe: "Recipe", cluster: "ClusterConfig | None"
-) -> "Evaluation":
-    try:
-        return _score(store, champion, recipe, cluster)
-    except TrackingError as error:  # its files were deleted
-        raise TrackingError(f"{error}. Promote without scoring it: --force REASON") from error
-
-
-def _score(
-    store: "Store", version: "ModelVersion", recipe: "Recipe", cluster: "ClusterConfig | None"
-) -> "Evaluation":
     from pipeline.evaluation.run import evaluate_recipe
+    from pipeline.registry import promotion, versions
+    from pipeline.tracking import Store
 
-    _say(f"scoring {version.uri} on {recipe.shards.uri}, split {recipe.roles.test}")
-    return evaluate_recipe(recipe, version.uri, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
+    store = Store.open(TrackingConfig(uri=given.tracking_uri), create=False)
+    version = promotion.candidate(store, given.name, given.version)
+    if given.force:
+        version = versions.promote(store, version.name, version.version, f"forced: {given.force}")
+        decision = promotion.Decision(version, True, given.force)
+    else:
+        changes = {"shards.uri": given.shards, "roles.test": given.split}
+        recipe = versions.recipe_of(store, version)
+        recipe = recipe.with_values({key: value for key, value in changes.items() if value})
+        cluster = scoring_cluster(recipe, given.workers, given.address)
 
+        def evaluate(model: str) -> dict[str, Any]:
+            print(f"scoring {model} on {recipe.shards.uri}, split {recipe.roles.test}")  # noqa: T201
+            report = evaluate_recipe(recipe, model, cluster=cluster, bootstrap=0, tracking_uri=store.uri)
+            return report.to_dict()
 
-def _candidate(store: "Store", name: str, number: str | None) -> "ModelVersion":
-    from pipeline.registry import versions
-    from pipeline.tracking import CHALLENGER
-
-    if number and number not in (CHALLENGER, f"@{CHALLENGER}"):
-        return versions.find(store, f"models:/{name}/{number.lstrip('v')}")
-    found = versions.by_alias(store, name, CHALLENGER)
-    if found is None:
-        if versions.search(store, name):
-            raise TrackingError(f"{name}: no version waits as {CHALLENGER}; name one: --version N")
-        return versions.find(store, f"models:/{name}@{CHALLENGER}")  # says which models there are
-    return found
-
-
-def _recipe(store: "Store", version: "ModelVersion", shards: str | None, split: str | None) -> "Recipe":
-    """Takes the recipe that lies with the version's weights; shards and split can be others."""
-    from pipeline.registry import versions
-
-    values = {**({"shards.uri": shards} if shards else {}), **({"roles.test": split} if split else {})}
-    return versions.recipe_of(store, version).with_values(values)
+        decision = promotion.promote_if_better(store, version, None, recipe, evaluate)
+    print(f"{decision.version.uri}: {decision}")  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,10 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )
     return arguments
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from d2ls.shards import ShardSet
     from pipeline.cluster import Cluster
     from pipeline.evaluation.result import Evaluation
-    from pipeline.tracking import ModelVersion
+    from pipeline.registry import ModelVersion
     from pipeline.training.run import TrainResult
     from pipeline.tuning.search import Sweep
     from pipeline.tuning.trial_process import TrainOne, TrialContext
@@ -313,19 +313,28 @@ def _register(
 ) -> "ModelVersion":
     """Registers the trained network, and says what to do next."""
     from pipeline.console import heading
-    from pipeline.registry.registration import register_and_promote
+    from pipeline.evaluation.run import evaluate_recipe
+    from pipeline.registry.promotion import register_and_promote
     from pipeline.tuning.display import show_next
 
+    def evaluate(model: str) -> dict[str, Any]:
+        cluster = _scoring(sweep, recipe)
+        return evaluate_recipe(
+            recipe, model, cluster=cluster, bootstrap=0, tracking_uri=sweep.store.uri
+        ).to_dict()
+
     heading(sweep.console, f"registry: {recipe.model_name}")
-    version = register_and_promote(
+    decision = register_and_promote(
         sweep.store,
-        trained,
-        evaluation,
+        trained.run_id,
+        trained.best_checkpoint,
         recipe,
         sweep.shards.card,
-        sweep.console,
-        cluster=_scoring(sweep, recipe),
+        evaluation.to_dict(),
+        evaluate,
     )
+    version = decision.version
+    sweep.console.print(f"  {version.uri} registered, alias challenger\n  {decision}")
     show_next(sweep.console, sweep.store, recipe, version, sweep.name)
     return version
 

@@ -143,7 +143,7 @@ MUTATIONS = [
              "units = list(dict.fromkeys(unit(scene) for scene in scenes if scene.split == \"train\"))",
              "units, unit = [scene.id for scene in scenes if scene.split == \"train\"], lambda scene: scene.id",
              "tests/unit/sharding tests/integration/test_shard_sources.py"),
-    Mutation("an equal challenger becomes champion", "pipeline/registry/versions.py",
+    Mutation("an equal challenger becomes champion", "pipeline/registry/promotion.py",
              "if challenger > champion or", "if challenger >= champion or",
              "tests/integration/test_registry.py::test_only_the_better_one_is_promoted"),
     Mutation("the final training has the length of a trial", "pipeline/tuning/space.py",

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from d2ls.bundle import ModelInfo
-    from pipeline.tracking import ModelVersion, Store
+    from pipeline.registry import ModelVersion
+    from pipeline.tracking import Store
     from pipeline.training.run_folder import RunFolder
 
 CLASSES = ClassTable.create(
@@ -113,10 +114,10 @@ def make_store(folder: Path) -> "Store":
 
 @cache
 def _new_database() -> bytes:
-    from pipeline.tracking import connection
+    from pipeline.tracking.mlflow_internals import create_database
 
     with tempfile.TemporaryDirectory() as scratch:
-        connection.create(Path(scratch) / "mlflow.db")
+        create_database(Path(scratch) / "mlflow.db", None)
         return (Path(scratch) / "mlflow.db").read_bytes()
 
 
@@ -179,14 +180,24 @@ class Registered:
     version: "ModelVersion"
 
 
+def log_metrics(store: "Store", run_id: str, values: dict[str, float], step: int = 0) -> None:
+    """Logs numbers of one step at once."""
+    for key, value in values.items():
+        store.client.log_metric(run_id, key, value, step=step)
+
+
 def register_blobs(folder: Path, **values: object) -> Registered:
     """Makes shards, a store and a registered network below a folder; the values change the recipe."""
+    from pipeline.registry import register_checkpoint
+
     shards = make_shards(folder / "shards")
     recipe = make_recipe(shards, **values)
     store = make_store(folder)
     checkpoint = make_checkpoint(folder / "checkpoint", shards, recipe)
     run = store.start_run(recipe, shards.card, "first")
-    version = store.register(run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe)
+    version = register_checkpoint(
+        store, run, checkpoint, "d2ls-blobs", card=shards.card, evaluation=None, recipe=recipe
+    )
     store.end_run(run)
     return Registered(shards, recipe, store, checkpoint, run, version)
 
@@ -205,6 +216,7 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
     """
     from d2ls.models.saving import load_bundle
     from pipeline import figures
+    from pipeline.registry import register_checkpoint, versions
     from pipeline.tracking import RunWriter
 
     shards = make_shards(folder / "shards", side=128)
@@ -230,7 +242,8 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
             log.picture(f"sweep/{key}", picture)
     store.end_run(sweep)
     evaluation = {"scores": {"miou": 0.66, "iou": {"field": 0.7, "forest": 0.62}}}
-    version = store.register(
+    version = register_checkpoint(
+        store,
         run,
         make_checkpoint(folder / "best", shards, trial),
         "d2ls-blobs",
@@ -238,7 +251,9 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
         evaluation=evaluation,
         recipe=trial,
     )
-    store.promote("d2ls-blobs", version.version, "mIoU 0.6600 on the test split; no champion reigned")
+    versions.promote(
+        store, "d2ls-blobs", version.version, "mIoU 0.6600 on the test split; no champion reigned"
+    )
     return store, sweep
 
 
@@ -246,7 +261,7 @@ def train_falsely(store, run, spool, recipe, shards, network, top, epochs):
     """Reports a made-up training through the real callback."""
     from d2ls.metrics import score
     from d2ls.training.callbacks import EvaluationReport, StepReport
-    from pipeline.tracking import TrackingCallback
+    from pipeline.tracking.callback import TrackingCallback
 
     rng = np.random.default_rng(int(top * 1000))
     callback = TrackingCallback(store.uri, run, spool, recipe, shards)

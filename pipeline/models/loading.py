@@ -93,11 +93,12 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
     """
     if uri.startswith(REGISTRY_SCHEMES):
         from pipeline.config.tracking import TrackingConfig
+        from pipeline.registry import versions
         from pipeline.tracking import Store
 
         store = Store.open(TrackingConfig(uri=tracking_uri), create=False)
         with scratch_folder("model") as folder:
-            yield _bundle_below(Path(store.download(uri, folder)), uri)
+            yield _bundle_below(Path(versions.download(store, uri, folder)), uri)
         return
     found = _find(uri)
     if storage.is_local(found):

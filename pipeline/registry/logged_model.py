@@ -1,9 +1,9 @@
-"""From a checkpoint to a registered version: logged model, linked metrics, tags, card, alias `challenger`."""
+"""Registers a checkpoint: a logged model with its metrics, then a version with tags, card and alias `challenger`."""
 
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,25 +14,24 @@ from d2ls.scratch import scratch_folder
 from pipeline.registry.model_card import model_card, scores
 from pipeline.registry.model_files import bundle_digest, fetch_bundle, save_model
 from pipeline.registry.versions import CHALLENGER, CHAMPION, ModelVersion, by_version, search, set_alias
-from pipeline.tracking import connection, run_tags, runs
-from pipeline.tracking.writer import PER_REQUEST, metric_name
+from pipeline.tracking import Store, connection, mlflow_internals, run_tags, runs
+from pipeline.tracking.writer import PER_REQUEST, metric_name, now
 
 if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
-    from pipeline.tracking.store import Store
 
 BUNDLE_TAG = "bundle_digest"
 
 
-def register(
-    store: "Store",
+def register_checkpoint(
+    store: Store,
     run_id: str,
     checkpoint_folder: Path | str,
     name: str,
     *,
     card: "DatasetCard",
-    evaluation: Mapping[str, Any] | None,
+    evaluation: Mapping[str, Any] | None = None,
     recipe: "Recipe",
     step: int = 0,
 ) -> ModelVersion:
@@ -41,7 +40,7 @@ def register(
     The same weights of the same run are registered once: a second call returns the first version.
 
     Args:
-        store: where to.
+        store: where the registry is.
         run_id: run that trained it.
         checkpoint_folder: folder or URI that holds `model.safetensors` and `model.json`.
         name: registered model; made where it is new.
@@ -61,7 +60,7 @@ def register(
         digest = bundle_digest(bundle)
         for version in search(store, name):
             if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
-                known = by_version(store, name, version.version)  # a search tells no aliases
+                known = by_version(store, name, version.version)  # a search returns no aliases
                 if CHAMPION in known.aliases:
                     return known  # the champion is not also a challenger
                 set_alias(store, name, CHALLENGER, version.version)
@@ -104,21 +103,21 @@ def _check_together(
             )
 
 
-def _made_before(store: "Store", run_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+def _made_before(store: Store, run_id: str, name: str, tags: Mapping[str, str]) -> str | None:
     """Returns the logged model that a killed process left without a version; deletes those it left unfinished."""
-    client, found = store.client, None
+    client, complete = store.client, None
     experiment = client.get_run(run_id).info.experiment_id
-    runs.refuse_moved(store, client.get_experiment(experiment))
+    runs.check_not_moved(store.uri, client.get_experiment(experiment))
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if model.status != "READY":
             client.delete_logged_model(model.model_id)
         elif model.name == name and dict(model.tags).items() >= tags.items():
-            found = str(model.model_id)
-    return found
+            complete = str(model.model_id)
+    return complete
 
 
 def _log_model(
-    store: "Store",
+    store: Store,
     run_id: str,
     name: str,
     bundle: Path,
@@ -175,7 +174,7 @@ def _log_model(
 
 
 def _link_metrics(
-    store: "Store",
+    store: Store,
     run_id: str,
     model_id: str,
     card: "DatasetCard",
@@ -183,11 +182,8 @@ def _link_metrics(
     step: int,
 ) -> None:
     """Logs the run's scores at the checkpoint's step, and those of the test split, as metrics of the logged model."""
-    import time
-
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
     keys = store.client.get_run(run_id).data.metrics
     chosen = {
         key: metric.value
@@ -204,7 +200,7 @@ def _link_metrics(
         "run_id": run_id,
     }
     rows = [
-        Metric(metric_name(key), value, now, step, **belongs)
+        Metric(metric_name(key), value, now(), step, **belongs)
         for key, value in chosen.items()
         if not math.isnan(value)
     ]
@@ -213,7 +209,7 @@ def _link_metrics(
 
 
 def _create_version(
-    store: "Store",
+    store: Store,
     name: str,
     model_id: str,
     run_id: str,
@@ -237,7 +233,7 @@ def _create_version(
                 raise
 
     connection.retried(create_model)
-    with connection.as_default(store.uri):
+    with _default_store(store.uri):
         made = connection.retried(
             lambda: client.create_model_version(
                 name,
@@ -252,6 +248,10 @@ def _create_version(
     return by_version(store, name, str(made.version))
 
 
+def _default_store(uri: str) -> AbstractContextManager[None]:
+    return nullcontext() if connection.is_server(uri) else mlflow_internals.as_default(uri)
+
+
 def _tags(
     info: ModelInfo,
     card: "DatasetCard",
@@ -259,7 +259,7 @@ def _tags(
     evaluation: Mapping[str, Any] | None,
     digest: str,
 ) -> dict[str, str]:
-    found = scores(evaluation)
+    numbers = scores(evaluation)
     return {
         BUNDLE_TAG: digest,
         "dataset": card.name,
@@ -269,5 +269,5 @@ def _tags(
         "architecture": str(info.config.get("architecture", "d2ls")),
         "backbone": str(info.config.get("backbone", "")),
         "stages": str(info.config.get("stages", "-")),
-        **({"report_miou": f"{found['miou']:.4f}"} if "miou" in found else {}),
+        **({"report_miou": f"{numbers['miou']:.4f}"} if "miou" in numbers else {}),
     }

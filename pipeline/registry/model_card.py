@@ -1,4 +1,4 @@
-"""The model card: what a person must know before using a registered model."""
+"""The model card: what to know before using a registered model."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 def scores(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
     """Picks the numbers of an evaluation that are logged as metrics: means, and IoU by class."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     values = evaluation or {}
     values = values.get("scores", values)
     for key, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found[key] = float(value)
+            numbers[key] = float(value)
     by_class = values.get("iou")
     if isinstance(by_class, Mapping):
-        found |= {f"iou/{name}": float(value) for name, value in by_class.items() if value is not None}
-    return found
+        numbers |= {f"iou/{name}": float(value) for name, value in by_class.items() if value is not None}
+    return numbers
 
 
 def model_card(
@@ -32,7 +32,7 @@ def model_card(
     run_id: str,
 ) -> str:
     """Writes the card as Markdown: use, data, scores, limits."""
-    found = scores(evaluation)
+    numbers = scores(evaluation)
     names = card.classes.names
     scored = [name for name, flag in zip(names, card.classes.scored, strict=True) if flag]
     resolution = (
@@ -41,7 +41,7 @@ def model_card(
         else "unknown resolution"
     )
     network = network_words(info)
-    score = f"mIoU {found['miou']:.4f}" if "miou" in found else "not evaluated"
+    score = f"mIoU {numbers['miou']:.4f}" if "miou" in numbers else "not evaluated"
     return "\n".join(
         [
             f"**{score}** on split `{recipe.roles.test}` of {card.name}, {card.protocol} protocol; {network}.",
@@ -60,7 +60,7 @@ def model_card(
             f"- licence of the data: {card.license}",
             "",
             f"## Scores on `{recipe.roles.test}`",
-            *_score_lines(found, scored),
+            *_score_lines(numbers, scored),
             "",
             "## Limits",
             f"- learned at {resolution} through windows of {info.window} pixels; the network looks at its whole "
@@ -84,12 +84,12 @@ def network_words(info: ModelInfo) -> str:
     return words if config["dictionary"] == "none" else f"{words}, stages: {config['stages']}"
 
 
-def _score_lines(found: Mapping[str, float], scored: list[str]) -> list[str]:
+def _score_lines(numbers: Mapping[str, float], scored: list[str]) -> list[str]:
     """A line of means and a table of the classes."""
-    if not found:
+    if not numbers:
         return ["Not evaluated on the test split yet."]
-    means = ", ".join(f"{key} {value:.4f}" for key, value in found.items() if "/" not in key)
-    by_class = {key.removeprefix("iou/"): value for key, value in found.items() if key.startswith("iou/")}
+    means = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items() if "/" not in key)
+    by_class = {key.removeprefix("iou/"): value for key, value in numbers.items() if key.startswith("iou/")}
     lines = [f"{means}; means over {', '.join(scored)}."]
     if by_class:
         lines += [

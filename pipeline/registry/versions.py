@@ -1,6 +1,5 @@
-"""The model registry: versions, aliases, decisions, and bundles back on the local disk."""
+"""Versions in the registry: found by number or alias, described, promoted, downloaded."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING
 from d2ls.bundle import INFO_FILE
 from d2ls.errors import TrackingError
 from d2ls.scratch import scratch_folder
-from pipeline.tracking import connection, run_tags, runs
+from pipeline.tracking import Store, connection, run_tags, runs
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Version
 
     from pipeline.config import Recipe
-    from pipeline.tracking.store import Store
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DECISIONS = "## Decisions"
@@ -33,7 +31,7 @@ class ModelVersion:
         model_id: MLflow's logged model.
         aliases: such as `champion`.
         tags: data set, digests, scores.
-        description: Markdown: model card and decisions.
+        description: Markdown: model card, then the dated decisions.
     """
 
     name: str
@@ -50,7 +48,7 @@ class ModelVersion:
         return f"models:/{self.name}/{self.version}"
 
 
-def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersion:
+def promote(store: Store, name: str, version: str, reason: str) -> ModelVersion:
     """Makes a version the champion and writes the reason into its description.
 
     Args:
@@ -66,18 +64,18 @@ def promote(store: "Store", name: str, version: str, reason: str) -> ModelVersio
         if challenger is not None and challenger.version == version:
             store.client.delete_registered_model_alias(name, CHALLENGER)
         if old is not None and old.version != version:
-            note(store, name, old.version, f"Succeeded as champion by version {version}: {reason}")
+            note(store, name, old.version, f"Replaced as champion by version {version}: {reason}")
         note(store, name, version, f"Champion: {reason}")
         return by_version(store, name, version)
 
 
-def set_alias(store: "Store", name: str, alias: str, version: str) -> None:
-    """Gives a version an alias, taken from whichever version has it."""
+def set_alias(store: Store, name: str, alias: str, version: str) -> None:
+    """Gives a version an alias; the version that had it loses it."""
     connection.retried(lambda: store.client.set_registered_model_alias(name, alias, version))
 
 
-def note(store: "Store", name: str, version: str, text: str) -> None:
-    """Adds a dated line to a version's description; the oldest lines go where the column is full."""
+def note(store: Store, name: str, version: str, text: str) -> None:
+    """Adds a dated line to a version's description; drops the oldest lines where the column is full."""
     from datetime import UTC, datetime
 
     card, _, decisions = by_version(store, name, version).description.rstrip().partition(DECISIONS)
@@ -90,33 +88,14 @@ def note(store: "Store", name: str, version: str, text: str) -> None:
     store.client.update_model_version(name, version, description=f"{card}{ending}")
 
 
-def should_promote(challenger: float, champion: float | None) -> tuple[bool, str]:
-    """Decides by scores on the same report data; equal is not better.
-
-    Args:
-        challenger: mean IoU of the challenger.
-        champion: of the present champion, None where there is none.
-
-    Returns:
-        The decision, and the reason in words.
-    """
-    if math.isnan(challenger):
-        return False, "the test split has no labelled pixel of a scored class, so there is no score"
-    if champion is None:
-        return True, f"mIoU {challenger:.4f} on the test split; there was no champion"
-    if challenger > champion or math.isnan(champion):
-        return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same report data"
-    return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"
-
-
-def search(store: "Store", name: str) -> list[ModelVersion]:
+def search(store: Store, name: str) -> list[ModelVersion]:
     """Returns all versions, newest first; empty where the name is new."""
     with connection.named(store.uri, model=name):
-        found = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
-    return sorted(map(_version, found), key=lambda each: -int(each.version))
+        rows = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
+    return sorted(map(_version, rows), key=lambda version: -int(version.version))
 
 
-def by_version(store: "Store", name: str, version: str) -> ModelVersion:
+def by_version(store: Store, name: str, version: str) -> ModelVersion:
     """Returns one version.
 
     Raises:
@@ -126,7 +105,12 @@ def by_version(store: "Store", name: str, version: str) -> ModelVersion:
         return _version(store.client.get_model_version(name, version))
 
 
-def by_alias(store: "Store", name: str, alias: str) -> ModelVersion | None:
+def champion(store: Store, name: str) -> ModelVersion | None:
+    """Returns the champion, None where there is none."""
+    return by_alias(store, name, CHAMPION)
+
+
+def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
     """Returns the version with an alias, None where there is none."""
     from mlflow.exceptions import MlflowException
 
@@ -138,8 +122,8 @@ def by_alias(store: "Store", name: str, alias: str) -> ModelVersion | None:
         raise TrackingError(f"tracking store {store.uri}, model {name}@{alias}: {error.message}") from error
 
 
-def find(store: "Store", model_uri: str) -> ModelVersion:
-    """Returns the version that `models:/name@alias` or `models:/name/version` means.
+def find(store: Store, model_uri: str) -> ModelVersion:
+    """Returns the version that `models:/name@alias` or `models:/name/version` names.
 
     Raises:
         TrackingError: no such model, version or alias; names those that exist.
@@ -152,19 +136,19 @@ def find(store: "Store", model_uri: str) -> ModelVersion:
     for version in known:
         if version.version == number:
             return version
-    found = by_alias(store, name, alias) if alias and known else None
-    if found is None:
+    named = by_alias(store, name, alias) if alias and known else None
+    if named is None:
         models = ", ".join(model.name for model in store.client.search_registered_models()) or "none"
-        numbers = ", ".join(each.version for each in known)
+        numbers = ", ".join(version.version for version in known)
         aliases = ", ".join(sorted(store.client.get_registered_model(name).aliases)) if known else ""
-        there = (
+        existing = (
             f"{name} has versions {numbers} and aliases {aliases or 'none'}" if known else f"models: {models}"
         )
-        raise TrackingError(f"{model_uri}: not in the registry {store.uri}; {there}")
-    return found
+        raise TrackingError(f"{model_uri}: not in the registry {store.uri}; {existing}")
+    return named
 
 
-def download(store: "Store", model_uri: str, folder: Path | None = None) -> Path:
+def download(store: Store, model_uri: str, folder: Path | None = None) -> Path:
     """Returns a local folder with the bundle of a model.
 
     Args:
@@ -175,16 +159,16 @@ def download(store: "Store", model_uri: str, folder: Path | None = None) -> Path
     Raises:
         TrackingError: no such model, or one that this project did not register.
     """
-    found = _fetch(store, model_uri, _model_id(store, model_uri), "bundle", folder)
-    if not (found / INFO_FILE).is_file():
+    bundle = _fetch(store, model_uri, _model_id(store, model_uri), "bundle", folder)
+    if not (bundle / INFO_FILE).is_file():
         raise TrackingError(
             f"{model_uri}: holds no {INFO_FILE}; only models registered by this project can be used: "
             "python -m pipeline.register RUN"
         )
-    return found
+    return bundle
 
 
-def recipe_of(store: "Store", version: ModelVersion) -> "Recipe":
+def recipe_of(store: Store, version: ModelVersion) -> "Recipe":
     """Returns the recipe that lies with the weights of a version.
 
     Raises:
@@ -198,15 +182,15 @@ def recipe_of(store: "Store", version: ModelVersion) -> "Recipe":
         return parse_recipe(read_yaml(file.read_text(encoding="utf-8"), where=where), where=where)
 
 
-def _fetch(store: "Store", model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:
+def _fetch(store: Store, model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:
     """Returns a local copy of one of the files of a logged model, or where it lies if that is a local disk."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
         model = store.client.get_logged_model(model_id)
-        runs.refuse_moved(store, store.client.get_experiment(model.experiment_id))
-        found = download_artifacts(
+        runs.check_not_moved(store.uri, store.client.get_experiment(model.experiment_id))
+        file = download_artifacts(
             artifact_uri=f"{model.artifact_location}/artifacts/{name}",
             dst_path=str(folder) if folder else None,
             tracking_uri=store.uri,
@@ -216,10 +200,10 @@ def _fetch(store: "Store", model_uri: str, model_id: str, name: str, folder: Pat
         raise TrackingError(
             f"{model_uri}: its files cannot be fetched from {connection.shown(store.uri)}: {error}"
         ) from error
-    return Path(found)
+    return Path(file)
 
 
-def _model_id(store: "Store", model_uri: str) -> str:
+def _model_id(store: Store, model_uri: str) -> str:
     """Returns the id of MLflow's logged model that holds the files."""
     if re.fullmatch(r"models:/m-[0-9a-f]+", model_uri):
         return model_uri.removeprefix("models:/")
@@ -242,15 +226,14 @@ def _model_id(store: "Store", model_uri: str) -> str:
     return version.model_id
 
 
-def _version(found: "Version") -> ModelVersion:
+def _version(row: "Version") -> ModelVersion:
+    source = row.source or ""
     return ModelVersion(
-        name=found.name,
-        version=str(found.version),
-        run_id=found.run_id or "",
-        model_id=(found.source or "").removeprefix("models:/")
-        if (found.source or "").startswith("models:/m-")
-        else "",
-        aliases=tuple(found.aliases or ()),
-        tags=dict(found.tags or {}),
-        description=found.description or "",
+        name=row.name,
+        version=str(row.version),
+        run_id=row.run_id or "",
+        model_id=source.removeprefix("models:/") if source.startswith("models:/m-") else "",
+        aliases=tuple(row.aliases or ()),
+        tags=dict(row.tags or {}),
+        description=row.description or "",
     )

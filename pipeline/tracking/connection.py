@@ -1,18 +1,18 @@
-"""Where the MLflow store is, how to reach it, and what to say when it cannot be reached."""
+"""The MLflow store: where it is, how it is reached, what is tried again, and the errors when it fails."""
 
 import contextlib
 import logging
 import os
 import random
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2ls.errors import TrackingError
+from pipeline.tracking.mlflow_internals import check_schema, create_database, unreachable
 from pipeline.tracking.spool import locked
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ SERVERS = ("http://", "https://")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 PROBE_SECONDS = 10
 TRIES = 12
+PATIENCE = 600.0
+"""Seconds that a trial or a sweep waits for a server that answered when it began."""
 TRANSIENT = (
     "UNIQUE constraint failed", "IntegrityError", "duplicate key", "Duplicate entry", "is locked", "eadlock",
     "Lock wait timeout", "could not serialize", "already exists",
 )  # fmt: skip
-"""Words of errors by which databases refuse one of two writers; the next try finds what the other one wrote."""
-_DEFAULT_LOCK = threading.RLock()
+"""In errors of databases that refuse one of two writers; the next try finds what the other one wrote."""
 CHATTY = (
     "mlflow.store.db.utils",
     "mlflow.pyfunc",
@@ -87,7 +88,7 @@ def connect(uri: str) -> "MlflowClient":
     """Returns the client of a store; tracking and registry are the same store, nothing global is read.
 
     Raises:
-        TrackingError: an SQLite file that is not there: a worker on another node would silently make a new one.
+        TrackingError: the SQLite file does not exist: a worker on another node would silently make a new one.
     """
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -99,7 +100,7 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def require(uri: str) -> None:
-    """Refuses an SQLite store that is not there, for those who only read.
+    """Refuses an SQLite store that does not exist, for commands that only read.
 
     Raises:
         TrackingError: no such file.
@@ -120,14 +121,14 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def _settings() -> None:
-    """Defaults that MLflow reads from the environment alone; what the user has set stays."""
+    """Sets defaults that MLflow only reads from the environment; what the user has set stays."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the queue on disk retries for longer
 
 
 def prepare(uri: str) -> None:
-    """Makes the store ready for many processes: creates a missing SQLite file, checks a database, probes a server.
+    """Prepares the store for many processes: creates a missing SQLite file, checks a database, probes a server.
 
     Raises:
         TrackingError: says what to do.
@@ -142,9 +143,9 @@ def prepare(uri: str) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with locked(file.parent):
                     if not file.exists():  # another process may have been first
-                        create(file)
+                        create_database(file, artifact_root(uri, file.parent))
             else:
-                check_schema(uri)
+                check_schema(uri, shown(uri))
             retried(lambda: _client(uri).search_experiments(max_results=1))
     except TrackingError:
         raise
@@ -152,70 +153,11 @@ def prepare(uri: str) -> None:
         raise TrackingError(f"tracking store {shown(uri)}: cannot be opened: {error}") from error
 
 
-def create(file: Path) -> None:
-    """Makes an SQLite store beside its place and moves it there whole; without waiting for the disk, as it is new.
-
-    MLflow would run its dozens of migrations on the final file, each waiting for the disk: seconds, and a broken
-    store where they are interrupted.
-    """
-    import sqlalchemy
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-
-    def hurry(connection: Any, record: Any) -> None:
-        if connection.execute("PRAGMA database_list").fetchone()[2] == os.path.realpath(partial):
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA journal_mode = MEMORY")
-
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
-    try:
-        made: Any = SqlAlchemyStore
-        made(f"{SQLITE}{partial}", artifact_root(f"{SQLITE}{file}", file.parent)).engine.dispose()
-        try:
-            os.link(partial, file)
-        except FileExistsError:
-            return  # another process was first; its store is as good
-        except OSError:  # a file system without links
-            partial.replace(file)
-    finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
-        partial.unlink(missing_ok=True)
-
-
-def check_schema(uri: str) -> None:
-    """Refuses a database that another version of MLflow made; MLflow alone would upgrade some, without a copy.
-
-    Raises:
-        TrackingError: names the command that upgrades it.
-    """
-    import mlflow
-    import sqlalchemy
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-    with engine.connect() as opened:
-        found = MigrationContext.configure(opened).get_current_revision()
-    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    if found in (None, migrations.get_current_head()):
-        return
-    if found in {script.revision for script in migrations.walk_revisions()}:
-        raise TrackingError(
-            f"tracking store {shown(uri)}: its schema ({found}) is older than MLflow {mlflow.__version__} needs. Copy "
-            f"the database, then run `mlflow db upgrade {shown(uri)}`"
-        )
-    raise TrackingError(
-        f"tracking store {shown(uri)}: its schema ({found}) is unknown to MLflow {mlflow.__version__}: a newer version "
-        "made it. Install that version of MLflow, or name another store in tracking.uri"
-    )
-
-
 def probe(uri: str) -> None:
-    """Asks a server for one experiment, once, with the credentials that MLflow would use.
+    """Sends one request to a server, without retries, with the credentials that MLflow uses.
 
     Raises:
-        UnreachableError: nobody answers.
+        UnreachableError: the server does not answer.
         TrackingError: the server refuses; names the way out.
     """
     from mlflow.exceptions import MlflowException
@@ -255,7 +197,7 @@ def explain_refusal(uri: str, status: int, text: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the screen free of the migration lines of a new database and of hints on how to write a model."""
+    """Hides the migration lines of a new database and hints on how to write a model."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -270,31 +212,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_default(uri: str) -> Iterator[None]:
-    """Makes a database the process's default store for a moment.
-
-    A registry in a database looks logged models up in the default store, whichever client asked; MLflow's own code
-    has a note about it. Nothing else here depends on the default.
-    """
-    import mlflow
-
-    if is_server(uri):
-        yield
-        return
-    with _DEFAULT_LOCK:
-        before = os.environ.get("MLFLOW_TRACKING_URI")  # `set_tracking_uri` keeps it there as well
-        mlflow.set_tracking_uri(uri)
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(cast(str, None))  # None unsets it
-            if before is not None:
-                os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-@contextlib.contextmanager
 def named(uri: str, **about: Any) -> Iterator[None]:
-    """Turns MLflow's errors into TrackingError with the store (and what it was about) in front."""
+    """Turns MLflow's errors into TrackingError that names the store and what the request was about."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -306,7 +225,7 @@ def named(uri: str, **about: Any) -> Iterator[None]:
 
 
 def retried(action: Callable[[], Result]) -> Result:
-    """Calls; again where the database refused one of two writers that came at the same moment."""
+    """Calls `action`; again where the database refused one of two writers that came at the same moment."""
     for attempt in range(TRIES - 1):
         try:
             return action()
@@ -319,10 +238,10 @@ def retried(action: Callable[[], Result]) -> Result:
 
 
 def patiently(action: Callable[[], Result], seconds: float) -> Result:
-    """Calls; again for so many seconds where the server does not answer.
+    """Calls `action`; again for up to `seconds` while the server does not answer.
 
     Raises:
-        UnreachableError: it did not come back.
+        UnreachableError: the server did not come back.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -337,7 +256,7 @@ def patiently(action: Callable[[], Result], seconds: float) -> Result:
 
 
 def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
-    """Cuts rows into lists of at most so many, as requests are limited."""
+    """Cuts rows into lists of at most `size`, as MLflow limits requests."""
     for start in range(0, len(rows), size):
         yield list(rows[start : start + size])
 
@@ -349,11 +268,6 @@ def shown(uri: str) -> str:
     import sqlalchemy
 
     return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
-
-
-def unreachable(error: Exception) -> bool:
-    """Returns whether a request of MLflow's had no answer, or none but errors of the server."""
-    return "API request to" in str(error) and "failed with exception" in str(error)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,24 @@
-"""What MLflow's user interface reads and documents nowhere: the columns of the run list, the names of pictures.
+"""What this project needs of MLflow and MLflow does not document. tests/unit/pipeline/tracking/test_mlflow_internals.py
+says which of it a new MLflow version broke.
 
-MLflow keeps views of the run list as tags of an experiment; an address names one by its key.
+- The classes and folders behind an SQL store: `create_database`, `check_schema`, `as_default`.
+- The text of a failed request: `unreachable`.
+- The names of logged pictures, and the columns of the run list, which the UI keeps as a tag of the experiment.
 """
 
 import base64
+import contextlib
 import json
+import os
+import threading
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from d2ls.errors import TrackingError
+
+_DEFAULT_LOCK = threading.RLock()
 
 VIEW = "d2ls"
 PICTURES = "images"
@@ -19,13 +32,112 @@ TAGS = {
 """Columns in their order, with widths in pixels: all of them fit on a screen that is 1600 pixels wide."""
 
 
+def create_database(file: Path, artifacts: str | None) -> None:
+    """Creates an SQLite store under a temporary name and moves it into place when it is complete.
+
+    MLflow would run its dozens of migrations on the final file and wait for the disk after each: that takes seconds,
+    and an interruption leaves a broken store.
+
+    Args:
+        file: the database.
+        artifacts: URI of the folder for the files of the default experiment.
+    """
+    import sqlalchemy
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+    def skip_disk_waits(connection: Any, record: Any) -> None:
+        if connection.execute("PRAGMA database_list").fetchone()[2] == os.path.realpath(partial):
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", skip_disk_waits)
+    try:
+        store: Any = SqlAlchemyStore
+        store(f"sqlite:///{partial}", artifacts).engine.dispose()
+        try:
+            os.link(partial, file)
+        except FileExistsError:
+            return  # another process was first; its store is as good
+        except OSError:  # a file system without links
+            partial.replace(file)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", skip_disk_waits)
+        partial.unlink(missing_ok=True)
+
+
+def check_schema(uri: str, name: str) -> None:
+    """Refuses a database that another version of MLflow made; MLflow itself would upgrade some, without a copy.
+
+    Args:
+        uri: the database.
+        name: its URI without a password, for messages.
+
+    Raises:
+        TrackingError: names the command that upgrades it.
+    """
+    import mlflow
+    import sqlalchemy
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as opened:
+        revision = MigrationContext.configure(opened).get_current_revision()
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if revision in (None, migrations.get_current_head()):
+        return
+    if revision in {script.revision for script in migrations.walk_revisions()}:
+        raise TrackingError(
+            f"tracking store {name}: its schema ({revision}) is older than MLflow {mlflow.__version__} needs. Copy "
+            f"the database, then run `mlflow db upgrade {name}`"
+        )
+    raise TrackingError(
+        f"tracking store {name}: its schema ({revision}) is unknown to MLflow {mlflow.__version__}: a newer version "
+        "made it. Install that version of MLflow, or name another store in tracking.uri"
+    )
+
+
+@contextlib.contextmanager
+def as_default(database: str) -> Iterator[None]:
+    """Makes a database the process's default store for a moment.
+
+    A registry in a database looks up logged models in the default store, whichever client asked.
+    """
+    import mlflow
+
+    with _DEFAULT_LOCK:
+        before = os.environ.get("MLFLOW_TRACKING_URI")  # `set_tracking_uri` keeps it there as well
+        mlflow.set_tracking_uri(database)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(cast(str, None))  # None unsets it
+            if before is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def unreachable(error: Exception) -> bool:
+    """Returns whether a request got no answer, or only server errors; MLflow has no class of errors for it."""
+    return "API request to" in str(error) and "failed with exception" in str(error)
+
+
+def picture_of(path: str) -> tuple[str, int]:
+    """Returns key and step of a picture from the path of its small copy, which is written last; else `("", -1)`."""
+    parts = path.rsplit("/", 1)[-1].split("+")
+    if len(parts) < 3 or parts[1] != "step" or not path.endswith("+compressed.webp"):
+        return "", -1
+    return parts[0].replace("~", "/"), int(parts[2])
+
+
 def experiment_tags() -> dict[str, str]:
-    """Tags of a new experiment: its kind, what ranks its runs, and the shared view of the run list."""
+    """Returns the tags of a new experiment: its kind, what ranks its runs, and the shared view of the run list."""
     return {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "val/miou",
         "mlflow.experiment.primaryMetric.greaterIsBetter": "true",
-        f"mlflow.sharedViewState.{VIEW}": _packed(_state()),
+        f"mlflow.sharedViewState.{VIEW}": _packed(_view_state()),
     }
 
 
@@ -35,15 +147,7 @@ def run_list(root: str, experiment_id: str) -> str:
     return f"{root}/#/experiments/{experiment_id}/runs?{query}"
 
 
-def picture_of(path: str) -> tuple[str, int]:
-    """Returns key and step of a picture from the name of its small copy, which is written last; else nothing."""
-    parts = path.rsplit("/", 1)[-1].split("+")
-    if len(parts) < 3 or parts[1] != "step" or not path.endswith("+compressed.webp"):
-        return "", -1
-    return parts[0].replace("~", "/"), int(parts[2])
-
-
-def _state() -> dict[str, object]:
+def _view_state() -> dict[str, object]:
     shown = {
         **{f"metrics.`{name}`": width for name, width in METRICS.items()},
         **{f"tags.`{name}`": width for name, width in TAGS.items()},

@@ -1,16 +1,17 @@
-"""The MLflow store: runs are opened and closed here by the driver, models registered."""
+"""The MLflow store: the driver opens and closes runs here; rank 0 logs to them through `RunWriter`."""
 
-import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from d2ls.errors import TrackingError
 from pipeline.tracking import connection, mlflow_internals, run_tags, runs, writer
-from pipeline.tracking.runs import RunRow, row_of
+from pipeline.tracking.runs import RunRow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from d2ls.shards import DatasetCard
     from pipeline.config import Recipe
     from pipeline.config.tracking import TrackingConfig
-    from pipeline.registry.versions import ModelVersion
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+PER_REQUEST = 100
+"""Parameters or tags that MLflow takes at once."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Store:
         Args:
             config: recipe section; its `uri` wins over MLFLOW_TRACKING_URI, that over SQLite in the folder.
             folder: what relative locations are relative to; None: the working folder.
-            create: whether a missing SQLite store is made; readers say False.
+            create: whether a missing SQLite store is made; readers pass False.
 
         Raises:
-            TrackingError: the store cannot be reached or made; says what to do.
+            TrackingError: the store cannot be reached or made; names what to do.
         """
         folder = folder or Path.cwd()
         uri = connection.resolve_uri(config.uri if config else None, folder)
@@ -76,23 +78,129 @@ class Store:
         """Returns the id of an experiment, made where it is new.
 
         Raises:
-            TrackingError: it was deleted, or the store refuses.
+            TrackingError: it was deleted, its files were moved, or the store refuses.
         """
-        return runs.experiment_id(self, name)
+
+        def get_or_create() -> Any:
+            existing = self.client.get_experiment_by_name(name)
+            if existing is not None:
+                return existing
+            place = f"{self.artifacts}/{name}" if self.artifacts else None
+            tags = mlflow_internals.experiment_tags()
+            return self.client.get_experiment(self.client.create_experiment(name, place, tags))
+
+        with connection.named(self.uri, experiment=name):
+            experiment = connection.retried(get_or_create)
+        if experiment.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {name!r} of {connection.shown(self.uri)} is deleted; restore it with `mlflow experiments "
+                f"restore --experiment-id {experiment.experiment_id}`, or choose another name (tracking.experiment)"
+            )
+        runs.check_not_moved(self.uri, experiment)
+        return str(experiment.experiment_id)
 
     def start_run(
-        self, recipe: "Recipe", card: "DatasetCard", name: str, kind: str = "training", **where: Any
+        self,
+        recipe: "Recipe",
+        card: "DatasetCard",
+        name: str,
+        kind: str = "training",
+        *,
+        folder: str = "",
+        parent_run_id: str = "",
+        keep: Callable[[str], None] = lambda run_id: None,
     ) -> str:
-        """Opens a new run and returns its id; see `runs.start`."""
-        return runs.start(self, recipe, card, name, kind, **where)
+        """Opens a new run; returns its id.
 
-    def resume_run(self, run_id: str, recipe: "Recipe", card: "DatasetCard", name: str, **where: Any) -> None:
-        """Goes on in a run; see `runs.resume`."""
-        runs.resume(self, run_id, recipe, card, name, **where)
+        Args:
+            recipe: the resolved recipe; logged as a file and as parameters.
+            card: card of the shards; logged as the data set of the run.
+            name: shown in the list; need not be unique.
+            kind: `sweep`, `trial`, `training` or `import`.
+            folder: location of its run folder.
+            parent_run_id: run of the sweep that this is a trial of.
+            keep: called with the id as soon as there is one, so that a process killed right after loses no run.
+        """
+        tags = {
+            **run_tags.run_tags(recipe, card, kind),
+            runs.NOTE_TAG: run_tags.description(recipe, card, kind),
+            **runs.place_tags(self.uri, name, folder, parent_run_id),
+        }
+        tags = {key: run_tags.short(value) for key, value in tags.items()}
+        with connection.named(self.uri, run=name):
+            experiment = self.experiment_id(recipe.experiment)
+            run = connection.retried(lambda: self.client.create_run(experiment, run_name=name, tags=tags))
+            run_id = str(run.info.run_id)
+            keep(run_id)
+            connection.retried(lambda: self._log_constants(run_id, recipe, card))
+        return run_id
 
-    def own_run(self, run_id: str, recipe: "Recipe", name: str, **place: str) -> RunRow:
-        """Returns the run that a run folder names, if it is of that training; see `runs.own`."""
-        return row_of(runs.own(self, run_id, recipe, name, **place))
+    def resume_run(
+        self,
+        run_id: str,
+        recipe: "Recipe",
+        card: "DatasetCard",
+        name: str,
+        *,
+        folder: str,
+        folder_before: str = "",
+        store_before: str = "",
+        parent_run_id: str = "",
+    ) -> None:
+        """Continues a run: its state is RUNNING again, and the tag with the reason of its end is gone.
+
+        Args:
+            run_id: as the run folder keeps it.
+            recipe: the resolved recipe.
+            card: card of the shards.
+            name: of the run.
+            folder: see `verify_run`, as the next two.
+            folder_before: location of the run folder when the run was opened last.
+            store_before: store that the run was opened in.
+            parent_run_id: run of the sweep that this is a trial of.
+
+        Raises:
+            TrackingError: the run does not exist, was deleted, or belongs to another training.
+        """
+        place = {"folder": folder, "folder_before": folder_before, "store_before": store_before}
+        row = self.verify_run(run_id, recipe, name, **place)
+        with connection.named(self.uri, run=run_id):
+            experiment = self.client.get_run(run_id).info.experiment_id
+            runs.check_not_moved(self.uri, self.client.get_experiment(experiment))
+            connection.retried(lambda: self.client.update_run(run_id, status="RUNNING"))
+            self.set_tags(run_id, runs.place_tags(self.uri, name, folder, parent_run_id))
+            if runs.END_TAG in row.tags:
+                self.client.delete_tag(run_id, runs.END_TAG)
+            if runs.COMPLETE_TAG not in row.tags:
+                connection.retried(lambda: self._log_constants(run_id, recipe, card, row.params))
+
+    def verify_run(
+        self,
+        run_id: str,
+        recipe: "Recipe",
+        name: str,
+        *,
+        folder: str,
+        folder_before: str = "",
+        store_before: str = "",
+    ) -> RunRow:
+        """Returns the MLflow run that a run folder names, if it is of that training.
+
+        Args:
+            run_id: as the run folder keeps it.
+            recipe: of the run folder.
+            name: of the run.
+            folder: location of the run folder.
+            folder_before: where the folder was when the run was opened last; it may have been moved.
+            store_before: store that the run was opened in, for the message.
+
+        Raises:
+            TrackingError: the run does not exist, was deleted, or belongs to another training.
+        """
+        with connection.named(self.uri, run=run_id):
+            run = runs.get_run(self.client, self.uri, run_id, folder, store_before)
+        runs.check_same_training(run, self.uri, recipe, name, folder, folder_before)
+        return RunRow.of(run)
 
     def end_run(
         self, run_id: str, status: Status = "FINISHED", *, reason: str = "", end_time: float | None = None
@@ -108,21 +216,8 @@ class Store:
         with connection.named(self.uri, run=run_id):
             if reason:
                 self.set_tags(run_id, {runs.END_TAG: reason})
-            at = None if end_time is None else int(1000 * end_time)
-            connection.retried(lambda: self.client.set_terminated(run_id, status, end_time=at))
-
-    def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Logs numbers of one step at once; those that are not a number are left out."""
-        from mlflow.entities import Metric
-
-        with connection.named(self.uri, run=run_id):
-            rows = [
-                Metric(writer.metric_name(key), float(value), writer.now(), step)
-                for key, value in values.items()
-                if not math.isnan(value)
-            ]
-            for batch in connection.batches(rows, writer.PER_REQUEST):
-                connection.retried(partial(self.client.log_batch, run_id, metrics=batch))
+            milliseconds = None if end_time is None else int(1000 * end_time)
+            connection.retried(lambda: self.client.set_terminated(run_id, status, end_time=milliseconds))
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Logs a text file."""
@@ -135,21 +230,8 @@ class Store:
 
         rows = [RunTag(key, run_tags.short(str(value))) for key, value in tags.items()]
         with connection.named(self.uri, run=run_id):
-            for batch in connection.batches(rows, runs.PER_REQUEST):
+            for batch in connection.batches(rows, PER_REQUEST):
                 connection.retried(partial(self.client.log_batch, run_id, tags=batch))
-
-    def run(self, run_id: str) -> RunRow:
-        """Returns one run.
-
-        Raises:
-            TrackingError: no such run.
-        """
-        with connection.named(self.uri, run=run_id):
-            return row_of(self.client.get_run(run_id))
-
-    def children(self, parent_id: str) -> list[RunRow]:
-        """Returns the trials of a sweep, oldest first."""
-        return runs.children(self, parent_id)
 
     def send_spooled(self, folder: Path | str) -> int:
         """Sends what waits in the queue of a run, on this machine; returns how many entries.
@@ -159,38 +241,47 @@ class Store:
         """
         return writer.send_all(self.client, Path(folder))
 
-    def register(
+    def run(self, run_id: str) -> RunRow:
+        """Returns one run.
+
+        Raises:
+            TrackingError: no such run.
+        """
+        with connection.named(self.uri, run=run_id):
+            return RunRow.of(self.client.get_run(run_id))
+
+    def children(self, parent_id: str) -> list[RunRow]:
+        """Returns the trials of a sweep, oldest first."""
+        experiment = self.client.get_run(parent_id).info.experiment_id
+        return self.search(f"tags.`{runs.PARENT_TAG}` = '{parent_id}'", [experiment])[::-1]
+
+    def search(self, filter_string: str, experiment_ids: Sequence[str] | None = None) -> list[RunRow]:
+        """Returns the runs that pass MLflow's filter, newest first, of some experiments or of all."""
+        chosen = experiment_ids or [each.experiment_id for each in self.client.search_experiments()]
+        rows: list[RunRow] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                list(chosen), filter_string, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            rows += map(RunRow.of, page)
+            token = page.token
+            if not token:
+                return rows
+
+    def _log_constants(
         self,
         run_id: str,
-        checkpoint_folder: "Path | str",
-        name: str,
-        *,
-        card: "DatasetCard",
-        evaluation: Mapping[str, Any] | None = None,
         recipe: "Recipe",
-        step: int = 0,
-    ) -> "ModelVersion":
-        """Registers the model of a checkpoint as a new version, alias `challenger`; see `registration.register`."""
-        from pipeline.registry import logged_model
-
-        return logged_model.register(
-            self, run_id, checkpoint_folder, name, card=card, evaluation=evaluation, recipe=recipe, step=step
-        )
-
-    def promote(self, name: str, version: str, reason: str) -> "ModelVersion":
-        """Makes a version the champion; see `registry.promote`."""
-        from pipeline.registry import versions
-
-        return versions.promote(self, name, version, reason)
-
-    def champion(self, name: str) -> "ModelVersion | None":
-        """Returns the champion, None where there is none."""
-        from pipeline.registry import versions
-
-        return versions.by_alias(self, name, versions.CHAMPION)
-
-    def download(self, model_uri: str, folder: Path | None = None) -> Path:
-        """Returns a local folder with the bundle of a registered or logged model; see `registry.download`."""
-        from pipeline.registry import versions
-
-        return versions.download(self, model_uri, folder)
+        card: "DatasetCard",
+        known: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Logs what never changes in a run; the tag is set last, so that after a kill everything is logged again."""
+        client = self.client
+        for batch in connection.batches(runs.params(recipe, known), PER_REQUEST):
+            client.log_batch(run_id, params=batch)
+        client.log_inputs(run_id, datasets=[runs.dataset_input(card, recipe.shards.uri)])
+        client.log_text(run_id, recipe.to_yaml(), "recipe.yaml")
+        client.log_text(run_id, card.to_json(), "dataset_card.json")
+        client.log_text(run_id, run_tags.all_packages(), "packages.txt")
+        client.set_tag(run_id, runs.COMPLETE_TAG, "logged")

@@ -151,7 +151,8 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
             try:
                 sender.send(client, spool, entries)
             except Exception as error:
-                kind = connection.UnreachableError if connection.unreachable(error) else TrackingError
+                unreachable = mlflow_internals.unreachable(error)
+                kind = connection.UnreachableError if unreachable else TrackingError
                 raise kind(
                     f"{folder}: {len(spool)} log entries still wait; the store says: {error}"
                 ) from error

@@ -116,7 +116,7 @@ def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback
     folder = RunFolder(job.folder, job.name)
     callbacks: list[Callback] = []
     if job.store:
-        from pipeline.tracking import TrackingCallback
+        from pipeline.tracking.callback import TrackingCallback
 
         started = folder.metadata().get("created")
         callbacks.append(TrackingCallback(job.store, job.run_id, folder.spool, recipe, shards, started))

@@ -16,7 +16,8 @@ from pipeline.tuning.space import describe
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
-    from pipeline.tracking import ModelVersion, Store
+    from pipeline.registry import ModelVersion
+    from pipeline.tracking import Store
 
 QUIET_SECONDS = 60.0
 """After so long without a report of any trial a line says where all of them stand."""

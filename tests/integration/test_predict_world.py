@@ -43,7 +43,7 @@ def test_a_registered_model_is_pulled_evaluated_and_maps(tmp_path, monkeypatch) 
         made.shards, made.store, made.checkpoint, made.run_id, made.version,
     )  # fmt: skip
     uri = store.uri
-    store.promote("d2ls-blobs", version.version, "the first")
+    versions.promote(store, "d2ls-blobs", version.version, "the first")
     model = "models:/d2ls-blobs@champion"
     predictor = load_model(model, tracking_uri=uri)
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)

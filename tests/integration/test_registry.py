@@ -19,9 +19,9 @@ from d2ls.models import build_model
 from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
-from pipeline.registry import model_code, model_files, versions
-from pipeline.tracking import ModelVersion, should_promote
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
+from pipeline.registry import ModelVersion, model_code, model_files, register_checkpoint, versions
+from pipeline.registry.promotion import should_promote
+from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
 
 NAME = "d2ls-blobs"
 EVALUATION = {"split": "test", "scores": {"miou": 0.5, "mf1": None, "iou": {"field": 0.25, "forest": None}}}
@@ -37,12 +37,15 @@ class World:
         self.store = make_store(folder)
         self.checkpoint = make_checkpoint(folder / "checkpoint", self.shards, self.recipe)
         self.run_id = self.store.start_run(self.recipe, self.shards.card, "run")
-        self.store.log_metrics(self.run_id, {"val/miou": 0.4}, step=30)
-        self.store.log_metrics(self.run_id, {"val/miou": 0.3, "val/oa": 0.6}, step=40)  # after the checkpoint
+        log_metrics(self.store, self.run_id, {"val/miou": 0.4}, step=30)
+        log_metrics(
+            self.store, self.run_id, {"val/miou": 0.3, "val/oa": 0.6}, step=40
+        )  # after the checkpoint
         self.version = self.register(self.checkpoint)
 
     def register(self, checkpoint: Path) -> ModelVersion:
-        return self.store.register(
+        return register_checkpoint(
+            self.store,
             self.run_id,
             checkpoint,
             NAME,
@@ -96,7 +99,7 @@ def test_the_same_weights_are_registered_once(world: World) -> None:
 
 
 def test_the_files_hold_no_pickle_and_list_few_requirements(world: World) -> None:
-    bundle = world.store.download(f"models:/{NAME}@challenger")
+    bundle = versions.download(world.store, f"models:/{NAME}@challenger")
     folder = bundle.parent.parent
     assert not [file for file in folder.rglob("*") if file.suffix in (".pkl", ".pt", ".pth", ".bin")]
     required = (folder / "requirements.txt").read_text().split()
@@ -113,16 +116,16 @@ def test_download_takes_every_form_of_name(world: World, tmp_path: Path) -> None
         f"models:/{world.version.model_id}",
         f"runs:/{world.run_id}",
     ]
-    digests = {model_files.bundle_digest(world.store.download(form)) for form in forms}
+    digests = {model_files.bundle_digest(versions.download(world.store, form)) for form in forms}
     assert digests == {model_files.bundle_digest(world.checkpoint)}
-    copy = world.store.download(f"models:/{NAME}/1", tmp_path / "copy")
+    copy = versions.download(world.store, f"models:/{NAME}/1", tmp_path / "copy")
     assert copy.is_relative_to(tmp_path)
     with pytest.raises(TrackingError, match=r"versions 1 and aliases challenger"):
-        world.store.download(f"models:/{NAME}@nobody")
+        versions.download(world.store, f"models:/{NAME}@nobody")
     with pytest.raises(TrackingError, match=f"models: {NAME}"):
-        world.store.download("models:/d2ls-unknown/1")
+        versions.download(world.store, "models:/d2ls-unknown/1")
     with pytest.raises(TrackingError, match="models:/name@alias"):
-        world.store.download("models:/x")
+        versions.download(world.store, "models:/x")
 
 
 def test_a_folder_without_a_model_is_refused(world: World, tmp_path: Path) -> None:
@@ -165,8 +168,8 @@ def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_
     info = ModelInfo.from_card(unet, world.shards.card, window=64, recipe_digest=world.recipe.digest())
     save_bundle(checkpoint, unet, info)
     run = world.store.start_run(world.recipe, world.shards.card, "unet")
-    version = world.store.register(
-        run, checkpoint, "baseline", card=world.shards.card, evaluation=None, recipe=world.recipe
+    version = register_checkpoint(
+        world.store, run, checkpoint, "baseline", card=world.shards.card, evaluation=None, recipe=world.recipe
     )
     assert version.tags["architecture"] == "unet"
     assert "unet (segmentation_models_pytorch), `test_resnet`" in version.description
@@ -202,8 +205,14 @@ def test_two_versions_with_different_network_code_live_in_one_process(
     other = world.register(make_checkpoint(tmp_path / "other", world.shards, world.recipe, seed=0))
     if other.version == "1":  # the same weights: another run makes another version
         run = world.store.start_run(world.recipe, world.shards.card, "changed")
-        other = world.store.register(
-            run, world.checkpoint, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
+        other = register_checkpoint(
+            world.store,
+            run,
+            world.checkpoint,
+            NAME,
+            card=world.shards.card,
+            evaluation=None,
+            recipe=world.recipe,
         )
     image = np.random.default_rng(2).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
     np.save(world.folder / "elsewhere" / "image.npy", image)
@@ -228,23 +237,23 @@ def test_two_versions_with_different_network_code_live_in_one_process(
 
 
 def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
-    assert world.store.champion("d2ls-nobody") is None
-    first = world.store.promote(NAME, "1", "no champion reigned")
+    assert versions.champion(world.store, "d2ls-nobody") is None
+    first = versions.promote(world.store, NAME, "1", "no champion reigned")
     assert first.aliases == ("champion",)
     assert "Champion: no champion reigned" in first.description
     run = world.store.start_run(world.recipe, world.shards.card, "next")
     other = make_checkpoint(world.folder / "next", world.shards, world.recipe, seed=5)
-    second = world.store.register(
-        run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
+    second = register_checkpoint(
+        world.store, run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
     )
     assert second.aliases == ("challenger",)
     assert "**not evaluated**" in second.description
-    world.store.promote(NAME, second.version, "mIoU 0.6 beats 0.5")
-    champion = world.store.champion(NAME)
+    versions.promote(world.store, NAME, second.version, "mIoU 0.6 beats 0.5")
+    champion = versions.champion(world.store, NAME)
     assert champion is not None
     assert champion.version == second.version
-    again = world.store.register(
-        run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
+    again = register_checkpoint(
+        world.store, run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
     )
     assert again.version == second.version, "the same weights of the same run"
     assert again.aliases == ("champion",), "who reigns does not wait for promotion"

@@ -43,14 +43,14 @@ def test_from_runs_to_a_champion(
     call(promote, monkeypatch, "d2ls-blobs")
     said = capsys.readouterr().out
     scores = [float(score) for score in re.findall(r"\d\.\d{4}", said.splitlines()[-1])]
-    champion = store.champion("d2ls-blobs")
+    champion = versions.champion(store, "d2ls-blobs")
     assert champion is not None
     assert champion.version == ("2" if scores[0] > scores[1] else "1")
     second = store.client.get_model_version("d2ls-blobs", "2").description
     assert ("Champion: mIoU" if scores[0] > scores[1] else "Not promoted: mIoU") in second
     loser = "1" if champion.version == "2" else "2"
     call(promote, monkeypatch, "d2ls-blobs", "--version", loser, "--force", "a person looked at the maps")
-    forced = store.champion("d2ls-blobs")
+    forced = versions.champion(store, "d2ls-blobs")
     assert forced is not None
     assert forced.version == loser
     assert "forced: a person looked at the maps" in forced.description
@@ -71,7 +71,7 @@ def test_what_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch,
 
 
 def digest_of(store: Store, version: str) -> str:
-    return model_files.bundle_digest(store.download(f"models:/d2ls-blobs/{version}"))
+    return model_files.bundle_digest(versions.download(store, f"models:/d2ls-blobs/{version}"))
 
 
 def test_two_folders_with_one_server_and_one_name_never_mix(
@@ -144,14 +144,14 @@ def test_what_was_deleted_is_named_or_not_needed(
     store.client.delete_run(run_id)
     call(promote, monkeypatch, "d2ls-blobs")  # the version carries its recipe
     store.client.delete_logged_model(versions.find(store, "models:/d2ls-blobs/1").model_id)
-    store.promote("d2ls-blobs", "1", "for the test")
+    versions.promote(store, "d2ls-blobs", "1", "for the test")
     store.client.set_registered_model_alias("d2ls-blobs", "challenger", "2")
     with pytest.raises(TrackingError, match=r"cannot be fetched.*without scoring it: --force REASON"):
         call(promote, monkeypatch, "d2ls-blobs")
     store.client.delete_model_version("d2ls-blobs", "1")
-    assert store.champion("d2ls-blobs") is None, "its alias went with it"
+    assert versions.champion(store, "d2ls-blobs") is None, "its alias went with it"
     with pytest.raises(TrackingError, match=r"d2ls-blobs has versions 2 and aliases challenger"):
-        store.download("models:/d2ls-blobs@champion")
+        versions.download(store, "models:/d2ls-blobs@champion")
     call(promote, monkeypatch, "d2ls-blobs")
     assert "there was no champion" in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(TrackingError, match="mlflow runs restore"):

@@ -13,6 +13,7 @@ from d2ls.errors import D2LSError
 from pipeline import sweep
 from pipeline.config import load_recipe
 from pipeline.config.tracking import TrackingConfig
+from pipeline.registry import versions
 from pipeline.tracking import Store
 from pipeline.training.run import read_result
 from pipeline.training.run_folder import RunFolder
@@ -55,7 +56,7 @@ def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, 
     assert [parent.status, *(row.status for row in rows)] == ["FINISHED"] * 4
     assert {row.name for row in rows} == {"first-final", *(trial["name"] for trial in ended.values())}
     assert all("val/miou" in row.metrics for row in rows)
-    champion = store.champion("d2ls-tiny")
+    champion = versions.champion(store, "d2ls-tiny")
     assert champion is not None
     assert champion.run_id in {row.run_id for row in rows}
     states = [RunFolder.of("runs", row.name).metadata() for row in rows]

@@ -11,6 +11,7 @@ from d2ls.errors import ConfigError, TrackingError
 from d2ls.shards import ShardSet
 from pipeline import doctor, process_identity
 from pipeline.config import Recipe
+from pipeline.registry import register_checkpoint
 from pipeline.tracking import RunWriter, Store, connection
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
@@ -221,7 +222,7 @@ def test_a_moved_project_goes_on_through_a_link(shards: ShardSet, tmp_path: Path
         tracked_run.open_run(store, recipe, shards.card, folder, "training")
     checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
     with pytest.raises(TrackingError, match=f"`ln -s {new} {old}`"):
-        store.register(run_id, checkpoint, "d2ls-blobs", card=shards.card, recipe=recipe)
+        register_checkpoint(store, run_id, checkpoint, "d2ls-blobs", card=shards.card, recipe=recipe)
     assert not old.exists(), "nothing is written to the old place"
     old.symlink_to(new)
     assert tracked_run.open_run(store, recipe, shards.card, folder, "training") == run_id

@@ -8,9 +8,10 @@ import pytest
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
+from pipeline.registry import register_checkpoint, versions
 from pipeline.tracking import Store
 from tests.mlflow_processes import free_port, mlflow
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +54,11 @@ def test_runs_and_models_behind_a_password(
     shards = make_shards(tmp_path / "shards")
     recipe = make_recipe(shards)
     run = store.start_run(recipe, shards.card, "guarded")
-    store.log_metrics(run, {"val/miou": 0.5})
+    log_metrics(store, run, {"val/miou": 0.5})
     checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
-    version = store.register(run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe)
+    version = register_checkpoint(
+        store, run, checkpoint, "guarded", card=shards.card, evaluation=None, recipe=recipe
+    )
     store.end_run(run)
     assert store.run(run).metrics["val/miou"] == 0.5
-    assert (store.download(version.uri, tmp_path / "copy") / "model.safetensors").is_file()
+    assert (versions.download(store, version.uri, tmp_path / "copy") / "model.safetensors").is_file()

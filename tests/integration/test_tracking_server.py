@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from d2ls.errors import TrackingError
 from pipeline import doctor
 from pipeline.config.tracking import TrackingConfig
-from pipeline.registry import model_files
+from pipeline.registry import model_files, register_checkpoint, versions
 from pipeline.tracking import RunWriter, Store
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
@@ -109,11 +109,11 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
         assert store.run(run).status == "FINISHED"
         assert not folder.spool.exists()
         checkpoint = make_checkpoint(tmp_path / "checkpoint", shards, recipe)
-        version = store.register(
-            run, checkpoint, "d2ls-served", card=shards.card, evaluation=None, recipe=recipe
+        version = register_checkpoint(
+            store, run, checkpoint, "d2ls-served", card=shards.card, evaluation=None, recipe=recipe
         )
-        store.promote("d2ls-served", version.version, "first")
-        bundle = store.download("models:/d2ls-served@champion", tmp_path / "copy")
+        versions.promote(store, "d2ls-served", version.version, "first")
+        bundle = versions.download(store, "models:/d2ls-served@champion", tmp_path / "copy")
         assert model_files.bundle_digest(bundle) == model_files.bundle_digest(checkpoint)
         assert bundle != checkpoint
     assert not [

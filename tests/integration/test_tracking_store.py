@@ -15,8 +15,9 @@ from d2ls.shards import ShardSet
 from d2ls.training.callbacks import EvaluationReport, StepReport
 from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import RunWriter, Store, TrackingCallback
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
+from pipeline.tracking import RunWriter, Store
+from pipeline.tracking.callback import TrackingCallback
+from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
 
 WRITERS = 5
 """Threads; twenty processes are a slow test."""
@@ -65,7 +66,7 @@ def test_a_sweep_has_its_trials(store: Store, recipe: Recipe, shards: ShardSet, 
     for number in (1, 2):
         values = recipe.with_values({"model.stages": number})
         trial = store.start_run(values, shards.card, f"trial-{number}", "trial", parent_run_id=sweep)
-        store.log_metrics(trial, {"val/miou": number / 4}, step=7)
+        log_metrics(store, trial, {"val/miou": number / 4}, step=7)
         store.end_run(trial)
     rows = store.children(sweep)
     assert [row.name for row in rows] == ["trial-1", "trial-2"]
@@ -128,7 +129,7 @@ def test_many_writers_share_one_new_store(recipe: Recipe, shards: ShardSet, tmp_
         store = Store(f"sqlite:///{tmp_path}/mlflow.db", f"file://{tmp_path}/mlartifacts")
         start.wait()
         run = store.start_run(recipe, shards.card, f"trial-{number}")
-        store.log_metrics(run, {"a": number})
+        log_metrics(store, run, {"a": number})
         store.end_run(run)
         return run
 
@@ -179,7 +180,7 @@ def test_long_texts_and_many_tags_fit_the_columns_of_every_database(
         log.metrics(
             {f"iou/class {number}": number for number in range(1500)} | {"iou/absent": float("nan")}, 1
         )
-    store.log_metrics(run, {"val/iou/absent (no pixel)": float("nan"), "val/iou/water, flat": 0.5})
+        log.metrics({"val/iou/absent (no pixel)": float("nan"), "val/iou/water, flat": 0.5}, 0)
     row = store.run(run)
     assert max(map(len, row.tags.values())) == 5000
     assert row.tags["mlflow.note.content"].endswith("(cut: MLflow keeps 5000 characters here)")

@@ -6,16 +6,13 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
 
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
-from pipeline.console import make_console
-from pipeline.registry.registration import register_and_promote
-from pipeline.tracking import ModelVersion, Store, connection, runs
+from pipeline.tracking import Store, connection, runs
 
 
 @pytest.fixture(autouse=True)
@@ -152,24 +149,6 @@ def test_a_server_that_is_back_soon_is_waited_for(monkeypatch: pytest.MonkeyPatc
     assert connection.patiently(ask, 60) == "there"
     with pytest.raises(connection.UnreachableError, match="does not answer"):
         connection.patiently(lambda: connection.probe("http://127.0.0.1:1"), 0)
-
-
-def test_a_sweep_registers_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Store:
-        tries = 0
-
-        def register(self, run_id: str, *about: object, **more: object) -> ModelVersion:
-            self.tries += 1
-            if self.tries < 3:
-                raise connection.UnreachableError("http://mlflow:5000 does not answer")
-            return ModelVersion("d2ls-blobs", "1", run_id)
-
-    monkeypatch.setattr(connection.time, "sleep", lambda seconds: None)
-    named = SimpleNamespace(run_id="the-run", best_checkpoint="runs/a/checkpoints/step-3")
-    recipe = SimpleNamespace(model_name="d2ls-blobs", registry=SimpleNamespace(promote="never"))
-    report = SimpleNamespace(to_dict=dict)
-    version = register_and_promote(Store(), named, report, recipe, None, make_console())  # type: ignore[arg-type]
-    assert version.run_id == "the-run"
 
 
 def test_a_writer_that_came_second_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
