@@ -117,7 +117,7 @@ def _new_database() -> bytes:
     from pipeline.tracking.mlflow_internals import create_database
 
     with tempfile.TemporaryDirectory() as scratch:
-        create_database(Path(scratch) / "mlflow.db", None)
+        create_database(Path(scratch) / "mlflow.db", (Path(scratch) / "mlartifacts").as_uri())
         return (Path(scratch) / "mlflow.db").read_bytes()
 
 

@@ -143,7 +143,7 @@ def prepare(uri: str) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with locked(file.parent):
                     if not file.exists():  # another process may have been first
-                        create_database(file, artifact_root(uri, file.parent))
+                        create_database(file, artifact_root(uri, file.parent) or "")
             else:
                 check_schema(uri, shown(uri))
             retried(lambda: _client(uri).search_experiments(max_results=1))

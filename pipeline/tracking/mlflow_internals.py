@@ -32,7 +32,7 @@ TAGS = {
 """Columns in their order, with widths in pixels: all of them fit on a screen that is 1600 pixels wide."""
 
 
-def create_database(file: Path, artifacts: str | None) -> None:
+def create_database(file: Path, artifacts: str) -> None:
     """Creates an SQLite store under a temporary name and moves it into place when it is complete.
 
     MLflow would run its dozens of migrations on the final file and wait for the disk after each: that takes seconds,
