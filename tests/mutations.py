@@ -155,9 +155,9 @@ MUTATIONS = [
     Mutation("an epoch that is done again stands there twice", "pipeline/training/run_folder.py",
              "if row[\"epoch\"] < metrics[\"epoch\"]]", "if row[\"epoch\"] <= metrics[\"epoch\"]]",
              "tests/unit/pipeline/training"),
-    Mutation("the local store is let through on two nodes", "pipeline/cluster.py",
+    Mutation("the local store is let through on two nodes", "pipeline/cluster/resources.py",
              "if cluster.nodes < 2 or os.environ", "if cluster.nodes < 3 or os.environ",
-             "tests/unit/pipeline/test_cluster.py"),
+             "tests/unit/pipeline/cluster/test_resources.py"),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""What this project needs of MLflow and MLflow does not document. tests/unit/pipeline/tracking/test_mlflow_internals.py
-says which of it a new MLflow version broke.
+"""What this project needs of MLflow and MLflow does not document.
+
+tests/unit/pipeline/tracking/test_mlflow_internals.py says which of it a new MLflow version broke.
 
 - The classes and folders behind an SQL store: `create_database`, `check_schema`, `as_default`.
 - The text of a failed request: `unreachable`.

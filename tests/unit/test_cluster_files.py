@@ -11,7 +11,7 @@ import pytest
 import ray
 import yaml
 
-from pipeline import capacity
+from pipeline.cluster import growth
 from pipeline.config import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +149,7 @@ def test_every_recipe_fits_the_node_types(name):
 
 
 def test_the_whole_aws_cluster_is_known_to_a_sweep_that_finds_it_empty():
-    assert capacity.of_cluster_file(load(AWS)) == {"CPU": 4 + 12 * 8, "GPU": 12}
+    assert growth.of_cluster_file(load(AWS)) == {"CPU": 4 + 12 * 8, "GPU": 12}
 
 
 @pytest.mark.parametrize("path", [AWS, OWN], ids=lambda path: path.name)
@@ -223,8 +223,8 @@ def test_rayjob_runs_a_recipe_that_exists_and_says_what_it_grows_to(monkeypatch)
     head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     variables = {item["name"]: item["value"] for item in head["template"]["spec"]["containers"][0]["env"]}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    monkeypatch.setenv(capacity.GROWS_TO, variables[capacity.GROWS_TO])
-    assert capacity.grows_to({}) == {
+    monkeypatch.setenv(growth.GROWS_TO, variables[growth.GROWS_TO])
+    assert growth.grows_to({}) == {
         "CPU": float(head["rayStartParams"]["num-cpus"]) + group["maxReplicas"] * float(limits["cpu"]),
         "GPU": group["maxReplicas"] * float(limits["nvidia.com/gpu"]),
     }

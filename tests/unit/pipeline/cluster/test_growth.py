@@ -3,7 +3,7 @@ import json
 import pytest
 
 from d2ls.errors import ConfigError
-from pipeline import capacity
+from pipeline.cluster import growth
 from pipeline.config import load_recipe
 
 FILE = {
@@ -20,36 +20,36 @@ FILE = {
 
 @pytest.fixture
 def no_variables(monkeypatch, tmp_path):
-    monkeypatch.delenv(capacity.GROWS_TO, raising=False)
+    monkeypatch.delenv(growth.GROWS_TO, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
 def test_counts_up_to_the_workers_that_the_file_allows_gpus_first():
-    assert capacity.of_cluster_file(FILE) == {"CPU": 4 + 32 + 3 * 8 + 16, "GPU": 4 + 3}
+    assert growth.of_cluster_file(FILE) == {"CPU": 4 + 32 + 3 * 8 + 16, "GPU": 4 + 3}
 
 
 def test_a_cluster_that_does_not_grow_has_what_ray_counts(no_variables):
-    assert capacity.grows_to({"CPU": 2.0, "node:1": 1.0}) == {"CPU": 2.0, "node:1": 1.0}
+    assert growth.grows_to({"CPU": 2.0, "node:1": 1.0}) == {"CPU": 2.0, "node:1": 1.0}
 
 
 def test_the_head_of_a_cluster_knows_from_its_own_file(no_variables):
     (no_variables / "ray_bootstrap_config.yaml").write_text(json.dumps(FILE))
-    assert capacity.grows_to({"CPU": 4.0})["GPU"] == 7
+    assert growth.grows_to({"CPU": 4.0})["GPU"] == 7
 
 
 def test_own_machines_declare_nothing_and_are_counted_by_ray(no_variables):
     file = {"head_node_type": "x", "available_node_types": {"x": {"resources": {}, "max_workers": 2}}}
     (no_variables / "ray_bootstrap_config.yaml").write_text(json.dumps(file))
-    assert capacity.grows_to({"CPU": 6.0, "GPU": 2.0}) == {"CPU": 6.0, "GPU": 2.0}
+    assert growth.grows_to({"CPU": 6.0, "GPU": 2.0}) == {"CPU": 6.0, "GPU": 2.0}
 
 
 def test_a_variable_says_it_elsewhere(no_variables, monkeypatch):
-    monkeypatch.setenv(capacity.GROWS_TO, "CPU=68, GPU=8")
-    assert capacity.grows_to({"CPU": 100.0}) == {"CPU": 100.0, "GPU": 8.0}
-    monkeypatch.setenv(capacity.GROWS_TO, "8 GPUs")
+    monkeypatch.setenv(growth.GROWS_TO, "CPU=68, GPU=8")
+    assert growth.grows_to({"CPU": 100.0}) == {"CPU": 100.0, "GPU": 8.0}
+    monkeypatch.setenv(growth.GROWS_TO, "8 GPUs")
     with pytest.raises(ConfigError, match="CPU=68,GPU=8"):
-        capacity.grows_to({})
+        growth.grows_to({})
 
 
 def test_relative_locations_of_recipes_lie_below_the_clusters_storage(monkeypatch):
