@@ -12,6 +12,7 @@ import numpy as np
 
 from d2ls.errors import DataError
 from d2ls.labels import Color, LabelCodes
+from d2ls.window import Window
 from sharding.codecs import Codec
 from sharding.headers import ScannedScene
 from sharding.pixel_statistics import Scale
@@ -19,7 +20,7 @@ from sharding.raster import RasterInfo, Reading
 from sharding.scan import Scan
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
-from sharding.tiling import Tile, Tiling, Window, tiles
+from sharding.tiling import Tile, Tiling, tiles
 
 FORMAT = 3
 """Changes when the same plan would be written as other bytes, or noted otherwise; part of every fingerprint."""

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import ConfigError, DataError
+from d2ls.window import Window
 from sharding.headers import ScannedScene
 from sharding.pixel_statistics import PixelSums, Scale
 from sharding.raster import open_raster
 from sharding.spec import ShardSpec
-from sharding.tiling import Window
 
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0}
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
-from d2ls.window import Window as Window
+from d2ls.window import Window
 
 T = TypeVar("T", bound=np.generic)
 Edge = Literal["shift", "pad", "drop"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from d2ls.errors import DataError, LabelError
 from d2ls.labels import IGNORE, LabelCodes
+from d2ls.window import Window
 from sharding.headers import ScannedScene, with_advice
 from sharding.pixel_statistics import PixelSums, Scale, histogram
 from sharding.raster import Raster, Reading, open_raster
@@ -18,7 +19,7 @@ from sharding.raster.class_ids import ClassIds
 from sharding.scaling import range_warnings
 from sharding.scan import Scan, listed
 from sharding.tasks import TaskRunner, run_here
-from sharding.tiling import Tiling, Window, tiles
+from sharding.tiling import Tiling, tiles
 
 BLOCK = 2048
 """Side of the windows in which large scenes are read."""

@@ -14,6 +14,7 @@ from d2ls import storage
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from d2ls.shards.codecs import decode_image
+from d2ls.window import Window
 from sharding.codecs import crc32, encode_mask
 from sharding.digests import sample_digest
 from sharding.pixel_statistics import PixelSums, histogram
@@ -22,7 +23,7 @@ from sharding.raster import Raster, WholeRaster, open_raster
 from sharding.raster.class_ids import ClassIds
 from sharding.shard_io import HashingStream, tar_writer, target_file
 from sharding.shard_manifest import SCHEMA, ShardManifest
-from sharding.tiling import Tile, Window, pad_image, place_labels
+from sharding.tiling import Tile, pad_image, place_labels
 
 TAR_BLOCK = 512
 

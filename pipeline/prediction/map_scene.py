@@ -15,6 +15,7 @@ from d2ls import storage
 from d2ls.errors import DataError, StorageError
 from d2ls.inference import Band, Grid, Predictor, Progress, overlap_pixels, stitch
 from d2ls.scratch import scratch_folder
+from d2ls.window import Window
 from pipeline.prediction.map_writer import aux_file, quantize
 from pipeline.prediction.outputs import Outputs, hold
 from pipeline.prediction.parts import Parts
@@ -27,7 +28,6 @@ from sharding.raster.gdal import GDAL_SUFFIXES
 from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.reader import PLAIN
 from sharding.raster.scene import Scene, Span, open_scene
-from sharding.tiling import Window
 
 if TYPE_CHECKING:
     import numpy.typing as npt

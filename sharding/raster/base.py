@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 
+from d2ls.window import Window
 from sharding.files import FileRef
-from sharding.tiling import Window
 
 Pixels = npt.NDArray[Any]
 """uint8, uint16 or float32 as an image; any integers or floats as stored labels."""

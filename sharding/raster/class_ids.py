@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.labels import IGNORE, LabelCodes
+from d2ls.window import Window
 from sharding.raster.base import Raster
 from sharding.raster.grids import AlignedLabels
 from sharding.raster.labels import read_labels
 from sharding.raster.whole import WholeRaster
-from sharding.tiling import Window
 
 
 class ClassIds:

@@ -15,6 +15,7 @@ from rasterio.enums import Resampling
 
 from d2ls import storage
 from d2ls.errors import DataError
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster.base import (
     Georeference,
@@ -26,7 +27,6 @@ from sharding.raster.base import (
     described,
     with_data,
 )
-from sharding.tiling import Window
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 GDAL_SUFFIXES = (*TIFF_SUFFIXES, ".vrt", ".img", ".jp2")

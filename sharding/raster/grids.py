@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import rasterio.warp
 
+from d2ls.window import Window
 from sharding.raster.base import Georeference, Mask, Raster, crs_text
 from sharding.raster.labels import read_labels
-from sharding.tiling import Window
 
 Align = Literal["refuse", "resample", "ignore"]
 """Where image and label image lie on different grids: refuse them, resample the labels, or pair pixels as stored."""

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import DataError
+from d2ls.window import Window
 from sharding.raster.base import Raster
-from sharding.tiling import Window
 
 MAX_BANDS = 4
 """Bands of a label image: grey, grey and alpha, red green blue, red green blue alpha."""

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import rasterio.features
 import shapely
 
+from d2ls.window import Window
 from sharding.raster.vectors import Geometries
-from sharding.tiling import Window
 
 BLOCK = 2048
 """Side of the blocks in which polygons are rasterised, in pixels."""

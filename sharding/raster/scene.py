@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from d2ls import storage
 from d2ls.errors import DataError
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES, Georeference, Mask, RasterInfo, Reading
 from sharding.raster.reader import IMAGE_SUFFIXES, PLAIN, open_raster
-from sharding.tiling import Window
 
 __all__ = ["IMAGE_SUFFIXES", "Georeference", "Mask", "Scene", "Span", "open_scene"]
 

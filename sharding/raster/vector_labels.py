@@ -15,12 +15,12 @@ import shapely
 
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster.base import METRES_PER_DEGREE, Georeference, Raster, crs_text
 from sharding.raster.grids import without_datum
 from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.vectors import NULL, POLYGONS, Features, Geometries, project, read_features, value_text
-from sharding.tiling import Window
 
 SIDECARS = (".dbf", ".shx", ".prj", ".cpg")
 """Files of a Shapefile beside the .shp."""

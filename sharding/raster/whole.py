@@ -14,6 +14,7 @@ import rasterio.errors
 from PIL import Image, UnidentifiedImageError
 
 from d2ls.errors import DataError
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster.base import (
     NOWHERE,
@@ -26,7 +27,6 @@ from sharding.raster.base import (
     described,
     with_data,
 )
-from sharding.tiling import Window
 
 MAX_WHOLE_PIXELS = 2**28
 """Pixels of an image that can only be decoded whole; more is taken for a decompression bomb."""

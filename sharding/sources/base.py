@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from d2ls.errors import ConfigError, DataError
 from d2ls.labels import ClassTable, LabelCodes
+from d2ls.window import Window
 from sharding.files import FileRef, FileTree
 from sharding.raster.bands import BandOrder
 from sharding.raster.base import Reading
 from sharding.raster.grids import Align
-from sharding.tiling import Tiling, Window
+from sharding.tiling import Tiling
 
 Protocol = Literal["clean", "paper"]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from d2ls.labels import ClassTable, LabelCodes
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster import open_raster
 from sharding.sources.base import Protocol, Scene
 from sharding.sources.official import OfficialParts
-from sharding.tiling import Tiling, Window
+from sharding.tiling import Tiling
 
 OFFICIAL = {
     "train": (*range(1, 16), *range(31, 36)),

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
-from sharding.tiling import Tiling, Window, pad_image, place_labels, tiles
+from d2ls.window import Window
+from sharding.tiling import Tiling, pad_image, place_labels, tiles
 
 lengths = st.integers(1, 60)
 

@@ -6,10 +6,10 @@ import rasterio
 from affine import Affine
 from rasterio.warp import transform
 
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster import open_raster
 from sharding.raster.grids import AlignedLabels, compare_grids
-from sharding.tiling import Window
 from tests.geodata.tiffs import CRS, PIXEL, PLACE, ids, pixels, tif
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
+from d2ls.window import Window
 from sharding.raster import polygon_grid
 from sharding.raster.polygon_grid import PolygonGrid
-from sharding.tiling import Window
 
 SIZE = 150, 170
 PLACES = {

@@ -9,9 +9,9 @@ import rasterio
 from PIL import Image, ImageOps
 
 from d2ls.errors import DataError
+from d2ls.window import Window
 from sharding.files import FileRef, FileTree
 from sharding.raster import open_raster, read_labels
-from sharding.tiling import Window
 from tests.trees import save, texture
 
 

@@ -11,11 +11,11 @@ from rasterio.crs import CRS
 
 from d2ls.errors import DataError
 from d2ls.labels import IGNORE
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster import open_raster
 from sharding.raster.vector_labels import VectorGrid, VectorLabels, VectorLayer, read_layers
 from sharding.raster.vectors import project, write_features
-from sharding.tiling import Window
 from tests.geodata import tiffs
 
 UTM = CRS.from_user_input(tiffs.CRS)
