@@ -23,8 +23,7 @@ import numpy as np
 from d2ls.shards.codecs import decode_image
 from pipeline.config.recipe import parse_recipe
 from pipeline.demo.scenery import make_scene, write_scenery
-from pipeline.sharding.run import ensure_shards
-from pipeline.sharding.spec import shard_spec
+from pipeline.sharding.run import ensure_shards, shard_spec
 from sharding.codecs import Codec
 from sharding.plan import plan_shards
 from sharding.raster import open_raster

@@ -1,4 +1,4 @@
-"""Zip archives as data sets come in them: read in place, never unpacked, and nothing dangerous accepted."""
+"""Zip archives of data sets: read in place, never unpacked; dangerous members are refused."""
 
 import hashlib
 import stat
@@ -11,13 +11,13 @@ from typing import BinaryIO, cast
 from d2ls.errors import DataError
 
 MAX_RATIO = 200
-"""Compression ratio above which a large member counts as a decompression bomb."""
+"""Compression ratio above which a large member is refused as a decompression bomb."""
 
 MAX_PLAIN_BYTES = 256 * 2**20
-"""Members up to this size may compress at any ratio: flat label images do."""
+"""Members up to this size may have any compression ratio: flat label images compress very well."""
 
 MAX_MEMBER_BYTES = 32 * 2**30
-"""No single member may unpack to more."""
+"""Size above which a member is refused."""
 
 
 def list_members(archive: Path) -> dict[str, zipfile.ZipInfo]:
@@ -32,11 +32,11 @@ def list_members(archive: Path) -> dict[str, zipfile.ZipInfo]:
     """
     members: dict[str, zipfile.ZipInfo] = {}
     for entry in _open(str(archive), archive.stat().st_mtime_ns).infolist():
-        reason = _refusal(entry) or ("the name stands twice" if entry.filename in members else "")
+        reason = _refusal(entry) or ("the name occurs twice" if entry.filename in members else "")
         if reason:
             raise DataError(
                 f"{archive}: member {entry.filename!r} is refused: {reason}. "
-                "Get the archive from its publisher again, or unpack it yourself after a look inside."
+                "Get the archive from its publisher again, or inspect and unpack it yourself."
             )
         if not entry.is_dir():
             members[entry.filename] = entry
@@ -60,7 +60,7 @@ def open_member(archive: str, member: str) -> BinaryIO:
     """Opens one member for reading.
 
     Raises:
-        DataError: no such member, or a kind of compression that is not known.
+        DataError: no such member, or an unknown compression method.
     """
     try:
         return cast(BinaryIO, _open(archive, Path(archive).stat().st_mtime_ns).open(member))
@@ -72,14 +72,14 @@ def check_md5(archive: Path, expected: str) -> None:
     """Compares an archive with its published MD5 sum.
 
     Raises:
-        DataError: another sum.
+        DataError: the sums differ.
     """
     with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != expected:
+        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != expected:
         raise DataError(
-            f"{archive}: MD5 is {found}, the published archive has {expected}: the download is incomplete or another "
-            "version. Download it again; if the archive is meant to differ, set data.check_archives=false."
+            f"{archive}: MD5 is {actual}, the published archive has {expected}: the download is incomplete or another "
+            "version. Download it again; if it differs on purpose, set data.check_archives=false."
         )
 
 
@@ -102,7 +102,7 @@ def _refusal(entry: zipfile.ZipInfo) -> str:
 
 @lru_cache(maxsize=8)
 def _open(archive: str, modified: int) -> zipfile.ZipFile:
-    """Opens an archive; kept open, one handle a process, as the list of members is slow to read."""
+    """Opens an archive and keeps it open, one handle a process, because its list of members is slow to read."""
     del modified  # a part of the cache key: a replaced archive is opened anew
     try:
         return zipfile.ZipFile(archive)

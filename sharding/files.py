@@ -19,7 +19,7 @@ class FileRef:
     Attributes:
         path: absolute path of the file or archive.
         member: path inside the archive; empty for a plain file.
-        stamp: changes when the content does (size and time, or size and CRC); says whether work can be reused.
+        stamp: changes when the content does (size and time, or size and CRC), so that work is redone.
     """
 
     path: str
@@ -41,7 +41,7 @@ class FileRef:
 
     @property
     def gdal(self) -> str:
-        """Path by which GDAL opens it."""
+        """Path for GDAL."""
         return f"/vsizip/{{{self.path}}}/{self.member}" if self.member else self.path
 
     def read(self) -> bytes:
@@ -58,7 +58,7 @@ class FileRef:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def stream(self) -> BinaryIO:
-        """Opens the content for reading, for those who need only its beginning.
+        """Opens the content for reading, for callers that need only its beginning.
 
         Raises:
             DataError: unreadable.
@@ -89,7 +89,7 @@ class FileTree:
     ) -> "FileTree":
         """Lists a folder (and the zip archives in it) or a single zip archive.
 
-        A member of an archive stands at the archive's folder plus its path inside; a plain file at the same place wins.
+        The path of an archive's member is the archive's folder plus its path inside; a plain file with that path wins.
 
         Args:
             root: folder or archive.
@@ -157,9 +157,9 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _composed(found: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+def _composed(named: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
     files: dict[str, FileRef] = {}
-    for name, ref in found:
+    for name, ref in named:
         other = files.setdefault(composed(name), ref)
         if other is not ref:
             raise DataError(
@@ -187,11 +187,11 @@ def _check_link(link: Path, top: Path, home: Path, follow_links: bool) -> None:
     try:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13
-        raise DataError(f"{link}: this link leads to itself or to nothing. Delete it or mend it.") from error
+        raise DataError(f"{link}: this link leads to itself or to nothing. Delete or repair it.") from error
     if not follow_links and not target.is_relative_to(home):
         raise DataError(
             f"{link}: this link leads out of the data set, to {target}. "
-            "Set data.follow_links=true if that is meant."
+            "Set data.follow_links=true to follow it."
         )
     above = [folder for folder in link.parents if folder.is_relative_to(top)]
     if target in [folder.resolve() for folder in above]:

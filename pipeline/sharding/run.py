@@ -1,14 +1,20 @@
 """Shards of a recipe, made or checked on Ray or in this process."""
 
 from collections.abc import Callable
+from typing import Any
 
 from d2ls.shards import DatasetCard
+from pipeline.config.data import DataConfig
 from pipeline.config.recipe import Recipe
-from pipeline.sharding.spec import shard_spec
 from pipeline.sharding.tasks import RayTasks
+from sharding.codecs import Codec
 from sharding.make import Progress, make_shards
+from sharding.raster import Reading
 from sharding.scan import scan
+from sharding.sources.own import OwnClass, OwnData, OwnSplit
+from sharding.spec import ShardSpec
 from sharding.tasks import TaskRunner, run_here
+from sharding.tiling import Tiling
 from sharding.validate import Validation, validate
 
 
@@ -36,6 +42,55 @@ def check_raw_data(recipe: Recipe, *, inline: bool = False) -> Validation:
         inline: work in this process, without Ray.
     """
     return validate(scan(shard_spec(recipe)), _runner(recipe, inline))
+
+
+def shard_spec(recipe: Recipe) -> ShardSpec:
+    """Returns the shard set that a recipe describes."""
+    data = recipe.data
+    return ShardSpec(
+        name=recipe.name,
+        uri=recipe.shards.uri,
+        source=data.source,
+        root=data.root,
+        protocol=data.protocol,
+        options={**data.options, **_own_data(data)},
+        tiling={name: Tiling(t.size, t.stride, t.padding, t.edge) for name, t in data.tiling.items()},
+        codec=Codec(**data.codec.model_dump(exclude_none=True)),
+        bands=data.bands,
+        max_value=data.max_value,
+        scale=_pairs(data.scale),
+        ground_sampling_distance=data.ground_sampling_distance,
+        treat_as_ignored=data.treat_as_ignored,
+        splits=data.splits,
+        train_split=recipe.roles.train,
+        select_split=recipe.roles.val,
+        report_split=recipe.roles.test,
+        target_bytes=int(recipe.shards.target_mb * 1e6),
+        seed=recipe.shards.seed,
+        license=data.license,
+        check_archives=data.check_archives,
+        follow_links=data.follow_links,
+    )
+
+
+def _pairs(scale: Any) -> tuple[tuple[float, float], ...] | None:
+    """Turns one pair or several into several."""
+    return (scale,) if scale and not isinstance(scale[0], tuple) else scale
+
+
+def _own_data(data: DataConfig) -> dict[str, Any]:
+    """Turns the section `data.custom` into the options of the source `custom`."""
+    custom = data.custom
+    if custom is None:
+        return {}
+    classes = tuple(
+        OwnClass(item.name, item.color, item.label_values or (), item.scored) for item in custom.classes
+    )
+    split = OwnSplit(**custom.split.model_dump())
+    names = ("images", "masks", "ignored", "unused", "scene", "bands", "band_order", "align")
+    rest: dict[str, Any] = {name: getattr(custom, name) for name in names}
+    rest["reading"] = Reading(custom.nodata, custom.page)
+    return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
 
 
 def _runner(recipe: Recipe, inline: bool) -> TaskRunner:

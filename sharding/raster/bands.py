@@ -1,8 +1,8 @@
-"""Which bands of a file are the wanted ones: one rule for sharding and prediction.
+"""Which bands of a file to take: one rule for sharding and prediction.
 
-1. Where the file names all wanted bands (by description or by colour interpretation), they are taken by name.
-2. Else, where the file has as many bands as are wanted, with or without its alpha channel, they are taken in order,
-   unless a name that the file gives contradicts that order.
+1. If the file names all expected bands (by description or by colour interpretation), they are taken by name.
+2. Else, if the file has as many bands as are expected, with or without its alpha channel, they are taken in order,
+   unless a name in the file contradicts that order.
 3. Else there is no safe choice.
 """
 
@@ -15,44 +15,44 @@ BandOrder = Literal["refuse", "names", "positions"]
 """Where a recipe's band order and a file's names differ: refuse the file, follow its names, or ignore them."""
 
 _DEFAULT = ("red", "green", "blue")
-"""What writers tag three bands with unasked, also where they hold something else (near infrared, red, green)."""
+"""Tags that many programs set on three bands by default, even on near infrared, red, green."""
 
 
-def find_bands(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Applies the rule; returns positions from 0, or None where there is no safe choice."""
-    named = bands_by_name(info, wanted)
+def find_bands(info: RasterInfo, expected: Sequence[str]) -> tuple[int, ...] | None:
+    """Applies the rule; returns positions from 0, or None if there is no safe choice."""
+    named = bands_by_name(info, expected)
     if named is not None:
         return named
-    plain = bands_in_order(info, wanted)
-    return None if plain is None or contradiction(info, wanted) else plain
+    plain = bands_in_order(info, expected)
+    return None if plain is None or contradiction(info, expected) else plain
 
 
-def bands_by_name(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Returns the positions of the wanted bands by their names in the file, None unless each has just one.
+def bands_by_name(info: RasterInfo, expected: Sequence[str]) -> tuple[int, ...] | None:
+    """Returns the positions of the expected bands by their names in the file, None unless each name occurs once.
 
-    Descriptions that name all of them go before colour interpretation, which writers set unasked.
+    Descriptions that name all of them win over colour interpretations, which many programs set by default.
     """
-    lower = [name.lower() for name in wanted]
-    for names in ([description for description, _ in info.names], _effective(info, wanted)):
+    lower = [name.lower() for name in expected]
+    for names in ([description for description, _ in info.names], _effective(info, expected)):
         if all(names.count(name) == 1 for name in lower):
             return tuple(names.index(name) for name in lower)
     return None
 
 
-def bands_in_order(info: RasterInfo, wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """Returns the positions of the bands, with or without alpha, where they are as many as are wanted."""
-    if info.bands == len(wanted):
+def bands_in_order(info: RasterInfo, expected: Sequence[str]) -> tuple[int, ...] | None:
+    """Returns the positions of the bands, with or without alpha, if their number is the expected one, else None."""
+    if info.bands == len(expected):
         return tuple(range(info.bands))
     colors = tuple(band for band in range(info.bands) if band != info.alpha)
-    return colors if len(colors) == len(wanted) else None
+    return colors if len(colors) == len(expected) else None
 
 
-def contradiction(info: RasterInfo, wanted: Sequence[str]) -> str:
-    """Says where the names in the file contradict the order of the wanted bands; empty where they do not."""
-    plain = bands_in_order(info, wanted)
-    names = _effective(info, wanted)
-    lower = [name.lower() for name in wanted]
-    if plain is None or (bands_by_name(info, wanted) is None and _by_default(info, lower)):
+def contradiction(info: RasterInfo, expected: Sequence[str]) -> str:
+    """Describes how the names in the file contradict the order of the expected bands; empty if they do not."""
+    plain = bands_in_order(info, expected)
+    names = _effective(info, expected)
+    lower = [name.lower() for name in expected]
+    if plain is None or (bands_by_name(info, expected) is None and _by_default(info, lower)):
         return ""
     differ = [
         f"band {position + 1} is {names[position]!r} in the file and {name!r} in the recipe"
@@ -69,12 +69,12 @@ def band_text(info: RasterInfo) -> str:
     return f"{info.bands} band(s){shown}"
 
 
-def _effective(info: RasterInfo, wanted: Sequence[str]) -> list[str]:
-    """Name of each band in the words of the wanted ones; empty where it is none of them."""
-    known = {name.lower() for name in wanted}
+def _effective(info: RasterInfo, expected: Sequence[str]) -> list[str]:
+    """Returns the expected name of each band, empty if it has none."""
+    known = {name.lower() for name in expected}
     return [next((name for name in names if name in known), "") for names in info.names]
 
 
-def _by_default(info: RasterInfo, wanted: list[str]) -> bool:
-    described = any(description in wanted for description, _ in info.names)
+def _by_default(info: RasterInfo, expected: list[str]) -> bool:
+    described = any(description in expected for description, _ in info.names)
     return not described and tuple(meaning for _, meaning in info.names[:3]) == _DEFAULT

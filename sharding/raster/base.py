@@ -193,7 +193,7 @@ class Raster(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
 
     def __enter__(self) -> Self:
         return self
@@ -214,8 +214,8 @@ def with_data(
         nodata: see `Reading.nodata`.
     """
     if nodata is not None:
-        told = np.asarray(raw != nodata)
-        masks = told if masks is None else masks & told
+        has_data = np.asarray(raw != nodata)
+        masks = has_data if masks is None else masks & has_data
     if raw.dtype.name in INTEGER_TYPES:
         valid = None if masks is None else np.asarray(masks.any(axis=2))
         if opaque is not None:

@@ -156,28 +156,28 @@ def _differences(
     image: Raster, labels: Raster, top_left: tuple[float, float], shift: float, metres: float | None
 ) -> str:
     here, there = image.georeference, labels.georeference
-    found = []
+    differences = []
     if not _same_crs(here, there):
-        found.append(_crs_text(here, there))
+        differences.append(_crs_text(here, there))
     own = there.pixel_metres(labels.info.height, labels.info.width)
     if metres and own and abs(own / metres - 1) > 0.001:
-        found.append(f"pixels of {metres:.4g} m and {own:.4g} m")
+        differences.append(f"pixels of {metres:.4g} m and {own:.4g} m")
     elif (size := _side(there) / _side(here)) and _same_crs(here, there) and abs(size - 1) > 0.001:
-        found.append(f"label pixels are {size:.4g} times as large")
+        differences.append(f"label pixels are {size:.4g} times as large")
     if here.transform.e * there.transform.e < 0:
         names = ("north-up", "south-up")
-        found.append(f"{names[here.transform.e > 0]} and {names[there.transform.e > 0]}")
+        differences.append(f"{names[here.transform.e > 0]} and {names[there.transform.e > 0]}")
     if _same_crs(here, there) and abs(turn := _angle(there) - _angle(here)) > 0.01:
-        found.append(f"turned by {turn:.2f} degrees")
+        differences.append(f"turned by {turn:.2f} degrees")
     if math.hypot(*top_left) > TOLERANCE:
         across, down = top_left
-        found.append(f"labels start {_length(across, metres)} across and {_length(down, metres)} down")
+        differences.append(f"labels start {_length(across, metres)} across and {_length(down, metres)} down")
     if (image.info.height, image.info.width) != (labels.info.height, labels.info.width):
         sizes = f"{image.info.height}x{image.info.width} and {labels.info.height}x{labels.info.width}"
-        found.append(f"{sizes} pixels (height x width)")
-    if not found or (len(found) == 1 and not _same_crs(here, there)):
-        found.append(f"corners differ by up to {_length(shift, metres)}")
-    return ", ".join(found)
+        differences.append(f"{sizes} pixels (height x width)")
+    if not differences or (len(differences) == 1 and not _same_crs(here, there)):
+        differences.append(f"corners differ by up to {_length(shift, metres)}")
+    return ", ".join(differences)
 
 
 def _crs_text(here: Georeference, there: Georeference) -> str:

@@ -71,7 +71,7 @@ class Scene:
         return self._raster.read(area, bands, grid)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._raster.close()
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ def open_scene(path: Path | str, reading: Reading = PLAIN) -> Scene:
         scene.close()
         types = ", ".join((*INTEGER_TYPES, *FLOAT_TYPES))
         raise DataError(
-            f"{path}: pixels are {scene.info.dtype}, which is not read. Types: {types}. Convert it, "
+            f"{path}: pixels are {scene.info.dtype}, which is not supported. Types: {types}. Convert it, "
             "for instance with gdal_translate -ot Float32"
         )
     return scene

@@ -100,7 +100,7 @@ class WholeRaster(Raster):
         return _cut(self._indices, window)
 
     def plain_as(self, codec: str) -> bool:
-        """Says whether the file's own bytes can stand in a shard as `png` or `jpg`: any reader gets these pixels."""
+        """Returns whether the file can be copied into a shard as `png` or `jpg` and reads the same there."""
         if self.info.orientation != 1:  # readers differ in turning such images
             return False
         content = self.encoded
@@ -135,7 +135,7 @@ class WholeRaster(Raster):
         return values // (255 // (2**depth - 1)) if scaled and depth else values
 
     def close(self) -> None:
-        """Lets go of bytes and pixels."""
+        """Frees bytes and pixels."""
         self._bytes, self._pixels, self._indices, self._opaque = b"", None, None, None
 
 
@@ -220,10 +220,10 @@ def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
     path, kind = Path(ref.path), ref.suffix[1:]
     endings = (f".{kind[0]}{kind[-1]}w", f".{kind}w", ".wld")
     names = {path.with_suffix(case) for ending in endings for case in (ending, ending.upper())}
-    found = sorted(file for file in (*names, Path(f"{path}.aux.xml")) if file.is_file())
-    if not found:
+    sidecars = sorted(file for file in (*names, Path(f"{path}.aux.xml")) if file.is_file())
+    if not sidecars:
         return NOWHERE, ()
-    for file in found:
+    for file in sidecars:
         if file.suffix != ".xml":
             _check_world(file)
     try:
@@ -232,8 +232,8 @@ def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
             with rasterio.open(path) as image:
                 georeference = Georeference.of(image)
     except rasterio.errors.RasterioError as error:
-        raise DataError(f"{ref}: not readable with {', '.join(map(str, found))}: {error}") from error
-    states = [file.stat() for file in found]
+        raise DataError(f"{ref}: not readable with {', '.join(map(str, sidecars))}: {error}") from error
+    states = [file.stat() for file in sidecars]
     return georeference, tuple(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
 
 

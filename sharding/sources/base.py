@@ -1,4 +1,4 @@
-"""What a reader of a raw data set offers: scenes, classes, label codes, bands."""
+"""A raw data set: scenes, classes, label codes, bands."""
 
 import difflib
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class Scene:
         mask: the label image; None where the publisher keeps it.
         group: the contiguous piece of ground (or the sequence) it belongs to, which must stay in one split; None
             where the data set does not say.
-        tags: facts shown but not interpreted (`area: Urban`).
+        tags: shown but not interpreted (`area: Urban`).
         region: the part that is used, in pixels of the image; None for all of it.
     """
 
@@ -45,7 +45,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files that are not taken: why, how many, and one of them."""
+    """Files that are not taken: the reason, their number, and one of them."""
 
     why: str
     count: int
@@ -53,7 +53,7 @@ class LeftOut:
 
 
 class Source(ABC):
-    """A raw data set. Subclasses fix the facts and list the scenes.
+    """A raw data set. Subclasses set the attributes and list the scenes.
 
     Attributes:
         name: as recipes spell it.
@@ -67,10 +67,10 @@ class Source(ABC):
         license: licence of the data.
         tiling: split (or `default`) to tiling where the protocol has one of its own.
         md5: published sums of the archives, by file name.
-        advice: what to do where scenes stand in several splits.
-        missing: files that lack their partner, in words; filled by `scenes`.
-        left_out: files that are rightly not taken; filled by `scenes`.
-        facts: what goes into the card beside the rest; filled by `scenes`.
+        advice: what to do if a scene is in several splits.
+        missing: messages about files without a partner; filled by `scenes`.
+        left_out: files that are intentionally not taken; filled by `scenes`.
+        facts: further entries of the card; filled by `scenes`.
     """
 
     name: ClassVar[str]
@@ -99,7 +99,7 @@ class Source(ABC):
         """Yields the scenes, split by split, in natural order of their names.
 
         Raises:
-            DataError: nothing that looks like this data set is there.
+            DataError: the folder does not hold this data set.
         """
 
     def tree(self) -> FileTree:
@@ -113,22 +113,22 @@ class Source(ABC):
         *,
         masks_needed: bool = True,
     ) -> Iterator[tuple[str, FileRef, FileRef | None]]:
-        """Joins images and label images by key; what lacks a partner goes to `missing`.
+        """Joins images and label images by key; files without a partner are reported in `missing`.
 
         Args:
             images: key to image.
             masks: key to label image.
-            masks_needed: an image without labels is a fault, not a hidden test image.
+            masks_needed: whether an image without labels is an error, not a test image with hidden labels.
         """
         for key, image in images.items():
             if key in masks or not masks_needed:
                 yield key, image, masks.get(key)
             else:
                 self.missing.append(
-                    f"{image}: no label image for it. Unpack the labels again, or take the image away"
+                    f"{image}: no label image for it. Unpack the labels again, or remove the image"
                 )
         self.missing += [
-            f"{ref}: no image for this label image. Unpack the images again, or take the label image away"
+            f"{ref}: no image for this label image. Unpack the images again, or remove the label image"
             for key, ref in masks.items()
             if key not in images
         ]
@@ -141,14 +141,14 @@ class Source(ABC):
         )
 
 
-def collect(found: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
-    """Makes a mapping of keys to files; of a file that is there both unpacked and in an archive, the unpacked one.
+def collect(keyed: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+    """Returns a mapping of keys to files. A file that is both unpacked and in an archive is taken unpacked.
 
     Raises:
         DataError: two files for one key.
     """
     files: dict[str, FileRef] = {}
-    for key, ref in found:
+    for key, ref in keyed:
         other = files.get(key)
         if other and bool(other.member) == bool(ref.member):
             raise DataError(f"{other} and {ref} are both {key}: keep one of them below data.root.")
@@ -208,7 +208,7 @@ def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], source: str
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Says what was probably meant, or what is allowed."""
+    """Returns the most similar allowed words as a question, or else all allowed words."""
     allowed = list(allowed)
     close = difflib.get_close_matches(word, allowed, n=2, cutoff=0.6)
     return f"Did you mean {' or '.join(close)}?" if close else f"Allowed: {', '.join(allowed)}"

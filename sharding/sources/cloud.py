@@ -52,16 +52,16 @@ class Cloud(Source):
     def scenes(self) -> Iterator[Scene]:
         """Yields the patches."""
         tree = self.tree()
-        found = [scene for part in SHARES for scene in self._part(tree, part)]
-        if not found:
+        patches = [scene for part in SHARES for scene in self._part(tree, part)]
+        if not patches:
             raise self.nothing_found("img_dir/train/*.png and ann_dir/train/*.png")
-        if any(scene.group is None for scene in found):
-            found = [replace(scene, group=None) for scene in found]
+        if any(scene.group is None for scene in patches):
+            patches = [replace(scene, group=None) for scene in patches]
         if self._resplit:
-            found = self._divide(found)
+            patches = self._divide(patches)
         elif self.protocol == "paper":
             self.facts["departures"] = ["the published split, whether or not it keeps scenes apart"]
-        yield from found
+        yield from patches
 
     def _part(self, tree: FileTree, part: str) -> Iterator[Scene]:
         images, masks = (
@@ -72,15 +72,15 @@ class Cloud(Source):
             match = LANDSAT.search(key)
             yield Scene(key, part, image, mask, match[0] if match else None)
 
-    def _divide(self, found: list[Scene]) -> list[Scene]:
-        groups = sorted({scene.group for scene in found if scene.group}, key=natural)
+    def _divide(self, patches: list[Scene]) -> list[Scene]:
+        groups = sorted({scene.group for scene in patches if scene.group}, key=natural)
         if not groups:
             self.missing.append(
                 "data.options.resplit needs Landsat scene ids in all file names, and some of these have none. Rename "
                 "the files, or set data.options.resplit=false"
             )
-            return found
+            return patches
         splits = draw(groups, SHARES, self._seed)
         self.facts["resplit"] = {"by": "Landsat scene", "seed": self._seed}
-        divided = [replace(scene, split=splits[scene.group or ""]) for scene in found]
+        divided = [replace(scene, split=splits[scene.group or ""]) for scene in patches]
         return sorted(divided, key=lambda scene: list(SHARES).index(scene.split))

@@ -48,7 +48,7 @@ class OfficialParts(Source):
 
     def _official(self) -> Iterator[Scene]:
         tree = self.tree()
-        found = False
+        any_file = False
         for part in self.parts:
             images, masks = (
                 collect(
@@ -60,7 +60,7 @@ class OfficialParts(Source):
             split = part.lower()
             hidden = split == "test" and not masks
             for key, image, mask in self.pairs(images, masks, masks_needed=not hidden):
-                found = True
+                any_file = True
                 yield self.scene(key, split, image, mask)
-        if not found:
+        if not any_file:
             raise self.nothing_found(self.expected)

@@ -3,7 +3,7 @@
     2_Ortho_RGB/top_potsdam_2_10_RGB.tif            3_Ortho_IRRG/..._IRRG.tif      4_Ortho_RGBIR/..._RGBIR.tif
     5_Labels_all/top_potsdam_2_10_label.tif         5_Labels_all_noBoundary/..._label_noBoundary.tif
 
-unpacked or as the zips of the publisher. Tile 7_10 has known annotation errors and is dropped unless told otherwise.
+unpacked or as the zips of the publisher. Tile 7_10 has known annotation errors and is dropped by default.
 """
 
 from typing import Any

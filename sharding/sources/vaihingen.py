@@ -54,7 +54,7 @@ class Vaihingen(Isprs):
 
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
         """Finds the areas; of labels in several folders the complete ones are taken."""
-        found: dict[str, list[tuple[str, FileRef]]] = {
+        files_of: dict[str, list[tuple[str, FileRef]]] = {
             "top": [],
             PARTICIPANTS: [],
             "complete": [],
@@ -65,6 +65,6 @@ class Vaihingen(Isprs):
             match = re.fullmatch(r"top_mosaic_09cm_area(\d+)(_noBoundary)?\.tif", path.name)
             if match:
                 folder = path.parent.name if path.parent.name in ("top", PARTICIPANTS) else "complete"
-                found["eroded" if match[2] else folder].append((match[1], ref))
-        labels = {**collect(found[PARTICIPANTS]), **collect(found["complete"])}
-        return collect(found["top"]), labels, collect(found["eroded"])
+                files_of["eroded" if match[2] else folder].append((match[1], ref))
+        labels = {**collect(files_of[PARTICIPANTS]), **collect(files_of["complete"])}
+        return collect(files_of["top"]), labels, collect(files_of["eroded"])

@@ -38,7 +38,7 @@ def test_dangerous_members_are_refused(tmp_path, member, reason):
 def test_a_name_given_twice_is_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"):
         path = archive(tmp_path / "a.zip", ("a.png", b"x"), ("a.png", b"y"))
-    with pytest.raises(DataError, match="the name stands twice"):
+    with pytest.raises(DataError, match="the name occurs twice"):
         list_members(path)
 
 

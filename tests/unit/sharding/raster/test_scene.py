@@ -112,7 +112,7 @@ def test_floating_point_pixels_are_nan_where_a_band_holds_no_data(tmp_path) -> N
 
 def test_other_pixel_types_are_refused(tmp_path) -> None:
     path = scene_file(tmp_path / "s.tif", np.ones((1, 4, 4), np.complex64))
-    with pytest.raises(DataError, match="complex64, which is not read"):
+    with pytest.raises(DataError, match="complex64, which is not supported"):
         open_scene(path)
 
 
