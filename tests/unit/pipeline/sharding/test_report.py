@@ -2,6 +2,8 @@ import numpy as np
 import yaml
 
 from pipeline.shard import main
+from pipeline.sharding.report import progress_of
+from sharding.make import Progress
 from tests.sharding_world import build
 from tests.trees import save, texture
 
@@ -89,3 +91,14 @@ def test_sharding_warns_before_it_writes_and_shows_warnings_of_the_card(tmp_path
     assert main([str(tmp_path / "own.yaml"), split, "--no-ray"]) == 0
     assert "warning: roles.test names the split 'test', which does not exist" in caplog.text
     assert "warning: class 'water' has no pixel in the split 'val'" in capsys.readouterr().out
+
+
+def test_progress_counts_shards_samples_and_the_rate_of_this_run():
+    shown = []
+
+    class Display:
+        def advance(self, *state):
+            shown.append(state)
+
+    progress_of(Display())(Progress(3, 4, 30, 40, bytes=20_000_000, seconds=4.0))
+    assert shown == [(3, 4, "30/40 samples, 5.0 MB/s")]
