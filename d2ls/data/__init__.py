@@ -13,7 +13,7 @@ from d2ls.data.sampler import EpochPlan, epoch_plan, rank_lanes, steps_per_epoch
 if TYPE_CHECKING:
     from d2ls.data.cache import CacheConfig
     from d2ls.data.collate import Batch
-    from d2ls.data.evaluation import EvaluationLoader
+    from d2ls.data.evaluation import EvaluationLoader, evaluation_window
     from d2ls.data.loader import EpochBatches, TrainingLoader
     from d2ls.data.transforms import Augmentation
 
@@ -26,6 +26,7 @@ __all__ = [
     "EvaluationLoader",
     "TrainingLoader",
     "epoch_plan",
+    "evaluation_window",
     "rank_lanes",
     "steps_per_epoch",
 ]
@@ -37,6 +38,7 @@ _HOMES = {
     "EpochBatches": "loader",
     "EvaluationLoader": "evaluation",
     "TrainingLoader": "loader",
+    "evaluation_window": "evaluation",
 }
 
 

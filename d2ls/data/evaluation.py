@@ -11,6 +11,13 @@ from d2ls.data.workers import PooledLoader, WorkerConfig
 from d2ls.shards import ShardSet
 
 
+def evaluation_window(shards: ShardSet, split: str, window: int) -> int | None:
+    """Returns the `window` of an `EvaluationLoader`: that of the training, or None if no sample is larger."""
+    rows = shards.rows(split)
+    sides = [*rows["height"].to_pylist(), *rows["width"].to_pylist()]
+    return window if max(sides, default=0) > window else None
+
+
 class EvaluationLoader(PooledLoader):
     """This rank's evaluation batches; can be iterated any number of times, always the same batches.
 

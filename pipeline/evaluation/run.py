@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls.bundle import ModelInfo, read_info
-from d2ls.data import Batch, EvaluationLoader
+from d2ls.data import Batch, EvaluationLoader, evaluation_window
 from d2ls.errors import ConfigError, D2LSError, DataError
 from d2ls.inference.scoring import SampleCounts, count_samples, merge
 from d2ls.shards import DatasetCard, ShardSet
@@ -59,7 +59,7 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         info = read_info(folder, where=request.model)
         shards = ShardSet.open(request.shards_uri)
         check_fit(request.model, info, shards.card, request.shards_uri)
-        window = window_for(shards, request.split, info.window)
+        window = evaluation_window(shards, request.split, info.window)
         part = SplitPart(request.shards_uri, request.split, request.batch_size, window, request.decoders)
         title = f"scoring {request.model} on {request.split}"
         with ProgressDisplay(title, silent=not show) as display:
@@ -128,13 +128,6 @@ def check_fit(model: str, info: ModelInfo, card: DatasetCard, shards_uri: str) -
             f"{model} takes bands {list(info.bands)} of {info.dtype}, {shards_uri} holds {list(card.bands)} of "
             f"{card.dtype}. Evaluate it on shards that were made with its bands (data.bands, data.custom.bands)"
         )
-
-
-def window_for(shards: ShardSet, split: str, window: int) -> int | None:
-    """Returns the side of the windows that samples are cut into; None if no sample is larger than the window."""
-    rows = shards.rows(split)
-    sides = [*rows["height"].to_pylist(), *rows["width"].to_pylist()]
-    return window if max(sides, default=0) > window else None
 
 
 def count_part(

@@ -1,21 +1,22 @@
-"""Starting a network from another trained one (`model.init`), also with other classes or bands."""
+"""Initial weights from another trained model (`model.init`), also one with other classes or bands."""
 
 import logging
-from typing import TYPE_CHECKING
 
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from d2ls.models.saving import load_bundle
 from d2ls.errors import WeightsError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from pipeline.models.loading import fetch_model
 
 _log = logging.getLogger(__name__)
 
 
-def load_initial(network: "nn.Module", uri: str, *, tracking_uri: str | None = None) -> None:
+def load_initial(network: nn.Module, uri: str, *, tracking_uri: str | None = None) -> None:
     """Copies the weights of a trained model where they fit.
 
-    Parts that depend on the number of classes start anew where it differs; the first convolution is adapted where the
-    bands differ. Both are said in the log.
+    Parts that depend on the number of classes keep their random weights if that number differs. The first convolution
+    is adapted if the bands differ. The log names both.
 
     Args:
         network: takes the weights; has `.config`.
@@ -25,9 +26,6 @@ def load_initial(network: "nn.Module", uri: str, *, tracking_uri: str | None = N
     Raises:
         WeightsError: no model there, or one with another backbone.
     """
-    from d2ls.models.saving import load_bundle
-    from pipeline.models import fetch_model
-
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:
         source, info = load_bundle(folder)
     theirs, ours = info.config["backbone"], network.config["backbone"]  # type: ignore[index]
@@ -35,18 +33,16 @@ def load_initial(network: "nn.Module", uri: str, *, tracking_uri: str | None = N
         raise WeightsError(
             f"model.init: {uri} has the backbone {theirs}, the recipe has {ours}; they must be equal"
         )
-    fitting, anew = _fitting(network.state_dict(), source.state_dict())
+    fitting, missing = _fitting(network.state_dict(), source.state_dict())
     network.load_state_dict(fitting, strict=False)
-    _log.info("started from %s: %d of %d tensors", uri, len(fitting), len(fitting) + len(anew))
-    if anew:
-        _log.info("these start anew, as classes, bands or stages differ: %s", ", ".join(anew))
+    _log.info("started from %s: %d of %d tensors", uri, len(fitting), len(fitting) + len(missing))
+    if missing:
+        _log.info("not taken over, as classes, bands or stages differ: %s", ", ".join(missing))
 
 
-def _fitting(ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> "tuple[dict[str, Tensor], list[str]]":
+def _fitting(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Returns the tensors that fit, and the names of those that do not."""
-    from timm.models import adapt_input_conv
-
-    fitting, anew = {}, []
+    fitting, missing = {}, []
     for name, tensor in ours.items():
         other = theirs.get(name)
         if other is not None and other.shape == tensor.shape:
@@ -54,5 +50,5 @@ def _fitting(ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> "tuple[d
         elif other is not None and name.startswith("backbone.") and other.dim() == 4 and other.shape[1] == 3:
             fitting[name] = adapt_input_conv(tensor.shape[1], other)
         else:
-            anew.append(name)
-    return fitting, anew
+            missing.append(name)
+    return fitting, missing

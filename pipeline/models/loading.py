@@ -1,4 +1,4 @@
-"""Trained models by name: from the registry, from a run, from a checkpoint or bundle folder on any storage.
+"""Loads trained models by name: from the registry, from a run, from a checkpoint or bundle folder on any storage.
 
 `load_model("models:/d2ls-loveda@champion").predict(image)` takes H W bands and returns H W class ids; neither Ray nor
 a server is needed.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from d2ls.inference import Predictor
 
 BEST_FILES = ("checkpoints/best.json", "best.json")
-"""Below a run folder, or in its folder of checkpoints: names the best checkpoint, which lies beside it."""
+"""File that names the best checkpoint beside it, seen from a run folder and from its folder of checkpoints."""
 
 BUNDLE_FILES = (INFO_FILE, WEIGHTS_FILE)
 REGISTRY_SCHEMES = ("models:/", "runs:/")
@@ -45,9 +45,9 @@ def load_model(
     Args:
         uri: `models:/name@alias`, `models:/name/version`, `runs:/id/path`, or a folder on any storage: of a run (its
             best checkpoint is taken), of a checkpoint, or of a bundle.
-        device: where to compute; None takes a CUDA device where there is one.
+        device: where to compute; None takes a CUDA device if there is one.
         tta: preset of test-time augmentation.
-        batch_size: windows looked at together.
+        batch_size: windows per forward pass.
         window: side of the windows; None takes the training window.
         overlap: overlap of windows as a share of their side; None takes the default.
         tracking_uri: MLflow store of `models:/` and `runs:/`; None takes MLFLOW_TRACKING_URI, else the local one.
@@ -68,7 +68,7 @@ def load_predictor(folder: Path, *, where: str, overlap: float | None = None, **
 
     Args:
         folder: see `fetch_model`.
-        where: the model that was asked for, for messages.
+        where: name of the model, for messages.
         overlap: overlap of windows as a share of their side; None takes the default.
         **settings: further arguments of `d2ls.inference.Predictor`.
 
@@ -100,24 +100,24 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
         with scratch_folder("model") as folder:
             yield _bundle_below(Path(versions.download(store, uri, folder)), uri)
         return
-    found = _find(uri)
-    if storage.is_local(found):
-        yield storage.local_path(found)
+    location = _find(uri)
+    if storage.is_local(location):
+        yield storage.local_path(location)
         return
     with scratch_folder("model") as folder:
         for name in BUNDLE_FILES:
-            storage.download(storage.join(found, name), folder / name)
+            storage.download(storage.join(location, name), folder / name)
         yield folder
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Reads a model's files, for sending it to workers that may reach neither folder nor registry."""
+    """Reads a model's files, to send them to workers that may reach neither folder nor registry."""
     return {name: (folder / name).read_bytes() for name in BUNDLE_FILES}
 
 
 @contextlib.contextmanager
 def unpacked(files: dict[str, bytes]) -> Iterator[Path]:
-    """Yields a folder that holds a model's files for as long as it is open."""
+    """Yields a temporary folder with a model's files."""
     with scratch_folder("model") as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -125,7 +125,7 @@ def unpacked(files: dict[str, bytes]) -> Iterator[Path]:
 
 
 def files_digest(folder: Path) -> str:
-    """Digest (SHA-256, hex) of a model's files."""
+    """Returns the SHA-256 digest of a model's files, as hex digits."""
     digest = hashlib.sha256()
     for name in sorted(BUNDLE_FILES):
         with (folder / name).open("rb") as stream:
@@ -134,7 +134,7 @@ def files_digest(folder: Path) -> str:
 
 
 def _find(uri: str) -> str:
-    """Follows a run folder to its best checkpoint; returns the location that holds the model's files."""
+    """Returns the folder that holds the model's files: for a run folder its best checkpoint."""
     if _is_bundle(uri):
         return uri
     for best in (storage.join(uri, name) for name in BEST_FILES):
@@ -164,11 +164,13 @@ def _is_bundle(uri: str) -> bool:
 
 
 def _bundle_below(folder: Path, uri: str) -> Path:
-    """Finds the model's files in what the registry gave."""
-    found = sorted(file.parent for file in folder.rglob(INFO_FILE) if (file.parent / WEIGHTS_FILE).is_file())
-    if not found:
+    """Returns the folder of the model's files inside a registered model."""
+    folders = sorted(
+        file.parent for file in folder.rglob(INFO_FILE) if (file.parent / WEIGHTS_FILE).is_file()
+    )
+    if not folders:
         raise WeightsError(
-            f"{uri}: what the registry holds has no {INFO_FILE} and {WEIGHTS_FILE}; register it again with "
+            f"{uri}: the registered model has no {INFO_FILE} and {WEIGHTS_FILE}; register it again with "
             "`python -m pipeline.register RUN`"
         )
-    return found[0]
+    return folders[0]

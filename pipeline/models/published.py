@@ -1,4 +1,4 @@
-"""A checkpoint of the authors' code as a model folder, described by a recipe and the card of its shards."""
+"""Imports a checkpoint of the authors' code as a model folder, described by a recipe and the card of its shards."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def import_checkpoint(
     checkpoint: str, target: Path, recipe: "Recipe", card: "DatasetCard"
 ) -> tuple["Recipe", dict[str, int]]:
-    """Writes the model of a published checkpoint; the folder appears whole or not at all.
+    """Writes the model of a published checkpoint; the folder appears complete or not at all.
 
     Args:
         checkpoint: local file with the state dict.
@@ -31,11 +31,11 @@ def import_checkpoint(
         card: of the shards; classes and bands must be those of the checkpoint.
 
     Returns:
-        The recipe with the checkpoint's number of stages; and the names that were dropped, numbers in them as `*`, with
-        how often each stood there.
+        The recipe with the checkpoint's number of stages; and the names of dropped tensors, numbers in them as `*`,
+        with their counts.
 
     Raises:
-        WeightsError: not such a checkpoint, or one for other classes, bands or backbone.
+        WeightsError: not a checkpoint of the authors' code, or one for other classes, bands or backbone.
     """
     weights = _read(checkpoint)
     try:

@@ -1,15 +1,14 @@
-"""From a recipe to the objects of a training run. Configuration stops here: modules get plain arguments."""
+"""Builds the objects of a training run from a recipe. Configuration stops here: modules get plain arguments."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from d2ls.bundle import ModelInfo
-from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader
+from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader, evaluation_window
 from d2ls.losses import D2LSLoss
-from d2ls.models import Normalization, build_model
+from d2ls.models import D2LS, Baseline, Normalization, build_model
 from d2ls.shards import DatasetCard, ShardSet
 from d2ls.training.callbacks import Callback
 from d2ls.training.checkpoint import Checkpointer
@@ -22,48 +21,40 @@ from d2ls.training.train_state import TrainingState, seed_everything
 from d2ls.training.trainer import Trainer, TrainerSettings
 from pipeline.compute import keep_freed_memory
 from pipeline.config import Recipe
-
-if TYPE_CHECKING:
-    from d2ls.data import EvaluationLoader
-    from d2ls.models import D2LS, Baseline
+from pipeline.models.initialize import load_initial
 
 
 @dataclass
 class Loaders:
-    """Both loaders of a rank; close them at the end, they have processes."""
+    """Both loaders of a rank. They own processes: close them at the end."""
 
     training: TrainingLoader
-    selection: "EvaluationLoader"
+    validation: EvaluationLoader
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
-        """Batches of an epoch from a step on."""
+        """Returns the training batches of an epoch from a step on."""
         return self.training.epoch(epoch, start_step)
 
     def close(self) -> None:
-        """Ends the processes of both."""
+        """Ends the processes of both loaders."""
         self.training.close()
-        self.selection.close()
+        self.validation.close()
 
 
-def _like_photographs(card: DatasetCard) -> bool:
-    """Whether the values of pixels mean what they mean in the images that backbones were pretrained on."""
-    return (len(card.bands), card.dtype, card.max_value) == (3, "uint8", 255.0)
+def network(recipe: Recipe, card: DatasetCard, store: str = "") -> D2LS | Baseline:
+    """Builds the network with its initial weights.
 
-
-def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Baseline":
-    """Builds the network with its first weights.
-
-    Pretrained weights keep the normalisation they were trained with where images are alike (three bands of 8 bit);
-    else, and from scratch, the network takes the data set's.
+    Pretrained weights keep the normalisation they were trained with if the images are of the same kind (three bands of
+    8 bit). Otherwise, and from scratch, the network normalises by the statistics of the data set.
 
     Args:
         recipe: the resolved recipe.
-        card: card of the shards; says how many classes and bands there are.
-        store: MLflow store that `model.init` is looked up in, if not the recipe's.
+        card: card of the shards; gives the number of classes and bands.
+        store: MLflow store in which `model.init` is looked up; empty: the recipe's.
     """
     model = recipe.model
     seed_everything(recipe.seed)
-    fresh = not (model.pretrained or model.weights) or not _like_photographs(card)
+    own_statistics = not (model.pretrained or model.weights) or not _is_like_photographs(card)
     built = build_model(
         architecture=model.architecture,
         backbone=model.backbone,
@@ -78,14 +69,17 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> "D2LS | Basel
         freeze_backbone=model.freeze_backbone,
         drop_path=model.drop_path,
         normalization=Normalization(card.mean, card.std, card.max_value, card.scale).to_json()
-        if fresh
+        if own_statistics
         else None,
     )
     if model.init:
-        from pipeline.models.initialize import load_initial
-
         load_initial(built, model.init, tracking_uri=store or recipe.tracking.uri)
     return built
+
+
+def _is_like_photographs(card: DatasetCard) -> bool:
+    """Returns whether pixel values have the range and bands of the images that backbones were pretrained on."""
+    return (len(card.bands), card.dtype, card.max_value) == (3, "uint8", 255.0)
 
 
 def loss(recipe: Recipe) -> D2LSLoss:
@@ -131,28 +125,20 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
         cache=cache,
         pin_memory=group.device.type == "cuda",
     )
-    selection = EvaluationLoader(
+    validation = EvaluationLoader(
         shards,
         recipe.roles.val,
         batch_size=recipe.evaluate.batch_size,
         rank=group.rank,
         world_size=group.world_size,
         workers=values.workers,
-        window=selection_window(recipe, shards),
+        window=evaluation_window(shards, recipe.roles.val, recipe.loader.augmentation.crop_size),
         bad_samples=values.bad_samples,
         skip_limit=values.skip_limit,
         cache=cache,
         pin_memory=group.device.type == "cuda",
     )
-    return Loaders(training, selection)
-
-
-def selection_window(recipe: Recipe, shards: ShardSet) -> int | None:
-    """Side of the windows that large samples are evaluated in, that of training; None where samples are no larger."""
-    rows = shards.rows(recipe.roles.val)
-    sides = [*rows["height"].to_pylist(), *rows["width"].to_pylist()]
-    crop = recipe.loader.augmentation.crop_size
-    return crop if max(sides, default=0) > crop else None
+    return Loaders(training, validation)
 
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
@@ -170,7 +156,7 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
 
 
 def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
-    """Takes the loop's settings from the recipe."""
+    """Builds the settings of the training loop."""
     train, crop = recipe.train, recipe.loader.augmentation.crop_size
     return TrainerSettings(
         global_batch=train.global_batch_size,
@@ -192,7 +178,7 @@ def trainer(
     recipe: Recipe,
     shards: ShardSet,
     group: ProcessGroup,
-    built: Loaders,
+    loaders: Loaders,
     *,
     checkpoints: str,
     callbacks: Sequence[Callback] = (),
@@ -205,19 +191,19 @@ def trainer(
         recipe: the resolved recipe.
         shards: the shard set.
         group: the ranks of the run.
-        built: the loaders.
+        loaders: see `loaders`.
         checkpoints: folder of the checkpoints.
-        callbacks: told what happens.
-        run: name of the run, kept in the model's description.
-        store: MLflow store that `model.init` is looked up in, if not the recipe's.
+        callbacks: called by the trainer.
+        run: name of the run, written into the model's description.
+        store: MLflow store in which `model.init` is looked up; empty: the recipe's.
     """
     net = network(recipe, shards.card, store).to(group.device)
     options = recipe.train.optimizer.model_dump()
-    steps = built.training.steps_per_epoch
+    steps = loaders.training.steps_per_epoch
     window = recipe.loader.augmentation.crop_size
 
     def describe(state: TrainingState) -> ModelInfo:
-        facts = {
+        origin = {
             "run": run,
             "step": state.step,
             "epoch": state.step // steps,
@@ -226,18 +212,18 @@ def trainer(
         scores = {
             name: value for name, value in (state.history or [{}])[-1].items() if name.startswith("val/")
         }
-        return ModelInfo.from_card(net, shards.card, window=window, **facts, scores=scores)
+        return ModelInfo.from_card(net, shards.card, window=window, **origin, scores=scores)
 
     return Trainer(
         network=net,
         loss=loss(recipe),
         optimizer=build_optimizer(net, **options),
         schedule=schedule(recipe, steps),
-        batches=built.batches,
+        batches=loaders.batches,
         evaluator=Evaluator(
             split=recipe.roles.val,
             classes=shards.card.classes,
-            batches=lambda: built.selection,
+            batches=lambda: loaders.validation,
             group=group,
             precision=recipe.train.precision,
         ),
@@ -250,7 +236,7 @@ def trainer(
 
 
 def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[str, str | int]:
-    """What a checkpoint and the run that goes on from it must share."""
+    """Returns the values in which a checkpoint and the run that resumes from it must agree."""
     return {
         "seed": recipe.seed,
         "train.global_batch_size": recipe.train.global_batch_size,
@@ -262,6 +248,6 @@ def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[st
 
 
 def use_threads(cpus: float) -> None:
-    """Lets PyTorch compute with as many threads as the worker has CPUs."""
+    """Sets the number of threads of PyTorch to the CPUs of the worker, and keeps freed memory for reuse."""
     keep_freed_memory()
     torch.set_num_threads(max(1, int(cpus)))

@@ -1,4 +1,4 @@
-"""What a training leaves behind in its process, put back so that the next one there starts as in a new process."""
+"""Restores the state of a process after a training, so that the next one starts as in a new process."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ _LOGGERS = ("", "d2ls", "pipeline", "mlflow", "ray")
 
 @dataclass(frozen=True)
 class ProcessState:
-    """Settings of a process that trainings change, and that libraries read at any time.
+    """Process-wide settings that a training may change.
 
     Attributes:
         environment: all environment variables.
@@ -39,7 +39,7 @@ class ProcessState:
 
     @classmethod
     def current(cls) -> Self:
-        """Reads the state of this process."""
+        """Returns the current state of this process."""
         return cls(
             environment=dict(os.environ),
             folder=os.getcwd(),  # noqa: PTH109
@@ -61,7 +61,7 @@ class ProcessState:
         )
 
     def restore(self) -> None:
-        """Puts it back, and gives back device memory and compiled code that nothing uses any more."""
+        """Restores the state, and frees unused device memory and compiled code."""
         os.environ.clear()
         os.environ.update(self.environment)
         os.chdir(self.folder)
@@ -81,7 +81,7 @@ class ProcessState:
             logger.setLevel(level)
             logger.handlers[:] = handlers
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # its limits on recompilation count over the life of a process
+            torch.compiler.reset()  # its recompilation limits count over the whole process
         gc.collect()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
@@ -89,7 +89,7 @@ class ProcessState:
 
 
 def unchanged_after(training: Generator[T, None, Result]) -> Generator[T, None, Result]:
-    """Passes an iterator on; when it ends or is closed, the process is as it was before its first step."""
+    """Runs a generator; when it ends or is closed, restores the state that the process had before its first step."""
     before = ProcessState.current()
     try:
         return (yield from training)

@@ -1,12 +1,12 @@
-"""Where a run keeps its files: the one owner of these paths.
+"""The folder of a run: the only place that knows the paths and formats of its files.
 
 <output_dir>/<run name>/
     recipe.yaml       the resolved recipe
-    run.json          name, MLflow run, state, driver
+    run.json          name, MLflow run, state, driver process
     history.jsonl     a line of metrics an epoch
-    progress.json     the latest step, for whoever watches
+    progress.json     the latest step, for the progress display
     profile.json.gz   trace of some steps, with --profile
-    failure.json      why the run stopped, where it did
+    failure.json      error that trying again does not fix
     checkpoints/      see d2ls.training.checkpoint; best.json there names the best one
 """
 
@@ -31,24 +31,24 @@ from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 from pipeline.config.recipe import STORAGE_VARIABLE
 
 LONGEST_NAME = 128
-"""Characters of a run's name: those of trials add to their sweep's, and file systems take 255 bytes."""
+"""Characters of a run's name. A trial's name extends that of its sweep, and file systems allow 255 bytes."""
 
 RUNNING, FINISHED, FAILED, KILLED, PRUNED = "running", "finished", "failed", "killed", "pruned"
 
 
 def absolute(uri: str) -> str:
-    """Makes a local location absolute, as workers have another working folder; others stay as they are."""
+    """Makes a local path absolute, because workers have another working folder; returns other locations unchanged."""
     return str(storage.local_path(uri)) if storage.is_local(uri) else uri
 
 
 def check_name(name: str, option: str) -> None:
-    """Refuses a name that cannot be a folder's, an object's and an MLflow run's on every system.
+    """Refuses a name that not every file system, object store and MLflow accepts.
 
-    Letters of ASCII only: the same letter with an accent is two different texts in Unicode, and looks like one name.
+    Only ASCII letters: Unicode has two spellings of a letter with an accent, so two names could look like one.
 
     Args:
         name: of a run or a sweep.
-        option: where it comes from, for the message.
+        option: the option that gave it, for the message.
 
     Raises:
         ConfigError: a path, an empty or overlong name, spaces, control characters or letters outside of ASCII.
@@ -62,12 +62,12 @@ def check_name(name: str, option: str) -> None:
 
 
 def new_name(recipe: Recipe) -> str:
-    """Makes a run name that no other run has."""
+    """Returns a new, unique name."""
     return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def default_storage() -> str:
-    """Returns where run folders lie unless a recipe says otherwise."""
+    """Returns the folder of all runs unless a recipe names another one."""
     root, below = os.environ.get(STORAGE_VARIABLE), str(Recipe.model_fields["output_dir"].default)
     return storage.join(root, below) if root else below
 
@@ -87,7 +87,7 @@ class RunFolder:
 
     Attributes:
         uri: absolute location.
-        name: name of the run, its last part.
+        name: name of the run, the last part of `uri`.
     """
 
     uri: str
@@ -95,10 +95,10 @@ class RunFolder:
 
     @classmethod
     def of(cls, storage_uri: str, name: str) -> Self:
-        """Names the folder of a run; nothing is read or made.
+        """Returns the folder of a run; reads and creates nothing.
 
         Raises:
-            ConfigError: a name that cannot be a folder's.
+            ConfigError: not a possible name.
         """
         check_name(name, "run name")
         return cls(storage.join(absolute(storage_uri), name), name)
@@ -110,36 +110,36 @@ class RunFolder:
 
     @property
     def history(self) -> str:
-        """File of the metrics of all epochs."""
+        """File with the metrics of all epochs."""
         return storage.join(self.uri, "history.jsonl")
 
     @property
     def progress(self) -> str:
-        """File of the latest step."""
+        """File with the latest step."""
         return storage.join(self.uri, "progress.json")
 
     @property
     def profile(self) -> str:
-        """Trace of some steps."""
+        """File with the trace of some steps."""
         return storage.join(self.uri, "profile.json.gz")
 
     @property
     def spool(self) -> Path:
-        """Local folder of what waits for MLflow: in the run folder, or in the temporary folder for an object store."""
+        """Local queue of what MLflow has not received: in the run folder; in the temporary folder for a remote run."""
         if storage.is_local(self.uri):
             return storage.local_path(storage.join(self.uri, "spool"))
         digest = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"d2ls-spool-{os.getuid()}-{digest}"
 
     def waiting(self) -> bool:
-        """Returns whether entries for MLflow wait on this machine."""
+        """Returns whether this machine still has entries to send to MLflow."""
         return self.spool.is_dir() and any(self.spool.glob("*.json"))
 
     def check_free(self) -> None:
-        """Looks whether the name can be taken.
+        """Refuses a name that is taken.
 
         Raises:
-            ConfigError: a run of this name is there already.
+            ConfigError: a run of this name exists.
         """
         if self.exists():
             raise ConfigError(
@@ -148,10 +148,10 @@ class RunFolder:
             )
 
     def create(self, recipe: Recipe) -> None:
-        """Claims the name and saves the recipe.
+        """Creates the folder and saves the recipe.
 
         Raises:
-            ConfigError: a run of this name is there already.
+            ConfigError: a run of this name exists.
         """
         with self._alone():
             self.check_free()
@@ -160,11 +160,11 @@ class RunFolder:
         storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
 
     def exists(self) -> bool:
-        """Says whether a run of this name was started, or something else lies in its place."""
+        """Returns whether a run of this name was started, or its folder holds anything else."""
         return storage.exists(storage.join(self.uri, "run.json")) or bool(storage.list_files(self.uri))
 
     def metadata(self) -> dict[str, Any]:
-        """Returns the content of run.json; empty where there is none."""
+        """Returns the content of run.json; empty if the file does not exist."""
         return self._read("run.json") or {}
 
     def update(self, **values: Any) -> None:
@@ -173,16 +173,16 @@ class RunFolder:
             self._add(values)
 
     def end(self, state: str, reason: str = "") -> None:
-        """Notes how the run ended, and why; a trial that its sweep pruned stays pruned."""
+        """Records how the run ended, and why; a trial that its sweep pruned stays pruned."""
         with self._alone():
             if self.metadata().get("state") != PRUNED:
                 self._add({"state": state, "ended": time.time(), "reason": reason})
 
     def claim(self) -> None:
-        """Marks the run as running under this process.
+        """Marks the run as running in this process.
 
         Raises:
-            ConfigError: another process on this machine trains it now.
+            ConfigError: another process of this machine is training it.
         """
         with self._alone():
             metadata = self.metadata()
@@ -195,7 +195,7 @@ class RunFolder:
             self._add({"state": RUNNING, "driver": process_identity.this_process(), "reason": ""})
 
     def recipe(self) -> Recipe:
-        """Reads the recipe that the run was started with.
+        """Returns the recipe of the run.
 
         Raises:
             ConfigError: no such run.
@@ -217,16 +217,16 @@ class RunFolder:
         return [json.loads(line) for line in text.splitlines() if line]
 
     def latest(self) -> dict[str, Any]:
-        """Returns the latest step as `ProgressWriter` wrote it; empty before the first."""
+        """Returns the latest step, see `ProgressWriter`; empty before the first one."""
         return self._read("progress.json") or {}
 
     def add_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of an epoch; what a resumed run does again replaces what it had done."""
+        """Writes the metrics of an epoch; replaces those of an epoch that a resumed run repeats."""
         kept = [row for row in self.epochs() if row["epoch"] < metrics["epoch"]]
         self._write_epochs([*kept, dict(metrics)])
 
     def backfill_history(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Adds the epochs that a checkpoint knows and this file lacks: a process may die between the two."""
+        """Adds epochs of a checkpoint's history that history.jsonl lacks: a process may die between the two writes."""
         rows = {row["epoch"]: row for row in self.epochs()}
         missing = [dict(row) for row in history if row["epoch"] not in rows]
         if missing:
@@ -238,12 +238,12 @@ class RunFolder:
         storage.write_bytes(self.history, content.encode())
 
     def best(self) -> dict[str, Any] | None:
-        """Returns what best.json says, with `uri`, the best checkpoint; None before the first evaluation."""
+        """Returns the content of best.json and `uri`, the best checkpoint; None before the first evaluation."""
         pointer = self._read("checkpoints/best.json")
         return {**pointer, "uri": storage.join(self.checkpoints, pointer["checkpoint"])} if pointer else None
 
     def fail(self, error: BaseException) -> None:
-        """Leaves a note of an error that trying again does not mend; on a full disk progress.json makes room for it."""
+        """Records an error that trying again does not fix; on a full disk, deletes progress.json to make room."""
         content = json.dumps({"type": type(error).__name__, "message": str(error)}).encode()
         where = storage.join(self.uri, "failure.json")
         try:
@@ -253,11 +253,11 @@ class RunFolder:
             storage.write_bytes(where, content)
 
     def failure(self) -> dict[str, str] | None:
-        """Returns the note, if there is one."""
+        """Returns the recorded error; None if there is none."""
         return self._read("failure.json")
 
     def clear_failure(self) -> None:
-        """Removes the note before a new attempt."""
+        """Deletes the recorded error before a new attempt."""
         storage.delete(storage.join(self.uri, "failure.json"))
 
     def _add(self, values: Mapping[str, Any]) -> None:

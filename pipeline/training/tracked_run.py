@@ -1,8 +1,8 @@
-"""The MLflow run of a training, a trial or a sweep: found by the id in its run folder, ended as the folder says.
+"""The MLflow run of a training, a trial or a sweep: found by the id in its run folder, ended as the folder records.
 
-The folder is the truth. run.json keeps the id of the MLflow run, how the training ended, and what of that MLflow has
-heard (`told`); the queue beside it keeps what the server did not take. So whatever is lost on the way, a server or a
-process, `settle` completes the run later.
+The run folder is the source of truth. run.json holds the id of the MLflow run, how the training ended (`state`), and
+the status that MLflow has received (`mlflow_status`). The queue beside it holds what the server has not received. If a
+server or a process fails, `settle` completes the run later.
 """
 
 import logging
@@ -30,20 +30,20 @@ STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
     PRUNED: "KILLED",
 }
 PATIENCE = 600.0
-"""Seconds for which a trial waits for a server that was there when its sweep began."""
+"""Seconds for which a trial waits for a server that answered when its sweep began."""
 
 
 @contextmanager
 def tracked_run(
     recipe: "Recipe", card: "DatasetCard", folder: RunFolder, kind: Kind, parent_run_id: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Opens the MLflow run of a folder and ends both, folder and run, in the right state; yields store and run id.
+    """Opens the MLflow run of a folder, and ends folder and run in the right state; yields store and run id.
 
     Args:
         recipe: the resolved recipe.
         card: card of the shards.
-        folder: the run folder; its run is resumed where it has one.
-        kind: what is run.
+        folder: the run folder; if it has an MLflow run, that one is resumed.
+        kind: what kind of run it is.
         parent_run_id: run of the sweep that this is a trial of.
 
     Raises:
@@ -52,23 +52,21 @@ def tracked_run(
     """
     from pipeline.tracking import Store, connection
 
-    def opened() -> "tuple[Store, str]":
+    def open_store_and_run() -> "tuple[Store, str]":
         store = Store.open(recipe.tracking)
         return store, open_run(store, recipe, card, folder, kind, parent_run_id)
 
     with ended(folder):
-        store, run_id = connection.patiently(opened, PATIENCE if parent_run_id else 0.0)
+        store, run_id = connection.patiently(open_store_and_run, PATIENCE if parent_run_id else 0.0)
     try:
         with ended(folder, last=True):
             yield store.uri, run_id
     finally:
         try:
             settle(store, folder)
-        except (
-            Exception
-        ) as error:  # what was trained is no worse for it, nor may it hide what ended the training
+        except Exception as error:  # the training itself succeeded, or raises an error of its own
             LOG.warning(
-                "%s. It waits in %s: `python -m pipeline.doctor RECIPE` sends it and closes the run",
+                "%s. The entries stay in %s: `python -m pipeline.doctor RECIPE` sends it and closes the run",
                 error, folder.uri,
             )  # fmt: skip
 
@@ -81,7 +79,7 @@ def open_run(
     kind: Kind,
     parent_run_id: str | None = None,
 ) -> str:
-    """Opens a new MLflow run, or goes on in the one that the folder names; returns its id."""
+    """Opens a new MLflow run, or resumes the one that the folder names; returns its id."""
     metadata = folder.metadata()
     run_id, before = metadata.get("run_id", ""), metadata.get("folder", folder.uri)
     parent = parent_run_id or ""
@@ -91,55 +89,55 @@ def open_run(
             run_id, recipe, card, folder.name, folder=folder.uri, folder_before=before,
             store_before=metadata.get("store", ""), parent_run_id=parent,
         )  # fmt: skip
-        folder.update(told=None)
+        folder.update(mlflow_status=None)
     else:
         run_id = store.start_run(
             recipe, card, folder.name, kind, folder=folder.uri, parent_run_id=parent,
-            keep=lambda new: folder.update(run_id=new, told=None),
+            keep=lambda new: folder.update(run_id=new, mlflow_status=None),
         )  # fmt: skip
-    opener = metadata.get("driver") or process_identity.this_process()  # until somebody claims the folder
+    opener = metadata.get("driver") or process_identity.this_process()  # until `claim` replaces it
     folder.update(store=store.uri, folder=folder.uri, driver=opener)
     return run_id
 
 
 def settle(store: "Store", folder: RunFolder) -> int:
-    """Sends what waits in a folder's queue, and ends its MLflow run as the folder ended; returns how many entries.
+    """Sends the queue of a folder, and ends its MLflow run as the folder ended; returns the number of entries sent.
 
     Raises:
-        TrackingError: the store does not take it; all stays as it is.
+        TrackingError: the store does not accept them; nothing is lost.
     """
     metadata = folder.metadata()
     run_id, status = metadata.get("run_id"), STATUS.get(metadata.get("state", ""))
     if not run_id:
         return 0
     sent = store.send_spooled(folder.spool)
-    if status and metadata.get("told") != status:
+    if status and metadata.get("mlflow_status") != status:
         store.end_run(run_id, status, reason=metadata.get("reason", ""), end_time=metadata.get("ended"))
-        folder.update(told=status)
+        folder.update(mlflow_status=status)
     return sent
 
 
 def unsettled(storage_uri: str) -> Iterator[RunFolder]:
-    """Yields the run folders below a storage of which MLflow has not heard all, those of dead processes too.
+    """Yields the run folders of which MLflow has not received everything, also those of dead processes.
 
-    A folder that calls itself running although its process is gone is noted as killed first.
+    A folder whose state is `running` but whose process has ended is marked as killed first.
     """
     for folder in run_folders(storage_uri):
-        with suppress(CheckpointError, StorageError):  # another's file; the run itself will tell
+        with suppress(CheckpointError, StorageError):  # not readable; the run itself reports it
             metadata = folder.metadata()
             owner = metadata.get("driver", "")
             if metadata.get("state", RUNNING) == RUNNING and process_identity.is_gone(owner):
-                folder.end(KILLED, f"process {process_identity.process_id(owner)} of it is gone")
+                folder.end(KILLED, f"its process {process_identity.process_id(owner)} has ended")
                 metadata = folder.metadata()
             if not metadata.get("run_id") or metadata.get("state", RUNNING) == RUNNING:
                 continue
-            if folder.waiting() or metadata.get("told") != STATUS.get(metadata.get("state", "")):
+            if folder.waiting() or metadata.get("mlflow_status") != STATUS.get(metadata.get("state", "")):
                 yield folder
 
 
 @contextmanager
 def ended(folder: RunFolder, *, last: bool = False) -> Iterator[None]:
-    """Notes in the run folder how the run ended; without `last` only a bad end."""
+    """Records in the run folder how the run ended; without `last` only a failure."""
     try:
         yield
     except BaseException as error:
@@ -152,7 +150,7 @@ def ended(folder: RunFolder, *, last: bool = False) -> Iterator[None]:
 
 
 def _refuse_copy(folder: RunFolder, before: str, run_id: str) -> None:
-    """Refuses a copied folder: two trainings would write into one MLflow run. A moved one is fine."""
+    """Refuses a copied folder: two trainings would write into one MLflow run. A moved folder is fine."""
     same = storage.is_local(before) and Path(before).resolve() == Path(folder.uri).resolve()  # through a link
     if (
         before != folder.uri

@@ -1,6 +1,7 @@
-"""What trains: builds from the recipe and runs the loop, in the calling process or as a Ray Train worker.
+"""Trains as one rank: builds everything from the recipe and runs the loop, in this process or as a Ray Train worker.
 
-The driver sends plain values alone, so that the controller and the cluster never import PyTorch for this project.
+A job holds plain values only, so that the driver and Ray's controller do not import PyTorch. For the same reason the
+imports of what trains stand inside the functions.
 """
 
 import logging
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is sent.
+    """What to train: plain values that travel to the workers.
 
     Attributes:
         recipe: the resolved recipe, as plain values.
         folder: absolute location of the run folder.
         name: name of the run.
         shards: absolute location of the shards.
-        store: MLflow store; empty: nothing is tracked.
+        store: MLflow store; empty: no tracking.
         run_id: MLflow run.
         cpus: CPUs of a worker.
-        gpu: compute on a GPU where there is one.
+        gpu: use a GPU if there is one.
         profile: write a trace of some steps of rank 0 into the run folder.
     """
 
@@ -46,17 +47,17 @@ class Job:
     profile: bool = False
 
     def to_config(self) -> dict[str, Any]:
-        """Returns plain values for Ray Train."""
+        """Returns the job as a dictionary, for Ray Train."""
         return asdict(self)
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """Trains as one rank of a Ray Train worker group; every rank tells Ray of every epoch.
+    """Trains as one rank of a Ray Train worker group; every rank reports every epoch to Ray.
 
-    An error that trying again does not fix is noted in the run folder. Raising it makes Ray end the peers, which may
-    be waiting for this rank in a collective; the group that Ray then starts finds the note and returns at once, and the
-    driver raises the error. Others (a lost peer, a full object store) have no note, and the next group goes on from our
-    newest checkpoint.
+    An error that trying again does not fix is recorded in the run folder and raised. Ray then ends the other ranks,
+    which may be waiting for this one in a collective operation, and starts a new group. That group finds the recorded
+    error and returns at once, and the driver raises the error. After any other error (a lost rank, an object store that
+    does not answer) nothing is recorded, and the new group continues from the newest checkpoint.
     """
     from ray import train
 
@@ -72,12 +73,12 @@ def run_worker(config: dict[str, Any]) -> None:
     except D2LSError as error:
         logging.getLogger(__name__).error("%s", error)
         folder.fail(error)
-        if not _heard_by_all(error):
+        if not _raised_by_all(error):
             raise
 
 
-def _heard_by_all(error: D2LSError) -> bool:
-    """Returns whether no peer is left waiting: all raise the same error, or there is none."""
+def _raised_by_all(error: D2LSError) -> bool:
+    """Returns whether no other rank is left waiting: all ranks raise this error, or there is only one."""
     import torch.distributed as dist
 
     alone = not dist.is_initialized() or dist.get_world_size() == 1
@@ -85,9 +86,9 @@ def _heard_by_all(error: D2LSError) -> bool:
 
 
 def epochs(job: Job) -> Generator[dict[str, float]]:
-    """Builds everything and trains as one rank, in this process; yields the metrics of each epoch when it ends.
+    """Builds everything and trains as one rank in this process; yields the metrics of each epoch.
 
-    Closing the iterator stops the training after that epoch and ends all threads and processes that it started.
+    Closing the iterator stops the training after that epoch and ends all its threads and processes.
     """
     from d2ls.shards import ShardSet
     from d2ls.training.process_group import ProcessGroup
@@ -110,7 +111,7 @@ def epochs(job: Job) -> Generator[dict[str, float]]:
 
 
 def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback]":
-    """Callbacks of rank 0."""
+    """Returns the callbacks of rank 0."""
     from pipeline.training.progress import ProgressWriter
 
     folder = RunFolder(job.folder, job.name)

@@ -23,6 +23,7 @@ BEHIND_THEM = {
     "anyio", "certifi", "cuda", "cython_runtime", "fsspec", "h11", "httpcore", "httpcore2", "httpx", "httpx2",
     "huggingface_hub", "idna", "mpmath", "networkx", "packaging", "psutil", "requests", "sniffio", "sympy",
     "torchgen", "tqdm", "triton", "truststore", "urllib3", "functorch", "mpl_toolkits", "shellingham", "click",
+    "colorama",
 }  # fmt: skip
 """What torch, timm and their hub bring; no cluster, no tracking, no plotting, no data frames."""
 
