@@ -13,7 +13,7 @@ from pipeline import cluster, doctor
 from pipeline.config import Recipe
 from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.training import launch, run_folder, tracked_run
-from pipeline.training.progress import ProgressView, ProgressWatcher
+from pipeline.training.progress_view import ProgressView, ProgressWatcher
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import Job
 

@@ -3,13 +3,8 @@ import logging
 import pytest
 
 from d2ls.training.callbacks import StepReport
-from pipeline.training.progress import (
-    ProgressView,
-    ProgressWatcher,
-    ProgressWriter,
-    epoch_line,
-    progress_line,
-)
+from pipeline.training.progress import ProgressWriter
+from pipeline.training.progress_view import ProgressView, ProgressWatcher, epoch_line, progress_line
 from pipeline.training.run_folder import RunFolder
 
 
