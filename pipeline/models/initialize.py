@@ -5,8 +5,8 @@ import logging
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from d2ls.models.saving import load_bundle
 from d2ls.errors import WeightsError
+from d2ls.models.saving import load_bundle
 from pipeline.models.loading import fetch_model
 
 _log = logging.getLogger(__name__)
