@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, WeightsError
 
 STRIDES = (4, 8, 16, 32)
 
@@ -112,6 +112,12 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:8]) or "none"
         raise ConfigError(
             f"backbone {name!r} cannot be built: {error}. Weight tags of timm: {tags}"
+        ) from error
+    except OSError as error:  # the hub's errors are all of this kind
+        raise WeightsError(
+            f"backbone {name!r}: its pretrained weights could not be fetched ({str(error).splitlines()[0]}). Connect "
+            "once, name a file in model.weights with model.pretrained=false, or train from scratch with "
+            "model.pretrained=false"
         ) from error
 
 

@@ -255,3 +255,14 @@ def test_normalization_of_float_images_clips_to_the_scale_and_takes_nan_for_the_
     for scale in (((0, 1),), ((0, 1), (1, 1))):
         with pytest.raises(ConfigError, match="lowest and a higher"):
             Normalization((0, 0), (1, 1), 1.0, scale)
+
+
+def test_weights_that_cannot_be_fetched_are_named_with_both_ways_out(monkeypatch):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("cannot find the requested files in the local cache")  # as the hub says
+
+    monkeypatch.setattr("timm.create_model", unreachable)
+    with pytest.raises(
+        WeightsError, match=r"convnext_atto.*local cache.*model\.weights.*model\.pretrained=false"
+    ):
+        build_model(backbone="convnext_atto", num_classes=2, pretrained=True)
