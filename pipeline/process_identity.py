@@ -1,7 +1,7 @@
-"""Identifies a process for ever, so that a run of a living process can be told from one that a dead process left.
+"""Names a process uniquely, so that the run of a living process is not taken for one that a dead process left.
 
 An identity is `host:machine:pid:start`. `machine` holds the boot, the process-id namespace and the machine id:
-containers may share a host name, and even a boot, and still count their processes from 1 each.
+containers may share a host name and a boot, and each numbers its processes from 1.
 """
 
 import os
@@ -29,7 +29,7 @@ def name_of(pid: int) -> str:
 
 
 def is_gone(name: str) -> bool:
-    """Returns whether the process has ended for certain; False where this process cannot know."""
+    """Returns whether the process has certainly ended; False where that is not known."""
     host, machine, pid, _ = _parts(name)
     if machine == _machine():
         return pid.isdigit() and not _lives(name)
@@ -37,7 +37,7 @@ def is_gone(name: str) -> bool:
 
 
 def is_another(name: str) -> bool:
-    """Returns whether the process is alive on this machine, and not this one."""
+    """Returns whether it is another process that is alive on this machine."""
     return name != this_process() and _parts(name)[1] == _machine() and _lives(name)
 
 
@@ -52,7 +52,7 @@ def _parts(name: str) -> tuple[str, str, str, str]:
 
 
 def _lives(name: str) -> bool:
-    """Returns whether the process lives and its number was not given to a new one; True where one cannot know."""
+    """Returns whether the process lives and its id was not reused; True where that is not known."""
     pid = int(process_id(name))
     try:
         return name == name_of(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -63,7 +63,7 @@ def _lives(name: str) -> bool:
 
 
 def _machine() -> str:
-    """Returns `boot-namespace-machine id`, each empty where the system does not say it."""
+    """Returns `boot-namespace-machine id`, each empty where the system does not provide it."""
     boot = _text("/proc/sys/kernel/random/boot_id")[:8] or str(int(psutil.boot_time()))
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
@@ -73,7 +73,7 @@ def _machine() -> str:
 
 
 def _booted_since(machine: str) -> bool:
-    """Returns whether a process ran on this very machine, in no container, before it was booted last."""
+    """Returns whether a process ran on this machine, outside containers, before its last boot."""
     (boot, *there), (now, *here) = machine.split("-"), _machine().split("-")
     return boot != now and there == here and here[0] == HOST_NAMESPACE and bool(here[1])
 
@@ -86,7 +86,7 @@ def _text(file: str) -> str:
 
 
 def _start(pid: int) -> str:
-    """Returns the start of a process in clock ticks since the boot, which no setting of the clock moves."""
+    """Returns the start of a process in clock ticks since the boot, which setting the clock does not change."""
     if not Path("/proc/self/stat").exists():  # not Linux
         return f"{psutil.Process(pid).create_time():.2f}"
     try:

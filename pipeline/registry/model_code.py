@@ -1,4 +1,7 @@
-"""The code that a registered model carries: the part of `d2ls` that it needs, under a name of its own."""
+"""The code in a registered model: the part of `d2ls` that it needs, under a name of its own.
+
+MLflow's `code_paths` would put `d2ls` itself on the path, where versions with different code exclude each other.
+"""
 
 import ast
 import hashlib
@@ -17,11 +20,11 @@ _IMPORT = re.compile(r"^(\s*(?:from|import)\s+)d2ls\b", flags=re.MULTILINE)
 
 
 def write_package(folder: Path, *, root: Path = ROOT) -> str:
-    """Copies what `NEEDED` imports into `folder/d2ls_<digest>`, its imports renamed; returns that name.
+    """Copies `NEEDED` and what it imports into `folder/d2ls_<digest>` with renamed imports; returns that name.
 
     Args:
-        folder: made where it is missing.
-        root: the package to copy from; tests give a changed copy.
+        folder: created where it does not exist.
+        root: the package to copy from; tests pass a changed copy.
     """
     files = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in modules(root)}
     digest = hashlib.sha256()
@@ -36,24 +39,24 @@ def write_package(folder: Path, *, root: Path = ROOT) -> str:
 
 
 def modules(root: Path = ROOT) -> list[Path]:
-    """Returns the files of `NEEDED` and of all they import from the package, late imports too, sorted."""
-    found: set[Path] = set()
+    """Returns the files of `NEEDED` and of all that they import from the package, also in functions, sorted."""
+    files: set[Path] = set()
     waiting = [path for name in NEEDED for path in _files(root, name)]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in files:
             continue
-        found.add(path)
+        files.add(path)
         for name in _imports(ast.parse(path.read_text(encoding="utf-8"))):
             waiting.extend(_files(root, name))
-    return sorted(found)
+    return sorted(files)
 
 
 def requirements(info: ModelInfo) -> list[str]:
-    """Pinned distributions that the model needs, and no more; local version parts (`+cpu`) are left out.
+    """Returns the pinned distributions that the model needs, without local version parts (`+cpu`).
 
     Args:
-        info: the model; a network of another library brings that library.
+        info: the model; one of segmentation_models_pytorch needs that library too.
     """
     names = list(REQUIREMENTS)
     if info.config.get("architecture", "d2ls") != "d2ls":
@@ -62,7 +65,7 @@ def requirements(info: ModelInfo) -> list[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """Names of all modules of the package that a module imports, those for type checkers left out."""
+    """Yields the modules of the package that a module imports, without those for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -75,7 +78,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _files(root: Path, name: str) -> Iterator[Path]:
-    """Files that importing a dotted name runs: its own and the packages above it."""
+    """Yields the files that run when a dotted name is imported: its own and the packages above it."""
     here = root
     yield here / "__init__.py"
     for part in name.split(".")[1:]:

@@ -1,4 +1,4 @@
-"""A model as MLflow keeps it: a folder with script, code, bundle, requirements, signature and example."""
+"""The folder of a registered model: script, code, bundle, requirements, signature and example."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def fetch_bundle(source: Path | str, folder: Path) -> Path:
 
 
 def bundle_digest(bundle: Path) -> str:
-    """SHA-256 (hex) over weights and description."""
+    """Returns the SHA-256 (hex) of weights and description."""
     digest = hashlib.sha256()
     for name in (INFO_FILE, WEIGHTS_FILE):
         with (bundle / name).open("rb") as stream:
@@ -38,7 +38,7 @@ def bundle_digest(bundle: Path) -> str:
 
 
 def signature(info: ModelInfo) -> Any:
-    """Signature of the served model: any batch, height and width, fixed bands. Inferring it would fix all of them."""
+    """Returns the signature: any batch, height and width, fixed bands. An inferred one would fix them all."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -55,7 +55,7 @@ def save_model(
     """Writes a complete MLflow model folder: script, code, bundle, requirements, signature, example.
 
     Args:
-        folder: made here; must not exist.
+        folder: created; must not exist.
         bundle: weights and description.
         info: the description, read.
         extra: further files by name, kept as artifacts.

@@ -1,4 +1,4 @@
-"""Tells MLflow what the training loop reports: metrics by step and epoch, and figures that move through training."""
+"""Logs to MLflow what the training loop reports: metrics by step and epoch, and figures that change with the epochs."""
 
 import logging
 import queue
@@ -31,11 +31,11 @@ PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class TrackingCallback(Callback):
-    """Logs a training. For rank 0 alone; its calls return at once, whatever the store does.
+    """Logs a training, on rank 0. Its calls return at once, whatever the state of the store.
 
     Args:
         store_uri: complete URI of the store.
-        run_id: run opened by the driver.
+        run_id: run that the driver opened.
         spool_folder: local folder for what waits to be sent.
         recipe: the resolved recipe.
         shards: the opened shard set; figures show samples of its val split.
@@ -70,14 +70,14 @@ class TrackingCallback(Callback):
         self._drawer.start()
 
     def on_step(self, report: StepReport) -> None:
-        """Logs every few steps: the mean of each loss term since the last time, rates, shares."""
+        """Logs every few steps: the mean of each loss term since the last time, learning rate, speed."""
         self._steps.append(report)
         for name, value in report.terms.items():
             self._terms.setdefault(name, []).append(float(value))
         every = max(1, report.total_steps // MOST_POINTS)
         if report.step % every and report.step not in (1, report.total_steps):
             return
-        values = {f"train/{_loss(name)}": float(np.mean(each)) for name, each in self._terms.items()}
+        values = {f"train/{_loss(name)}": float(np.mean(losses)) for name, losses in self._terms.items()}
         values["train/lr"] = report.learning_rate
         values["train/gradient_norm"] = report.gradient_norm
         values["speed/memory_gigabytes"] = report.memory_bytes / 1e9
@@ -87,20 +87,20 @@ class TrackingCallback(Callback):
         self.writer.metrics(values, report.step)
 
     def _speed(self) -> dict[str, float]:
-        """Speed over the steps since the last time: seconds of a step by part, and rates as means over time."""
+        """Returns the speed over the steps since the last time: seconds of a step by part, rates as means over time."""
         steps = self._steps
-        clocks = {part: sum(each.seconds.get(part, 0.0) for each in steps) for part in ("step", *PARTS)}
+        clocks = {part: sum(step.seconds.get(part, 0.0) for step in steps) for part in ("step", *PARTS)}
         whole = max(clocks["step"], 1e-9)
         values = {f"speed/{part}_seconds": seconds / len(steps) for part, seconds in clocks.items()}
         values["speed/data_share"] = clocks["data"] / whole
         rates = {
-            "speed/images_per_second": [each.images_per_second for each in steps],
-            "speed/model_tflops": [each.model_tflops for each in steps],
-            "speed/mfu": [each.mfu for each in steps if each.mfu is not None],
+            "speed/images_per_second": [step.images_per_second for step in steps],
+            "speed/model_tflops": [step.model_tflops for step in steps],
+            "speed/mfu": [step.mfu for step in steps if step.mfu is not None],
         }
-        for name, found in rates.items():
-            if found:
-                values[name] = float(np.average(found, weights=[each.seconds["step"] for each in steps]))
+        for name, numbers in rates.items():
+            if numbers:
+                values[name] = float(np.average(numbers, weights=[step.seconds["step"] for step in steps]))
         return values
 
     def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
@@ -118,7 +118,7 @@ class TrackingCallback(Callback):
             self._figures(report, network)
 
     def close(self) -> None:
-        """Draws and sends what is left; what the store does not take in time stays in the spool folder."""
+        """Draws and sends what waits; what the store does not take in time stays in the spool folder."""
         self._jobs.put(None)
         self._drawer.join(timeout=60.0)
         if self._monitor:
@@ -126,7 +126,7 @@ class TrackingCallback(Callback):
         self.writer.close()
 
     def _figures(self, report: EvaluationReport, network: "nn.Module") -> None:
-        """Computes here what needs the network; drawing is left to a thread."""
+        """Computes what needs the network in this thread; another thread draws."""
         classes = self.shards.card.classes
         if self._shown is None:
             self._shown = self._samples(report.split)
@@ -136,10 +136,10 @@ class TrackingCallback(Callback):
         }
         if self._shown:
             shown = self._shown[: self.recipe.tracking.figure_samples]
-            predictions, dictionaries, static = look(network, self._shown)
+            predictions, dictionaries, static = run_on_samples(network, self._shown)
             jobs["predictions"] = lambda: figures.prediction_sheet(
-                [each.image for each in shown], [each.labels for each in shown], predictions[: len(shown)], classes,
-                [each.key for each in shown],
+                [sample.image for sample in shown], [sample.labels for sample in shown],
+                predictions[: len(shown)], classes, [sample.key for sample in shown],
             )  # fmt: skip
             if dictionaries:
                 jobs["dictionary"] = lambda: figures.dictionary_map(dictionaries, static, classes)
@@ -178,7 +178,7 @@ class TrackingCallback(Callback):
 
 
 @torch.inference_mode()
-def look(
+def run_on_samples(
     network: "nn.Module", shown: list[figure_samples.Shown]
 ) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
     """Runs the network on single samples.
@@ -197,7 +197,9 @@ def look(
         raw = torch.from_numpy(np.ascontiguousarray(plain)).permute(2, 0, 1)[None].to(device)
         output = network(raw, False)
         predictions.append(output.logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())
-        vectors.append([each[0].float().cpu().numpy() for each in getattr(output, "dictionaries", ())])
+        vectors.append(
+            [dictionary[0].float().cpu().numpy() for dictionary in getattr(output, "dictionaries", ())]
+        )
         static = getattr(output, "static_dictionary", None)
     stages = [np.stack(stage) for stage in zip(*vectors, strict=True)]
     return predictions, stages, None if static is None else static.float().cpu().numpy()

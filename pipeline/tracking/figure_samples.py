@@ -1,4 +1,4 @@
-"""The few samples of the val split that a run's figures always show."""
+"""The few samples of the val split that the figures of a run show in every epoch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,11 @@ class Shown:
 
 
 def choose(class_pixels: npt.NDArray[np.int64], count: int) -> list[int]:
-    """Picks rows that together show as many classes as evenly as possible; the same for the same counts.
+    """Picks rows that together show all classes as evenly as possible; the same rows for the same counts.
 
     Args:
         class_pixels: N K pixel counts.
-        count: how many rows; all where there are fewer.
+        count: number of rows; all rows where there are fewer.
     """
     shares = class_pixels / np.maximum(class_pixels.sum(axis=1, keepdims=True), 1)
     seen = np.zeros(class_pixels.shape[1])

@@ -1,4 +1,4 @@
-"""What is told about a run beside its numbers: tags for the run list, versions, hardware, code, a description."""
+"""What a run logs beside numbers: tags for the run list, versions, hardware, code, a description."""
 
 import getpass
 import os
@@ -25,12 +25,12 @@ CUT = "\n\n(cut: MLflow keeps 5000 characters here)"
 
 
 def short(text: str, limit: int = LONGEST) -> str:
-    """Cuts a text to what the columns of every database hold; SQLite alone takes any length."""
+    """Cuts a text to what the columns of every database hold; only SQLite takes any length."""
     return text if len(text) <= limit else f"{text[: limit - len(CUT)]}{CUT}"
 
 
 def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]:
-    """Tags by which a person sorts and filters the run list without opening a run.
+    """Returns the tags that sort and filter the run list.
 
     Args:
         recipe: the resolved recipe.
@@ -55,7 +55,7 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
 
 
 def network_tags(recipe: "Recipe", *, swept: bool = False) -> dict[str, str]:
-    """What tells networks and their trainings apart; `-` where a key has no effect.
+    """Returns the tags that tell networks and their trainings apart; `-` where a key has no effect.
 
     Args:
         recipe: the resolved recipe.
@@ -78,13 +78,13 @@ def network_tags(recipe: "Recipe", *, swept: bool = False) -> dict[str, str]:
 
 
 def hardware() -> str:
-    """Host, processor count and memory of this machine."""
+    """Returns host, processor count and memory of this machine."""
     gigabytes = psutil.virtual_memory().total / 2**30
     return f"{socket.gethostname()}: {os.cpu_count()} CPUs ({platform.machine()}), {gigabytes:.0f} GiB"
 
 
 def packages() -> str:
-    """Versions of Python and of what the numbers depend on, in one line."""
+    """Returns the versions of Python and of the packages that the numbers depend on, in one line."""
     versions = [f"python {platform.python_version()}"]
     for name in PACKAGES:
         try:
@@ -95,13 +95,13 @@ def packages() -> str:
 
 
 def all_packages() -> str:
-    """All installed distributions, one `name==version` a line."""
-    found = {f"{item.metadata['Name']}=={item.version}" for item in metadata.distributions()}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
+    """Returns all installed distributions, one `name==version` a line."""
+    lines = {f"{item.metadata['Name']}=={item.version}" for item in metadata.distributions()}
+    return "\n".join(sorted(lines, key=str.lower)) + "\n"
 
 
 def code_tags() -> dict[str, str]:
-    """Commit of the checkout this code runs from, and whether it holds changes; empty where there is no git."""
+    """Returns the commit of the checkout and whether it has changes; nothing where there is no git."""
     file = Path(__file__).resolve()
     folder = file.parent
     if not _git(folder, "ls-files", file.name):  # installed into an environment that lies in another checkout
@@ -112,7 +112,7 @@ def code_tags() -> dict[str, str]:
 
 
 def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
-    """A few lines of Markdown: what this run is, on what, by which choices."""
+    """Returns a few lines of Markdown: the kind of run, its data and its choices."""
     train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
     counts = ", ".join(
         f"{split.samples} samples to {role}"

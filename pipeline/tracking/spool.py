@@ -1,7 +1,7 @@
-"""A queue on disk: what a run wants to log, until the store has taken it.
+"""A queue on disk of what a run logs, until the store has taken it.
 
 One JSON file an entry, named so that the names sort by age; a picture lies beside its entry. An entry appears whole
-or not at all, and is deleted after the store took it, so a killed process loses nothing that it had put.
+or not at all, and is deleted after the store took it, so a killed process loses no entry.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ class Entry:
 
     Attributes:
         kind: `metrics`, `picture`, `text` or `tags`.
-        run_id: where to.
-        values: what; see `RunWriter`.
+        run_id: run that it is logged to.
+        values: see `RunWriter`.
         file: its JSON file, None before it is put.
     """
 

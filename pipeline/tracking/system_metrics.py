@@ -1,4 +1,7 @@
-"""System metrics of the machine that rank 0 runs on, under the names MLflow's own page for them expects."""
+"""System metrics of the machine that rank 0 runs on, under the names that MLflow's page for them expects.
+
+MLflow's own monitor sends to the store directly, so an absent store would lose the samples; these go through the spool.
+"""
 
 import threading
 import time
@@ -15,8 +18,8 @@ class Monitor:
     """Samples processor, memory, disk, network and GPU in a thread.
 
     Args:
-        log: takes the values and the seconds since the start.
-        started: what is counted from, in seconds since the epoch; None: now. A resumed run counts on.
+        log: called with the values and the seconds since the start.
+        started: start of the count, in seconds since the epoch; None: now. A resumed run continues its count.
         interval: seconds between samples.
     """
 
@@ -45,7 +48,7 @@ class Monitor:
             self._log({f"system/{name}": value for name, value in self.sample().items()}, seconds)
 
     def sample(self) -> dict[str, float]:
-        """Returns the values of now, by MLflow's names."""
+        """Returns the present values, by MLflow's names."""
         memory, disk, network = psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -62,7 +65,7 @@ class Monitor:
 
 
 def _gpus() -> dict[str, float]:
-    """Memory (and load, where NVIDIA's library is installed) of the GPUs this process uses."""
+    """Returns the memory of this process's GPU, and its load where NVIDIA's library is installed."""
     import torch
 
     cuda: Any = torch.cuda

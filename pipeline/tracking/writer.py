@@ -1,4 +1,4 @@
-"""Writes a run from the training process without ever making training wait: a queue on disk and a thread."""
+"""Writes a run from the training process without making training wait: a queue on disk and a thread."""
 
 import io
 import logging
@@ -29,16 +29,16 @@ LONGEST_WAIT = 30.0
 
 
 class RunWriter:
-    """Puts metrics, pictures, texts and tags of a run into a queue on disk; a thread sends them, none twice.
+    """Puts metrics, pictures, texts and tags of a run into a queue on disk; a thread sends each of them once.
 
-    Whatever the store does (down, slow, refusing), calls return at once. What could not be sent when the writer is
-    closed stays in the folder; `send_all` completes it later.
+    Calls return at once, also where the store is down or slow or refuses. What could not be sent when the writer is
+    closed stays in the folder; `send_all` sends it later.
 
     Args:
         store_uri: complete URI of the store.
-        run_id: run that is written.
+        run_id: run that is written to.
         folder: local folder of the queue; entries that an earlier process left there are sent too.
-        connect: makes the client; tests put their own here.
+        connect: makes the client; for tests.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class RunWriter:
         self._thread.start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs numbers of one step; those that are not a number are left out: databases differ about them."""
+        """Logs numbers of one step, without NaN, which databases treat differently."""
         rows = [[metric_name(key), float(value)] for key, value in values.items() if not math.isnan(value)]
         self._put("metrics", {"rows": rows, "step": step, "time": now()})
 
     def picture(self, key: str, image: npt.NDArray[np.uint8], step: int | None = None) -> None:
-        """Logs a picture (H W 3, RGB): with a step it moves under its key, without one it is the file `key`.png."""
+        """Logs a picture (H W 3, RGB): with a step in the series `key`, without one as `key`.png."""
         self._put("picture", {"key": key, "step": step, "time": now()}, encode_png(image))
 
     def text(self, text: str, file: str) -> None:
@@ -114,8 +114,8 @@ class RunWriter:
             try:
                 self._send_some(sender)
                 wait = 1.0
-            except Exception as error:  # a store fails in many ways; none may reach training
-                sender = Sender()  # a request without an answer may have been taken
+            except Exception as error:  # a store fails in many ways, and none may end training
+                sender = Sender()  # the store may have taken a request that it did not answer
                 LOG.info("tracking store %s: %s; trying again", self.store_uri, error)
                 self._closing.wait(timeout=min(wait, max(self._deadline - time.monotonic(), 0.0)))
                 wait = min(2 * wait, LONGEST_WAIT) if not self._closing.is_set() else 0.5
@@ -186,7 +186,7 @@ class Sender:
         self._guarded(client, spool, metrics)
 
     def _guarded(self, client: "MlflowClient", spool: Spool, entries: list[Entry]) -> None:
-        """Sends; a refusal that no retry changes sets the entry aside instead of blocking the queue for ever."""
+        """Sends; sets an entry aside that the store will never take, so that it does not block the queue."""
         from mlflow.exceptions import MlflowException
 
         if not entries:
@@ -196,14 +196,14 @@ class Sender:
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
                 raise
-            if len(entries) > 1:  # find the one that is refused
+            if len(entries) > 1:  # find the refused one
                 for entry in entries:
                     self._guarded(client, spool, [entry])
                 return
             LOG.warning("the tracking store refuses an entry for good: %s", error)
             spool.refuse(entries[0])
             return
-        except FileNotFoundError:  # its picture is gone: another process has sent it, or the disk lost it
+        except FileNotFoundError:  # its picture does not exist: another process has sent it
             pass
         spool.done(entries)
 
@@ -226,8 +226,8 @@ class Sender:
         """Returns the steps that a metric already has in the store."""
         if run_id not in self._steps:
             self._steps[run_id] = {
-                each: {point.step for point in client.get_metric_history(run_id, each)}
-                for each in client.get_run(run_id).data.metrics
+                name: {point.step for point in client.get_metric_history(run_id, name)}
+                for name in client.get_run(run_id).data.metrics
             }
         return self._steps[run_id].setdefault(key, set())
 
@@ -272,7 +272,7 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def metric_name(text: str) -> str:
-    """Returns a name that MLflow takes: class names may hold brackets, commas or quotes."""
+    """Returns a name that MLflow accepts: class names may hold brackets, commas or quotes."""
     return re.sub(r"[^\w\-. :/]", "_", text)[:250].rstrip("/.") or "_"
 
 
