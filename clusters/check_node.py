@@ -18,23 +18,23 @@ def pinned(text: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
-def wrong_versions(wanted: dict[str, str]) -> list[str]:
-    """Says which packages are missing or differ from the pinned versions."""
-    found = {}
+def wrong_versions(expected: dict[str, str]) -> list[str]:
+    """Returns messages on packages that are missing or differ from the pinned versions."""
+    installed = {}
     for name in COMPARED:
         try:
-            found[name] = importlib.metadata.version(name).split("+")[0]
+            installed[name] = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
+            installed[name] = "missing"
     return [
-        f"{name} is {found[name]}, constraints.txt has {wanted[name]}"
+        f"{name} is {installed[name]}, constraints.txt has {expected[name]}"
         for name in COMPARED
-        if found[name] != wanted[name]
+        if installed[name] != expected[name]
     ]
 
 
 def wrong_gpu() -> list[str]:
-    """Says why PyTorch cannot use the GPU that nvidia-smi promises."""
+    """Returns a message where there is an NVIDIA driver but PyTorch sees no GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
     import torch
@@ -48,7 +48,7 @@ def wrong_gpu() -> list[str]:
 
 
 def main() -> int:
-    """Prints what is wrong; exit status 1 where anything is."""
+    """Prints what is wrong; returns exit status 1 where something is."""
     wrong = wrong_versions(pinned((PROJECT / "constraints.txt").read_text())) + wrong_gpu()
     for line in wrong:
         print(f"node check: {line}", file=sys.stderr)  # noqa: T201

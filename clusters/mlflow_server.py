@@ -1,12 +1,14 @@
-"""The MLflow server of a cluster: lives on the head as long as Ray does; its database survives the head.
+"""The MLflow server of a cluster: it runs on the head as long as Ray does; its database survives the head.
 
-    python clusters/mlflow_server.py start     does nothing where it answers already
+    python clusters/mlflow_server.py start     no effect where it answers already
     python clusters/mlflow_server.py stop
     python clusters/mlflow_server.py status
 
 The database is an SQLite file on the head's volume, copied to D2LS_STORAGE every ten minutes and at the end, and
 fetched from there by a new head. Artifacts go to D2LS_STORAGE through the server, so nodes need no access of their own.
-When Ray is gone (`ray down`) the server ends by itself within a minute.
+When Ray has ended (`ray down`) the server ends within a minute.
+
+systemd cannot do this: nodes have no root access and no user session that outlives `ray up`.
 """
 
 import argparse
@@ -50,21 +52,21 @@ class Server:
 
     @property
     def backup(self) -> str:
-        """Where its copy lies."""
+        """URI of its copy."""
         return f"{self.storage.rstrip('/')}/mlflow/mlflow.db"
 
     @property
     def pid_file(self) -> Path:
-        """File with the number of the keeper's process."""
+        """File with the process id of the keeper."""
         return self.folder / "keeper.pid"
 
     @property
     def log(self) -> Path:
-        """File with what keeper and server say."""
+        """Log of keeper and server."""
         return self.folder / "server.log"
 
     def command(self) -> list[str]:
-        """Command line of the server itself."""
+        """Returns the command line of the server itself."""
         names = {"localhost", "127.0.0.1", own_address(), socket.gethostname(), socket.getfqdn()}
         return [
             sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(PORT), "--workers", "2",
@@ -76,7 +78,7 @@ class Server:
 
 
 def own_address() -> str:
-    """Address of this machine, found as Ray finds it."""
+    """Returns the address of this machine, found as Ray finds it."""
     with socket.socket(type=socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("8.8.8.8", 80))
         return str(probe.getsockname()[0])
@@ -84,7 +86,7 @@ def own_address() -> str:
 
 
 def answers() -> bool:
-    """Says whether a server is up."""
+    """Returns whether a server answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5) as reply:
             return bool(reply.status == 200)
@@ -93,7 +95,7 @@ def answers() -> bool:
 
 
 def ray_runs() -> bool:
-    """Says whether the head's Ray listens."""
+    """Returns whether the head's Ray listens."""
     for address in ("127.0.0.1", own_address()):
         with contextlib.suppress(OSError), socket.create_connection((address, RAY_PORT), timeout=2):
             return True
@@ -140,7 +142,7 @@ def stop(server: Server) -> int:
 
 
 def keeper(server: Server) -> int | None:
-    """Returns the number of the keeper's process, None where it is gone."""
+    """Returns the process id of the keeper, None where it does not run."""
     try:
         pid = int(server.pid_file.read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -150,7 +152,7 @@ def keeper(server: Server) -> int | None:
 
 
 def keep(server: Server) -> int:
-    """Runs the server until it is told to stop or Ray is gone; starts it again where it dies."""
+    """Runs the server until SIGTERM or the end of Ray; starts it again where it dies."""
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     server.pid_file.write_text(str(os.getpid()))
@@ -175,7 +177,7 @@ def keep(server: Server) -> int:
 
 
 def server_environment() -> dict[str, str]:
-    """Environment of the server: without the job workers that no stage needs, and that double its memory."""
+    """Returns the environment of the server, without job workers: no stage needs them and they double its memory."""
     return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
@@ -191,7 +193,7 @@ def end(process: "subprocess.Popen[bytes] | None") -> None:
 
 
 def fetch(server: Server) -> None:
-    """Takes the database of an earlier head; leaves one that is there alone."""
+    """Fetches the database of an earlier head, unless there is one here."""
     from d2ls import storage
 
     if not server.database.exists() and storage.exists(server.backup):
@@ -202,7 +204,7 @@ def fetch(server: Server) -> None:
 
 
 def copy(server: Server) -> None:
-    """Copies the database, in one piece while it is in use, to the storage."""
+    """Copies a consistent snapshot of the database to the storage while it is in use."""
     from d2ls import storage
     from d2ls.errors import StorageError
 
@@ -216,18 +218,18 @@ def copy(server: Server) -> None:
         source.backup(target)
     try:
         storage.upload(snapshot, server.backup)
-    except StorageError as error:  # the server must not end because the store hiccups; the next copy may work
+    except StorageError as error:  # the server must not end for it; the next copy may work
         say(f"copying the database failed: {error}")
     snapshot.unlink()
 
 
 def say(text: str) -> None:
-    """Writes at once, as the log is read while it grows."""
+    """Prints without buffering, as the log is read while it grows."""
     print(text, flush=True)  # noqa: T201
 
 
 def main() -> int:
-    """Parses the command line and does what it says."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,8 +2,8 @@
 
     python clusters/weights.py push loveda potsdam     on the head: fetch what these recipes start from, then store it
     python clusters/weights.py push                    for all recipes
-    python clusters/weights.py push --offline-ok       do without where the hub cannot be reached, and say so
-    python clusters/weights.py pull                    on a worker: make them readable without a connection
+    python clusters/weights.py push --offline-ok       only a message where the hub cannot be reached
+    python clusters/weights.py pull                    on a worker: copy them, so that it reads them offline
 
 What is kept is the Hugging Face cache (HF_HOME), so timm finds the weights under the names it always uses.
 """
@@ -21,18 +21,18 @@ HUB = ("huggingface.co", 443)
 
 
 def cache_folder() -> Path:
-    """Folder where huggingface_hub keeps what it fetched."""
+    """Returns the folder where huggingface_hub keeps downloads."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def stored(uri: str) -> str:
-    """Where the storage keeps them."""
+    """Returns the folder of the weights in the storage."""
     return storage.join(uri, "weights")
 
 
 def backbones(recipes: list[str]) -> list[str]:
-    """Names the pretrained backbones that recipes start from."""
+    """Returns the pretrained backbones that recipes start from."""
     from pipeline.config import load_recipe
 
     models = [recipe.model for recipe in map(load_recipe, recipes)]
@@ -40,7 +40,7 @@ def backbones(recipes: list[str]) -> list[str]:
 
 
 def fetch(names: list[str]) -> None:
-    """Fetches backbones into the cache; does nothing for those that it holds."""
+    """Downloads backbones that the cache does not hold."""
     import timm
 
     for name in names:
@@ -48,16 +48,16 @@ def fetch(names: list[str]) -> None:
 
 
 def hub_answers() -> bool:
-    """Says whether the hub can be reached."""
+    """Returns whether the hub can be reached."""
     with contextlib.suppress(OSError), socket.create_connection(HUB, timeout=10):
         return True
     return False
 
 
 def push(uri: str, cache: Path) -> int:
-    """Copies the cache to the storage, files that are there already excepted; returns how many were copied.
+    """Copies the cache to the storage, except files that are there already; returns how many were copied.
 
-    Only what a reader without a connection needs: the names (refs) and the files (snapshots), links resolved.
+    Copies what an offline reader needs: the names (refs) and the files (snapshots), with links resolved.
     """
     copied = 0
     for file in sorted(cache.glob("models--*/**/*")):
@@ -70,7 +70,7 @@ def push(uri: str, cache: Path) -> int:
 
 
 def pull(uri: str, cache: Path) -> int:
-    """Copies the storage's weights to the cache, files that are there already excepted; returns how many."""
+    """Copies the weights to the cache, except files that are there already; returns how many were copied."""
     root = storage.resolve(uri)[1].rstrip("/") + "/"
     copied = 0
     for entry in storage.list_files(uri, recursive=True):
@@ -90,7 +90,7 @@ def _same(uri: str, file: Path) -> bool:
 
 
 def main() -> int:
-    """Parses the command line, copies, says what it did."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

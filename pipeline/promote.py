@@ -1,4 +1,4 @@
-"""`python -m pipeline.promote NAME`: the challenger becomes champion if it scores better on the same report data."""
+"""`python -m pipeline.promote NAME`: the challenger becomes champion if it scores better on the same test split."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 DESCRIPTION = (
-    "Scores the challenger and the champion on the same, current report data, and makes the challenger "
+    "Scores the challenger and the champion on the same, current test split, and makes the challenger "
     "champion if it is better. Scores and reason go into the version's description. Never silently over a better one."
 )
 EXAMPLES = """\
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--version", metavar="N", help="version to promote (default: the one called challenger)"
     )
     arguments.add_argument(
-        "--shards", metavar="URI", help="data to score on (default: those of the challenger's recipe)"
+        "--shards", metavar="URI", help="shards to score on (default: those of the challenger's recipe)"
     )
     arguments.add_argument(
         "--split", metavar="S", help="split to score on (default: the recipe's test split)"

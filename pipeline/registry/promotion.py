@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.config import Recipe
 
 Evaluate = Callable[[str], Mapping[str, Any]]
-"""Evaluates `models:/name/version` on the current report data; returns `Evaluation.to_dict()`."""
+"""Evaluates `models:/name/version` on the current test split; returns `Evaluation.to_dict()`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def promote_if_better(
     recipe: "Recipe",
     evaluate: Evaluate,
 ) -> Decision:
-    """Makes a version champion if it beats the present one on the same report data.
+    """Makes a version champion if it beats the present one on the same test split.
 
     Args:
         store: where the registry is.
@@ -112,7 +112,7 @@ def promote_if_better(
 
 
 def should_promote(challenger: float, champion: float | None) -> tuple[bool, str]:
-    """Decides by scores on the same report data; equal is not better.
+    """Decides by scores on the same test split; equal is not better.
 
     Args:
         challenger: mean IoU of the challenger.
@@ -126,8 +126,8 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
     if champion is None:
         return True, f"mIoU {challenger:.4f} on the test split; there was no champion"
     if challenger > champion or math.isnan(champion):
-        return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same report data"
-    return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same report data"
+        return True, f"mIoU {challenger:.4f} beats the champion's {champion:.4f} on the same test split"
+    return False, f"mIoU {challenger:.4f} does not beat the champion's {champion:.4f} on the same test split"
 
 
 def candidate(store: Store, name: str, number: str | None = None) -> ModelVersion:
