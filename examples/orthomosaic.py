@@ -3,9 +3,9 @@
     python examples/orthomosaic.py data/town --size 4000
     python -m pipeline.shard own_polygons data.root=data/town --check
 
-Procedural scenes stand side by side on a UTM grid of 0.5 m. `labels.gpkg` has two layers: `land`, polygons whose attribute
-`kind` says what they are (buildings are `house` or `hall`), and `trees`, points. Two polygons are invalid and some are
-`unclear`, as in real files. `area.gpkg` has the outline of what was labelled.
+Procedural scenes stand side by side on a UTM grid of 0.5 m. `labels.gpkg` has two layers: `land`, polygons whose
+attribute `kind` says what they are (buildings are `house` or `hall`), and `trees`, points. Two polygons are invalid and
+some are `unclear`, as in real files. `area.gpkg` has the outline of what was labelled.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
+from pipeline.demo.scenery import BUILDING, FOREST, make_scene
 from sharding.raster.vectors import write_features
-from sharding.scenery import BUILDING, FOREST, make_scene
 
 UTM = CRS.from_epsg(32632)
 PIXEL = 0.5
@@ -73,7 +73,7 @@ def _digitised(labels, place):
     shapes, classes = shapes[there], classes[there]
     bow = [(0, 0), (20, 20), (20, 0), (0, 20)]
     for number in range(2):  # clicked in the wrong order
-        corners = np.array(bow) + [WEST + 60 + 40 * number, NORTH - 60]
+        corners = np.add(bow, (WEST + 60 + 40 * number, NORTH - 60))
         shapes[number], classes[number] = shapely.Polygon(corners), BUILDING
     return shapes, classes
 

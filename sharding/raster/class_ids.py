@@ -20,10 +20,15 @@ class ClassIds:
         labels: the open label image.
         codes: its label codes.
         image: the open image to whose grid labels are resampled; None where they are on one grid.
+
+    Attributes:
+        size: rows and columns of the class ids.
     """
 
     def __init__(self, labels: Raster, codes: LabelCodes, image: Raster | None = None) -> None:
         self._labels, self._codes = labels, codes
+        info = (image or labels).info
+        self.size = (info.height, info.width)
         self._aligned = AlignedLabels(labels, image) if image else None
         self._whole: npt.NDArray[np.uint8] | None = None
 

@@ -116,37 +116,32 @@ def _read_layers(labels: VectorLabels, stamp: str) -> tuple[LabelFeatures, ...]:
 class VectorGrid:
     """Class ids of vector labels on the grid of an image.
 
-    Args:
-        labels: the labels.
-        image: the open image.
-
     Attributes:
+        size: rows and columns of the image.
         features: number of features that reach into the image.
-        notes: what was projected, in words.
-
-    Raises:
-        DataError: see `read_layers`; or the two cannot be laid over each other.
+        notes: what was repaired, left out or projected, one text each.
     """
 
-    def __init__(self, labels: VectorLabels, image: Raster) -> None:
-        place, height, width = image.georeference, image.info.height, image.info.width
-        self.notes: list[str] = []
+    def __init__(
+        self, labels: VectorLabels, image: FileRef, place: Georeference, size: tuple[int, int]
+    ) -> None:
+        self.size = size
+        notes: list[str] = []
         shapes, ids, order = [], [], []
         for layer, read in zip(labels.layers, read_layers(labels), strict=True):
-            self.notes += _require_common_place(read.features, image)
-            near = _near(read, place, height, width, layer.buffer_m or 0.0)
+            notes += [*read.features.notes, *_require_common_place(read.features, image, place)]
+            near = _near(read, place, *size, layer.buffer_m or 0.0)
             moved = project(read.features.geometries[near], read.features.crs, place.crs)
-            shapes.append(_buffered(moved, layer.buffer_m, place, height, width))
+            shapes.append(_buffered(moved, layer.buffer_m, place, *size))
             ids.append(read.ids[near])
             order.append(read.order[near] if read.order is not None else None)
-        burned = _drawing_order(labels, np.concatenate(ids), order)
-        joined, values = np.concatenate(shapes)[burned], np.concatenate(ids)[burned]
+        self.notes = tuple(notes)
+        drawn = _drawing_order(labels, np.concatenate(ids), order)
         self._grid = PolygonGrid(
-            joined,
-            values,
+            np.concatenate(shapes)[drawn],
+            np.concatenate(ids)[drawn],
             place.transform,
-            height,
-            width,
+            *size,
             fill=labels.background,
             all_touched=labels.all_touched,
         )
@@ -155,6 +150,27 @@ class VectorGrid:
     def read(self, area: Window) -> npt.NDArray[np.uint8]:
         """Returns the class ids of a window of the image (h w)."""
         return self._grid.read(area)
+
+    def raw(self, area: Window) -> npt.NDArray[np.uint8]:
+        """Returns nothing: vector labels have no raw codes to count."""
+        return np.empty((0, 0), np.uint8)
+
+
+def vector_grid(labels: VectorLabels, image: Raster) -> VectorGrid:
+    """Lays vector labels over an open image; kept for the next piece of the same image.
+
+    Raises:
+        DataError: see `read_layers`; or the two cannot be laid over each other.
+    """
+    size = (image.info.height, image.info.width)
+    return _vector_grid(labels, labels.stamp, image.ref, image.georeference, size)
+
+
+@lru_cache(maxsize=2)
+def _vector_grid(
+    labels: VectorLabels, stamp: str, image: FileRef, place: Georeference, size: tuple[int, int]
+) -> VectorGrid:
+    return VectorGrid(labels, image, place, size)
 
 
 def differ_in_datum(first: Any, second: Any) -> bool:
@@ -215,16 +231,15 @@ def _require_area(features: Features, layer: VectorLayer) -> None:
         )
 
 
-def _require_common_place(features: Features, image: Raster) -> list[str]:
+def _require_common_place(features: Features, image: FileRef, place: Georeference) -> list[str]:
     """Compares the CRS of a layer and of an image; returns what is worth a note.
 
     Raises:
         DataError: the image is not placed, or one of the two has no CRS.
     """
-    place = image.georeference
     if not place.placed:
         raise DataError(
-            f"{image.ref}: the image has no georeference, so {features.name} cannot be laid over it. Give it one "
+            f"{image}: the image has no georeference, so {features.name} cannot be laid over it. Give it one "
             "(gdal_translate -a_srs and -a_ullr, or the georeferencer of QGIS), or label it by an image"
         )
     if bool(features.crs) != bool(place.crs):
@@ -234,8 +249,8 @@ def _require_common_place(features: Features, image: Raster) -> list[str]:
                 f"crs: {crs_text(place.crs)}"
             )
         raise DataError(
-            f"{image.ref}: the image names no CRS, {features.name} is in {crs_text(features.crs)}. Write it into the "
-            f"image: gdal_edit.py -a_srs EPSG:... {image.ref}"
+            f"{image}: the image names no CRS, {features.name} is in {crs_text(features.crs)}. Write it into the "
+            f"image: gdal_edit.py -a_srs EPSG:... {image}"
         )
     if not features.crs:
         return [

@@ -14,6 +14,7 @@ from sharding.files import FileRef, FileTree
 from sharding.raster.bands import BandOrder
 from sharding.raster.base import Reading
 from sharding.raster.grids import Align
+from sharding.raster.vector_labels import VectorLabels
 from sharding.tiling import Tiling
 
 Protocol = Literal["clean", "paper"]
@@ -21,26 +22,28 @@ Protocol = Literal["clean", "paper"]
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and its label image.
+    """One image and its labels.
 
     Attributes:
         id: unique in its split, free of the root's path (`Urban/17`).
         split: `train`, `val`, `test`, or what the recipe calls it.
         image: the image file.
-        mask: the label image; None where the publisher keeps it.
+        mask: the label image, or vector labels; None where the publisher keeps them.
         group: the contiguous piece of ground (or the sequence) it belongs to, which must stay in one split; None
             where the data set does not say.
         tags: shown but not interpreted (`area: Urban`).
         region: the part that is used, in pixels of the image; None for all of it.
+        area: what of the ground is labelled, as WKB in the CRS of the image; None for all of it.
     """
 
     id: str
     split: str
     image: FileRef
-    mask: FileRef | None
+    mask: FileRef | VectorLabels | None
     group: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     region: Window | None = None
+    area: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Source(ABC):
         advice: what to do if a scene is in several splits.
         missing: messages about files without a partner; filled by `scenes`.
         left_out: files that are intentionally not taken; filled by `scenes`.
+        notes: what was repaired, projected or chosen; filled by `scenes`.
         facts: further entries of the card; filled by `scenes`.
     """
 
@@ -92,6 +96,7 @@ class Source(ABC):
         self.access = dict(access)
         self.missing: list[str] = []
         self.left_out: list[LeftOut] = []
+        self.notes: list[str] = []
         self.facts: dict[str, Any] = {}
 
     @abstractmethod

@@ -14,7 +14,7 @@ from d2ls.labels import IGNORE
 from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster import open_raster
-from sharding.raster.vector_labels import VectorGrid, VectorLabels, VectorLayer, read_layers
+from sharding.raster.vector_labels import VectorLabels, VectorLayer, read_layers, vector_grid
 from sharding.raster.vectors import project, write_features
 from tests.geodata import tiffs
 
@@ -53,7 +53,7 @@ def by_kind(file, **options):
 
 def ids(tmp_path, *layers, **options):
     with image(tmp_path) as scene:
-        return VectorGrid(VectorLabels(tuple(layers), **options), scene).read(WHOLE)
+        return vector_grid(VectorLabels(tuple(layers), **options), scene).read(WHOLE)
 
 
 def words(*texts):
@@ -158,7 +158,7 @@ def test_layers_in_another_crs_are_projected(tmp_path, code):
     there = project(shapes, UTM, CRS.from_epsg(code))
     file = layer(tmp_path, there, kind=words("wood", "field"), crs=CRS.from_epsg(code))
     with image(tmp_path) as scene:
-        grid = VectorGrid(VectorLabels((by_kind(file),)), scene)
+        grid = vector_grid(VectorLabels((by_kind(file),)), scene)
         pixels = grid.read(WHOLE)
     assert grid.features == 1
     assert (pixels[11:39, 21:59] == 1).all()
@@ -172,7 +172,7 @@ def test_metres_around_lines_on_an_image_in_degrees(tmp_path):
     line = shapely.LineString([(10.0008, 59.9994), (10.0010, 59.9994)])
     file = layer(tmp_path, [line], crs=CRS.from_epsg(4326))
     with image(tmp_path, crs="EPSG:4326", transform=place) as scene:
-        pixels = VectorGrid(VectorLabels((VectorLayer(file, only=1, buffer_m=11.132),)), scene).read(WHOLE)
+        pixels = vector_grid(VectorLabels((VectorLayer(file, only=1, buffer_m=11.132),)), scene).read(WHOLE)
     assert int((pixels[:, 90] == 1).sum()) == 20  # rows of 1.1132 m
     assert int((pixels[60] == 1).sum()) == pytest.approx(20 + 40, abs=2)  # columns of half of that
 
@@ -184,15 +184,15 @@ def test_one_side_without_a_crs_is_refused(tmp_path):
         ids(tmp_path, by_kind(unnamed))
     assert (ids(tmp_path, by_kind(unnamed, crs=tiffs.CRS))[:9, :9] == 1).all()
     with image(tmp_path, crs=None) as scene, pytest.raises(DataError, match=r"gdal_edit.py -a_srs"):
-        VectorGrid(VectorLabels((by_kind(named),)), scene)
+        vector_grid(VectorLabels((by_kind(named),)), scene)
     with image(tmp_path, crs=None) as scene:
-        grid = VectorGrid(VectorLabels((by_kind(unnamed),)), scene)
+        grid = vector_grid(VectorLabels((by_kind(unnamed),)), scene)
     assert "neither the layer nor the image names a CRS" in grid.notes[0]
     with (
         image(tmp_path, crs=None, transform=None) as scene,
         pytest.raises(DataError, match="has no georeference"),
     ):
-        VectorGrid(VectorLabels((by_kind(named),)), scene)
+        vector_grid(VectorLabels((by_kind(named),)), scene)
 
 
 def test_the_stamp_follows_rules_and_files_but_not_their_place(tmp_path):
