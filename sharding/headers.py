@@ -8,6 +8,7 @@ from sharding.raster.bands import band_text, bands_by_name, bands_in_order, cont
 from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES
 from sharding.raster.grids import compare_grids
 from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
+from sharding.raster.vector_labels import VectorLabels
 from sharding.sources.base import Scene, Source
 
 
@@ -20,7 +21,7 @@ class ScannedScene:
         info: header of the image.
         bands: positions in the file of the channels that are taken.
         resampled: whether the labels are resampled to the grid of the image.
-        labels: header of the label image.
+        labels: header of the label image; None for vector labels.
         pixel_metres: side of a pixel of the image in metres; None if unknown.
     """
 
@@ -53,16 +54,19 @@ class HeaderReader:
         if scene.mask is None:
             return None
         try:
-            with open_raster(scene.image, self.source.reading) as image, open_raster(scene.mask) as labels:
-                return self._compare(scene, image, labels)
+            with open_raster(scene.image, self.source.reading) as image:
+                if isinstance(scene.mask, VectorLabels):  # the source has laid them over the image
+                    return self._compare(scene, image, None)
+                with open_raster(scene.mask) as labels:
+                    return self._compare(scene, image, labels)
         except DataError as error:
             self.problems.append(with_advice(error, self.source.name == "custom"))
             return None
 
-    def _compare(self, scene: Scene, image: Raster, labels: Raster) -> ScannedScene:
+    def _compare(self, scene: Scene, image: Raster, labels: Raster | None) -> ScannedScene:
         info = image.info
         positions = self._band_positions(image)
-        resampled = self._compare_grids(image, labels)
+        resampled = self._compare_grids(image, labels) if labels else False
         if not info.read_as:
             types = ", ".join((*INTEGER_TYPES, *FLOAT_TYPES))
             self.problems.append(
@@ -72,10 +76,11 @@ class HeaderReader:
             self.notes.append(
                 f"{image.ref}: placed by RPC only; RPCs are not applied, no georeference is kept"
             )
-        self.problems += _label_problems(scene, labels.info, bool(self.source.codes.ids))
+        if labels:
+            self.problems += _label_problems(scene, labels.info, bool(self.source.codes.ids))
         taken = tuple(positions[band] for band in self.taken)
         metres = image.georeference.pixel_metres(info.height, info.width)
-        return ScannedScene(scene, info, taken, resampled, labels.info, metres)
+        return ScannedScene(scene, info, taken, resampled, labels.info if labels else None, metres)
 
     def _band_positions(self, image: Raster) -> tuple[int, ...]:
         """Returns the positions in the file of all bands that the source names."""

@@ -12,6 +12,7 @@ from sharding.scan import scan
 from sharding.shard_io import delete_leftovers, only_writer
 from sharding.shard_manifest import finished_manifest
 from sharding.spec import ShardSpec
+from sharding.split_map import write_split_map
 from sharding.tasks import TaskRunner, run_here
 from sharding.validate import require_labels
 from sharding.write import write_shard
@@ -85,4 +86,6 @@ def make_shards(
             if on_progress:
                 seconds = time.monotonic() - started
                 on_progress(Progress(shards, len(plan.tasks), samples, plan.samples, written, seconds))
-        return write_index(plan, spec)
+        card = write_index(plan, spec)
+        write_split_map([item.scene for item in scanned.scenes], scanned.reading, scanned.max_value, spec.uri)
+        return card

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import shapely
+from affine import Affine
 
 from d2ls.errors import DataError
 from d2ls.labels import Color, LabelCodes
@@ -17,6 +19,7 @@ from sharding.codecs import Codec
 from sharding.headers import ScannedScene
 from sharding.pixel_statistics import Scale
 from sharding.raster import RasterInfo, Reading
+from sharding.raster.polygon_grid import to_pixels
 from sharding.scan import Scan
 from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
@@ -189,7 +192,7 @@ def _divide(cuts: Iterable[Cut], count: int) -> list[tuple[Cut, ...]]:
 def _cut(split: str, item: ScannedScene, tiling: Tiling) -> Cut:
     region = item.scene.region or Window(0, 0, item.info.height, item.info.width)
     stem = _key(f"{split}_{item.scene.id}")
-    cut = _shifted(region, tiling)
+    cut = _labelled(_shifted(region, tiling), item)
     if tiling.size is None:
         named = [(stem, tile) for tile in cut]
     else:
@@ -206,6 +209,20 @@ def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
         )
 
 
+def _labelled(cut: Iterable[Tile], item: ScannedScene) -> Iterable[Tile]:
+    """Leaves out tiles in which nothing of the scene's area lies."""
+    if item.scene.area is None:
+        return cut
+    assert item.info.transform is not None
+    area = shapely.from_wkb(item.scene.area)
+    shape = to_pixels(np.array([area], object), Affine(*item.info.transform))[0]
+    return [tile for tile in cut if shapely.area(shapely.intersection(shape, _box(tile.labelled))) > 0]
+
+
+def _box(area: Window) -> Any:
+    return shapely.box(area.column, area.row, area.column + area.width, area.row + area.height)
+
+
 def _key(text: str) -> str:
     """Returns a sample key: without dots (a WebDataset key ends at the first), short enough for a tar header."""
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", text)
@@ -219,7 +236,8 @@ def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) 
     content = [FORMAT, path, _codes_json(recording.codes), {**asdict(recording), "codes": None}]
     for cut in cuts:
         scene = cut.scene
-        state = (scene.image.stamp, scene.mask.stamp if scene.mask else "")
+        state = [scene.image.stamp, scene.mask.stamp if scene.mask else ""]
+        state += [scene.area.hex()] if scene.area else []
         content.append(
             [scene.id, scene.group, dict(scene.tags), state, asdict(cut.info), cut.bands, cut.resampled]
         )

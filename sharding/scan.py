@@ -152,7 +152,7 @@ def scan(spec: ShardSpec) -> Scan:
         train_split=spec.train_split,
         own_classes=custom,
         left_out=(*source.left_out, *_left_out(spec, all_scenes)),
-        notes=tuple(headers.notes),
+        notes=(*source.notes, *headers.notes),
         warnings=tuple(warnings),
         problems=tuple(problems),
     )

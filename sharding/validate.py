@@ -15,7 +15,7 @@ from sharding.headers import ScannedScene, with_advice
 from sharding.pixel_statistics import PixelSums, Scale, histogram
 from sharding.raster import Raster, Reading, open_raster
 from sharding.raster.base import Mask
-from sharding.raster.class_ids import ClassIds
+from sharding.raster.label_source import LabelSource, open_labels
 from sharding.scaling import range_warnings
 from sharding.scan import Scan, listed
 from sharding.tasks import TaskRunner, run_here
@@ -193,9 +193,11 @@ def _labels_of(scan: Scan, split: str) -> Iterator[LabelCounts]:
         if item.scene.split == split:
             with ExitStack() as stack:
                 image = stack.enter_context(open_raster(item.scene.image, scan.reading))
-                mask = stack.enter_context(open_raster(item.scene.mask))
-                labels = ClassIds(mask, scan.codes, image if item.resampled else None)
-                for area in _areas(image, item.scene.region):
+                source = open_labels(
+                    item.scene.mask, image, scan.codes, resampled=item.resampled, area=item.scene.area
+                )
+                labels = stack.enter_context(source)
+                for area in _areas((item.info.height, item.info.width), item.scene.region):
                     yield _count(labels.read(area), None, scan.classes.num_classes)
 
 
@@ -203,14 +205,16 @@ def _check_scene(item: ScannedScene, rules: Rules) -> SceneCheck:
     scene, info, sums = item.scene, item.info, PixelSums()
     assert scene.mask is not None
     try:
-        with open_raster(scene.image, rules.reading) as image, open_raster(scene.mask) as mask:
-            labels = ClassIds(mask, rules.codes, image if item.resampled else None)
-            one_grid = item.resampled or (info.height, info.width) == (mask.info.height, mask.info.width)
-            if one_grid:
-                counts, problems = _read(_areas(image, scene.region), item, image, labels, rules, sums)
+        with ExitStack() as stack:
+            size = (info.height, info.width)
+            image = stack.enter_context(open_raster(scene.image, rules.reading))
+            source = open_labels(scene.mask, image, rules.codes, resampled=item.resampled, area=scene.area)
+            labels = stack.enter_context(source)
+            if size == labels.size:
+                counts, problems = _read(_areas(size, scene.region), item, image, labels, rules, sums)
             else:
-                counts, problems = _read(_areas(image), item, image, None, rules, sums)
-                problems += _read(_areas(mask), item, None, labels, rules, sums)[1]
+                counts, problems = _read(_areas(size), item, image, None, rules, sums)
+                problems += _read(_areas(labels.size), item, None, labels, rules, sums)[1]
     except DataError as error:
         counts, problems = LabelCounts((0,) * rules.num_classes), [with_advice(error, rules.own)]
     return SceneCheck(scene.split, counts, tuple(problems), sums)
@@ -220,7 +224,7 @@ def _read(
     areas: Iterable[Window],
     item: ScannedScene,
     image: Raster | None,
-    labels: ClassIds | None,
+    labels: LabelSource | None,
     rules: Rules,
     sums: PixelSums,
 ) -> tuple[LabelCounts, list[str]]:
@@ -247,8 +251,8 @@ def _read(
     return counts, list(errors.values())
 
 
-def _areas(raster: Raster, region: Window | None = None) -> Iterator[Window]:
-    region = region or Window(0, 0, raster.info.height, raster.info.width)
+def _areas(size: tuple[int, int], region: Window | None = None) -> Iterator[Window]:
+    region = region or Window(0, 0, *size)
     for tile in tiles(region.height, region.width, Tiling(BLOCK, edge="pad")):
         area = tile.inside
         yield Window(area.row + region.row, area.column + region.column, area.height, area.width)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from sharding.digests import sample_digest
 from sharding.pixel_statistics import PixelSums, histogram
 from sharding.plan import Cut, Recording, ShardTask
 from sharding.raster import Raster, WholeRaster, open_raster
-from sharding.raster.class_ids import ClassIds
+from sharding.raster.label_source import LabelSource, open_labels
 from sharding.shard_io import HashingStream, tar_writer, target_file
 from sharding.shard_manifest import SCHEMA, ShardManifest
 from sharding.tiling import Tile, pad_image, place_labels
@@ -71,8 +72,12 @@ def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iter
     for cut in task.cuts:
         assert cut.scene.mask is not None
         reading = task.recording.reading
-        with open_raster(cut.scene.image, reading) as image, open_raster(cut.scene.mask) as mask:
-            labels = _Labels(mask, task.recording, unexpected, image if cut.resampled else None)
+        with ExitStack() as stack:
+            image = stack.enter_context(open_raster(cut.scene.image, reading))
+            source = open_labels(
+                cut.scene.mask, image, task.recording.codes, resampled=cut.resampled, area=cut.scene.area
+            )
+            labels = _Labels(stack.enter_context(source), task.recording, unexpected)
             for key, tile in cut.tiles:
                 yield _sample(key, tile, cut, image, labels, task.recording, sums)
 
@@ -118,10 +123,8 @@ def _encode(
 class _Labels:
     """Class ids of the tiles of a scene; counts the codes of `Recording.counted` among the labels that count."""
 
-    def __init__(
-        self, mask: Raster, recording: Recording, unexpected: Counter[str], image: Raster | None
-    ) -> None:
-        self._ids = ClassIds(mask, recording.codes, image)
+    def __init__(self, source: LabelSource, recording: Recording, unexpected: Counter[str]) -> None:
+        self._ids = source
         self._counted, self._unexpected = recording.counted, unexpected
 
     def read(self, tile: Tile) -> npt.NDArray[np.uint8]:

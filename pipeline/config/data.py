@@ -44,8 +44,94 @@ class ClassConfig(Section):
     scored: bool = True
 
 
+def _value_texts(value: Any) -> Any:
+    """Spells attribute values as `sharding.raster.vectors.value_text` does."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple("null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+
+
+Values = Annotated[tuple[str, ...], BeforeValidator(_value_texts)]
+"""One attribute value, or a list of them: texts, numbers, `null`."""
+
+
+class LayerConfig(Section):
+    """A layer of labels drawn as polygons, lines or points."""
+
+    files: Texts
+    """Globs below `data.root`: GeoPackage, GeoJSON, Shapefile or FlatGeobuf."""
+    layer: str | None = None
+    """Layer of the file; unset: the only one."""
+    attribute: str | None = None
+    """Attribute whose values say the class."""
+    values: dict[str, Values] = {}
+    """Class to the attribute values that mean it; a class that is not named here is meant by its own name."""
+    class_name: str | None = None
+    """In place of `attribute`: all features are of this class."""
+    ignored: Values = ()
+    """Attribute values that are neither trained on nor scored; `null` for a missing one."""
+    buffer_m: Annotated[float, Field(gt=0)] | None = None
+    """Metres around lines and points that belong to them; unset: lines and points are refused."""
+    crs: str | None = None
+    """CRS of files that name none, e.g. `EPSG:25832`."""
+    encoding: str | None = None
+    """Of the texts of a Shapefile that does not say it, e.g. `cp1252`."""
+
+
+class VectorsConfig(Section):
+    """Labels drawn as polygons, lines or points. The keys of a single layer may stand here, without `layers`."""
+
+    layers: Annotated[tuple[LayerConfig, ...], Field(min_length=1)]
+    """Drawn in this order, later ones over earlier ones."""
+    background: str | None = None
+    """Class of what no feature covers; unset: it is ignored."""
+    order: Texts = ()
+    """Classes in the order in which they are drawn, the lowest first; unset: the order of the features."""
+    order_by: str | None = None
+    """Attribute whose ascending values are the order in which features are drawn."""
+    all_touched: bool = False
+    """Label every pixel that a feature touches, not only those whose centre it covers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_layer(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        layers = values.get("layers", [{key: value for key, value in values.items() if key not in own}])
+        return {**values, "layers": tuple(layers)} if "layers" in own else {**own, "layers": tuple(layers)}
+
+
+class AreaConfig(Section):
+    """Polygons of what was labelled; everything else is ignored."""
+
+    files: Texts
+    """Globs below `data.root`, as of `vectors`."""
+    layer: str | None = None
+    crs: str | None = None
+    """CRS of files that name none."""
+
+
+class BlocksConfig(Section):
+    """Square blocks of ground, each in one split."""
+
+    size_m: Annotated[float, Field(gt=0)]
+    """Side of a block in metres."""
+    buffer_m: Annotated[float, Field(ge=0)] = 0.0
+    """Metres between splits that are neither trained on nor scored."""
+    fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
+    """Split to its share of the labelled pixels; unset with `fold`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class FoldConfig(Section):
+    """Fold k of n is the split test, the next one val, the others train."""
+
+    k: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=3)]
+
+
 class SplitConfig(Section):
-    """How one's own scenes are divided; give one of folders, scenes, lists or fractions."""
+    """How one's own scenes are divided; give one of folders, scenes, lists, fractions, areas, blocks or fold."""
 
     folders: dict[str, Texts] | None = None
     """Split to globs of image paths below the root, e.g. `train: ["train/*"]`; those under `unused` are left out."""
@@ -57,16 +143,25 @@ class SplitConfig(Section):
     fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
     """Split to its share of the scenes; the shares add up to 1. Scenes are never divided."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """For `fractions`."""
+    """For `fractions` and `fold`."""
+    areas: str | None = None
+    """Attribute of the polygons of `area` that names the split of each."""
+    blocks: BlocksConfig | None = None
+    """Blocks of ground: one image may lie in several splits."""
+    fold: FoldConfig | None = None
+    """Cross-validation over scenes or, with `blocks`, over blocks."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        ways = ("folders", "scenes", "lists", "fractions")
+        ways = ("folders", "scenes", "lists", "fractions", "areas", "blocks", "fold")
         given = [name for name in ways if getattr(self, name)]
-        if len(given) != 1:
+        if len(given) != 1 and given != ["blocks", "fold"]:
             raise ValueError(f"give one of {', '.join(ways)}; given: {', '.join(given) or 'none'}")
-        if self.fractions and abs(sum(self.fractions.values()) - 1) > 1e-6:
-            raise ValueError(f"fractions add up to {sum(self.fractions.values()):g}, they must add up to 1")
+        if self.blocks and bool(self.blocks.fractions) == bool(self.fold):
+            raise ValueError("blocks need one of blocks.fractions and fold")
+        for fractions in (self.fractions, self.blocks.fractions if self.blocks else None):
+            if fractions and abs(sum(fractions.values()) - 1) > 1e-6:
+                raise ValueError(f"fractions add up to {sum(fractions.values()):g}, they must add up to 1")
         return self
 
 
@@ -75,9 +170,12 @@ class CustomConfig(Section):
 
     images: Texts
     """Globs below `data.root`; `*` stays within a folder, `**` does not; `{tif,png}` is either."""
-    masks: Texts
+    masks: Texts = ()
     """Globs with as many wildcards: the texts they stand for pair an image with its label image. A file that fits both
-    is a label image."""
+    is a label image. Unset: all labels are `vectors`."""
+    vectors: VectorsConfig | None = None
+    """Labels of the images that have no label image."""
+    area: AreaConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
     split: SplitConfig
     ignored: tuple[Ignored, ...] = ()

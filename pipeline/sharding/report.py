@@ -141,14 +141,14 @@ def validation_table(validation: "Validation") -> Any:
         table.add_column(split, justify="right", overflow="fold")
     hidden = scan.unlabelled
     table.add_row("images", *(str(len(items) + hidden.get(split, 0)) for split, items in columns.items()))
-    table.add_row("with label image", *(str(len(items)) for items in columns.values()))
+    table.add_row("with labels", *(str(len(items)) for items in columns.values()))
     groups = [{item.scene.group for item in items} for items in columns.values()]
     table.add_row("scenes", *("unknown" if None in names else str(len(names)) for names in groups))
     properties: dict[str, Callable[[Any], str]] = {
         "size (height x width)": lambda item: f"{item.info.height}x{item.info.width}",
         "bands in the files": lambda item: str(item.info.bands),
         "pixel type": lambda item: item.info.dtype,
-        "label image": lambda item: label_kind(item.labels),
+        "labels": lambda item: label_kind(item.labels),
         "CRS": lambda item: (item.info.crs or "none").split("[")[0] if item.info.crs else "none",
         "pixel": lambda item: f"{item.pixel_metres:.3g} m" if item.pixel_metres else "unknown",
     }
@@ -173,7 +173,7 @@ def several(values: Sequence[str]) -> str:
 def label_kind(info: "RasterInfo | None") -> str:
     """Returns bands and type of a label image as text."""
     if info is None:
-        return "none"
+        return "vectors"
     return "palette" if info.palette else f"{info.bands} x {info.dtype}"
 
 

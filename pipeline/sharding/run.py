@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from d2ls.shards import DatasetCard
-from pipeline.config.data import DataConfig
+from pipeline.config.data import DataConfig, SplitConfig, VectorsConfig
 from pipeline.config.recipe import Recipe
 from pipeline.sharding.tasks import RayTasks
 from sharding.codecs import Codec
 from sharding.make import Progress, make_shards
 from sharding.raster import Reading
 from sharding.scan import scan
-from sharding.sources.own import OwnClass, OwnData, OwnSplit
+from sharding.sources.own import OwnBlocks, OwnClass, OwnData, OwnFold, OwnSplit
+from sharding.sources.own_vectors import OwnArea, OwnLayer, OwnVectors
 from sharding.spec import ShardSpec
 from sharding.tasks import TaskRunner, run_here
 from sharding.tiling import Tiling
@@ -86,11 +87,25 @@ def _own_data(data: DataConfig) -> dict[str, Any]:
     classes = tuple(
         OwnClass(item.name, item.color, item.label_values or (), item.scored) for item in custom.classes
     )
-    split = OwnSplit(**custom.split.model_dump())
     names = ("images", "masks", "ignored", "unused", "scene", "bands", "band_order", "align")
     rest: dict[str, Any] = {name: getattr(custom, name) for name in names}
     rest["reading"] = Reading(custom.nodata, custom.page)
+    rest["area"] = OwnArea(**custom.area.model_dump()) if custom.area else None
+    rest["vectors"] = _own_vectors(custom.vectors) if custom.vectors else None
+    split = _own_split(custom.split)
     return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
+
+
+def _own_split(split: SplitConfig) -> OwnSplit:
+    values = split.model_dump()
+    values["blocks"] = OwnBlocks(**values["blocks"]) if split.blocks else None
+    values["fold"] = OwnFold(**values["fold"]) if split.fold else None
+    return OwnSplit(**values)
+
+
+def _own_vectors(vectors: VectorsConfig) -> OwnVectors:
+    values = vectors.model_dump()
+    return OwnVectors(**{**values, "layers": tuple(OwnLayer(**layer) for layer in values["layers"])})
 
 
 def _runner(recipe: Recipe, inline: bool) -> TaskRunner:

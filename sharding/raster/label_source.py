@@ -9,13 +9,13 @@ import numpy.typing as npt
 import shapely
 
 from d2ls.labels import IGNORE, LabelCodes
+from d2ls.window import Window
 from sharding.files import FileRef
 from sharding.raster.base import Raster
 from sharding.raster.class_ids import ClassIds
 from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.reader import open_raster
 from sharding.raster.vector_labels import VectorLabels, vector_grid
-from sharding.tiling import Window
 
 
 class LabelSource(Protocol):

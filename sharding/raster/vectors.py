@@ -88,9 +88,13 @@ def read_features(
     """
     layer = _layer(path, layer)
     name = f"{path} (layer {layer})"
+    empty = f"{name}: the layer has no features. Choose another layer, or save the edits in QGIS"
     with _reading(path) as notes:
         options = {"layer": layer, "encoding": encoding}
-        known = [str(column) for column in pyogrio.read_info(path, **options)["fields"]]
+        info = pyogrio.read_info(path, **options)
+        known = [str(column) for column in info["fields"]]
+        if not info["features"]:
+            raise DataError(empty)
         for column in columns:
             if column not in known:
                 raise DataError(f"{name}: no attribute {column!r}. Attributes: {', '.join(known) or 'none'}")
@@ -99,7 +103,7 @@ def read_features(
     features = Features(name, shapely.from_wkb(wkb), _crs(meta["crs"], crs, name), fields)
     features = _cleaned(features)
     if not len(features):
-        raise DataError(f"{name}: the layer has no features. Choose another layer, or save the edits in QGIS")
+        raise DataError(empty)
     return replace(features, notes=tuple(f"{name}: {note}" for note in (*notes, *features.notes)))
 
 

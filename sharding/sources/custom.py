@@ -3,6 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from d2ls.errors import ConfigError
 from d2ls.labels import ClassTable
 from sharding.files import FileRef, FileTree, composed, natural
 from sharding.raster.scene import IMAGE_SUFFIXES
+from sharding.raster.vector_labels import VectorLabels
 from sharding.sources.base import LeftOut, Protocol, Scene, Source, nearest, refuse_unknown
+from sharding.sources.blocks import fold_split
 from sharding.sources.globs import compile_glob, fits
 from sharding.sources.own import OwnData, label_codes, refuse_equal_colors
+from sharding.sources.own_vectors import vector_files, vector_labels
+from sharding.sources.pieces import Divider, read_areas
 from sharding.sources.splitting import SplitLists, draw
 
 UNUSED = "unused"
@@ -54,12 +59,14 @@ class Custom(Source):
         """Yields the scenes of all splits but `unused`; notes what is left out, and why."""
         tree = self.tree()
         images, masks = self._files(tree)
+        labels = self._labels(tree, images, masks)
         paths = {ref: name for name, ref in tree.files.items()}
         names = {key: paths[ref] for key, ref in images.items()}
-        if self.own.split.fractions:  # what lacks a label image takes no share
-            names = {key: name for key, name in names.items() if key in masks}
+        if self.own.split.fractions or self.own.split.fold:  # what lacks labels takes no share
+            names = {key: name for key, name in names.items() if key in labels}
         groups = {key: self._group(name) for key, name in names.items()}
         splits = self._splits(tree, names, groups)
+        scenes: list[Scene] = []
         left_out: dict[str, list[FileRef]] = {}
         for key, image in images.items():
             split = splits.get(key)
@@ -67,7 +74,7 @@ class Custom(Source):
                 left_out.setdefault(f"data.custom.split puts them into {UNUSED!r}", []).append(image)
             elif split is None and self.own.split.lists:
                 left_out.setdefault("in no file of data.custom.split.lists", []).append(image)
-            elif key not in masks:
+            elif key not in labels:
                 self.missing.append(
                     f"{image}: no label image for it. Add one, correct data.custom.masks, "
                     f'or name it in data.custom.unused (for instance ["{paths[image]}"])'
@@ -78,7 +85,7 @@ class Custom(Source):
                     f"(scene {groups[key] or key!r}); name it there, under {UNUSED!r} if it is to be left out"
                 )
             else:
-                yield Scene(key, split, image, masks[key], groups[key], dict(self.own.tags))
+                scenes.append(Scene(key, split, image, labels[key], groups[key], dict(self.own.tags)))
         self.missing += [
             f"{ref}: no image for this label image. Add one, correct data.custom.images, "
             "or name it in data.custom.unused"
@@ -86,10 +93,42 @@ class Custom(Source):
             if key not in images
         ]
         self.left_out += [LeftOut(why, len(refs), str(refs[0])) for why, refs in left_out.items()]
+        yield from self._divided(tree, scenes)
+
+    def _labels(
+        self, tree: FileTree, images: Mapping[str, FileRef], masks: Mapping[str, FileRef]
+    ) -> dict[str, FileRef | VectorLabels]:
+        """Returns the labels of each image: its label image, or the vector labels of all that have none."""
+        labels: dict[str, FileRef | VectorLabels] = dict(masks)
+        if self.own.vectors:
+            vectors = vector_labels(self.own.vectors, self.classes.names, partial(_vector_files, tree))
+            labels |= {key: vectors for key in images if key not in masks}
+        return labels
+
+    def _divided(self, tree: FileTree, scenes: list[Scene]) -> Iterator[Scene]:
+        """Yields the scenes, or the pieces of ground that the recipe makes of them."""
+        own, split = self.own, self.own.split
+        if not (own.vectors or own.area or split.blocks):
+            yield from scenes
+            return
+        areas = None
+        if own.area:
+            files = vector_files(own.area.files, "data.custom.area.files", partial(_vector_files, tree))
+            areas = read_areas(files, own.area.layer, own.area.crs, split.areas)
+        divider = Divider(self.codes, self.reading, self.align, self.classes.num_classes, areas)
+        if split.blocks:
+            yield from divider.by_blocks(scenes, split)
+        elif split.areas:
+            yield from divider.by_attribute(scenes, split.areas)
+        else:
+            yield from divider.restrict(scenes)
+        self.notes += [note for layer in areas or () for note in layer.notes] + divider.notes
+        self.missing += divider.problems
+        self.facts |= divider.facts
 
     def _files(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef]]:
         """Returns images and label images by the texts of their wildcards, without the unused ones."""
-        masks = _matching(tree, self.own.masks, "masks", ())
+        masks = _matching(tree, self.own.masks, "masks", ()) if self.own.masks else {}
         images = _matching(tree, self.own.images, "images", set(masks.values()))
         paths = {ref: name for name, ref in tree.files.items()}
         pairs = {
@@ -131,9 +170,16 @@ class Custom(Source):
         self, tree: FileTree, paths: Mapping[str, str], groups: Mapping[str, str | None]
     ) -> dict[str, str]:
         split = self.own.split
-        if split.fractions:
+        if split.blocks or split.areas:
+            return dict.fromkeys(paths, "")  # images are divided
+        if split.fractions or split.fold:
             units = sorted({groups[key] or key for key in paths}, key=natural)
-            drawn = draw(units, split.fractions, split.seed)
+            if split.fold:
+                k, n = split.fold.k, split.fold.n
+                folds = draw(units, {str(fold): 1 / n for fold in range(1, n + 1)}, split.seed)
+                drawn = {unit: fold_split(int(fold), k, n) for unit, fold in folds.items()}
+            else:
+                drawn = draw(units, split.fractions or {}, split.seed)
             return {key: drawn[groups[key] or key] for key in paths}
         result: dict[str, str] = {}
         if split.lists:
@@ -161,6 +207,24 @@ class Custom(Source):
                     f"{key}: data.custom.split.{self.own.split.way} puts it into both {taken[key]} and {split}; "
                     "take it out of one"
                 )
+
+
+def _vector_files(tree: FileTree, globs: Sequence[str], key: str) -> list[FileRef]:
+    """Returns the files that fit globs, in natural order.
+
+    Raises:
+        ConfigError: a glob fits none.
+    """
+    refs: dict[FileRef, None] = {}
+    for glob in globs:
+        rules = compile_glob(glob)
+        hits = [ref for name, ref in tree.files.items() if any(rule.fullmatch(name) for rule in rules)]
+        if not hits:
+            raise ConfigError(
+                f"{key}: {glob!r} fits no file below {tree.root}. {nearest(glob, list(tree.files)[:20])}"
+            )
+        refs |= dict.fromkeys(hits)
+    return list(refs)
 
 
 def _names(pattern: str, text: str, folders: bool) -> bool:

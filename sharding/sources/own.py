@@ -10,8 +10,13 @@ from sharding.raster.bands import BandOrder
 from sharding.raster.base import Reading
 from sharding.raster.grids import Align
 from sharding.raster.reader import PLAIN
+from sharding.sources.blocks import require_fold
+from sharding.sources.own_vectors import OwnArea, OwnVectors
 
 Code = int | Color
+
+WAYS = ("folders", "scenes", "lists", "fractions", "areas", "blocks", "fold")
+"""Keys of `data.custom.split` that say how scenes are divided."""
 
 NAN, TRANSPARENT = "nan", "transparent"
 """Words that `ignored` may hold beside codes: NaN in float label images, pixels with an alpha of 0."""
@@ -28,15 +33,36 @@ class OwnClass:
 
 
 @dataclass(frozen=True)
+class OwnBlocks:
+    """Square blocks of ground: their side and the strip between splits in metres, the share of each split, the seed."""
+
+    size_m: float
+    buffer_m: float = 0.0
+    fractions: Mapping[str, float] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OwnFold:
+    """Fold k of n: it is tested, the next one selects, the others are trained on."""
+
+    k: int
+    n: int
+
+
+@dataclass(frozen=True)
 class OwnSplit:
-    """How scenes are divided; exactly one of the first four is given.
+    """How scenes are divided; exactly one way is given, where a fold may stand in for the fractions of blocks.
 
     Attributes:
         folders: split to globs of image paths below the root.
         scenes: split to scene names or globs of them.
         lists: split to text files below the root that name an image a line.
         fractions: split to its share of the scenes; shares add up to 1.
-        seed: for `fractions`.
+        seed: for `fractions` and `fold`.
+        areas: attribute of the polygons of `OwnData.area` that names their split.
+        blocks: blocks of ground, which divide images.
+        fold: fold of the scenes, or of the blocks.
     """
 
     folders: Mapping[str, Sequence[str]] | None = None
@@ -44,14 +70,20 @@ class OwnSplit:
     lists: Mapping[str, Sequence[str]] | None = None
     fractions: Mapping[str, float] | None = None
     seed: int = 0
+    areas: str | None = None
+    blocks: OwnBlocks | None = None
+    fold: OwnFold | None = None
 
     def __post_init__(self) -> None:
-        ways = ("folders", "scenes", "lists", "fractions")
-        given = [name for name in ways if getattr(self, name)]
-        if len(given) != 1:
+        given = [name for name in WAYS if getattr(self, name)]
+        if len(given) != 1 and given != ["blocks", "fold"]:
             raise ConfigError(
-                f"data.custom.split: give one of {', '.join(ways)}; given: {', '.join(given) or 'none of them'}"
+                f"data.custom.split: give one of {', '.join(WAYS)}; given: {', '.join(given) or 'none of them'}"
             )
+        if self.blocks and bool(self.blocks.fractions) == bool(self.fold):
+            raise ConfigError("data.custom.split: blocks need one of blocks.fractions and fold")
+        if self.fold:
+            require_fold(self.fold.k, self.fold.n)
         if self.fractions and (
             min(self.fractions.values()) <= 0 or abs(sum(self.fractions.values()) - 1) > 1e-6
         ):
@@ -61,8 +93,8 @@ class OwnSplit:
 
     @property
     def way(self) -> str:
-        """Which of the four is given."""
-        return next(name for name in ("folders", "scenes", "lists", "fractions") if getattr(self, name))
+        """Which way is given."""
+        return next(name for name in WAYS if getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -71,8 +103,10 @@ class OwnData:
 
     Attributes:
         images: globs below the root; `*` stays within a folder, `**` does not.
-        masks: globs with the same wildcards: the texts they stand for pair image and label image. A file that fits
-            both is a label image.
+        masks: globs of label images, with the same wildcards: the texts they stand for pair image and label image. A
+            file that fits both is a label image. Empty: all labels are vectors.
+        vectors: labels of the images that have no label image; None: there are none.
+        area: polygons of what was labelled; None: all of each image.
         classes: the classes.
         split: division into splits.
         ignored: raw codes that are neither trained on nor scored; the words `nan` and `transparent` likewise.
@@ -97,8 +131,16 @@ class OwnData:
     license: str = "unknown"
     ground_sampling_distance: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    vectors: OwnVectors | None = None
+    area: OwnArea | None = None
 
     def __post_init__(self) -> None:
+        if not self.masks and not self.vectors:
+            raise ConfigError("data.custom: give masks (label images), vectors, or both")
+        if self.split.areas and not self.area:
+            raise ConfigError(
+                "data.custom.split.areas: names an attribute of data.custom.area, which is not given"
+            )
         if self.scene in (None, "file", "folder"):
             return
         example = r"write file, folder, or an expression such as '^(area\d+)/'"

@@ -1,6 +1,6 @@
 """Inputs that people have, and what each command answers: the rows of one test and of the table in docs/data.md.
 
-`images.py`, `labels.py` and `maps.py` hold the rows. A row is a function that makes its files below `tmp_path` and
+The other files hold the rows. A row is a function that makes its files below `tmp_path` and
 asserts the answer. `python -m tests.geodata` writes the table into docs/data.md.
 """
 
@@ -41,7 +41,7 @@ def case(
 
 def all_cases() -> list[Case]:
     """Imports the rows and returns them in the order of the files."""
-    from tests.geodata import images, labels, maps  # noqa: F401
+    from tests.geodata import images, labels, maps, vectors  # noqa: F401
 
     return CASES
 

@@ -40,6 +40,11 @@ def problems(root, **custom):
         return str(error)
 
 
+def notes(root, **custom):
+    """The notes of `pipeline.shard --check`, in one text."""
+    return "\n".join(check_raw_data(recipe(root, **custom), inline=True).scan.notes)
+
+
 def samples(root):
     """Decoded samples of the shards by key: image (H W C), class ids (H W), the JSON member."""
     import io

@@ -54,13 +54,15 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
     build(tmp_path)
     found = scan(spec(tmp_path, "out"))
     read = []
-    opened = sharding.validate.open_raster
-    monkeypatch.setattr(
-        sharding.validate, "open_raster", lambda ref, *rest: read.append(str(ref)) or opened(ref, *rest)
-    )
+    opened = sharding.validate.open_labels
+
+    def recorded(labels, *rest, **more):
+        read.append(str(labels))
+        return opened(labels, *rest, **more)
+
+    monkeypatch.setattr(sharding.validate, "open_labels", recorded)
     require_labels(found)
-    labels = [name for name in read if name.endswith("_label.png")]
-    assert [name.split("/")[-3] for name in labels] == ["a", "c", "d"]
+    assert [name.split("/")[-3] for name in read] == ["a", "c", "d"]
 
 
 def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_of_a_published_set(tmp_path):

@@ -43,10 +43,10 @@ def test_the_check_ends_with_a_table_on_100_columns(tmp_path, capsys, monkeypatc
         for line in shown.splitlines()
         if len(cells := line.replace("┃", "│").split("│")) == 6
     }
-    assert rows["with label image"] == ["4", "2", "2"]
+    assert rows["with labels"] == ["4", "2", "2"]
     assert rows["scenes"] == ["2", "1", "1"]
     assert rows["size (height x width)"] == ["40x50", "40x50", "40x50"]
-    assert rows["label image"] == ["3 x uint8"] * 3
+    assert rows["labels"] == ["3 x uint8"] * 3
     assert rows["CRS"] == ["none"] * 3
     assert all(float(rows["roof"][k][:-1]) + float(rows["water"][k][:-1]) == 100 for k in range(3))
     assert max(map(len, shown.split("left out")[0].splitlines())) <= 100
@@ -63,7 +63,7 @@ def test_problems_stand_below_the_table(tmp_path, capsys):
     (tmp_path / "raw" / "a" / "lab" / "part1_label.png").unlink()
     status, shown = run_check(tmp_path, capsys)
     assert status == 1
-    assert shown.index("with label image") < shown.index("- a/img/part1.png: no label image for it")
+    assert shown.index("with labels") < shown.index("- a/img/part1.png: no label image for it")
     assert shown.rstrip().endswith("nothing was written")
 
 
