@@ -55,12 +55,12 @@ class Codec:
 
     @property
     def lossless(self) -> bool:
-        """Whether decoding gives the very pixels back."""
+        """Whether decoding returns exactly the same pixels."""
         return self.name != "jpg"
 
     @property
     def ratio(self) -> float:
-        """Bytes stored a byte of pixels, roughly; only the number of samples a shard rests on it."""
+        """Approximate bytes stored per byte of pixels; used only to choose the number of samples per shard."""
         if self.name == "tif":
             return 1.0 if self.compression == "none" else 0.7
         return {"png": 0.6, "webp": 0.42, "jpg": 0.2}[self.name]

@@ -29,14 +29,14 @@ def role_problems(spec: ShardSpec, scenes: Sequence[Scene]) -> tuple[list[str], 
         Problems of the roles of training (none if neither of their splits exists), and of the reported role.
     """
     splits = list(dict.fromkeys(scene.split for scene in scenes))
-    roles = {"train": spec.train_split, "val": spec.select_split, "test": spec.report_split}
+    roles = {"train": spec.train_split, "val": spec.val_split, "test": spec.test_split}
     texts = {
         role: f"roles.{role} names the split {split!r}, which does not exist. Name scenes for it in "
         f"data.custom.split, or another split in the roles. {nearest(split, splits)}"
         for role, split in roles.items()
         if splits and split and split not in splits
     }
-    trains = {spec.train_split, spec.select_split} & {*splits}
+    trains = {spec.train_split, spec.val_split} & {*splits}
     training = [texts[role] for role in ("train", "val") if role in texts and trains]
     return training, [texts["test"]] if "test" in texts else []
 

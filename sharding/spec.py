@@ -36,8 +36,8 @@ class ShardSpec:
         treat_as_ignored: raw label codes unknown to the data set that become 255 and are counted.
         splits: splits to make; empty for all.
         train_split: the one whose pixels give mean and standard deviation, and whose tiles may overlap.
-        select_split: the one that selects epochs; empty if not known.
-        report_split: the one that is reported; empty if not known.
+        val_split: the one that selects epochs; empty if not known.
+        test_split: the one that is reported at the end; empty if not known.
         target_bytes: approximate size of a shard.
         seed: order of the scenes in the shards.
         license: empty for what the source says.
@@ -60,8 +60,8 @@ class ShardSpec:
     treat_as_ignored: tuple[int | Color, ...] = ()
     splits: tuple[str, ...] = ()
     train_split: str = "train"
-    select_split: str = ""
-    report_split: str = ""
+    val_split: str = ""
+    test_split: str = ""
     target_bytes: int = 64_000_000
     seed: int = 0
     license: str = ""

@@ -1,4 +1,4 @@
-"""The demo: scenes that the project makes itself, so that a newcomer sees the whole way without any data set."""
+"""The demo: runs the whole pipeline on drawn scenes, so that no data set is needed."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ SIZE = 256
 
 
 def is_demo(recipe: Recipe) -> bool:
-    """Says whether a recipe is the demo's, which makes its own data."""
+    """Returns whether a recipe is the demo, which draws its own data."""
     return recipe.name == NAME
 
 
 def introduce(recipe: Recipe, console: "Console") -> None:
-    """Says what the demo will do, before it does anything."""
+    """Prints what the demo will do."""
     console.print(
         f"""\
 [bold]The D2LS demo[/]: from images to a registered model, on this machine (or the Ray cluster it can reach).
@@ -40,13 +40,13 @@ Drawn scenes are easy and the trials are short: the figures prove the way, not t
 
 
 def make_scenes(recipe: Recipe, console: "Console") -> None:
-    """Draws the demo's scenes where they are missing; a broken-off call is begun again."""
+    """Draws the scenes of the demo unless they exist; after an interrupted call it starts over."""
     from pipeline.demo.scenery import write_scenery
 
     root = storage.local_path(recipe.data.root)
     marker = root / "scenes.json"
-    wanted = {"scenes": SCENES, "size": SIZE, "seed": recipe.seed}
-    if marker.is_file() and json.loads(marker.read_text()) == wanted:
+    settings = {"scenes": SCENES, "size": SIZE, "seed": recipe.seed}
+    if marker.is_file() and json.loads(marker.read_text()) == settings:
         return
     from pipeline.console import heading
 
@@ -54,4 +54,4 @@ def make_scenes(recipe: Recipe, console: "Console") -> None:
     for part in SCENES:
         storage.delete(root / part)
     write_scenery(root, scenes=SCENES, size=SIZE, seed=recipe.seed)
-    Path(marker).write_text(json.dumps(wanted))
+    Path(marker).write_text(json.dumps(settings))

@@ -1,6 +1,6 @@
 """Procedural aerial scenes with labels, written in LoveDA's folder layout and label codes.
 
-They stand in for a real data set where none is at hand: a demo, a test, a benchmark. Fields with furrows, forest of
+They replace a real data set in the demo, in tests and in benchmarks. Fields with furrows, forest of
 single crowns, rivers and lakes, roads with markings and cars, buildings with gabled roofs, bare soil; light from one
 side, cast shadow, haze and tint that change from scene to scene; classes as uneven as in real scenes.
 """
@@ -45,7 +45,7 @@ def make_scene(
     Args:
         seed: the same seed gives the same scene.
         size: side in pixels, 64 or more; one pixel is about 0.6 m.
-        area: `Urban` or `Rural`; even seeds are urban unless told.
+        area: `Urban` or `Rural`; by default even seeds are urban.
 
     Returns:
         The image (size size 3, uint8, RGB) and its class ids (size size, uint8, 0..6, 255 where no data).
@@ -74,12 +74,12 @@ def write_scenery(
 ) -> Path:
     """Writes a data set of scenes as LoveDA does, with label images in every part.
 
-    The official Test part has no labels; this one has, so that training, selection and report each have scenes of
+    The official Test part has no labels; this one has, so that train, val and test each have scenes of
     their own. Scenes of different parts come from different seeds.
 
     Args:
         root: folder to write into.
-        scenes: number of scenes of each part; 32 for Train, 8 for Val, 8 for Test unless told. Every second is rural.
+        scenes: number of scenes of each part; by default 32 for Train, 8 for Val, 8 for Test. Every second is rural.
         size: side of a scene in pixels.
         seed: another seed, another data set.
 

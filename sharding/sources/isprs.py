@@ -60,7 +60,7 @@ class Isprs(Source):
     more_options: ClassVar[tuple[str, ...]] = ()
 
     def _take_options(self, options: dict[str, Any]) -> None:
-        """Takes further options out of the mapping."""
+        """Reads further options and removes them from the mapping."""
 
     @abstractmethod
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
@@ -117,4 +117,4 @@ class Isprs(Source):
     def _note_strangers(self, images: Mapping[str, FileRef]) -> None:
         for tile, ref in images.items():
             if tile not in self.train_tiles + self.test_tiles:
-                self.missing.append(f"{ref}: {tile} is no tile of the official lists; take the file away")
+                self.missing.append(f"{ref}: {tile} is no tile of the official lists; remove the file")

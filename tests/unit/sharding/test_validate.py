@@ -92,7 +92,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
 ])  # fmt: skip
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     build(tmp_path)
-    roles = {"train_split": "train", "select_split": "val", "report_split": "test"}
+    roles = {"train_split": "train", "val_split": "val", "test_split": "test"}
     found = scan(spec(tmp_path, "out", own({"scenes": split}), **roles))
     assert len(found.problems) == len(problems)
     assert len(found.warnings) == len(warnings)
