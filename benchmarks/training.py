@@ -170,7 +170,7 @@ def measure(bench, given):
     from pipeline import cluster
     from pipeline.config import parse_recipe
 
-    half = {"train__global_batch": given.batch // 2}
+    half = {"train__global_batch_size": given.batch // 2}
     every = {"train__checkpoint__every_epochs": 1}
     plain = {
         "torchrun, 1 worker": lambda: bench.torchrun(1),
@@ -270,7 +270,7 @@ def main():
             folder,
             model__backbone=given.backbone,
             loader__augmentation__crop_size=given.side,
-            train__global_batch=given.batch,
+            train__global_batch_size=given.batch,
             train__epochs=max(1, given.steps // steps),
             train__evaluate_every=10**6,
         )

@@ -139,7 +139,7 @@ def flat_metrics(
     metrics |= {f"train/{'loss' if name == 'total' else name}": value for name, value in terms.items()}
     if report is not None:
         scores = report.scores
-        select = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy}
-        select |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
-        metrics |= {f"val/{name}": value for name, value in select.items() if math.isfinite(value)}
+        values = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy}
+        values |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
+        metrics |= {f"val/{name}": value for name, value in values.items() if math.isfinite(value)}
     return metrics
