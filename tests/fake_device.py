@@ -1,8 +1,8 @@
-"""A device that is done with nothing before somebody waits, for tests of the CUDA path on machines without a GPU.
+"""A fake asynchronous device, for tests of the CUDA path on machines without a GPU.
 
-Arithmetic is done at once, on the CPU. Events and copies are not: they stand in the queue of their stream until an
-event behind them is waited for, or another stream waits for theirs. An event that has not passed answers "not ready",
-as CUDA's do, and a copy that has not run leaves garbage.
+Arithmetic is done at once, on the CPU. Events and copies are not: they stay in the queue of their stream until the host
+waits for an event behind them, or another stream waits for theirs. As on CUDA, reading an event that has not passed is
+an error ("not ready"), and the target of a copy that has not run holds garbage.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ GARBAGE = 77
 
 
 class FakeStream:
-    """What was queued, in order; `done` of it has passed."""
+    """A queue of actions, of which the first `done` have run."""
 
     def __init__(self, place=None):
         self.queue, self.done = [], 0
@@ -58,7 +58,7 @@ class FakeCuda:
     """Stands in for `torch.cuda`.
 
     Attributes:
-        waits: of every wait of the host, how much was queued behind what it waited for.
+        waits: for every wait of the host, how many actions were queued behind the one it waited for.
     """
 
     Stream = FakeStream
@@ -90,7 +90,7 @@ class FakeCuda:
 
 
 class FakeDevice(CudaDevice):
-    """`CudaDevice` on the fake runtime: its own code runs, only the copies are replaced by late ones."""
+    """`CudaDevice` on the fake runtime: its own code runs, only the copies are replaced by delayed ones."""
 
     def __init__(self):
         super().__init__(torch.device("cpu"), FakeCuda())
@@ -99,7 +99,7 @@ class FakeDevice(CudaDevice):
     normalize_over_ranks = Device.normalize_over_ranks
 
     def small_memory(self, network, most):
-        """Lets the network run out of memory half way through a forward pass of more samples."""
+        """Makes the network run out of memory half way through a forward pass of more samples than `most`."""
 
         def refuse(module, inputs):
             if len(inputs[0][0]) > most:

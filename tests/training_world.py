@@ -43,7 +43,7 @@ def tiny_shards(root, train=(6, 5), side=SIZE, samples=None):
 
 
 class Recorder(Callback):
-    """Keeps what it is told."""
+    """Keeps all reports."""
 
     def __init__(self):
         self.steps, self.evaluations, self.epochs, self.checkpoints, self.closed = [], [], [], [], 0
@@ -66,7 +66,7 @@ class Recorder(Callback):
 
 
 class StopAfter(Callback):
-    """Ends the run as a kill would, after a number of steps of this process."""
+    """Ends the run like a kill, after a number of steps of this process."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -148,7 +148,7 @@ def weights(trainer):
 
 
 def assert_equal(ours, theirs):
-    """Bit for bit."""
+    """Compares bit for bit."""
     assert ours.keys() == theirs.keys()
     differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not differing, differing[:5]
