@@ -33,12 +33,11 @@ import webdataset
 from PIL import Image
 
 from benchmarks.loader_soak import FULL
-from d2ls.data import TrainingLoader, dataset, samples
-from d2ls.data.dataset import cut
-from d2ls.data.photometric import Transforms, import_albumentations
-from d2ls.data.samples import Mosaic
-from d2ls.data.transforms import draw_crop
+from d2ls.data import TrainingLoader, dataset, reader
+from d2ls.data.mosaic import Mosaic
+from d2ls.data.transforms import Transforms, cut, draw_crop, import_albumentations
 from d2ls.shards import ShardSet
+from d2ls.window import Window
 
 BATCH, SAMPLES = 8, 96  # samples of a set: whole epochs are timed
 
@@ -50,11 +49,11 @@ class Whole:
         self.pixels, self.labels = image, mask
         self.height, self.width = mask.shape
 
-    def image(self, box):
-        return self.pixels[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    def image(self, window):
+        return self.pixels[window.slices]
 
-    def mask(self, box):
-        return self.labels[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    def mask(self, window):
+        return self.labels[window.slices]
 
 
 class Augment:
@@ -94,18 +93,25 @@ def ours(data, augmentation, codec, count):
 
 
 class Recorder:
-    """Notes the windows that a loader decodes, to decode just these again."""
+    """Notes what a loader decodes, to decode just this again: bytes come from memory."""
 
     def __init__(self):
         self.calls = []
 
-    def image(self, function, member, layout, box):
-        self.calls.append((function, member, (layout, box)))
-        return function(member, layout, box)
+    def image(self, function, read, length, suffix, *, expected, window):
+        content = {}
 
-    def mask(self, function, member, layout):
-        self.calls.append((function, member, (layout,)))
-        return function(member, layout)
+        def from_memory(offset, count):
+            if (offset, count) not in content:
+                content[offset, count] = read(offset, count)
+            return content[offset, count]
+
+        self.calls.append(partial(function, from_memory, length, suffix, expected=expected, window=window))
+        return self.calls[-1]()
+
+    def mask(self, function, content, size):
+        self.calls.append(partial(function, content, size))
+        return self.calls[-1]()
 
 
 def limit(data, augmentation, codec, count):
@@ -118,19 +124,17 @@ def limit(data, augmentation, codec, count):
         seed=0,
         verify="never",
     )
-    real = samples.read_image, samples.read_mask
-    samples.read_image, samples.read_mask = partial(recorder.image, real[0]), partial(recorder.mask, real[1])
+    real = reader.read_image, reader.decode_mask
+    reader.read_image, reader.decode_mask = partial(recorder.image, real[0]), partial(recorder.mask, real[1])
     done, epoch = 0, 1
     while done < count:
         done += sum(len(batch) for batch in loader.epoch(epoch))
         epoch += 1
-    samples.read_image, samples.read_mask = real
+    reader.read_image, reader.decode_mask = real
     while True:
-        for _, member, _ in recorder.calls:
-            member._content = None
         start = time.process_time()
-        for function, member, rest in recorder.calls:
-            function(member, *rest)
+        for call in recorder.calls:
+            call()
         yield (time.process_time() - start) / done
 
 
@@ -173,8 +177,8 @@ def open_pair(path):
 def whole_mosaic(pairs):
     arrays = [(np.array(image), np.array(mask)) for image, mask in pairs]
     mosaic = Mosaic([Whole(*pair) for pair in arrays], np.random.default_rng(random.getrandbits(32)))
-    box = (0, 0, mosaic.height, mosaic.width)
-    return Image.fromarray(mosaic.image(box)), Image.fromarray(mosaic.mask(box))
+    window = Window(0, 0, mosaic.height, mosaic.width)
+    return Image.fromarray(mosaic.image(window)), Image.fromarray(mosaic.mask(window))
 
 
 def published_crop(image, mask, augmentation):
@@ -231,13 +235,13 @@ def stages(data, augmentation, codec, count):
         return run
 
     places = {
-        "decode image": (samples, "read_image"),
-        "decode labels": (samples, "read_mask"),
+        "decode image": (reader, "read_image"),
+        "decode labels": (reader, "decode_mask"),
         "crop place, with labels": (dataset, "draw_crop"),
         "cut and scale, with image": (dataset, "cut"),
         "flips and colours": (dataset.Transforms, "__call__"),
         "write into batch": (dataset.BatchBuilder, "put"),
-        "read bytes of labels": (samples, "open_sample"),
+        "read bytes of labels": (reader, "open_sample"),
     }
     real = {name: getattr(*place) for name, place in places.items()}
     for name, (home, attribute) in places.items():

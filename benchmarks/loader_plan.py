@@ -99,7 +99,7 @@ def million():
         for epoch, step in ((1, 0), (2, loader.steps_per_epoch - 1)):
             timed(
                 name + f"order of step {step}",
-                lambda loader=loader, epoch=epoch, step=step: next(loader._orders(loader.epoch(epoch, step))),
+                lambda loader=loader, epoch=epoch, step=step: next(loader._specs(loader.epoch(epoch, step))),
             )
 
 

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from d2ls.shards.codecs import decode_image
+from d2ls.window import Window
 from pipeline.config.recipe import parse_recipe
 from pipeline.demo.scenery import make_scene, write_scenery
 from pipeline.sharding.run import ensure_shards, shard_spec
@@ -221,7 +222,7 @@ def codecs(options):
             encode.append(time.process_time() - started)
             share.append(len(content) / image.nbytes)
             decode.append(min(cpu(decode_image, content, codec.name) for _ in range(3)))
-            part = partial(decode_image, content, codec.name, box=(130, 210, 512, 512))
+            part = partial(decode_image, content, codec.name, window=Window(130, 210, 512, 512))
             crop.append(min(cpu(part) for _ in range(3)))
         row = [1000 * statistics.median(values) for values in (encode, decode, crop)]
         print(f"{name:15s} {statistics.mean(share):10.2f} {row[0]:8.1f} {row[1]:8.1f} {row[2]:8.1f}")

@@ -1,4 +1,4 @@
-"""A bounded local cache of whole shards before an object store, shared by any number of processes of a machine."""
+"""A bounded local cache of whole shards of an object store, shared by any number of processes on a machine."""
 
 import contextlib
 import fcntl
@@ -23,12 +23,12 @@ _SUFFIX, _PARTIAL = ".tar", ".partial"
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where shards of an object store are kept, and how many of them.
+    """Where shards of an object store are cached, and how many of them.
 
     Attributes:
-        folder: local folder, made on first use; any number of processes may share it.
-        max_bytes: most bytes that finished and arriving shards take together.
-        local: whether to cache shards of a local path too (a slow network disk).
+        folder: local folder, created on first use; any number of processes may share it.
+        max_bytes: largest total size of complete and arriving shards.
+        local: whether to cache shards of a local path too (for a slow network disk).
     """
 
     folder: str = ""
@@ -36,85 +36,86 @@ class CacheConfig:
     local: bool = False
 
     def path(self) -> Path:
-        """Returns the folder; unset, one below the system's temporary folder."""
+        """Returns the folder; if unset, one in the system's temporary folder."""
         return Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / "d2ls-shards"
 
 
 @dataclass(frozen=True)
 class SplitShards:
-    """What a worker must know of the shards.
+    """The shards of a split: all that a worker needs to find and check them.
 
     Attributes:
         uri: folder of the set.
-        shards: path below it to size and checksum.
+        files: path of a shard below it -> its size and checksum.
     """
 
     uri: str
-    shards: Mapping[str, ShardFile]
+    files: Mapping[str, ShardFile]
 
     @classmethod
     def of(cls, shards: ShardSet, split: str) -> Self:
-        """Takes the facts of a split."""
+        """Returns the shards of a split."""
         return cls(shards.uri, {shard.path: shard for shard in shards.card.splits[split].shards})
 
 
-def open_reader(facts: SplitShards, cache: CacheConfig | None) -> ShardReader:
-    """Opens the shards: a local disk directly, an object store through the cache or, without one, range by range."""
-    local = storage.is_local(facts.uri)
+def open_reader(shards: SplitShards, cache: CacheConfig | None) -> ShardReader:
+    """Returns a reader: of a local disk directly, of an object store through the cache or, without one, by range."""
+    local = storage.is_local(shards.uri)
     if cache is not None and (cache.local or not local):
-        return CachedReader(facts, cache)
-    return LocalReader(storage.local_path(facts.uri)) if local else RemoteReader(facts.uri)
+        return CachedReader(shards, cache)
+    return LocalReader(storage.local_path(shards.uri)) if local else RemoteReader(shards.uri)
 
 
 class CachedReader:
-    """Shards fetched whole on first use; where one does not fit at the moment, read range by range.
+    """Fetches whole shards into the cache on first use. Reads a shard by range while the cache has no room for it.
 
     Args:
-        facts: the shards.
-        config: folder and limit.
+        shards: the shards.
+        config: folder and limit of the cache.
 
     Raises:
-        ConfigError: a shard alone is larger than the limit.
+        ConfigError: one shard is larger than the limit.
     """
 
     whole_samples = False
 
-    def __init__(self, facts: SplitShards, config: CacheConfig) -> None:
-        largest = max(facts.shards.values(), key=lambda shard: shard.bytes, default=None)
+    def __init__(self, shards: SplitShards, config: CacheConfig) -> None:
+        largest = max(shards.files.values(), key=lambda shard: shard.bytes, default=None)
         if largest is not None and largest.bytes > config.max_bytes:
             raise ConfigError(
                 f"the cache holds {config.max_bytes} bytes, but {largest.path} alone has {largest.bytes}: "
                 "raise its limit, or make smaller shards"
             )
-        self._facts, self._cache = facts, ShardCache(config.path(), config.max_bytes)
-        self._files = LocalReader(config.path())
+        self._shards, self._cache = shards, ShardCache(config.path(), config.max_bytes)
+        self._cached = LocalReader(config.path())
         self._direct: ShardReader | None = None
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """See `ShardReader.read`."""
-        facts = self._facts.shards.get(shard)
-        if facts is None:
-            raise ShardError(f"{self._facts.uri}: the card does not name shard {shard}")
-        name = self._cache.name(facts)
-        if self._cache.touch(facts):
+        file = self._shards.files.get(shard)
+        if file is None:
+            raise ShardError(f"{self._shards.uri}: the card does not name shard {shard}")
+        name = self._cache.name(file)
+        if self._cache.touch(file):
             with contextlib.suppress(StorageError):
-                return self._files.read(name, offset, length)
+                return self._cached.read(name, offset, length)
         else:
-            self._files.forget(name)  # evicted: an open handle would keep its disk space
-        if self._cache.fetch(facts, storage.join(self._facts.uri, shard)):
-            with contextlib.suppress(StorageError):  # another process may have evicted it at once
-                return self._files.read(name, offset, length)
+            self._cached.forget(name)  # evicted: an open handle would keep its disk space
+        if self._cache.fetch(file, storage.join(self._shards.uri, shard)):
+            with contextlib.suppress(StorageError):  # another process may have evicted it already
+                return self._cached.read(name, offset, length)
         if self._direct is None:
-            self._direct = open_reader(self._facts, None)
+            self._direct = open_reader(self._shards, None)
         return self._direct.read(shard, offset, length)
 
 
 class ShardCache:
-    """The folder of the cache: finished shards by their checksum, arriving ones under a lock.
+    """The folder of the cache: complete shards named by their checksum, and partial files of arriving shards.
 
-    A process holds the folder's lock only to make room and to name what arrived, never while bytes arrive. Room is
-    taken before a shard arrives (its partial file has full length from the start), so the limit holds at any moment.
-    A partial file is locked by its writer: one that is not is the rest of a killed process and is removed.
+    A process holds the folder's lock only to make room and to rename a complete shard, never during a download. Room
+    is reserved before a download (the partial file has its full length from the start), so the limit always holds.
+    The writer of a partial file holds a lock on it: a partial file without a lock was left by a killed process and is
+    removed.
 
     Args:
         folder: folder of the cache.
@@ -126,11 +127,11 @@ class ShardCache:
 
     @staticmethod
     def name(shard: ShardFile) -> str:
-        """Returns the file name of a shard; it follows from content, so no stale shard is ever served."""
+        """Returns the file name of a shard. It depends on the content, so the cache never serves a stale shard."""
         return shard.blake3 + _SUFFIX
 
     def touch(self, shard: ShardFile) -> bool:
-        """Marks a shard as used now; False where it is not in the cache."""
+        """Marks a shard as just used; returns whether it is in the cache."""
         now = time.time_ns()  # finer than the clock that the kernel stamps files with
         try:
             os.utime(self._folder / self.name(shard), ns=(now, now))
@@ -139,7 +140,7 @@ class ShardCache:
         return True
 
     def fetch(self, shard: ShardFile, uri: str) -> bool:
-        """Brings a shard into the cache, or waits for the process that does; False where there is no room now.
+        """Downloads a shard into the cache, or waits for the process that does; returns False if there is no room.
 
         Raises:
             ShardError: what arrived is not what the card says.
@@ -156,7 +157,7 @@ class ShardCache:
                     if stream is None:
                         return False
                     _download(uri, shard, stream)
-                    with _locked(self._folder / ".lock"):  # who makes room sees one of its names, never none
+                    with _locked(self._folder / ".lock"):  # an eviction sees one of its two names
                         partial.replace(target)
                     return self.touch(shard)
         except OSError as error:
@@ -174,11 +175,11 @@ class ShardCache:
             yield stream
         finally:
             if stream is not None:
-                partial.unlink(missing_ok=True)  # gone already where the shard arrived
+                partial.unlink(missing_ok=True)  # renamed already if the shard arrived
                 stream.close()
 
     def _evict(self, size: int) -> bool:
-        """Removes shards, least recently used first, until `size` more bytes fit."""
+        """Removes the least recently used shards until `size` more bytes fit; returns whether they do."""
         for partial in self._folder.glob("*" + _PARTIAL):
             _remove_abandoned(partial)
         entries = [(path, path.stat()) for path in self._folder.glob("*" + _SUFFIX)]

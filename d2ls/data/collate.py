@@ -1,4 +1,4 @@
-"""A batch, as the training and evaluation loops see it."""
+"""A batch, as the training and evaluation loops receive it, and its assembly from samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from d2ls.data.orders import SampleSpec
+from d2ls.data.sampler import SampleSpec
 
 
 @dataclass(frozen=True)
@@ -18,13 +17,13 @@ class Batch:
     """Some samples of one shape.
 
     Attributes:
-        images: B C H W, uint8, or float32 where the images have more than 8 bits; raw values, not normalised.
+        images: B C H W, uint8, or float32 if the images have more than 8 bits; raw values, not normalised.
         labels: B H W, uint8, class ids 0..K-1 or 255 for pixels without a label.
-        keys: B keys of the samples; of a mosaic, the anchor's.
+        keys: B keys of the samples; for a mosaic, the key of its first sample.
         scenes: B scenes they were cut from.
-        valid: B, bool. False where a place only fills up an evaluation batch or its sample was skipped as bad: all
-            its labels are 255.
-        skipped: what was wrong with the samples skipped in this batch.
+        valid: B, bool. False if a sample only fills up an evaluation batch or was skipped as damaged: all its labels
+            are 255.
+        skipped: error messages of the samples skipped in this batch.
     """
 
     images: Tensor
@@ -38,7 +37,7 @@ class Batch:
         return len(self.keys)
 
     def pin_memory(self) -> Self:
-        """Returns the batch in page-locked memory, from where copies to a GPU run beside the computation."""
+        """Returns the batch in page-locked memory, from which copies to a GPU overlap with computation."""
         return replace(
             self,
             images=self.images.pin_memory(),
@@ -55,7 +54,7 @@ class Batch:
 
 
 class BatchBuilder:
-    """Collects samples into the tensors of a batch, in memory that the training process shares, without more copies.
+    """Writes samples into the tensors of a batch as they are made.
 
     Args:
         size: B, number of samples.
@@ -71,29 +70,20 @@ class BatchBuilder:
         if self._images is None or self._labels is None:
             height, width, channels = image.shape
             dtype = torch.from_numpy(image[:0]).dtype
-            self._images = _empty((self._size, channels, height, width), dtype)
-            self._labels = _empty((self._size, height, width), torch.uint8)
+            self._images = torch.empty((self._size, channels, height, width), dtype=dtype)
+            self._labels = torch.empty((self._size, height, width), dtype=torch.uint8)
         np.copyto(self._images[place].numpy(), image.transpose(2, 0, 1))
         np.copyto(self._labels[place].numpy(), mask)
 
-    def build(self, orders: Sequence[SampleSpec], valid: Sequence[bool], skipped: Sequence[str]) -> Batch:
+    def build(self, specs: Sequence[SampleSpec], valid: Sequence[bool], skipped: Sequence[str]) -> Batch:
         """Returns the batch."""
         assert self._images is not None
         assert self._labels is not None
         return Batch(
             images=self._images,
             labels=self._labels,
-            keys=tuple(order.record.key for order in orders),
-            scenes=tuple(order.record.scene for order in orders),
+            keys=tuple(spec.row.key for spec in specs),
+            scenes=tuple(spec.row.scene for spec in specs),
             valid=torch.tensor(list(valid)),
             skipped=tuple(skipped),
         )
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    count = int(np.prod(shape))
-    itemsize = torch.empty((), dtype=dtype).element_size()
-    storage = torch.UntypedStorage._new_shared(count * itemsize)  # type: ignore[no-untyped-call]
-    return torch.empty((0,), dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The training loader: exact epochs over shards, for any number of ranks and workers, from any step on."""
+"""The training loader: exact epochs over shards, for any number of ranks and workers, starting at any step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from d2ls.data.cache import CacheConfig, SplitShards
 from d2ls.data.collate import Batch
 from d2ls.data.dataset import BadSamples, BatchDataset, Verify
-from d2ls.data.decode import PixelFormat
-from d2ls.data.orders import BatchSpec, training_specs
-from d2ls.data.sampler import DEFAULT_WINDOW, EpochPlan, epoch_plan, rank_lanes
+from d2ls.data.sampler import DEFAULT_WINDOW, BatchSpec, EpochPlan, epoch_plan, rank_lanes, training_specs
 from d2ls.data.transforms import Augmentation
 from d2ls.data.weighting import multiplicities, repeat_factors
 from d2ls.data.workers import PooledLoader, WorkerConfig
 from d2ls.errors import ConfigError
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import PixelFormat
 
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """This rank's batches of one epoch, from a step on; iterate it once.
+    """This rank's batches of one epoch, from a step on. Iterate over it once.
 
     Attributes:
         loader: the loader it belongs to.
@@ -34,7 +33,7 @@ class EpochBatches:
         return self.plan.steps - self.start_step
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.loader._run(self)
+        return self.loader._load(self.loader._specs(self))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,28 +42,28 @@ class EpochBatches:
 
     @property
     def wrapped(self) -> int:
-        """Samples that the last global batch takes a second time."""
+        """Samples that the last global batch repeats to be full."""
         return self.plan.wrapped
 
 
 class TrainingLoader(PooledLoader):
-    """Makes the batches of any epoch; worker processes start once and stay for all of them.
+    """Makes the batches of any epoch. Worker processes start once and serve all epochs.
 
     Args:
         shards: the shard set.
         split: which of its splits.
-        global_batch: G, samples a step over all ranks.
+        global_batch: G, samples per step over all ranks.
         augmentation: random changes, and the crop size.
         seed: seed of the run.
         rank: this rank.
-        world_size: number of ranks, G at most.
-        workers: decoding processes of this rank; 0 decodes in this process. Does not change the batches.
-        shuffle_window: samples that a lane shuffles over.
-        class_weighting: repeats samples of rare classes: 0 not at all, 1 in full inverse frequency.
-        bad_samples: `raise`, or `skip` to put an empty image without labels in place of a damaged sample.
-        skip_limit: how many samples this rank may skip in the life of the loader.
-        cache: local cache before an object store; None reads it range by range.
-        prefetch: batches that each worker may be ahead.
+        world_size: number of ranks, at most G.
+        workers: worker processes of this rank; 0 works in this process. Has no effect on the batches.
+        shuffle_window: samples that a lane shuffles among.
+        class_weighting: repeats samples of rare classes, from 0 (not at all) to 1 (inverse frequency).
+        bad_samples: `raise`, or `skip` to replace a damaged sample by an empty image without labels.
+        skip_limit: how many samples this rank may skip during the lifetime of the loader.
+        cache: local cache of an object store; None reads it range by range.
+        prefetch: batches that each worker prepares in advance.
         pin_memory: whether batches arrive in page-locked memory.
         verify: when samples are compared with their checksums: `always`, `first` time a process reads them, `never`.
         start_method: how worker processes start.
@@ -95,26 +94,26 @@ class TrainingLoader(PooledLoader):
         verify: Verify = "first",
         start_method: str = WorkerConfig.start_method,
     ) -> None:
-        self.records = shards.split_index(split)
+        self.index = shards.split_index(split)
         self._lanes = rank_lanes(global_batch, rank, world_size)
         self._global_batch, self._seed, self._window = global_batch, seed, shuffle_window
         self._mosaic = augmentation.mosaic
         self._factors = None
         if class_weighting:
-            self._factors = repeat_factors(self.records.pixels_by_class(), class_weighting)
-        maker = BatchDataset(
-            facts=SplitShards.of(shards, split),
-            layout=PixelFormat.of(shards.card),
+            self._factors = repeat_factors(self.index.pixels_by_class(), class_weighting)
+        dataset = BatchDataset(
+            shards=SplitShards.of(shards, split),
+            pixel_format=PixelFormat.of(shards.card),
             augmentation=augmentation,
             bad_samples=bad_samples,
             cache=cache,
             verify=verify,
         )
-        super().__init__(maker, WorkerConfig(workers, prefetch, pin_memory, start_method), skip_limit)
+        super().__init__(dataset, WorkerConfig(workers, prefetch, pin_memory, start_method), skip_limit)
         self.steps_per_epoch = self._plan(0).steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> EpochBatches:
-        """Returns the batches of an epoch, from a step on: what an uninterrupted run would give from there.
+        """Returns the batches of an epoch from a step on, the same as in an uninterrupted run.
 
         Raises:
             ConfigError: a negative epoch, or a step outside the epoch.
@@ -129,7 +128,7 @@ class TrainingLoader(PooledLoader):
         if self._factors is not None:
             counts = multiplicities(self._factors, seed=self._seed, epoch=epoch)
         return epoch_plan(
-            self.records.shard_lengths,
+            self.index.shard_lengths,
             global_batch=self._global_batch,
             seed=self._seed,
             epoch=epoch,
@@ -137,10 +136,7 @@ class TrainingLoader(PooledLoader):
             multiplicities=counts,
         )
 
-    def _orders(self, batches: EpochBatches) -> Iterator[BatchSpec]:
+    def _specs(self, batches: EpochBatches) -> Iterator[BatchSpec]:
         return training_specs(
-            batches.plan, self.records, self._lanes, start_step=batches.start_step, mosaic=self._mosaic
+            batches.plan, self.index, self._lanes, start_step=batches.start_step, mosaic=self._mosaic
         )
-
-    def _run(self, batches: EpochBatches) -> Iterator[Batch]:
-        return self._made(self._orders(batches))

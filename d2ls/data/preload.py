@@ -1,7 +1,5 @@
-"""Imported once by the fork server of the workers, so that a worker starts with everything in memory."""
+"""The fork server of the workers imports this module once, so that each worker starts with everything in memory."""
 
-import d2ls.data.dataset
-import d2ls.data.photometric
-import d2ls.data.workers
+from d2ls.data.transforms import import_albumentations
 
-d2ls.data.photometric.import_albumentations()
+import_albumentations()

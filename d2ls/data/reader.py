@@ -1,27 +1,33 @@
-"""Bytes of samples: any range of any shard, from a local disk, an object store, or the cache before it."""
+"""Reads samples: bytes from a local disk or an object store, decoded window by window."""
 
 import os
 import weakref
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from d2ls import storage
-from d2ls.errors import ShardError, StorageError
-from d2ls.shards.index import IndexRow
+import numpy as np
+import numpy.typing as npt
 
-_OPEN_FILES = 32  # files a process keeps open; more than the shards that the lanes of a rank are in at once
+from d2ls import storage
+from d2ls.errors import DataError, ShardError, StorageError
+from d2ls.shards import IndexRow
+from d2ls.shards.codecs import PixelFormat, decode_mask, read_image
+from d2ls.window import Window
+
+_OPEN_FILES = 32  # more than the shards that the lanes of a rank read from at once
 
 
 class ShardReader(Protocol):
     """Random access to the shards of a set."""
 
     whole_samples: bool
-    """Whether a sample is better fetched in one piece than in parts."""
+    """Whether one request for a whole sample is cheaper than several for its parts."""
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
-        """Returns a range of a shard; shorter only where the shard ends before it.
+        """Returns a range of a shard; shorter only if the shard ends first.
 
         Raises:
             StorageError: missing or unreadable shard.
@@ -102,33 +108,33 @@ class RemoteReader:
 
 @dataclass
 class Member:
-    """One file of a sample inside its tar: bytes on demand.
+    """One file of a sample inside its tar; bytes are read on demand.
 
     Attributes:
-        files: where to read.
-        record: the sample.
+        reader: reads the shards.
+        row: row of the sample.
         name: `image`, `mask` or `meta`.
     """
 
-    files: ShardReader
-    record: IndexRow
+    reader: ShardReader
+    row: IndexRow
     name: str
     _content: bytes | None = None
 
     @property
     def length(self) -> int:
-        """Length in bytes, as the index says."""
-        return int(getattr(self.record, f"{self.name}_length"))
+        """Length in bytes, according to the index."""
+        return int(getattr(self.row, f"{self.name}_length"))
 
-    def part(self, offset: int, length: int) -> bytes:
-        """Returns `length` bytes from `offset` on, reading no more than these where that is cheap.
+    def read_range(self, offset: int, length: int) -> bytes:
+        """Returns `length` bytes from `offset` on, without reading the whole member if that is cheaper.
 
         Raises:
             ShardError: the range lies outside the member, or the shard ends before it.
         """
         if offset < 0 or length < 0 or offset + length > self.length:
             raise ShardError(f"bytes {offset}..{offset + length} lie outside its {self.length}")
-        if self._content is not None or self.files.whole_samples:
+        if self._content is not None or self.reader.whole_samples:
             return self.content()[offset : offset + length]
         return self._read(offset, length)
 
@@ -143,27 +149,104 @@ class Member:
         return self._content
 
     def _read(self, offset: int, length: int) -> bytes:
-        start = getattr(self.record, f"{self.name}_offset") + offset
-        found = self.files.read(self.record.shard, start, length)
-        if len(found) != length:
-            raise ShardError(f"the shard is truncated: {len(found)} of {length} bytes at byte {start}")
-        return found
+        start = getattr(self.row, f"{self.name}_offset") + offset
+        content = self.reader.read(self.row.shard, start, length)
+        if len(content) != length:
+            raise ShardError(f"the shard is truncated: {len(content)} of {length} bytes at byte {start}")
+        return content
 
 
-def open_sample(files: ShardReader, record: IndexRow, *names: str) -> tuple[Member, ...]:
-    """Opens members of a sample; where requests are dear all of them come in one, as they lie side by side."""
-    members = tuple(Member(files, record, name) for name in names)
-    if files.whole_samples and len(members) > 1:
-        starts = [getattr(record, f"{name}_offset") for name in names]
+def open_sample(reader: ShardReader, row: IndexRow, *names: str) -> tuple[Member, ...]:
+    """Opens members of a sample. If the reader prefers whole samples, one request reads all of them."""
+    members = tuple(Member(reader, row, name) for name in names)
+    if reader.whole_samples and len(members) > 1:
+        starts = [getattr(row, f"{name}_offset") for name in names]
         first = min(starts)
         last = max(start + member.length for start, member in zip(starts, members, strict=True))
-        span = files.read(record.shard, first, last - first)
+        span = reader.read(row.shard, first, last - first)
         for start, member in zip(starts, members, strict=True):
             content = span[start - first : start - first + member.length]
             if len(content) != member.length:
                 raise ShardError(f"the shard is truncated: it ends inside the {member.name}")
             member._content = content
     return members
+
+
+class SampleView(Protocol):
+    """Image and labels of one size, decoded window by window."""
+
+    height: int
+    width: int
+
+    def image(self, window: Window) -> npt.NDArray[Any]:
+        """Returns the pixels of a window, h w C."""
+
+    def mask(self, window: Window) -> npt.NDArray[np.uint8]:
+        """Returns the labels of a window, h w."""
+
+
+class ShardSample:
+    """The view of one sample of the shards.
+
+    Args:
+        reader: reads the shards.
+        row: row of the sample.
+        pixel_format: what the sample must look like.
+        verify: whether to compare the members with their checksums.
+
+    Raises:
+        DataError: the sample is damaged; every method may raise it. Names shard, key and cause.
+    """
+
+    def __init__(
+        self, reader: ShardReader, row: IndexRow, pixel_format: PixelFormat, *, verify: bool
+    ) -> None:
+        self.height, self.width = row.height, row.width
+        self._row, self._format = row, pixel_format
+        self._mask: npt.NDArray[np.uint8] | None = None
+        try:
+            self._image_member, self._mask_member = open_sample(reader, row, "image", "mask")
+            if verify:
+                self._verify()
+        except DataError as error:
+            raise self._named(error) from error
+
+    def image(self, window: Window) -> npt.NDArray[Any]:
+        """Returns the pixels of a window, h w C."""
+        expected = (self.height, self.width, self._format.channels, self._format.dtype)
+        member = self._image_member
+        try:
+            return read_image(
+                member.read_range, member.length, self._row.image_suffix, expected=expected, window=window
+            )
+        except DataError as error:
+            raise self._named(error) from error
+
+    def mask(self, window: Window) -> npt.NDArray[np.uint8]:
+        """Returns the labels of a window, h w, ids 0..K-1 or 255."""
+        if self._mask is None:
+            try:
+                mask = decode_mask(self._mask_member.content(), (self.height, self.width))
+                self._format.check_mask(mask)
+            except DataError as error:
+                raise self._named(error) from error
+            self._mask = mask
+        return self._mask[window.slices]
+
+    def _verify(self) -> None:
+        for member in (self._image_member, self._mask_member):
+            expected = getattr(self._row, f"{member.name}_crc32")
+            actual = zlib.crc32(member.content())
+            if actual != expected:
+                raise ShardError(
+                    f"the {member.name} has checksum {actual:08x}, the index says {expected:08x}"
+                )
+
+    def _named(self, error: DataError) -> DataError:
+        return type(error)(
+            f"{self._row.shard}, sample {self._row.key}: {error}. "
+            "Shard the data set again, or let the loader skip it with `bad_samples: skip`"
+        )
 
 
 def _close_all(handles: OrderedDict[str, int]) -> None:

@@ -1,15 +1,17 @@
-"""The plan of an epoch: which sample stands in which slot of which global batch. Pure arithmetic, without torch.
+"""The epoch as a pure function: which sample stands in which slot of which global batch. Arithmetic, without torch.
 
-    samples of a split -> shards in an order of (seed, epoch) -> one long sequence of M positions
-    -> cut into G lanes (one a slot of the global batch) -> each lane walked through its shuffle window
+    samples of a split -> shards in a random order of (seed, epoch) -> one sequence of M positions
+    -> cut into G lanes (one per slot of the global batch) -> each lane shuffled within a window
     -> step t of lane g is slot g of global batch t
 
-Nothing here knows ranks or workers: a rank merely takes some of the lanes (`rank_lanes`), a worker some of the steps.
-So the sequence of global batches depends on (seed, epoch, global batch size) and the index alone, and a run can stop
-at any step and go on with another number of ranks and workers.
+Only `rank_lanes` knows ranks: a rank takes some of the lanes, a worker some of the steps. So the sequence of global
+batches depends on (seed, epoch, global batch size) and the index alone, and a run can stop at any step and continue
+with another number of ranks and workers. docs/architecture.md derives the plan.
+
+`training_specs` turns the plan into `BatchSpec`s: all that a worker needs to make a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import ConfigError
+from d2ls.shards import IndexRow, SplitIndex
+from d2ls.window import Window
 
 IntArray = npt.NDArray[np.int64]
 
 DEFAULT_WINDOW = 256
 """Samples that a lane shuffles over."""
 
-_SHARDS, _WALK, _ROUNDING, _PARTNERS, _AUGMENT = range(
-    5
-)  # what random numbers are for: each has its own stream
+_SHARDS, _WALK, _ROUNDING, _PARTNERS, _AUGMENT = range(5)  # purposes of random numbers, a stream for each
 _KEY_BITS = 20  # resolution of the random delay in a shuffle window
 
 
@@ -65,13 +67,13 @@ def rank_lanes(global_batch: int, rank: int, world_size: int) -> range:
 
 
 class SampleSeed(NamedTuple):
-    """Names one appearance of one sample in a run; its random choices depend on this alone.
+    """Identifies one occurrence of one sample in a run; its random choices depend on this alone.
 
     Attributes:
         seed: seed of the run.
         epoch: epoch, from 0.
-        row: row of the sample in its split.
-        occurrence: 0 for its first appearance in the epoch; others where it repeats.
+        row: number of the sample's row in its split.
+        occurrence: occurrence index within the epoch, 0 for the first.
     """
 
     seed: int
@@ -80,11 +82,11 @@ class SampleSeed(NamedTuple):
     occurrence: int
 
     def partner_generator(self) -> np.random.Generator:
-        """Returns the stream that decides whether it becomes a mosaic, and with whom."""
+        """Returns the random stream that decides whether it becomes a mosaic, and of which samples."""
         return np.random.default_rng((_PARTNERS, *self))
 
     def augment_generator(self) -> np.random.Generator:
-        """Returns the stream of its augmentation."""
+        """Returns the random stream of its augmentation."""
         return np.random.default_rng((_AUGMENT, *self))
 
 
@@ -95,13 +97,13 @@ def rounding_generator(seed: int, epoch: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class SampleSchedule:
-    """Contents of a run of steps of some lanes; all arrays T x L, int64.
+    """What some lanes hold in consecutive steps; all arrays T x L, int64.
 
     Attributes:
-        rows: row of the sample in the split.
-        occurrences: 0 for the first appearance in the epoch, 1 for the second, ...; larger for the wrap-around.
-        low: first position of the lane's shuffle window at that moment.
-        high: position after the last one of that window.
+        rows: number of the sample's row in the split.
+        occurrences: occurrence index of the sample within the epoch; larger for the wrap-around.
+        low: first position of the lane's shuffle window at that step.
+        high: one past the last position of that window.
     """
 
     rows: IntArray
@@ -112,14 +114,14 @@ class SampleSchedule:
 
 @dataclass(frozen=True)
 class ShardSequence:
-    """The rows of a split with their shards in a random order: M positions, looked up where they are needed.
+    """The rows of a split with their shards in a random order: M positions, looked up on demand.
 
-    Nothing of length M is stored, so a rank of many pays for its own lanes and not for the whole epoch.
+    Nothing of length M is stored, so a rank pays for its own lanes only and not for the whole epoch.
 
     Attributes:
         starts: S, first row of each shard, in the random order.
-        ends: S, position after the last one of each shard.
-        copies: N + 1, copies of all rows before each row (cumulated multiplicities); None where each row stands once.
+        ends: S, one past the last position of each shard.
+        copies: N + 1, cumulative sum of the multiplicities, from 0; None if each row occurs once.
     """
 
     starts: IntArray
@@ -146,7 +148,7 @@ class ShardSequence:
         return rows, copy - self.copies[rows]
 
     def multiplicity(self, row: int) -> int:
-        """Returns how often a row stands in the sequence."""
+        """Returns how often a row occurs in the sequence."""
         return 1 if self.copies is None else int(self.copies[row + 1] - self.copies[row])
 
 
@@ -155,7 +157,7 @@ class EpochPlan:
     """The plan of one epoch.
 
     Attributes:
-        sequence: the rows in the order of the shuffled shards; a row stands as often as its multiplicity says.
+        sequence: the rows in the order of the shuffled shards, each as often as its multiplicity.
         global_batch: G, slots of a step.
         seed: seed of the run.
         epoch: epoch, from 0.
@@ -181,31 +183,31 @@ class EpochPlan:
 
     @property
     def wrapped(self) -> int:
-        """Samples that the last global batch takes a second time, to be full: below G."""
+        """Samples that the last global batch repeats to be full, fewer than G."""
         return self.steps * self.global_batch - len(self.sequence)
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
-        """Returns the range of positions of a lane; lengths differ by one at most."""
+        """Returns the range of positions of a lane; lengths differ by at most one."""
         samples = len(self.sequence)
         return lane * samples // self.global_batch, (lane + 1) * samples // self.global_batch
 
     def lane(self, lane: int) -> SampleSchedule:
-        """Returns the whole walk of a lane, arrays of length `steps`."""
+        """Returns the schedule of one lane, arrays of length `steps`."""
         if lane not in self._lanes:
             self._lanes[lane] = self._walk(lane)
         return self._lanes[lane]
 
     def schedule(self, lanes: Sequence[int], start_step: int = 0) -> SampleSchedule:
-        """Returns the walks of some lanes side by side, from a step on: arrays (steps - start_step) x L.
+        """Returns the schedule of some lanes from a step on, arrays (steps - start_step) x L.
 
         Raises:
             ConfigError: the start lies outside the epoch.
         """
         if not 0 <= start_step <= self.steps:
             raise ConfigError(f"start step {start_step} is outside the epoch's 0..{self.steps}")
-        walks = [self.lane(lane) for lane in lanes]
+        columns = [self.lane(lane) for lane in lanes]
         parts = (
-            np.stack([getattr(walk, name)[start_step:] for walk in walks], axis=1)
+            np.stack([getattr(column, name)[start_step:] for column in columns], axis=1)
             for name in ("rows", "occurrences", "low", "high")
         )
         return SampleSchedule(*parts)
@@ -218,12 +220,15 @@ class EpochPlan:
         low, high = np.clip(low, start, stop), np.clip(high, start, stop)
         if len(rows) == self.steps:
             return SampleSchedule(rows, occurrences, low, high)
+        # The lane is one sample short of `steps`: its first sample fills the last step.
         again = rows[:1] if len(rows) else self.sequence.rows([start])
-        times = self.sequence.multiplicity(int(again[0])) + lane  # a stream no other slot has
+        occurrence = (
+            self.sequence.multiplicity(int(again[0])) + lane
+        )  # a random stream that no other slot has
         stop = max(stop, start + 1)
         return SampleSchedule(
             np.append(rows, again),
-            np.append(occurrences, times),
+            np.append(occurrences, occurrence),
             np.append(low, max(start, stop - self.window)),
             np.append(high, stop),
         )
@@ -246,7 +251,7 @@ def epoch_plan(
         seed: seed of the run.
         epoch: epoch, from 0.
         window: samples a lane shuffles over.
-        multiplicities: N, how often each row stands in the epoch, at least 1; None for once.
+        multiplicities: N, how often each row occurs in the epoch, at least 1; None for once.
 
     Raises:
         ConfigError: no samples, or an impossible batch size, window, seed or epoch.
@@ -265,15 +270,84 @@ def epoch_plan(
 
 
 def _window_walk(length: int, window: int, stream: tuple[int, ...]) -> tuple[IntArray, IntArray]:
-    """Shuffles 0..length-1 so that at any moment only the last `window` positions are in play.
+    """Shuffles 0..length-1 within a sliding window.
 
-    Each position waits a random time of up to `window` positions and leaves when its time has come: what a shuffle
-    buffer does, but as one sort, so that any step can be computed without walking there.
+    Position i gets the due time i + delay, with a delay drawn uniformly from [0, window); the order is by due time.
+    This is what a shuffle buffer does, as one sort. A position never leaves before a position more than `window`
+    ahead of it enters, so at any step only `window` neighbouring positions can follow.
 
     Returns:
-        The positions in their new order, and how far the sequence had been entered when each one left.
+        The positions in their new order, and for each the largest position that had entered when it left.
     """
     delay = np.random.default_rng(stream).integers(0, window << _KEY_BITS, length)
     due = (np.arange(length, dtype=np.int64) << _KEY_BITS) + delay
     order = np.argsort(due, kind="stable")
     return order, due[order] >> _KEY_BITS
+
+
+class SampleSpec(NamedTuple):
+    """All that a worker needs to make one sample. Plain values, so that workers need neither index nor plan.
+
+    Attributes:
+        row: row of the index: where the sample lies.
+        seed: what its random choices depend on (training only).
+        partners: rows of three further samples if it becomes a mosaic, else none.
+        window: window of the sample to take (evaluation only); None for all of it.
+        valid: False for a sample that only fills up the last evaluation batch.
+    """
+
+    row: IndexRow
+    seed: SampleSeed | None = None
+    partners: tuple[IndexRow, ...] = ()
+    window: Window | None = None
+    valid: bool = True
+
+
+class BatchSpec(NamedTuple):
+    """One batch of a rank.
+
+    Attributes:
+        step: number of the global batch in the epoch.
+        samples: its samples, in order.
+    """
+
+    step: int
+    samples: tuple[SampleSpec, ...]
+
+
+def training_specs(
+    plan: EpochPlan,
+    index: SplitIndex,
+    lanes: range,
+    *,
+    start_step: int = 0,
+    mosaic: float = 0.0,
+) -> Iterator[BatchSpec]:
+    """Yields a rank's part of each global batch, from a step on.
+
+    Args:
+        plan: plan of the epoch.
+        index: the rows of the split.
+        lanes: lanes of the rank.
+        start_step: first step to take.
+        mosaic: probability that a sample becomes a mosaic with three others of its lane's shuffle window.
+    """
+    schedule = plan.schedule(lanes, start_step)
+    columns = (schedule.rows, schedule.occurrences, schedule.low, schedule.high)
+    for step in range(len(schedule.rows)):
+        samples = []
+        for row, occurrence, low, high in zip(*(column[step].tolist() for column in columns), strict=True):
+            seed = SampleSeed(plan.seed, plan.epoch, row, occurrence)
+            partners = _mosaic_partners(plan, seed, low, high, mosaic)
+            samples.append(SampleSpec(index[row], seed, tuple(index[partner] for partner in partners)))
+        yield BatchSpec(start_step + step, tuple(samples))
+
+
+def _mosaic_partners(plan: EpochPlan, seed: SampleSeed, low: int, high: int, probability: float) -> list[int]:
+    if probability <= 0:
+        return []
+    generator = seed.partner_generator()
+    if generator.random() >= probability:
+        return []
+    partners: list[int] = plan.sequence.rows(generator.integers(low, high, 3)).tolist()
+    return partners

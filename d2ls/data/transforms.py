@@ -1,18 +1,26 @@
-"""What is changed at random in a training sample, and where its crop lies. The pixels are moved in `samples`."""
+"""Random changes to a training sample: crop, scale, flips, turns and colours."""
 
+import os
+import random
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from d2ls.data.orders import Box
+from d2ls.data.reader import SampleView
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
+from d2ls.window import Window
 
 CROP_TRIES = 10
-"""Crops tried for one whose largest class stays under the limit; the last one is taken as it is."""
+"""Crops drawn until the largest class stays under the limit; the last one is taken in any case."""
+
+BRIGHTNESS_CONTRAST_LIMIT = 0.25
+"""Largest change of brightness and of contrast, as a fraction (GeoSeg's recipes)."""
+
+_ANTIALIAS = 0.6  # below this zoom, pixels are averaged instead of interpolated
 
 _PROBABILITIES = (
     "horizontal_flip",
@@ -28,9 +36,9 @@ _PROBABILITIES = (
 class Augmentation:
     """Random changes to a training sample.
 
-    The published recipes scale the whole image and cut a crop of it, when a class does not fill too much of the crop
-    (GeoSeg's RandomScale and SmartCropV1; D2LS copies them). Here the crop is cut first and scaled then: the same
-    pixels up to the rounding of the window.
+    The published recipes scale the whole image, then crop it, and draw the crop again if one class fills too much of
+    it (GeoSeg's RandomScale and SmartCropV1, which D2LS copies). Here the crop is cut first and then scaled: the same
+    pixels, except that the window is rounded to whole pixels.
 
     Attributes:
         crop_size: side of the square crop, in pixels.
@@ -82,65 +90,166 @@ class Augmentation:
         return float(generator.uniform(lowest, highest))
 
 
-class Labelled(Protocol):
-    """A picture whose labels can be looked at window by window."""
-
-    height: int
-    width: int
-
-    def mask(self, box: Box) -> npt.NDArray[np.uint8]:
-        """Returns the labels of a window, h w."""
-
-
 @dataclass(frozen=True)
 class Crop:
     """Where a crop comes from and where it goes.
 
     Attributes:
-        source: window of the picture, before scaling.
-        target: where the scaled window stands in the square crop; beyond it lies padding.
+        source: window of the sample, before scaling.
+        target: where the scaled window lies in the square crop; the rest is padding.
     """
 
-    source: Box
-    target: Box
+    source: Window
+    target: Window
 
 
-def draw_crop(picture: Labelled, augmentation: Augmentation, generator: np.random.Generator) -> Crop:
-    """Draws scale and place of the crop of a sample."""
+def draw_crop(view: SampleView, augmentation: Augmentation, generator: np.random.Generator) -> Crop:
+    """Draws scale and position of the crop of a sample."""
     size, scale = augmentation.crop_size, augmentation.draw_scale(generator)
-    height, target_height = _extent(picture.height, size, scale)
-    width, target_width = _extent(picture.width, size, scale)
-    target = (
+    height, target_height = _extent(view.height, size, scale)
+    width, target_width = _extent(view.width, size, scale)
+    target = Window(
         int(generator.integers(size - target_height + 1)),
         int(generator.integers(size - target_width + 1)),
         target_height,
         target_width,
     )
     for _ in range(1 if augmentation.max_class_fraction is None else CROP_TRIES):
-        top = int(generator.integers(picture.height - height + 1))
-        left = int(generator.integers(picture.width - width + 1))
-        box = (top, left, height, width)
+        top = int(generator.integers(view.height - height + 1))
+        left = int(generator.integers(view.width - width + 1))
+        window = Window(top, left, height, width)
         if augmentation.max_class_fraction is None or _balanced(
-            picture.mask(box), augmentation.max_class_fraction
+            view.mask(window), augmentation.max_class_fraction
         ):
             break
-    return Crop(box, target)
+    return Crop(window, target)
 
 
-def class_counts(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def cut(
+    view: SampleView, crop: Crop, size: int, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """Cuts a crop, then scales it. Image and labels share the window and keep their pixel centres aligned.
+
+    Args:
+        view: what to cut from.
+        crop: source window and target.
+        size: side of the result; outside the target the image is 0 and the labels are 255.
+        dtype: type of the resulting image.
+
+    Returns:
+        Image (size size C) and labels (size size).
+    """
+    image, mask = view.image(crop.source), view.mask(crop.source)
+    height, width = crop.target.height, crop.target.width
+    if (height, width) != mask.shape:
+        shrinks = height < _ANTIALIAS * mask.shape[0]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = _resized(image, (height, width), method)
+        mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    if (height, width) == (size, size):
+        return image.astype(dtype, copy=False), mask
+    return pad(image, mask, (crop.target.row, crop.target.column), size, dtype)
+
+
+def pad(
+    image: npt.NDArray[Any], mask: npt.NDArray[np.uint8], at: tuple[int, int], size: int, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """Puts image (h w C) and labels (h w) into a square at a row and column; around them lie 0 and 255."""
+    place = Window(*at, *mask.shape).slices
+    padded = np.zeros((size, size, image.shape[2]), dtype)
+    padded[place] = image
+    labels = np.full((size, size), IGNORE, np.uint8)
+    labels[place] = mask
+    return padded, labels
+
+
+def import_albumentations() -> Any:
+    """Imports albumentations without its look-up of newer versions, then restores the environment."""
+    name = "NO_ALBUMENTATIONS_UPDATE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import albumentations
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return albumentations
+
+
+class Transforms:
+    """Flips, quarter turns, brightness and contrast, and sharpening, by albumentations.
+
+    Args:
+        augmentation: what to change, and how often.
+        max_value: pixel value that represents 1.0; images of more than 8 bits are divided by it for albumentations.
+        scale: instead of `max_value`, the values of each channel that represent 0 and 1.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        max_value: float,
+        scale: tuple[tuple[float, float], ...] | None = None,
+    ) -> None:
+        library, limit = import_albumentations(), BRIGHTNESS_CONTRAST_LIMIT
+        stages = [
+            library.HorizontalFlip(p=augmentation.horizontal_flip),
+            library.VerticalFlip(p=augmentation.vertical_flip),
+            library.RandomRotate90(p=augmentation.quarter_turns),
+            library.RandomBrightnessContrast(limit, limit, p=augmentation.brightness_contrast),
+            library.Sharpen(p=augmentation.sharpen),
+        ]
+        self._compose = library.Compose(
+            [stage for stage in stages if stage.p > 0], additional_targets={"beyond": "mask"}, strict=True
+        )
+        self._colours = augmentation.brightness_contrast > 0 or augmentation.sharpen > 0
+        ends = np.array(scale or ((0.0, max_value),), np.float32)
+        self._low, self._span = ends[:, 0], ends[:, 1] - ends[:, 0]
+
+    def __call__(
+        self, image: npt.NDArray[Any], mask: npt.NDArray[np.uint8], generator: np.random.Generator
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Changes image (H W C, uint8, or float32 with raw values) and labels (H W) alike.
+
+        Values of float images outside the range, and NaN, are preserved whether colours change or not.
+
+        All stages share one generator: albumentations' `set_random_seed` would give each stage the same stream, so
+        that an image is flipped left-right exactly when it is flipped upside down.
+        """
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(1 << 62))))
+        if image.dtype == np.uint8 or not self._colours:
+            changed = self._compose(image=image, mask=mask)
+            return changed["image"], changed["mask"]
+        # albumentations clips colours to 0..1 when it changes them; `beyond` carries what lies outside past it
+        scaled = (image - self._low) / self._span
+        inside = np.nan_to_num(scaled, nan=0.5).clip(0, 1)
+        changed = self._compose(image=inside, mask=mask, beyond=scaled - inside)
+        return (changed["image"] + changed["beyond"]) * self._span + self._low, changed["mask"]
+
+
+def _class_counts(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Returns the 256 pixel counts of a label window (h w, uint8)."""
     counts: npt.NDArray[np.int64] = cv2.calcHist([mask], [0], None, [256], [0, 256]).astype(np.int64).ravel()
     return counts
 
 
 def _extent(length: int, size: int, scale: float) -> tuple[int, int]:
-    """Returns how many source pixels make the crop, and how many pixels of the crop they fill."""
-    wanted = max(1, round(size / scale))
-    if wanted <= length:
-        return wanted, size
+    """Returns how many source pixels a crop takes along one axis, and how many pixels of the crop they fill."""
+    needed = max(1, round(size / scale))
+    if needed <= length:
+        return needed, size
     return length, min(size, max(1, round(length * scale)))
 
 
 def _balanced(mask: npt.NDArray[np.uint8], limit: float) -> bool:
-    counts = class_counts(mask)[:IGNORE]
+    counts = _class_counts(mask)[:IGNORE]
     return bool(np.count_nonzero(counts) > 1 and counts.max() < limit * counts.sum())
+
+
+def _resized(image: npt.NDArray[Any], size: tuple[int, int], method: int) -> npt.NDArray[Any]:
+    """Scales an image (H W C); OpenCV takes four channels at a time."""
+    groups = [image[..., first : first + 4] for first in range(0, image.shape[2], 4)]
+    scaled = [cv2.resize(group, size[::-1], interpolation=method).reshape(*size, -1) for group in groups]
+    return np.concatenate(scaled, axis=2) if len(scaled) > 1 else scaled[0]

@@ -1,8 +1,8 @@
-"""Our plan under webdataset's stages, and webdataset's own reader over our shards.
+"""For users of webdataset: the plan of an epoch as a source of its pipelines, and its own reader over our shards.
 
     webdataset.DataPipeline(PlannedSource(shards, "train", ...), webdataset.decode("rgb8"), ...)
 
-yields the raw samples of a rank in the order of the plan: the same samples a `TrainingLoader` takes.
+yields the raw samples of a rank in the order of the plan, the same samples as a `TrainingLoader`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,32 +13,39 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from d2ls import storage
 from d2ls.data.cache import CacheConfig, SplitShards, open_reader
-from d2ls.data.orders import BatchSpec, SampleSpec, training_specs
 from d2ls.data.reader import ShardReader, open_sample
-from d2ls.data.sampler import DEFAULT_WINDOW, EpochPlan, epoch_plan, rank_lanes
+from d2ls.data.sampler import (
+    DEFAULT_WINDOW,
+    BatchSpec,
+    EpochPlan,
+    SampleSpec,
+    epoch_plan,
+    rank_lanes,
+    training_specs,
+)
 from d2ls.errors import StorageError
 from d2ls.shards import ShardSet
 
 
 class PlannedSource(IterableDataset[dict[str, Any]]):
-    """Source stage of a `webdataset.DataPipeline`: encoded samples of a rank, exact, elastic and resumable.
+    """Source stage of a `webdataset.DataPipeline`: the encoded samples of a rank, in the order of the plan.
 
     Each sample is a dictionary as webdataset's tar reader makes it (`__key__`, `__url__`, `image.png`, `mask.png`,
-    `json`), with `__seed__` beside: seed, epoch, row and occurrence, for stages that draw random numbers. In a
-    DataLoader each worker takes whole steps in turn, so with `webdataset.batched(n)`, n being the lanes of the rank,
+    `json`), plus `__seed__`: seed, epoch, row and occurrence, for stages that draw random numbers. In a DataLoader
+    each worker takes whole steps in turn. With `webdataset.batched(n)`, where n is the number of lanes of the rank,
     batches arrive in the order of the plan for any number of workers.
 
     Args:
         shards: the shard set.
         split: which of its splits.
-        global_batch: samples a step over all ranks.
+        global_batch: samples per step over all ranks.
         seed: seed of the run.
         epoch: epoch, from 0.
         start_step: first step to take.
         rank: this rank.
         world_size: number of ranks.
-        shuffle_window: samples that a lane shuffles over.
-        cache: local cache before an object store.
+        shuffle_window: samples that a lane shuffles among.
+        cache: local cache of an object store.
 
     Raises:
         ConfigError: an impossible value.
@@ -60,11 +67,11 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         cache: CacheConfig | None = None,
     ) -> None:
         super().__init__()
-        self._records = shards.split_index(split)
-        self._facts, self._cache = SplitShards.of(shards, split), cache
+        self._index = shards.split_index(split)
+        self._shards, self._cache = SplitShards.of(shards, split), cache
         self._lanes, self._start_step = rank_lanes(global_batch, rank, world_size), start_step
         self.plan: EpochPlan = epoch_plan(
-            self._records.shard_lengths,
+            self._index.shard_lengths,
             global_batch=global_batch,
             seed=seed,
             epoch=epoch,
@@ -77,22 +84,22 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         return len(self._lanes)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        files = open_reader(self._facts, self._cache)
-        for order in self._orders():
-            for sample in order.samples:
-                yield _raw_sample(files, self._facts.uri, sample)
+        reader = open_reader(self._shards, self._cache)
+        for spec in self._specs():
+            for sample in spec.samples:
+                yield _raw_sample(reader, self._shards.uri, sample)
 
-    def _orders(self) -> Iterator[BatchSpec]:
+    def _specs(self) -> Iterator[BatchSpec]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        orders = training_specs(self.plan, self._records, self._lanes, start_step=self._start_step)
-        for index, order in enumerate(orders):
-            if index % count == number:
-                yield order
+        specs = training_specs(self.plan, self._index, self._lanes, start_step=self._start_step)
+        for step, spec in enumerate(specs):
+            if step % count == number:
+                yield spec
 
 
 def register_opener(schemes: Iterable[str] = ("s3",)) -> None:
-    """Teaches webdataset to read shards of an object store through pyarrow.fs; by itself it has no `s3://`."""
+    """Makes webdataset read shards of an object store through pyarrow.fs; by itself it cannot read `s3://`."""
     table = import_module("webdataset.gopen").gopen_schemes  # the name in the package is the function
     for scheme in schemes:
         table[scheme] = _open_stream
@@ -106,14 +113,14 @@ def _open_stream(url: str, mode: str = "rb", bufsize: int = 8192, **_: Any) -> I
     return stream
 
 
-def _raw_sample(files: ShardReader, uri: str, order: SampleSpec) -> dict[str, Any]:
-    record = order.record
-    image, mask, meta = open_sample(files, record, "image", "mask", "meta")
+def _raw_sample(reader: ShardReader, uri: str, spec: SampleSpec) -> dict[str, Any]:
+    row = spec.row
+    image, mask, meta = open_sample(reader, row, "image", "mask", "meta")
     return {
-        "__key__": record.key,
-        "__url__": storage.join(uri, record.shard),
-        "__seed__": order.seed,
-        f"image.{record.image_suffix}": image.content(),
+        "__key__": row.key,
+        "__url__": storage.join(uri, row.shard),
+        "__seed__": spec.seed,
+        f"image.{row.image_suffix}": image.content(),
         "mask.png": mask.content(),
         "json": meta.content(),
     }

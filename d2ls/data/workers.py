@@ -1,34 +1,36 @@
-"""Worker processes of a loader: started once, fed with orders, in use for many epochs."""
+"""Worker processes of a loader: started once, they make the batches of many epochs."""
 
 import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
+import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from d2ls.data.collate import Batch
 from d2ls.data.dataset import BatchDataset
-from d2ls.data.orders import BatchSpec
+from d2ls.data.sampler import BatchSpec
 from d2ls.errors import ConfigError, D2LSError, DataError, ResourceError
 
 START_METHOD = "forkserver"
-"""How workers start. `fork` would copy a process with running threads (gRPC of Ray, the S3 client): a known way to
-hang. The fork server is a fresh process that imports the loader once and is forked for each worker."""
+"""How workers start. `fork` would copy a process with running threads (gRPC of Ray, the S3 client), which may hang.
+The fork server is a fresh process that imports the loader once and is forked for each worker."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """How batches are made beside the training.
+    """How batches are made in parallel to the training.
 
     Attributes:
-        workers: processes; 0 makes the batches in the calling process.
-        prefetch: batches that each worker may be ahead: the bound of the memory in flight.
+        workers: number of processes; 0 makes the batches in the calling process.
+        prefetch: batches that each worker prepares in advance; limits the memory in use.
         pin_memory: whether batches arrive in page-locked memory.
         start_method: how processes start.
     """
@@ -43,61 +45,60 @@ class WorkerConfig:
             raise ConfigError(f"workers start at 0 and prefetch at 1, got {self.workers} and {self.prefetch}")
 
 
-class _Orders(Sampler[BatchSpec]):
-    """What the DataLoader draws from: the orders of the epoch at hand."""
+class _EpochSampler(Sampler[BatchSpec]):
+    """The sampler of the DataLoader: yields the specs of the current epoch."""
 
     def __init__(self) -> None:
-        self.current: Iterator[BatchSpec] = iter(())
+        self.specs: Iterator[BatchSpec] = iter(())
 
     def __iter__(self) -> Iterator[BatchSpec]:
-        return self.current
+        return self.specs
 
 
 class WorkerPool:
-    """Makes batches from orders, in order, in this process or in others.
+    """Makes the batches of specs, in order, in this process or in others.
 
     Args:
-        maker: what makes a batch.
+        dataset: makes a batch of a spec.
         config: processes and prefetch.
     """
 
-    def __init__(self, maker: BatchDataset, config: WorkerConfig) -> None:
-        self._maker, self._config = maker, config
-        self._orders = _Orders()
+    def __init__(self, dataset: BatchDataset, config: WorkerConfig) -> None:
+        self._dataset, self._config = dataset, config
+        self._sampler = _EpochSampler()
         self._loader: DataLoader[Batch | D2LSError] | None = None
 
-    def run(self, orders: Iterator[BatchSpec]) -> Iterator[Batch]:
-        """Yields the batch of each order. Of two runs, the later one ends the earlier one.
+    def run(self, specs: Iterator[BatchSpec]) -> Iterator[Batch]:
+        """Yields the batch of each spec. A second run ends the first one.
 
         Raises:
             DataError: a damaged sample.
             ResourceError: a worker process died.
         """
-        for made in self._local(orders) if self._config.workers == 0 else self._remote(orders):
-            if isinstance(made, D2LSError):
+        for batch in self._in_process(specs) if self._config.workers == 0 else self._in_workers(specs):
+            if isinstance(batch, D2LSError):
                 self.close()
                 try:
-                    raise made
+                    raise batch
                 finally:
-                    del made  # else error, traceback and this frame keep each other alive
-            yield made
+                    del batch  # breaks the reference cycle of error, traceback and this frame
+            yield batch
 
     def close(self) -> None:
         """Ends the worker processes now; the next run starts new ones."""
-        iterator = getattr(self._loader, "_iterator", None)
-        self._loader = None
-        if iterator is not None:  # by itself torch ends them only once nothing refers to the iterator
-            iterator._shutdown_workers()
+        loader, self._loader = self._loader, None
+        if loader is not None:
+            end_workers(loader)
 
-    def _local(self, orders: Iterator[BatchSpec]) -> Iterator[Batch | D2LSError]:
-        for order in orders:
-            made = self._maker[order]
-            yield made.pin_memory() if self._config.pin_memory and isinstance(made, Batch) else made
+    def _in_process(self, specs: Iterator[BatchSpec]) -> Iterator[Batch | D2LSError]:
+        for spec in specs:
+            batch = self._dataset[spec]
+            yield batch.pin_memory() if self._config.pin_memory and isinstance(batch, Batch) else batch
 
-    def _remote(self, orders: Iterator[BatchSpec]) -> Iterator[Batch | D2LSError]:
+    def _in_workers(self, specs: Iterator[BatchSpec]) -> Iterator[Batch | D2LSError]:
         if self._loader is None:
             self._loader = self._start()
-        self._orders.current = orders
+        self._sampler.specs = specs
         try:
             yield from self._loader
         except (RuntimeError, OSError, EOFError) as error:
@@ -114,18 +115,36 @@ class WorkerPool:
         if self._config.start_method == "forkserver":
             context.set_forkserver_preload(["d2ls.data.preload"])
         return DataLoader(
-            _Orderly(self._maker),
-            batch_size=None,
-            sampler=self._orders,
+            self._dataset,
+            batch_size=None,  # the dataset makes whole batches
+            sampler=self._sampler,
             num_workers=self._config.workers,
-            collate_fn=_unchanged,
             pin_memory=self._config.pin_memory,
-            worker_init_fn=_Start(dict(os.environ)),
+            worker_init_fn=_InitWorker(dict(os.environ)),
             multiprocessing_context=context,
-            generator=torch.Generator(),  # so that starting an epoch leaves the random state of the training alone
+            generator=torch.Generator(),  # so that starting an epoch leaves torch's global random state alone
             prefetch_factor=self._config.prefetch,
             persistent_workers=True,
         )
+
+
+def worker_processes(loader: DataLoader[Any]) -> list[BaseProcess]:
+    """Returns the running worker processes of a DataLoader with `persistent_workers`.
+
+    Uses a private attribute of torch; tests/unit/d2ls/data/test_workers.py fails if torch renames it.
+    """
+    iterator = loader._iterator
+    return [] if iterator is None else list(iterator._workers)  # type: ignore[attr-defined]
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Ends the worker processes of a DataLoader now.
+
+    By itself torch ends persistent workers when nothing refers to the iterator any more, so a traceback or a paused
+    generator would keep them. Uses private names of torch; tests/unit/d2ls/data/test_workers.py fails if they change.
+    """
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class SkipCounter:
@@ -139,8 +158,8 @@ class SkipCounter:
         self._limit = limit
         self.count = 0
 
-    def see(self, batch: Batch) -> None:
-        """Takes note of a batch.
+    def add(self, batch: Batch) -> None:
+        """Counts and logs the skipped samples of a batch.
 
         Raises:
             DataError: more samples were skipped than the limit allows.
@@ -156,16 +175,16 @@ class SkipCounter:
 
 
 class PooledLoader:
-    """What both loaders are: batches from a pool of workers, which the end of the `with` block ends.
+    """Base of both loaders: batches from a pool of workers. The end of the `with` block ends the workers.
 
     Args:
-        maker: what makes a batch.
+        dataset: makes a batch of a spec.
         config: processes and prefetch.
-        skip_limit: how many samples this rank may skip in the life of the loader.
+        skip_limit: how many samples this rank may skip during the lifetime of the loader.
     """
 
-    def __init__(self, maker: BatchDataset, config: WorkerConfig, skip_limit: int) -> None:
-        self._pool, self._skips = WorkerPool(maker, config), SkipCounter(skip_limit)
+    def __init__(self, dataset: BatchDataset, config: WorkerConfig, skip_limit: int) -> None:
+        self._pool, self._skips = WorkerPool(dataset, config), SkipCounter(skip_limit)
 
     @property
     def skipped(self) -> int:
@@ -182,38 +201,22 @@ class PooledLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _made(self, orders: Iterator[BatchSpec]) -> Iterator[Batch]:
-        for batch in self._pool.run(orders):
-            self._skips.see(batch)
+    def _load(self, specs: Iterator[BatchSpec]) -> Iterator[Batch]:
+        for batch in self._pool.run(specs):
+            self._skips.add(batch)
             yield batch
 
 
-class _Orderly(Dataset[Any]):
-    """The maker as a map from order to batch."""
-
-    def __init__(self, maker: BatchDataset) -> None:
-        self._maker = maker
-
-    def __getitem__(self, order: BatchSpec) -> Batch | D2LSError:
-        return self._maker[order]
-
-
 @dataclass(frozen=True)
-class _Start:
-    """Sets up a fresh worker: one thread each, and the environment of the process that asked for it.
+class _InitWorker:
+    """Sets up a fresh worker: one thread, and the environment of the process that started the loader.
 
-    The fork server keeps the environment of the moment it was started; storage credentials may be newer.
+    The fork server keeps the environment it was started with; storage credentials may be newer.
     """
 
     environment: Mapping[str, str]
 
     def __call__(self, worker: int) -> None:
-        import cv2
-
         cv2.setNumThreads(0)
         os.environ.clear()
         os.environ.update(self.environment)
-
-
-def _unchanged(made: Any) -> Any:
-    return made

@@ -5,9 +5,17 @@ labels = predictor.predict(image)            # H W bands uint8 -> H W uint8
 """
 
 from d2ls.inference.predictor import Predictor
-from d2ls.inference.sliding_window import Band, Progress, Source, stitch
+from d2ls.inference.sliding_window import (
+    Band,
+    Grid,
+    Progress,
+    Source,
+    blend,
+    overlap_pixels,
+    span_count,
+    stitch,
+)
 from d2ls.inference.tta import PRESETS, TTATransform, average_predictions, cost, tta_transforms
-from d2ls.inference.windows import Grid, blend, overlap_pixels, span_count
 
 __all__ = [
     "PRESETS",

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError, DataError
-from d2ls.inference.sliding_window import Band, stitch
+from d2ls.inference.sliding_window import Band, Floats, Grid, overlap_pixels, stitch
 from d2ls.inference.threads import SlicedForward
 from d2ls.inference.tta import TTATransform, average_predictions, tta_transforms
-from d2ls.inference.windows import Floats, Grid, Span, overlap_pixels
+from d2ls.window import Window
 
 if TYPE_CHECKING:
     from d2ls.bundle import ModelInfo
@@ -135,8 +135,8 @@ class Predictor:
         shape = (self.num_classes, height, width)
         kept = np.empty(shape, np.float32) if keep_probabilities else None
 
-        def read(rows: Span, columns: Span) -> tuple[npt.NDArray[np.generic], None]:
-            return image[slice(*rows), slice(*columns)], None
+        def read(window: Window) -> tuple[npt.NDArray[np.generic], None]:
+            return image[window.slices], None
 
         def write(band: Band) -> None:
             labels[slice(*band.rows)] = band.labels

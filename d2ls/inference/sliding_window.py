@@ -1,13 +1,14 @@
-"""Maps an image of any size window by window: memory for one row of windows' overlap, never for the whole image.
+"""Predicts an image of any size window by window and blends the results.
 
-Windows are predicted in rows. Their probabilities are blended; what no later window reaches is final and handed on
-at once, the rest is carried to the next row. Reading runs one step ahead and writing one step behind, in threads, and
-blending stays on the device that predicted.
+Needs memory for one row of windows, never for the whole image. Windows are predicted row by row. Rows of the image that
+no later window reaches are final and handed on at once; the rest is carried to the next row of windows. A thread reads
+one batch ahead, another writes one band behind; blending runs on the device that predicts.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,18 +16,159 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d2ls.inference.windows import Floats, Grid, Span, blend
+from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
+from d2ls.window import Window
 
+Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.generic]
+Span = tuple[int, int]
+"""First pixel and one past the last pixel along one axis."""
+
+ALIGNMENT = 32
+"""Deepest stride of the encoders, in pixels."""
+
+MARGIN = 0.25
+"""Fraction of an overlap, on either side, in which the window that ends there has weight zero."""
+
+
+def overlap_pixels(window: int, overlap: float) -> int:
+    """Converts an overlap as a fraction of the window (0 to below 1) into whole pixels.
+
+    Raises:
+        ConfigError: a window below 1 pixel or an impossible overlap.
+    """
+    if window < 1:
+        raise ConfigError(f"window {window}: a window needs at least 1 pixel")
+    if not 0 <= overlap < 1:
+        raise ConfigError(
+            f"overlap {overlap}: give a share of the window, from 0 to below 1, for instance 0.25"
+        )
+    return min(round(window * overlap), window - 1)
+
+
+def spans(length: int, window: int, overlap: int) -> list[Span]:
+    """Covers 0..length with windows of one size and at least this overlap (pixels).
+
+    All but the last, which ends at the edge of the image, begin at multiples of `ALIGNMENT`, so that the strides of a
+    network fall on the same pixels in neighbouring windows. A length up to the window gets one span.
+    """
+    if length <= window:
+        return [(0, length)]
+    starts = [*range(0, length - window, _stride(window, overlap)), length - window]
+    return [(start, start + window) for start in starts]
+
+
+def span_count(length: int, window: int, overlap: int) -> int:
+    """Returns the number of spans that `spans` returns."""
+    return 1 if length <= window else -(-(length - window) // _stride(window, overlap)) + 1
+
+
+def _stride(window: int, overlap: int) -> int:
+    return (window - overlap) // ALIGNMENT * ALIGNMENT or window - overlap
+
+
+def blend(along: list[Span], margin: float = MARGIN) -> list[Floats]:
+    """Returns the weights of the windows along one axis; at every pixel they sum to one.
+
+    Where two windows overlap, one fades out and the other in along a squared cosine. Over the outer `margin` of the
+    overlap a window has weight zero, since predictions are least reliable next to the edge of a window. Windows do
+    not fade out at the edges of the image itself.
+
+    Args:
+        along: spans in ascending order; each overlaps the next, or ends where it begins.
+        margin: fraction of the overlap with weight zero, 0 to below 0.5.
+
+    Returns:
+        For each span, one weight per pixel.
+    """
+    raw = [_fade(along, index, margin) for index in range(len(along))]
+    total = np.zeros(along[-1][1], dtype=np.float64)
+    for (start, stop), weights in zip(along, raw, strict=True):
+        total[start:stop] += weights
+    pairs = zip(along, raw, strict=True)
+    return [(weights / total[start:stop]).astype(np.float32) for (start, stop), weights in pairs]
+
+
+def _fade(along: list[Span], index: int, margin: float) -> npt.NDArray[np.float64]:
+    start, stop = along[index]
+    weights = np.ones(stop - start)
+    if index > 0:
+        shared = along[index - 1][1] - start
+        weights[:shared] *= _ramp(shared, margin)
+    if index + 1 < len(along):
+        shared = stop - along[index + 1][0]
+        weights[len(weights) - shared :] *= _ramp(shared, margin)[::-1]
+    return weights
+
+
+def _ramp(length: int, margin: float) -> npt.NDArray[np.float64]:
+    """Rises from 0 to 1 over the middle of `length` pixels; with its own mirror image it sums to one."""
+    position = (np.arange(length) + 0.5) / max(length, 1)
+    share = np.clip((position - margin) / (1 - 2 * margin), 0, 1)
+    return np.sin(share * np.pi / 2) ** 2
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Windows over an image: every span of rows combined with every span of columns.
+
+    Attributes:
+        height: H of the image in pixels.
+        width: W of the image.
+        window: side of a window; smaller images are one window.
+        overlap: minimum overlap of neighbours in pixels, below `window`.
+    """
+
+    height: int
+    width: int
+    window: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ConfigError(f"an image of {self.height} x {self.width} pixels has no pixels")
+        if not 0 <= self.overlap < self.window:
+            raise ConfigError(
+                f"overlap {self.overlap} must lie between 0 and the window, {self.window} pixels"
+            )
+
+    @cached_property
+    def rows(self) -> list[Span]:
+        """Spans of rows, top down."""
+        return spans(self.height, self.window, self.overlap)
+
+    @cached_property
+    def columns(self) -> list[Span]:
+        """Spans of columns, left to right."""
+        return spans(self.width, self.window, self.overlap)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.rows) * len(self.columns)
+
+    def window_at(self, row: int, column: int) -> Window:
+        """Returns the window at a position of the grid."""
+        (top, bottom), (left, right) = self.rows[row], self.columns[column]
+        return Window(top, left, bottom - top, right - left)
+
+    def band(self, index: int) -> Span:
+        """Rows of the image that are final once the windows of row `index` and those above it are done."""
+        start = self.rows[index][0]
+        return start, self.rows[index + 1][0] if index + 1 < len(self.rows) else self.height
+
+    def first_row_reaching(self, index: int) -> int:
+        """First row of windows that contributes to the band of row `index`."""
+        top = self.rows[index][0]
+        return next(i for i, (_, stop) in enumerate(self.rows) if stop > top or i == index)
 
 
 class Source(Protocol):
     """Reads a window of an image."""
 
-    def __call__(self, rows: Span, columns: Span) -> tuple[Pixels, Mask | None]:
-        """Returns pixels (H W bands) and which of them are valid (H W; None: all)."""
+    def __call__(self, window: Window) -> tuple[Pixels, Mask | None]:
+        """Returns pixels (h w bands) and which of them hold data (h w; None: all)."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +189,16 @@ class Band:
 
 
 class Progress(NamedTuple):
-    """How far a map is: windows done and to do, those passed over for want of data included."""
+    """Progress of a map: windows done and in total, including windows skipped because they hold no data."""
 
     done: int
     total: int
 
 
 @dataclass
-class _Window:
+class _Patch:
+    """The pixels of one window, and its position in the grid."""
+
     row: int
     column: int
     pixels: Pixels
@@ -77,32 +221,32 @@ def stitch(
     keep_probabilities: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Predicts every window of a grid and hands on the blended map, band by band, top down.
+    """Predicts every window of a grid and hands on the blended map, band by band from the top.
 
     Args:
-        read: source of pixels; called from one other thread, in order.
+        read: reads windows; called in order, from one other thread.
         predict: B h w bands to probabilities B K h w float32, on any device.
-        write: takes finished bands; called from one other thread, in order. What it raises is raised here.
+        write: receives finished bands in order, from one other thread. What it raises is raised here.
         grid: where the windows lie.
         num_classes: K.
         batch_size: windows predicted at once.
-        first_band: where to begin; what the band needs from windows above it is predicted again, so that a
-            map that was interrupted ends up the same as one that was not.
-        keep_probabilities: whether bands carry them.
-        progress: told after every batch.
+        first_band: band to start with. The windows above that contribute to it are predicted again, so that a
+            resumed map equals an uninterrupted one.
+        keep_probabilities: whether bands include the probabilities.
+        progress: called after every batch.
     """
     begin = grid.first_row_reaching(first_band)
-    # Batches are the same ones wherever a map is taken up again: a network's rounding differs by batch size.
+    # A resumed map uses the same batches: the rounding of a network depends on the batch size.
     first = begin * len(grid.columns) // batch_size * batch_size
     done, total = 0, len(grid) - first
     rows = _Rows(grid, num_classes, keep_probabilities)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
         for batch in _ahead(reader, _batches(read, grid, first, batch_size)):
-            for window, block in zip(batch, _predict(predict, batch), strict=True):
-                if window.row < begin:
+            for patch, block in zip(batch, _predict(predict, batch), strict=True):
+                if patch.row < begin:
                     continue
-                band = rows.add(window, block)
+                band = rows.add(patch, block)
                 if band is not None and band.index >= first_band:
                     if pending is not None:
                         pending.result()
@@ -113,14 +257,14 @@ def stitch(
             pending.result()
 
 
-def _batches(read: Source, grid: Grid, first: int, size: int) -> Iterator[list[_Window]]:
-    """Reads windows row by row from number `first` on; all are of one shape."""
+def _batches(read: Source, grid: Grid, first: int, size: int) -> Iterator[list[_Patch]]:
+    """Reads windows row by row, starting with number `first`; all have the same shape."""
     for start in range(first, len(grid), size):
         places = (divmod(number, len(grid.columns)) for number in range(start, min(start + size, len(grid))))
-        yield [_Window(row, column, *read(grid.rows[row], grid.columns[column])) for row, column in places]
+        yield [_Patch(row, column, *read(grid.window_at(row, column))) for row, column in places]
 
 
-def _ahead(reader: ThreadPoolExecutor, batches: Iterator[list[_Window]]) -> Iterator[list[_Window]]:
+def _ahead(reader: ThreadPoolExecutor, batches: Iterator[list[_Patch]]) -> Iterator[list[_Patch]]:
     """Reads the next batch while the current one is predicted."""
     following = reader.submit(next, batches, None)
     while (batch := following.result()) is not None:
@@ -128,18 +272,18 @@ def _ahead(reader: ThreadPoolExecutor, batches: Iterator[list[_Window]]) -> Iter
         yield batch
 
 
-def _predict(predict: Callable[[Pixels], Tensor], batch: list[_Window]) -> list[Tensor | None]:
-    """Predicts the windows that hold any data; None stands for the others."""
-    chosen = [window.pixels for window in batch if not window.empty]
-    found = iter(predict(np.stack(chosen)) if chosen else ())
-    return [None if window.empty else next(found) for window in batch]
+def _predict(predict: Callable[[Pixels], Tensor], batch: list[_Patch]) -> list[Tensor | None]:
+    """Predicts the windows that hold data; returns None for the others."""
+    pixels = [patch.pixels for patch in batch if not patch.empty]
+    blocks = iter(predict(np.stack(pixels)) if pixels else ())
+    return [None if patch.empty else next(blocks) for patch in batch]
 
 
 class _Rows:
     """Blends windows that come row by row, left to right.
 
-    `carry` holds, over the whole width, what rows of windows above contributed to rows that are not final yet;
-    `strip` holds the current row of windows where the next window to the right still has a say.
+    `carry` holds, over the whole width, what the rows of windows above contribute to rows that are not final yet.
+    `strip` holds the part of the current row of windows that the next window to the right overlaps.
     """
 
     def __init__(self, grid: Grid, num_classes: int, keep_probabilities: bool) -> None:
@@ -150,18 +294,18 @@ class _Rows:
         self.carry = torch.zeros(num_classes, 0, grid.width)
         self.row = -1
 
-    def add(self, window: _Window, block: Tensor | None) -> Band | None:
-        """Adds a window's probabilities (K h w, None for nothing); returns the band where it was the last one."""
+    def add(self, patch: _Patch, block: Tensor | None) -> Band | None:
+        """Adds the probabilities of a window (K h w, or None); returns the band if it was the last window of a row."""
         if block is not None and block.device != self.device:
             self._move(block.device)
-        if window.row != self.row:
-            self._begin(window.row)
-        start, stop = self.grid.columns[window.column]
-        self.valid[:, start:stop] = True if window.valid is None else window.valid[: self.final]
+        if patch.row != self.row:
+            self._begin(patch.row)
+        start, stop = self.grid.columns[patch.column]
+        self.valid[:, start:stop] = True if patch.valid is None else patch.valid[: self.final]
         if block is not None:
-            weights = self.down[window.row][:, None] * self.across[window.column]
+            weights = self.down[patch.row][:, None] * self.across[patch.column]
             self.strip[:, :, : stop - start].addcmul_(block, weights)
-        self._flush(start, self._settled(window.column))
+        self._flush(start, self._settled(patch.column))
         return self._finish() if stop == self.grid.width else None
 
     def _begin(self, row: int) -> None:
@@ -176,7 +320,7 @@ class _Rows:
         self.kept = torch.empty(shape, device=self.device)
 
     def _move(self, device: torch.device) -> None:
-        """Follows the predictions to their device; what was gathered before holds no window with data."""
+        """Moves the state to the device of the predictions; only windows without data came before."""
         self.device = device
         self.down = [weights.to(device) for weights in self.down]
         self.across = [weights.to(device) for weights in self.across]
@@ -186,12 +330,12 @@ class _Rows:
             self.labels, self.kept = self.labels.to(device), self.kept.to(device)
 
     def _settled(self, column: int) -> int:
-        """First pixel that the next window to the right still reaches."""
+        """First pixel that the next window to the right covers."""
         last = column + 1 == len(self.grid.columns)
         return self.grid.width if last else self.grid.columns[column + 1][0]
 
     def _flush(self, start: int, settled: int) -> None:
-        """Finishes the columns from the window's own first one up to where the next window begins."""
+        """Finishes the columns from the first one of this window to the first one of the next window."""
         done = settled - start
         part = self.strip[:, :, :done]
         above = self.carry[:, :, start:settled]
@@ -216,7 +360,7 @@ class _Rows:
 
 
 def _highest(probabilities: Tensor) -> Tensor:
-    """Class of the highest probability, K h w to h w; the first of equals. Far quicker on a CPU than `argmax`."""
+    """Class of the highest probability, K h w to h w; the first on ties. Much faster on a CPU than `argmax`."""
     best = probabilities[0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
     for index in range(1, len(probabilities)):

@@ -1,4 +1,4 @@
-"""The index as the loader uses it: plain arrays for the plan, one small record for each sample to be read."""
+"""The index: a row per sample. `SplitIndex` holds the rows of a split as arrays, `IndexRow` one of them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,9 +36,9 @@ INDEX_SCHEMA = pa.schema(
 
 
 class IndexRow(NamedTuple):
-    """All that is needed to read one sample: a row of the index, and its number in the split."""
+    """All that is needed to read one sample: a row of the index, and its number within the split."""
 
-    row: int
+    number: int
     key: str
     scene: str
     shard: str
@@ -56,16 +56,16 @@ class IndexRow(NamedTuple):
 
 
 _NUMBERS = tuple(
-    name for name in IndexRow._fields if name not in ("row", "key", "scene", "shard", "image_suffix")
+    name for name in IndexRow._fields if name not in ("number", "key", "scene", "shard", "image_suffix")
 )
 
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """The samples of a split, column by column. Stays in the training process; workers get single records.
+    """The rows of a split, column by column. It stays in the training process; workers get single rows.
 
     Attributes:
-        shards: N, number of the shard of each row, rising.
+        shards: N, number of the shard of each row, in ascending order.
         shard_names: path of each shard below the root of the set.
         class_pixels: column of N lists of K counts.
     """
@@ -102,10 +102,11 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, row: int) -> IndexRow:
-        key, scene, suffix = (column[row].as_py() for column in self._texts.values())
-        shard = self.shard_names[self.shards[row]]
-        return IndexRow(row, key, scene, shard, suffix, *(int(self._numbers[name][row]) for name in _NUMBERS))
+    def __getitem__(self, number: int) -> IndexRow:
+        key, scene, suffix = (column[number].as_py() for column in self._texts.values())
+        shard = self.shard_names[self.shards[number]]
+        numbers = (int(self._numbers[name][number]) for name in _NUMBERS)
+        return IndexRow(number, key, scene, shard, suffix, *numbers)
 
     @cached_property
     def shard_lengths(self) -> npt.NDArray[np.int64]:

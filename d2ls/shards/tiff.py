@@ -1,8 +1,8 @@
-"""Windows of TIFF images as `sharding` writes them: only the blocks that a window touches are read and inflated.
+"""Reads windows of TIFF images as `sharding` writes them: only the blocks that a window touches are read and decoded.
 
-Read here: classic little-endian TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
+Supported: classic little-endian TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
 tiles, uncompressed or Zstandard, without predictor or (integers) with the horizontal one. `open_tiff` returns None for
-anything else.
+any other file.
 """
 
 import struct
@@ -15,14 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from d2ls.errors import ShardError
+from d2ls.window import Window
 
 Read = Callable[[int, int], bytes]
-"""Gives `length` bytes of a file from `offset` on."""
+"""`read(offset, length)` returns `length` bytes of a file from `offset` on."""
 
-Box = tuple[int, int, int, int]
-"""Top, left, height, width."""
-
-_ONE_THREAD = 2**15 - 1  # values up to which torch stays in the calling thread: waking others costs more
+_ONE_THREAD = 2**15 - 1  # torch uses only the calling thread up to this many values: waking others costs more
 _HEAD = 4096  # bytes read first; the directory lies there where the writer put it in front
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _DEFAULTS = {258: (1,), 259: (1,), 277: (1,), 284: (1,), 317: (1,), 339: (1,)}
@@ -37,8 +35,8 @@ class Tiff:
         height: H.
         width: W.
         channels: C.
-        dtype: of a pixel.
-        block: height and width of a tile; those at the lower and right edge are filled up.
+        dtype: type of a pixel value.
+        block: height and width of a tile; those at the lower and right edge are padded.
         offsets: first byte of each block, row by row.
         lengths: bytes of each block.
         compressed: whether blocks are compressed by Zstandard.
@@ -55,12 +53,12 @@ class Tiff:
     compressed: bool
     predictor: bool
 
-    def window(self, read: Read, box: Box) -> npt.NDArray[Any]:
+    def read_window(self, read: Read, window: Window) -> npt.NDArray[Any]:
         """Reads a window of the image.
 
         Args:
-            read: gives bytes of the file.
-            box: the window; it lies inside the image.
+            read: reads bytes of the file.
+            window: a window inside the image.
 
         Returns:
             h w C, uint8, uint16 or float32.
@@ -68,7 +66,7 @@ class Tiff:
         Raises:
             ShardError: a block is damaged.
         """
-        top, left, height, width = box
+        top, left, height, width = window.row, window.column, window.height, window.width
         out = np.empty((height, width, self.channels), self.dtype)
         block_height, block_width = self.block
         across = -(-self.width // block_width)
@@ -83,7 +81,7 @@ class Tiff:
         return out
 
     def _block_rows(self, read: Read, number: int, rows: tuple[int, int]) -> npt.NDArray[Any]:
-        """Reads some rows of a block: only these where it is not compressed."""
+        """Returns some rows of a block; reads only these if it is not compressed."""
         first, last = rows
         stride = self.block[1] * self.channels * self.dtype.itemsize
         if self.compressed:
@@ -100,8 +98,8 @@ class Tiff:
 
 
 def _running_sums(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Sums rows up from the left, channel by channel, modulo the range of the dtype; quicker than NumPy."""
-    import torch  # sharding, which has no use for torch otherwise, comes here for Zstandard alone
+    """Undoes the horizontal predictor: cumulative sums along rows per channel, modulo 2^bits; faster than NumPy."""
+    import torch  # here, so that sharding needs torch only for Zstandard
 
     sums = np.array(block)
     signed = torch.from_numpy(sums.view(f"i{sums.itemsize}"))  # wraps around as unsigned numbers do
@@ -122,7 +120,7 @@ def _inflated(packed: bytes, length: int, number: int) -> memoryview:
 
 
 def open_tiff(read: Read, length: int) -> Tiff | None:
-    """Reads the layout of a TIFF file; None where it is damaged or of a kind that is not read here."""
+    """Reads the layout of a TIFF file; returns None if it is damaged or not supported."""
     head = read(0, min(_HEAD, length))
     if head[:4] != b"II*\0":
         return None

@@ -9,7 +9,7 @@ from d2ls.training.callbacks import Callback, StepReport
 
 
 class ProfileCallback(Callback):
-    """SplitIndex some steps of this rank and writes their trace.
+    """Records some steps of this rank and writes their trace.
 
     Args:
         uri: where the trace is written, compressed JSON.

@@ -216,7 +216,7 @@ def _options(values: argparse.Namespace) -> MapOptions:
 
 def _settings(values: argparse.Namespace) -> ModelSettings:
     from d2ls.inference import overlap_pixels, tta_transforms
-    from d2ls.inference.windows import ALIGNMENT
+    from d2ls.inference.sliding_window import ALIGNMENT
 
     tta_transforms(values.tta)
     if values.window is not None and values.window < ALIGNMENT:

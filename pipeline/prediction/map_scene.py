@@ -27,7 +27,7 @@ from sharding.raster.base import Reading
 from sharding.raster.gdal import GDAL_SUFFIXES
 from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.reader import PLAIN
-from sharding.raster.scene import Scene, Span, open_scene
+from sharding.raster.scene import Scene, open_scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -207,12 +207,12 @@ class _Job:
         stretch = plan_stretch(self.predictor, self.options.stretch)
         area = self._area()
 
-        def read(rows: Span, columns: Span) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
-            window = Window(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
+        def read(window: Window) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
             inside = area.read(window) > 0 if area is not None else None
             if inside is not None and not inside.any():
                 shape = (window.height, window.width, len(plan.bands))
                 return np.zeros(shape, self.predictor.info.dtype), inside
+            rows, columns = ((part.start, part.stop) for part in window.slices)
             pixels, valid = scene.read(rows, columns, plan.bands, plan.size)
             if inside is not None:
                 valid = inside if valid is None else valid & inside

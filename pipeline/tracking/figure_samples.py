@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from d2ls import storage
-from d2ls.data.decode import PixelFormat
-from d2ls.data.reader import LocalReader, RemoteReader, ShardReader
-from d2ls.data.samples import ShardSample
+from d2ls.data.cache import SplitShards, open_reader
+from d2ls.data.reader import ShardSample
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import PixelFormat
+from d2ls.window import Window
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,14 @@ def load(shards: ShardSet, split: str, count: int, side: int) -> list[Shown]:
     Raises:
         DataError: the split is missing, or a sample is damaged.
     """
-    records = shards.split_index(split)
-    layout = PixelFormat.of(shards.card)
-    local = storage.is_local(shards.uri)
-    files: ShardReader = LocalReader(storage.local_path(shards.uri)) if local else RemoteReader(shards.uri)
+    index = shards.split_index(split)
+    pixel_format = PixelFormat.of(shards.card)
+    reader = open_reader(SplitShards.of(shards, split), cache=None)
     shown = []
-    for row in choose(records.pixels_by_class(), count):
-        record = records[row]
-        height, width = min(side, record.height), min(side, record.width)
-        box = ((record.height - height) // 2, (record.width - width) // 2, height, width)
-        sample = ShardSample(files, record, layout, verify=False)
-        shown.append(Shown(record.key, sample.image(box), sample.mask(box)))
+    for number in choose(index.pixels_by_class(), count):
+        row = index[number]
+        height, width = min(side, row.height), min(side, row.width)
+        window = Window((row.height - height) // 2, (row.width - width) // 2, height, width)
+        sample = ShardSample(reader, row, pixel_format, verify=False)
+        shown.append(Shown(row.key, sample.image(window), sample.mask(window)))
     return shown

@@ -3,6 +3,7 @@ import pytest
 
 from d2ls.errors import ConfigError, ShardError
 from d2ls.shards.codecs import decode_image, decode_mask
+from d2ls.window import Window
 from sharding.codecs import Codec, encode_mask
 from tests.trees import blocks, texture
 
@@ -22,7 +23,7 @@ def test_pixels_survive_whole_and_by_window(codec):
     assert content == codec.encode(image.copy())
     whole, part = (
         decode_image(content, codec.name),
-        decode_image(content, codec.name, box=(250, 8, 40, 260)),
+        decode_image(content, codec.name, window=Window(250, 8, 40, 260)),
     )
     np.testing.assert_array_equal(part, whole[250:290, 8:268])
     if codec.lossless:

@@ -20,7 +20,7 @@ def shards(tmp_path):
     return make_shards(tmp_path / "set", COUNTS)
 
 
-def facts_of(shards):
+def split_shards(shards):
     return SplitShards.of(shards, "train")
 
 
@@ -33,7 +33,7 @@ def size_of(folder):
 
 
 def two_shards(shards):
-    return sum(sorted(shard.bytes for shard in facts_of(shards).shards.values())[-2:]) + 100
+    return sum(sorted(shard.bytes for shard in split_shards(shards).files.values())[-2:]) + 100
 
 
 def test_a_cache_changes_no_batch(shards, tmp_path):
@@ -51,23 +51,23 @@ def test_a_cache_changes_no_batch(shards, tmp_path):
 
 
 def test_the_least_recently_used_shard_goes(shards, tmp_path):
-    folder, facts = tmp_path / "cache", facts_of(shards)
-    files = CachedReader(facts, CacheConfig(str(folder), two_shards(shards), local=True))
-    first, second, third, _ = facts.shards
+    folder, split = tmp_path / "cache", split_shards(shards)
+    files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
+    first, second, third, _ = split.files
     for shard in (first, second, first, third):
         assert files.read(shard, 0, 5) == (tmp_path / "set" / shard).read_bytes()[:5]
         assert size_of(folder) <= two_shards(shards)
-    assert kept(folder) == sorted(ShardCache.name(facts.shards[shard]) for shard in (first, third))
+    assert kept(folder) == sorted(ShardCache.name(split.files[shard]) for shard in (first, third))
     assert files.read(second, 0, 5)  # evicted before, fetched again
-    assert ShardCache.name(facts.shards[second]) in kept(folder)
+    assert ShardCache.name(split.files[second]) in kept(folder)
 
 
 def test_evicted_shards_give_their_disk_space_back(shards, tmp_path):
-    folder, facts = tmp_path / "cache", facts_of(shards)
-    files = CachedReader(facts, CacheConfig(str(folder), two_shards(shards), local=True))
-    (first, *_) = facts.shards
+    folder, split = tmp_path / "cache", split_shards(shards)
+    files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
+    (first, *_) = split.files
     files.read(first, 0, 5)
-    (folder / ShardCache.name(facts.shards[first])).unlink()  # as another process would
+    (folder / ShardCache.name(split.files[first])).unlink()  # as another process would
     files.read(first, 0, 5)
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
     held = [str(handle.readlink()) for handle in handles]
@@ -81,7 +81,7 @@ def test_what_arrives_is_compared_with_the_card(shards, tmp_path, damage):
     content[700] ^= 1
     path.write_bytes({"changed": content, "short": content[:-9], "long": content + b"more"}[damage])
     folder = tmp_path / "cache"
-    files = CachedReader(facts_of(shards), CacheConfig(str(folder), 10**9, local=True))
+    files = CachedReader(split_shards(shards), CacheConfig(str(folder), 10**9, local=True))
     with pytest.raises(ShardError, match=r"train-00000\.tar.*the card says"):
         files.read("train/train-00000.tar", 0, 5)
     assert not kept(folder)
@@ -101,12 +101,12 @@ def test_a_changed_shard_set_is_not_served_from_the_old_one(shards, tmp_path):
 
 def test_a_shard_larger_than_the_cache_is_refused(shards, tmp_path):
     with pytest.raises(ConfigError, match=r"1000 bytes, but train/train-0000\d\.tar alone"):
-        CachedReader(facts_of(shards), CacheConfig(str(tmp_path), 1000, local=True))
+        CachedReader(split_shards(shards), CacheConfig(str(tmp_path), 1000, local=True))
 
 
 def test_a_missing_shard_is_named(shards, tmp_path):
     (tmp_path / "set" / "train" / "train-00001.tar").unlink()
-    files = CachedReader(facts_of(shards), CacheConfig(str(tmp_path / "cache"), 10**9, local=True))
+    files = CachedReader(split_shards(shards), CacheConfig(str(tmp_path / "cache"), 10**9, local=True))
     with pytest.raises(StorageError, match=r"train-00001\.tar"):
         files.read("train/train-00001.tar", 0, 5)
     with pytest.raises(ShardError, match="does not name"):
@@ -114,7 +114,7 @@ def test_a_missing_shard_is_named(shards, tmp_path):
 
 
 def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(shards, tmp_path):
-    folder, facts = tmp_path / "cache", facts_of(shards)
+    folder, split = tmp_path / "cache", split_shards(shards)
     folder.mkdir()
     room = two_shards(shards)
     dead, alive = folder / "dead.partial", folder / "alive.partial"
@@ -122,8 +122,8 @@ def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(s
     with alive.open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(room)
-        files = CachedReader(facts, CacheConfig(str(folder), room, local=True))
-        first = next(iter(facts.shards))
+        files = CachedReader(split, CacheConfig(str(folder), room, local=True))
+        first = next(iter(split.files))
         assert files.read(first, 0, 5)  # no room beside what arrives: read directly
         assert not kept(folder)
         assert not dead.exists()
@@ -133,13 +133,13 @@ def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(s
     assert not alive.exists()
 
 
-def hammer(facts, config, seed, peak):
+def hammer(split, config, seed, peak):
     import random
 
-    files, order = CachedReader(facts, config), random.Random(seed)
+    files, order = CachedReader(split, config), random.Random(seed)
     for _ in range(60):
-        shard = order.choice(list(facts.shards))
-        expected = (facts.uri + "/" + shard, order.randrange(4000))
+        shard = order.choice(list(split.files))
+        expected = (split.uri + "/" + shard, order.randrange(4000))
         with open(expected[0], "rb") as source:  # noqa: PTH123
             source.seek(expected[1])
             assert files.read(shard, expected[1], 64) == source.read(64)
@@ -152,7 +152,9 @@ def test_many_processes_share_a_bounded_cache(shards, tmp_path):
     config = CacheConfig(str(folder), two_shards(shards), local=True)
     context = multiprocessing.get_context("fork")
     done = context.Value("i", 0)
-    processes = [context.Process(target=hammer, args=(facts_of(shards), config, n, done)) for n in range(4)]
+    processes = [
+        context.Process(target=hammer, args=(split_shards(shards), config, n, done)) for n in range(4)
+    ]
     largest, stop = [0], threading.Event()
 
     def watch():

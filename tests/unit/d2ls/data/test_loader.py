@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from d2ls.data import Augmentation, TrainingLoader
+from d2ls.data.workers import worker_processes
 from d2ls.errors import ConfigError
 from tests.shards import make_shards, training_batches
 
@@ -51,8 +52,8 @@ def reference(shards):
 
 def planned_keys(batches, step):
     """Keys of the global batch of a step, by the plan alone."""
-    plan, records = batches.plan, batches.loader.records
-    return tuple(records[int(plan.lane(lane).rows[step])].key for lane in range(plan.global_batch))
+    plan, index = batches.plan, batches.loader.index
+    return tuple(index[int(plan.lane(lane).rows[step])].key for lane in range(plan.global_batch))
 
 
 def test_batches_are_as_documented(shards):
@@ -96,12 +97,12 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
     with TrainingLoader(shards, "train", workers=2, **arguments) as loader:
         before = torch.random.get_rng_state()
         assert stream(loader.epoch(2)) == reference
-        workers = [worker.pid for worker in loader._pool._loader._iterator._workers]
+        workers = [worker.pid for worker in worker_processes(loader._pool._loader)]
         half = iter(loader.epoch(0))  # left in the middle
         next(half)
         assert stream(loader.epoch(2, start_step=3)) == reference[3:]
         assert stream(loader.epoch(3)) != reference
-        assert [worker.pid for worker in loader._pool._loader._iterator._workers] == workers
+        assert [worker.pid for worker in worker_processes(loader._pool._loader)] == workers
         assert torch.random.get_rng_state().equal(before)
 
 

@@ -23,10 +23,7 @@ def run(image: Image, grid: Grid, first_band: int = 0, batch_size: int = 3, vali
     predictor = Predictor(LocalStub(), model_info())
     bands: list[Band] = []
     stitch(
-        lambda rows, columns: (
-            image[slice(*rows), slice(*columns)],
-            None if valid is None else valid[slice(*rows), slice(*columns)],
-        ),
+        lambda window: (image[window.slices], None if valid is None else valid[window.slices]),
         predictor.window_probabilities,
         bands.append,
         grid,
@@ -88,7 +85,7 @@ def test_batches_run_on_over_the_ends_of_rows_and_are_the_same_ones_from_any_ban
         seen.append(pixels.tobytes())
         return predictor.window_probabilities(pixels)
 
-    read = lambda r, c: (image[slice(*r), slice(*c)], None)  # noqa: E731
+    read = lambda window: (image[window.slices], None)  # noqa: E731
     stitch(read, predict, lambda _: None, grid, 4, batch_size=3)
     complete = list(seen)
     assert len(grid.columns) % 3
@@ -127,7 +124,7 @@ def test_no_data_at_all_needs_no_network() -> None:
 
     bands: list[Band] = []
     valid = np.zeros((32, 32), bool)
-    read = lambda r, c: (picture(32, 32), valid)  # noqa: E731
+    read = lambda window: (picture(32, 32), valid)  # noqa: E731
     stitch(read, never, bands.append, Grid(50, 50, 32, 4), 4)
     assert all((band.labels == 255).all() for band in bands)
 
@@ -141,7 +138,7 @@ def test_an_error_in_any_part_is_raised_and_nothing_hangs(failing: str) -> None:
 
     with pytest.raises(DataError, match=f"{failing} broke"):
         stitch(
-            lambda r, c: part("read", (picture(32, 32), None)),
+            lambda window: part("read", (picture(32, 32), None)),
             lambda pixels: part("predict", torch.full((len(pixels), 4, 32, 32), 0.25)),
             lambda band: part("write", None),
             Grid(100, 100, 32, 8),
@@ -153,7 +150,7 @@ def test_progress_counts_windows() -> None:
     seen: list[Progress] = []
     image, grid = picture(80, 90), Grid(80, 90, 32, 8)
     predictor = Predictor(LocalStub(), model_info())
-    read = lambda r, c: (image[slice(*r), slice(*c)], None)  # noqa: E731
+    read = lambda window: (image[window.slices], None)  # noqa: E731
     stitch(read, predictor.window_probabilities, lambda _: None, grid, 4, progress=seen.append)
     assert seen[-1] == (len(grid), len(grid))
     assert [p.done for p in seen] == sorted(p.done for p in seen)

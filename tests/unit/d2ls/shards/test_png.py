@@ -56,13 +56,13 @@ def test_damaged_labels_are_an_error_that_speaks_of_them(damage):
 
 
 @pytest.mark.parametrize(
-    ("expected", "box"),
+    ("expected", "window"),
     [((50, 70, 4, "uint8"), None), ((50, 70, 3, "uint16"), None), ((50, 69, 3, "uint8"), (0, 0, 20, 20))],
 )
-def test_another_picture_than_the_index_says(expected, box):
+def test_another_picture_than_the_index_says(expected, window):
     content = opencv(picture(3, 50, 70)[0])
     with pytest.raises(ShardError, match="card and index say"):
-        decode_image(content, "png", expected=expected, box=box)
+        decode_image(content, "png", expected=expected, window=window)
 
 
 @pytest.mark.parametrize(

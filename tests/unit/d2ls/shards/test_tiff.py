@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from d2ls.errors import ShardError
 from d2ls.shards.tiff import open_tiff
+from d2ls.window import Window
 from tests.shards import picture, tiff
 
 KINDS = [{"compress": "none", "predictor": 1}, {"compress": "zstd", "predictor": 2}]
@@ -32,7 +33,7 @@ def test_any_window_of_any_kind(data, kind):
     content = FILES[kind]
     layout = open_tiff(Log(content), len(content))
     assert (layout.height, layout.width, layout.channels, layout.dtype.name) == (50, 70, 4, "uint16")
-    found = layout.window(Log(content), (top, left, height, width))
+    found = layout.read_window(Log(content), Window(top, left, height, width))
     assert np.array_equal(found, IMAGE[top : top + height, left : left + width])
     assert found.dtype.isnative
 
@@ -42,10 +43,10 @@ def test_only_the_touched_blocks_are_read(kind):
     content = FILES[kind]
     layout = open_tiff(Log(content), len(content))
     log = Log(content)
-    layout.window(log, (2, 3, 4, 4))
+    layout.read_window(log, Window(2, 3, 4, 4))
     assert log.count <= max(layout.lengths)
     whole = Log(content)
-    layout.window(whole, (0, 0, 50, 70))
+    layout.read_window(whole, Window(0, 0, 50, 70))
     assert whole.count > 4 * log.count
 
 
@@ -77,7 +78,7 @@ def test_a_damaged_block_is_an_error(kind):
     start = layout.offsets[0]
     content[start : start + layout.lengths[0]] = bytes(layout.lengths[0])
     with pytest.raises(ShardError, match="block 0"):
-        layout.window(Log(bytes(content)), (0, 0, 4, 4))
+        layout.read_window(Log(bytes(content)), Window(0, 0, 4, 4))
 
 
 @pytest.mark.parametrize("kind", [{"compress": "none"}, {"compress": "zstd"}])
@@ -86,5 +87,5 @@ def test_windows_of_float_images_keep_every_bit(kind):
     image[3:9, 20:40] = np.nan
     content = tiff(image, predictor=1, **kind)
     layout = open_tiff(Log(content), len(content))
-    found = layout.window(Log(content), (2, 15, 30, 50))
+    found = layout.read_window(Log(content), Window(2, 15, 30, 50))
     np.testing.assert_array_equal(found.view(np.uint32), image[2:32, 15:65].view(np.uint32))

@@ -21,7 +21,7 @@ from pyarrow import fs
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.inference import Predictor, span_count
-from d2ls.inference.windows import spans
+from d2ls.inference.sliding_window import spans
 from pipeline.models import read_files
 from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d2ls.errors import ConfigError
-from d2ls.inference.windows import Grid, blend, overlap_pixels, spans
+from d2ls.inference.sliding_window import Grid, blend, overlap_pixels, spans
 
 CASES = list(itertools.product((1, 7, 31, 32, 33, 50, 64, 100, 257), (1, 8, 32), (0.0, 0.25, 0.5, 0.7)))
 

@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from d2ls.data.dataset import cut
-from d2ls.data.photometric import Transforms
-from d2ls.data.samples import Mosaic
-from d2ls.data.transforms import Augmentation, draw_crop
+from d2ls.data.mosaic import Mosaic
+from d2ls.data.transforms import Augmentation, Transforms, cut, draw_crop
 from d2ls.errors import ConfigError
+from d2ls.window import Window
 from tests.shards import coordinates
 
 
@@ -21,12 +20,12 @@ class Array:
         self.height, self.width = mask.shape
         self.asked = []
 
-    def image(self, box):
-        self.asked.append(box)
-        return self.pixels[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    def image(self, window):
+        self.asked.append(window)
+        return self.pixels[window.slices]
 
-    def mask(self, box):
-        return self.labels[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    def mask(self, window):
+        return self.labels[window.slices]
 
 
 def plane(height, width):
@@ -63,7 +62,7 @@ def test_image_and_labels_stay_in_step(scale):
 
 def test_zoom_and_flips_are_what_they_say():
     (image, _), crop = augmented(0, Augmentation(32, (2.0, 2.0)))
-    assert crop.source[2:] == (16, 16)
+    assert (crop.source.height, crop.source.width) == (16, 16)
     assert np.allclose(np.diff(image[2:-2, :, 0], axis=0), 0.5)
     assert np.allclose(np.diff(image[:, 2:-2, 1], axis=1), 0.5)
     (flipped, _), _ = augmented(0, Augmentation(32, (2.0, 2.0), horizontal_flip=1.0))
@@ -88,7 +87,7 @@ def test_no_more_is_decoded_than_the_crop_needs():
         crop = draw_crop(picture, augmentation, np.random.default_rng(number))
         cut(picture, crop, 32, np.dtype(np.uint8))
         assert picture.asked == [crop.source]
-        assert crop.source[2] <= 40
+        assert crop.source.height <= 40
 
 
 def test_samples_smaller_than_the_crop_are_padded_without_labels():
@@ -96,7 +95,7 @@ def test_samples_smaller_than_the_crop_are_padded_without_labels():
     for number in range(10):
         (image, mask), crop = augmented(number, augmentation, 40, 100)
         assert image.shape == (64, 64, 3)
-        assert crop.source[2:] == (40, 64)
+        assert (crop.source.height, crop.source.width) == (40, 64)
         assert (mask != 255).sum() == 40 * 64
         assert (image[mask == 255] == 0).all()
 
@@ -109,7 +108,7 @@ def test_a_crop_of_mostly_one_class_is_drawn_again():
     def shares(limit):
         augmentation = Augmentation(40, max_class_fraction=limit)
         crops = [draw_crop(picture, augmentation, np.random.default_rng(n)).source for n in range(200)]
-        ones = np.array([picture.mask(box).mean() for box in crops])
+        ones = np.array([picture.mask(window).mean() for window in crops])
         return (np.maximum(ones, 1 - ones) >= 0.75).mean()
 
     assert shares(None) > 0.8
@@ -121,7 +120,7 @@ def test_ignored_pixels_do_not_count_as_a_class():
     mask[:2, :2] = [[0, 1], [1, 0]]
     picture = Array(np.zeros((64, 64, 3), np.uint8), mask)
     augmentation = Augmentation(64, max_class_fraction=0.75)
-    assert draw_crop(picture, augmentation, np.random.default_rng(0)).source == (0, 0, 64, 64)
+    assert draw_crop(picture, augmentation, np.random.default_rng(0)).source == Window(0, 0, 64, 64)
 
 
 def test_a_mosaic_shows_a_window_of_each_and_decodes_only_what_is_seen():
@@ -130,7 +129,7 @@ def test_a_mosaic_shows_a_window_of_each_and_decodes_only_what_is_seen():
         mask = np.full((64, 80), number, np.uint8)
         pictures.append(Array(np.full((64, 80, 3), 50 * number + 10, np.uint8), mask))
     mosaic = Mosaic(pictures, np.random.default_rng(1))
-    image, mask = mosaic.image((0, 0, 64, 80)), mosaic.mask((0, 0, 64, 80))
+    image, mask = mosaic.image(Window(0, 0, 64, 80)), mosaic.mask(Window(0, 0, 64, 80))
     assert np.array_equal(image[..., 0], 50 * mask + 10)
     y, x = np.count_nonzero(mask[:, 0] == 0), np.count_nonzero(mask[0] == 0)
     assert 16 <= y <= 48
@@ -138,14 +137,14 @@ def test_a_mosaic_shows_a_window_of_each_and_decodes_only_what_is_seen():
     assert np.unique(mask).tolist() == [0, 1, 2, 3]
     for picture in pictures:
         picture.asked.clear()
-    mosaic.image((0, 0, 4, 4))
+    mosaic.image(Window(0, 0, 4, 4))
     assert [len(picture.asked) for picture in pictures] == [1, 0, 0, 0]
 
 
 def test_a_small_partner_leaves_a_border_without_labels():
     pictures = [Array(np.full((h, h, 3), 9, np.uint8), np.zeros((h, h), np.uint8)) for h in (64, 8, 64, 64)]
     mosaic = Mosaic(pictures, np.random.default_rng(0))
-    mask, image = mosaic.mask((0, 0, 64, 64)), mosaic.image((0, 0, 64, 64))
+    mask, image = mosaic.mask(Window(0, 0, 64, 64)), mosaic.image(Window(0, 0, 64, 64))
     assert (mask == 255).any()
     assert np.array_equal(mask == 255, image[..., 0] == 0)
 
@@ -194,7 +193,7 @@ def test_albumentations_is_imported_without_a_look_at_the_network_or_a_trace():
         "import os, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('network')\n"
         "urllib.request.urlopen = refuse\n"
-        "from d2ls.data.photometric import import_albumentations\n"
+        "from d2ls.data.transforms import import_albumentations\n"
         "import_albumentations()\n"
         "assert 'NO_ALBUMENTATIONS_UPDATE' not in os.environ\n"
     )
