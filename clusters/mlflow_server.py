@@ -8,7 +8,7 @@ The database is an SQLite file on the head's volume, copied to D2LS_STORAGE ever
 fetched from there by a new head. Artifacts go to D2LS_STORAGE through the server, so nodes need no access of their own.
 When Ray has ended (`ray down`) the server ends within a minute.
 
-systemd cannot do this: nodes have no root access and no user session that outlives `ray up`.
+It is no systemd unit: set-up needs no root, and without root the units of a user end with the last login.
 """
 
 import argparse

@@ -11,7 +11,6 @@
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from d2ls.errors import CheckpointError, ConfigError, StorageError
 from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 from pipeline.config.recipe import STORAGE_VARIABLE
+from pipeline.tracking.spool import locked
 
 LONGEST_NAME = 128
 """Characters of a run's name. A trial's name extends that of its sweep, and file systems allow 255 bytes."""
@@ -276,13 +276,8 @@ class RunFolder:
             yield
             return
         storage.make_folder(self.uri)
-        folder = os.open(storage.local_path(self.uri), os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(folder, fcntl.LOCK_EX)
+        with locked(storage.local_path(self.uri)):
             yield
-        finally:
-            os.close(folder)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         where = storage.join(self.uri, name)
