@@ -1,4 +1,8 @@
-"""Temporary files and folders: renamed to their target when complete, or removed, also after a killed process."""
+"""Temporary files and folders: renamed to their target when complete, or removed, also after a killed process.
+
+Locks are on the folder itself and end with their process, so no lock file is left behind. The library `filelock` locks
+lock files only; it is used where such a file may stay.
+"""
 
 import fcntl
 import os
@@ -81,6 +85,18 @@ def remove_abandoned(root: Path | None = None) -> list[Path]:
             if _removed(folder):
                 removed.append(folder)
     return removed
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lets one process or thread at a time work in a folder; locks nothing on network disks without locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ EXAMPLES = """\
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parses, imports, says what was dropped and where the model is."""
+    """Parses, imports, prints what was dropped and where the model is."""
     arguments = parser("pipeline.import_published", DESCRIPTION, EXAMPLES)
     arguments.add_argument("checkpoint", metavar="CHECKPOINT", help="local .ckpt, .pth or .safetensors file")
     arguments.add_argument("folder", metavar="FOLDER", help="local folder to write; must not exist")

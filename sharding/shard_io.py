@@ -1,12 +1,12 @@
 """Writing to the target: tars under temporary names that are renamed when whole, one writer at a time."""
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 from blake3 import blake3
 
 from d2ls import storage
@@ -26,13 +26,16 @@ def only_writer(uri: str) -> Iterator[None]:
         yield  # object stores have no locks; every object there is whole, and the card is written last
         return
     storage.make_folder(uri)
-    with (storage.local_path(uri) / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("%s: another command is writing shards there; waiting until it ends", uri)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = filelock.FileLock(storage.local_path(uri) / LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        _log.warning("%s: another command is writing shards there; waiting until it ends", uri)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class HashingStream:

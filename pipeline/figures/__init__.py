@@ -1,6 +1,6 @@
-"""Pictures of a run: pure functions from arrays to RGB pictures (H W 3, uint8). No global state of matplotlib.
+"""Figures of a run: pure functions from arrays to RGB pictures (H W 3, uint8). No global state of matplotlib.
 
-Every figure is drawn on its own canvas, so threads and processes may draw at once.
+Every figure has a canvas of its own, so several threads may draw at once.
 """
 
 from pipeline.figures.canvas import ERROR, MISSING, Picture

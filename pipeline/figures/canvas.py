@@ -1,4 +1,4 @@
-"""What all figures share: paper, ink, axes, legend, and how a figure becomes a picture."""
+"""Building blocks of all figures: colours, axes, legend, and rendering to an array."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ INK, FAINT, ERROR, MISSING = "#2b2f36", "#c9ced6", (214, 39, 40), (120, 124, 130
 
 
 def render(figure: Figure) -> Picture:
-    """Draws a figure into an RGB picture."""
+    """Renders a figure to an RGB picture (H W 3, uint8)."""
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Makes a figure of a size in inches."""
+    """Returns an empty figure; width and height in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)
     return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def new_grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, npt.NDArray[Any]]:
-    """Makes a figure of rows and columns of panels without ticks."""
+    """Returns a figure of rows x columns panels without ticks, and its axes."""
     figure = new_figure(width, height)
     axes = figure.subplots(rows, columns, squeeze=False)
     for cell in axes.flat:
@@ -43,7 +43,7 @@ def new_grid(rows: int, columns: int, *, width: float, height: float) -> tuple[F
 
 
 def plain(axes: Axes) -> None:
-    """Takes frame and tick marks off."""
+    """Removes the frame and the tick marks."""
     axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     axes.xaxis.label.set(color=INK, fontsize=9.5)
     axes.yaxis.label.set(color=INK, fontsize=9.5)
@@ -52,7 +52,7 @@ def plain(axes: Axes) -> None:
 
 
 def legend(figure: Figure, classes: ClassTable, extra: list[tuple[str, tuple[int, int, int]]]) -> None:
-    """Puts the classes, and further names with colours, below the figure."""
+    """Adds a legend of the classes, and of further names with colours, below the figure."""
     entries = [*zip(classes.names, classes.palette, strict=True), *extra]
     patches = [
         Patch(facecolor=shade(color), edgecolor=INK, linewidth=0.4, label=short(name, 20))
@@ -66,11 +66,11 @@ def legend(figure: Figure, classes: ClassTable, extra: list[tuple[str, tuple[int
 
 
 def shade(color: tuple[int, int, int]) -> tuple[float, float, float]:
-    """Turns a colour of 0..255 into one of 0..1."""
+    """Converts a colour from 0..255 to 0..1."""
     red, green, blue = color
     return red / 255, green / 255, blue / 255
 
 
 def short(text: str, length: int) -> str:
-    """Cuts a text to a length."""
+    """Shortens a text to a length."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,4 +1,4 @@
-"""Samples beside their labels, what the network says of them, and where it errs."""
+"""Samples beside their labels, predictions and errors."""
 
 from collections.abc import Sequence
 from typing import Any

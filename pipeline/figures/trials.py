@@ -10,7 +10,7 @@ from pipeline.figures.canvas import FAINT, INK, Picture, new_figure, plain, rend
 
 
 class Scored(Protocol):
-    """A trial, as `sweep_figures` sees it."""
+    """What `sweep_figures` needs of a trial."""
 
     @property
     def values(self) -> Mapping[str, Any]:

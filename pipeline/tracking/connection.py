@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from d2ls.errors import TrackingError
+from d2ls.scratch import locked_folder
 from pipeline.tracking.mlflow_internals import check_schema, create_database, unreachable
-from pipeline.tracking.spool import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,7 +141,7 @@ def prepare(uri: str) -> None:
         with quiet():
             if file is not None and not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with locked(file.parent):
+                with locked_folder(file.parent):
                     if not file.exists():  # another process may have been first
                         create_database(file, artifact_root(uri, file.parent) or "")
             else:

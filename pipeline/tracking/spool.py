@@ -4,13 +4,11 @@ One JSON file an entry, named so that the names sort by age; a picture lies besi
 or not at all, and is deleted after the store took it, so a killed process loses no entry.
 """
 
-import contextlib
-import fcntl
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,6 @@ from d2ls.scratch import atomic_write
 
 MOST_ENTRIES = 20_000
 MOST_BYTES = 512 * 2**20
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lets one process or thread at a time work in a folder, without a lock file; some network disks have no locks."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
 
 
 @dataclass(frozen=True)

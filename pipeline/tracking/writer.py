@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.errors import TrackingError
+from d2ls.scratch import locked_folder
 from pipeline.tracking import connection, mlflow_internals, run_tags
-from pipeline.tracking.spool import Entry, Spool, locked
+from pipeline.tracking.spool import Entry, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,7 +129,7 @@ class RunWriter:
             return
         connect = self._connect or connection.connect
         while time.monotonic() < self._deadline:
-            with locked(self.spool.folder):
+            with locked_folder(self.spool.folder):
                 entries = self.spool.oldest(BATCH)
                 if not entries:
                     return
@@ -145,7 +146,7 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
     """
     if not folder.is_dir():
         return 0
-    with locked(folder):  # a writer in its last attempt would send them too
+    with locked_folder(folder):  # a writer in its last attempt would send them too
         spool, sender, sent = Spool(folder), Sender(), 0
         while entries := spool.oldest(BATCH):
             try:

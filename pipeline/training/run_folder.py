@@ -25,10 +25,10 @@ from typing import Any, Self
 
 from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
+from d2ls.scratch import locked_folder
 from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 from pipeline.config.recipe import STORAGE_VARIABLE
-from pipeline.tracking.spool import locked
 
 LONGEST_NAME = 128
 """Characters of a run's name. A trial's name extends that of its sweep, and file systems allow 255 bytes."""
@@ -153,7 +153,7 @@ class RunFolder:
         Raises:
             ConfigError: a run of this name exists.
         """
-        with self._alone():
+        with self._locked():
             self.check_free()
             self._add({"name": self.name, "recipe_digest": recipe.digest(), "created": time.time()})
         storage.make_folder(self.checkpoints)
@@ -169,12 +169,12 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Adds values to run.json, or replaces them."""
-        with self._alone():
+        with self._locked():
             self._add(values)
 
     def end(self, state: str, reason: str = "") -> None:
         """Records how the run ended, and why; a trial that its sweep pruned stays pruned."""
-        with self._alone():
+        with self._locked():
             if self.metadata().get("state") != PRUNED:
                 self._add({"state": state, "ended": time.time(), "reason": reason})
 
@@ -184,7 +184,7 @@ class RunFolder:
         Raises:
             ConfigError: another process of this machine is training it.
         """
-        with self._alone():
+        with self._locked():
             metadata = self.metadata()
             owner = metadata.get("driver", "")
             if metadata.get("state") == RUNNING and process_identity.is_another(owner):
@@ -267,16 +267,16 @@ class RunFolder:
         )
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Lets one process at a time change run.json, as a driver and its sweep both do.
+    def _locked(self) -> Iterator[None]:
+        """Lets one process at a time change run.json: a driver and its sweep both do.
 
-        An object store has no locks, nor have some network disks: there the last writer wins.
+        Object stores and some network disks have no locks; there the last writer wins.
         """
         if not storage.is_local(self.uri):
             yield
             return
         storage.make_folder(self.uri)
-        with locked(storage.local_path(self.uri)):
+        with locked_folder(storage.local_path(self.uri)):
             yield
 
     def _read(self, name: str) -> dict[str, Any] | None:
