@@ -1,1 +1,1 @@
-"""Evaluations as values, and their reports."""
+"""Exact evaluations: `run` goes from a `request` to a `result`, `report` writes it down beside published figures."""
