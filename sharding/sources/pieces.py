@@ -19,7 +19,7 @@ from sharding.raster.label_source import LabelSource, open_labels
 from sharding.raster.polygon_grid import to_pixels
 from sharding.raster.reader import open_raster
 from sharding.raster.vector_labels import VectorLabels, metres_per_unit, vector_grid
-from sharding.raster.vectors import Features, project, read_features, value_text
+from sharding.raster.vectors import NULL, Features, project, read_features, value_text
 from sharding.sources.base import Scene
 from sharding.sources.blocks import (
     Block,
@@ -184,9 +184,13 @@ class Divider:
             shapes = _projected(layer, placed.place, placed.scene.image)
             for shape, value in zip(shapes, layer.fields[attribute], strict=True):
                 number += 1
-                part = shapely.intersection(shape, placed.ground)
-                name = f"area{number:03d}"
-                piece = _piece(placed, name, value_text(value), part, f"{layer.name} {name}")
+                name, split = f"area{number:03d}", value_text(value)
+                piece = _piece(placed, name, split, shape, name)
+                if split == NULL:
+                    raise DataError(
+                        f"{layer.name}: a polygon without a value of {attribute!r}, which names its split. Give it "
+                        "one, or delete it"
+                    )
                 if piece is not None:
                     yield piece
 

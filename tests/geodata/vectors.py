@@ -333,6 +333,8 @@ def _(tmp_path):
     assert set(card.splits) == {"train", "val", "test"}
     total = sum(sum(split.class_pixels) for split in card.splits.values())
     assert total == HEIGHT * WIDTH
+    write_features(tmp_path / "null.gpkg", "area", ground((0, 0, 128, 60)), {"part": texts(None)}, UTM)
+    assert "a polygon without a value of 'part'" in problems(tmp_path, area={"files": "null.gpkg"}, **own)
     assert "polygons of test and val overlap" in problems(tmp_path, area={"files": "over.gpkg"}, **own)
 
 
