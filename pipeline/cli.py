@@ -42,8 +42,9 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
         description: what it does, in a sentence or two.
         examples: command lines with a comment each, shown as they are.
     """
+    short = command.removeprefix("pipeline.").replace("_", "-")
     return _Parser(
-        prog=f"python -m {command}",
+        prog=f"d2ls {short}" if Path(sys.argv[0]).name == "d2ls" else f"python -m {command}",
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,7 +98,7 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
 
 
 def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
-    """Says on the error stream which overrides change nothing in a recipe."""
+    """Prints on the error stream which overrides change nothing in a recipe."""
     for words in recipe.without_effect(override.partition("=")[0].strip() for override in overrides):
         print(f"warning: {words}", file=sys.stderr)  # noqa: T201
 

@@ -12,7 +12,6 @@ from d2ls import storage
 from d2ls.errors import ConfigError, D2LSError
 from pipeline.cli import add_recipe, parser, run_command
 from pipeline.config import Recipe, load_recipe
-from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.training import run_folder, tracked_run
 from pipeline.training.run_folder import RunFolder, check_name
 from pipeline.tuning.plan import Plan
@@ -173,14 +172,14 @@ def _seeds(recipe: Recipe, repeat: int | None) -> int:
 def _check(recipe: Recipe) -> None:
     """Refuses, before anything is started, what would fail later: the plan, storage, shards, roles, libraries."""
     from d2ls.shards import CARD_FILE, ShardSet
-    from pipeline import cluster, demo, doctor
+    from pipeline import checks, cluster, demo
 
     Plan.make(recipe, None if cluster.address_of(recipe.cluster) else cluster.this_machine())
     if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
-        doctor.quick(recipe)
+        checks.quick(recipe)
         return
-    doctor.check_architecture(recipe)
-    doctor.check_storage(recipe.output_dir)
+    checks.check_architecture(recipe)
+    checks.check_storage(recipe.output_dir)
     if not demo.is_demo(recipe) and not storage.exists(recipe.data.root):
         ShardSet.open(recipe.shards.uri)  # says that it is missing
 
@@ -193,7 +192,7 @@ def _groups(recipe: Recipe) -> bool:
 def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "ShardSet":
     """Opens the shards; makes them first, or what is missing of them, where the raw data are at hand."""
     from d2ls.shards import ShardSet
-    from pipeline import demo, doctor
+    from pipeline import checks, demo
     from pipeline.console import ProgressDisplay, heading
     from pipeline.sharding.report import print_summary, progress_of
     from pipeline.sharding.run import ensure_shards
@@ -208,7 +207,7 @@ def _ensure_shards(recipe: Recipe, cluster: "Cluster", console: "Console") -> "S
             card = ensure_shards(recipe, progress=progress_of(display), inline=inline)
         print_summary(card, recipe.shards.uri)
     shards = ShardSet.open(recipe.shards.uri)
-    doctor.check_roles(recipe, shards)
+    checks.check_roles(recipe, shards)
     return shards
 
 
@@ -291,7 +290,7 @@ def _final_name(sweep: "Sweep", recipe: Recipe, best: Mapping[str, Any]) -> str:
     """`<sweep>-final`; where more trials made another configuration the best one, its key is added."""
     name = f"{sweep.name}-final"
     folder = RunFolder.of(recipe.output_dir, name)
-    other = folder.exists() and recipe.changes_since(folder.recipe(), free=(*FREE_ON_RESUME, "sweep."))
+    other = folder.exists() and recipe.changes_since(folder.recipe(), resuming="training")
     return f"{name}-{trial_key(best)}" if other else name
 
 

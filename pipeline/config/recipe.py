@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -23,16 +23,23 @@ from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
 from pipeline.config.yaml_text import read_yaml
 from pipeline.renamed import new_key
 
-FREE_ON_RESUME = (
+_FREE = (
     "cluster.", "tracking.", "registry.", "output_dir", "loader.workers", "loader.cache_dir", "evaluate.", "shards.uri",
     "data.root", "description",
 )  # fmt: skip
-"""Keys, or beginnings of keys, that may change when a run goes on: none of them decides what is computed.
+FREE_ON_RESUME: dict[Literal["training", "sweep"], tuple[str, ...]] = {
+    "training": (*_FREE, "sweep."),
+    "sweep": (*_FREE, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials"),
+}
+"""Keys, or beginnings of keys, that may change when a training or a sweep is resumed.
 
-Shards and raw data may lie elsewhere than before; checkpoints know them by their digest.
+None of them decides what is computed. Shards and raw data may lie elsewhere than before: checkpoints know them by their
+digest. The trials of a sweep that have ended stay comparable with those to come.
 """
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+"""The recipes of the project: in the checkout, or beside the installed packages."""
+
 STORAGE_VARIABLE = "D2LS_STORAGE"
 """Environment variable, set by clusters: relative `output_dir` and `shards.uri` of recipe files lie below this URI."""
 
@@ -112,22 +119,24 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """SHA-256 (hex) of all keys that decide what a training computes: a resumed one keeps its digest."""
-        deciding = {k: v for k, v in self.flat().items() if not k.startswith((*FREE_ON_RESUME, "sweep."))}
+        deciding = {k: v for k, v in self.flat().items() if not k.startswith(FREE_ON_RESUME["training"])}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def flat(self) -> dict[str, Any]:
         """Returns dotted keys and scalar values, as logged parameters; lists and free mappings as JSON."""
         return dict(_flatten(self.to_dict()))
 
-    def changes_since(self, before: "Recipe", *, free: Sequence[str]) -> list[str]:
-        """Says which keys differ from an earlier recipe, a clause each.
+    def changes_since(self, before: "Recipe", *, resuming: Literal["training", "sweep"]) -> list[str]:
+        """Lists the keys that differ from an earlier recipe and must not, with both values.
 
         Args:
             before: the earlier recipe.
-            free: keys, or beginnings of keys, that may differ.
+            resuming: what goes on with this recipe; see `FREE_ON_RESUME`.
         """
         old, new = before.flat(), self.flat()
-        differing = [key for key in new if old.get(key) != new[key] and not key.startswith(tuple(free))]
+        differing = [
+            key for key in new if old.get(key) != new[key] and not key.startswith(FREE_ON_RESUME[resuming])
+        ]
         return [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in differing]
 
     def without_effect(self, keys: Iterable[str]) -> list[str]:
@@ -209,12 +218,18 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         if not separator or not key.strip():
             raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
         try:
-            text = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+            text = _value_file(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
         value = read_yaml(text, where=f"override {override!r}")
         result = set_keys(result, {key.strip(): value})
     return result
+
+
+def _value_file(name: str) -> Path:
+    """Returns the file of `@name`; one of `recipes/` is found from any folder."""
+    path, ours = Path(name), RECIPES.parent / name
+    return ours if not path.is_file() and ours.is_relative_to(RECIPES) and ours.is_file() else path
 
 
 def set_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

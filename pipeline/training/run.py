@@ -9,9 +9,8 @@ from typing import Literal
 from d2ls.errors import ConfigError, TrainingError
 from d2ls.shards import DatasetCard, ShardSet
 from d2ls.training.checkpoint_files import complete_checkpoints
-from pipeline import cluster, doctor
+from pipeline import checks, cluster
 from pipeline.config import Recipe
-from pipeline.config.recipe import FREE_ON_RESUME
 from pipeline.training import launch, run_folder, tracked_run
 from pipeline.training.progress_view import ProgressView, ProgressWatcher
 from pipeline.training.run_folder import RunFolder
@@ -131,7 +130,7 @@ def train_epochs(
         folder.check_free()
     else:
         check_resume(recipe, folder)
-    doctor.quick(recipe)
+    checks.quick(recipe)
     shards = ShardSet.open(recipe.shards.uri)
     in_process = needs_no_ray(recipe) if request.in_process is None else request.in_process
     with nullcontext(cluster.this_machine()) if in_process else cluster.connect(recipe.cluster) as machines:
@@ -201,7 +200,7 @@ def check_resume(recipe: Recipe, folder: RunFolder) -> None:
     before = folder.recipe()
     if folder.metadata().get("state") == run_folder.FINISHED:
         raise ConfigError(f"run {folder.name} is finished; start another one under a new --name")
-    changed = recipe.changes_since(before, free=(*FREE_ON_RESUME, "sweep."))
+    changed = recipe.changes_since(before, resuming="training")
     if changed:
         raise ConfigError(
             f"run {folder.name} was started with another recipe: {'; '.join(changed)}. Take the change back, or start "

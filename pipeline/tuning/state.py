@@ -11,10 +11,7 @@ from d2ls import storage
 from d2ls.errors import ConfigError
 from d2ls.scratch import only_process
 from pipeline.config import Recipe, parse_recipe
-from pipeline.config.recipe import FREE_ON_RESUME, apply_overrides
-
-FREE = (*FREE_ON_RESUME, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials")
-"""Keys that may change when a sweep goes on: trials that are done stay comparable with those to come."""
+from pipeline.config.recipe import apply_overrides
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SweepState:
         before = parse_recipe(self.recipe, where=f"sweep {self.name}")
         values = apply_overrides(self.recipe, [each for each in overrides if not names_storage(each)])
         recipe = parse_recipe(values).anchored()
-        changed = recipe.changes_since(before, free=FREE)
+        changed = recipe.changes_since(before, resuming="sweep")
         if changed:
             raise ConfigError(
                 f"sweep {self.name} was started with another recipe: {'; '.join(changed)}. Take the change back, or "

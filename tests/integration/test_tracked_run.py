@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from d2ls.errors import ConfigError, TrackingError
 from d2ls.shards import ShardSet
-from pipeline import doctor, process_identity
+from pipeline import diagnosis, process_identity
 from pipeline.config import Recipe
 from pipeline.registry import register_checkpoint
 from pipeline.tracking import RunWriter, Store, connection
@@ -81,14 +81,14 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     writer = RunWriter(store.uri, run_id, folder.spool, connect=away)
     writer.metrics({"train/loss": 1 / 4}, 4)
     assert writer.close(timeout=0.1) == 1
-    assert doctor.check_runs(store, recipe.output_dir) == [], "its process lives"
+    assert diagnosis.check_runs(store, recipe.output_dir) == [], "its process lives"
     folder.update(driver=dead_process())
-    (found,) = doctor.check_runs(store, recipe.output_dir)
+    (found,) = diagnosis.check_runs(store, recipe.output_dir)
     assert "killed: 1 log entries that waited were sent" in found.text
     assert "--resume killed" in found.text
     row = store.run(run_id)
     assert (row.status, "has ended" in row.tags["d2ls.end"]) == ("KILLED", True)
-    assert doctor.check_runs(store, recipe.output_dir) == []
+    assert diagnosis.check_runs(store, recipe.output_dir) == []
 
     folder.claim()
     assert train(recipe, shards, folder, 3, 4, 5) == run_id  # from a checkpoint of step 2
@@ -104,9 +104,9 @@ def test_a_run_that_was_opened_and_never_begun_is_closed(
     folder = RunFolder.of(recipe.output_dir, "opened")
     folder.create(recipe)
     run_id = tracked_run.open_run(store, recipe, shards.card, folder, "trial")  # by a sweep, for its trial
-    assert doctor.check_runs(store, recipe.output_dir) == []
+    assert diagnosis.check_runs(store, recipe.output_dir) == []
     folder.update(driver=dead_process())
-    assert len(doctor.check_runs(store, recipe.output_dir)) == 1
+    assert len(diagnosis.check_runs(store, recipe.output_dir)) == 1
     assert store.run(run_id).status == "KILLED"
 
 
@@ -125,7 +125,7 @@ def test_an_end_that_nobody_heard_is_told_later(
         assert log.close(timeout=0.2) == 1
     monkeypatch.undo()
     assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
-    (found,) = doctor.check_runs(store, recipe.output_dir)
+    (found,) = diagnosis.check_runs(store, recipe.output_dir)
     assert "1 log entries" in found.text
     row = store.run(run_id)
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
@@ -152,7 +152,7 @@ def test_no_location_is_taken_from_a_tag(
     writer.metrics({"foreign": 1.0}, 1)
     writer.close(timeout=0.1)
     store.set_tags(run_id, {"d2ls.spool": f"host:{spool}", "d2ls.run_folder": str(tmp_path / "elsewhere")})
-    doctor.check_runs(store, recipe.output_dir)
+    diagnosis.check_runs(store, recipe.output_dir)
     assert "foreign" not in store.run(run_id).metrics
     assert list(spool.glob("*.json"))
 

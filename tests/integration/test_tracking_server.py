@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from d2ls.errors import TrackingError
-from pipeline import doctor
+from pipeline import diagnosis
 from pipeline.config.tracking import TrackingConfig
 from pipeline.registry import model_files, register_checkpoint, versions
 from pipeline.tracking import RunWriter, Store
@@ -98,7 +98,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
     assert folder.metadata()["state"] == "finished"
     with server.running():
         assert store.run(run).status == "RUNNING"
-        (found,) = doctor.check_runs(store, recipe.output_dir)
+        (found,) = diagnosis.check_runs(store, recipe.output_dir)
         assert "served: 30 log entries" in found.text
         history = store.client.get_metric_history(run, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, 30))

@@ -2,7 +2,7 @@ import pytest
 
 from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
-from pipeline import doctor
+from pipeline import checks, diagnosis
 from tests.train_world import tiny_recipe
 
 
@@ -12,7 +12,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_sound_recipe_passes(folder):
-    findings = doctor.quick(tiny_recipe(folder))
+    findings = checks.quick(tiny_recipe(folder))
     assert [finding.status for finding in findings] == ["ok", "ok"]
     assert "11 train, 3 val, 2 test" in findings[0].text
     assert not list((folder / "runs").iterdir()), "the probe is gone"
@@ -21,9 +21,9 @@ def test_a_sound_recipe_passes(folder):
 def test_missing_shards_and_splits_are_named(folder, tmp_path):
     recipe = tiny_recipe(folder)
     with pytest.raises(ShardError, match="no finished shard set"):
-        doctor.quick(recipe.with_values({"shards.uri": str(tmp_path)}))
+        checks.quick(recipe.with_values({"shards.uri": str(tmp_path)}))
     with pytest.raises(ShardError, match="no split 'valid'"):
-        doctor.quick(recipe.with_values({"roles.val": "valid"}))
+        checks.quick(recipe.with_values({"roles.val": "valid"}))
 
 
 def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
@@ -33,22 +33,22 @@ def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
     shards = ShardSet.open(recipe.shards.uri)
     index = shards.index.set_column(2, "scene", [["same"] * len(shards.index)])
     shared = replace(shards, index=index)
-    with pytest.raises(ConfigError, match=r"roles.train=train and roles.val=val share 1 scene.*flatter"):
-        doctor.check_roles(recipe, shared)
+    with pytest.raises(ConfigError, match=r"roles.train=train and roles.val=val share 1 scene.*too high"):
+        checks.check_roles(recipe, shared)
     paper = replace(shared, card=replace(shards.card, protocol="paper"))
-    assert [finding.status for finding in doctor.check_roles(recipe, paper)][1:] == ["warning"] * 3
+    assert [finding.status for finding in checks.check_roles(recipe, paper)][1:] == ["warning"] * 3
 
 
 def test_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"output_dir=.*file/below cannot be used.*set another output_dir"):
-        doctor.check_storage(str(tmp_path / "file" / "below"))
+        checks.check_storage(str(tmp_path / "file" / "below"))
 
 
 def test_every_problem_gets_a_line(folder, monkeypatch, capsys):
     recipe = tiny_recipe(folder, shards__uri=str(folder / "none"))
-    monkeypatch.setattr(doctor, "check_cluster", lambda recipe: [doctor.Finding("cluster", "ok", "two")])
-    findings = {finding.what: finding for finding in doctor.examine(recipe)}
+    monkeypatch.setattr(diagnosis, "check_cluster", lambda recipe: [checks.Finding("cluster", "ok", "two")])
+    findings = {finding.what: finding for finding in diagnosis.examine(recipe)}
     assert findings["shards"].status == "error"
     assert findings["cluster"].line() == "ok      cluster     two"
     assert findings["tracking"].status == "ok"
@@ -65,6 +65,6 @@ def test_what_killed_processes_left_is_removed(tmp_path, monkeypatch):
     for folder in left:
         folder.mkdir(parents=True)
         (folder / "half").touch()
-    (finding,) = doctor.check_leftovers(None)
+    (finding,) = diagnosis.check_leftovers(None)
     assert all(str(folder) in finding.text and not folder.exists() for folder in left)
-    assert doctor.check_leftovers(None) == []
+    assert diagnosis.check_leftovers(None) == []

@@ -7,7 +7,7 @@ import pytest
 
 from d2ls.errors import ConfigError, TrackingError, TrainingError
 from d2ls.shards import ShardSet
-from pipeline import doctor, train
+from pipeline import diagnosis, train
 from pipeline.tracking import Store, connection
 from pipeline.training import run_folder, tracked_run
 from pipeline.training.run import TrainResult, check_resume, read_result
@@ -113,9 +113,9 @@ def test_a_store_that_is_gone_at_the_end_hears_of_it_later(folder, monkeypatch, 
     assert "connection refused" in caplog.text
     assert "pipeline.doctor" in caplog.text
     store.away = False
-    assert [finding.status for finding in doctor.check_runs(store, recipe.output_dir)] == ["warning"]
+    assert [finding.status for finding in diagnosis.check_runs(store, recipe.output_dir)] == ["warning"]
     assert store.ended == ("the-run", "FINISHED")
-    assert doctor.check_runs(store, recipe.output_dir) == []
+    assert diagnosis.check_runs(store, recipe.output_dir) == []
 
 
 def test_a_trial_waits_for_a_server_that_is_away_when_it_begins(folder, monkeypatch, caplog):

@@ -1,0 +1,127 @@
+"""Checks that a recipe can be run: shards, roles, storage, model. They start nothing and run before training too."""
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from typing import Literal
+
+from d2ls import storage
+from d2ls.errors import ConfigError, ShardError, StorageError
+from d2ls.shards import ShardSet
+from pipeline.config import Recipe
+
+Status = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        what: what was looked at.
+        status: `ok`, `warning` (works, but look at it) or `error` (a run would fail).
+        text: what was found, with the fix where there is something to fix.
+    """
+
+    what: str
+    status: Status
+    text: str
+
+    def line(self) -> str:
+        """Returns the line as it is printed."""
+        return f"{self.status:8}{self.what:12}{self.text}"
+
+
+def quick(recipe: Recipe) -> list[Finding]:
+    """Checks shards, roles, storage and the library of a baseline, from this process. Nothing is started.
+
+    Raises:
+        D2LSError: the first thing that would make a run fail.
+    """
+    check_architecture(recipe)
+    shards = ShardSet.open(recipe.shards.uri)
+    return [*check_roles(recipe, shards), check_storage(recipe.output_dir)]
+
+
+def check_storage(uri: str) -> Finding:
+    """Writes, reads and deletes a small file.
+
+    Raises:
+        StorageError: one of these fails; names the way out.
+    """
+    probe, content = storage.join(uri, f".probe-{uuid.uuid4().hex}"), uuid.uuid4().bytes
+    try:
+        storage.make_folder(uri)
+        storage.write_bytes(probe, content)
+        if storage.read_bytes(probe) != content:
+            raise StorageError(f"{probe}: reads other bytes than were written")
+        storage.delete(probe)
+    except StorageError as error:
+        raise StorageError(
+            f"output_dir={uri} cannot be used: {error}. Give access, or set another output_dir"
+        ) from error
+    free = ""
+    if storage.is_local(uri):
+        free = f", {shutil.disk_usage(storage.local_path(uri)).free / 2**30:.1f} GiB free"
+    return Finding("storage", "ok", f"{uri} can be written and read{free}")
+
+
+def check_roles(recipe: Recipe, shards: ShardSet) -> list[Finding]:
+    """Checks that the splits of the roles exist, hold samples, and share no scene.
+
+    Raises:
+        ShardError: no such split, or an empty one.
+        ConfigError: two roles share scenes, and the protocol of the data set is not `paper`.
+    """
+    roles = {"train": recipe.roles.train, "val": recipe.roles.val, "test": recipe.roles.test}
+    scenes: dict[str, set[str]] = {}
+    for role, split in roles.items():
+        if role == "test" and split not in shards.splits:
+            continue  # e.g. a test split whose labels are withheld; evaluation will say so
+        rows = shards.rows(split)
+        if not len(rows):
+            raise ShardError(
+                f"{shards.uri}: split {split!r} (roles.{role}) holds no sample; shard the data again"
+            )
+        scenes[role] = set(rows["scene"].to_pylist())
+    shared = [
+        (first, second, sorted(scenes[first] & scenes[second]))
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
+        if first in scenes and second in scenes and scenes[first] & scenes[second]
+    ]
+    counts = ", ".join(
+        f"{shards.card.splits[split].samples} {split}" for split in roles.values() if split in shards.splits
+    )
+    findings = [Finding("shards", "ok", f"{shards.uri}: {shards.card.name}, samples: {counts}")]
+    for first, second, names in shared:
+        text = (
+            f"roles.{first}={roles[first]} and roles.{second}={roles[second]} share {len(names)} scene(s), "
+            f"e.g. {names[0]}: scores would be too high"
+        )
+        if shards.card.protocol != "paper":
+            raise ConfigError(f"{text}. Split by scene: data.protocol=clean, or another split in roles")
+        findings.append(Finding("roles", "warning", f"{text}; the paper protocol splits like that"))
+    return findings
+
+
+def check_architecture(recipe: Recipe) -> None:
+    """Refuses a baseline whose library is missing on this machine."""
+    if recipe.model.architecture != "d2ls":
+        from d2ls.models.baselines import check_library  # imports torch: `train --help` stays quick
+
+        check_library(recipe.model.architecture)
+
+
+def check_backbone(recipe: Recipe) -> Finding:
+    """Checks that the network can be built here, and that the weights of the backbone are available."""
+    import timm
+
+    check_architecture(recipe)
+    name = recipe.model.backbone
+    if not timm.is_model(name.split(".")[0]):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8])
+        raise ConfigError(f"model.backbone={name}: timm knows no such backbone; some it knows: {close}")
+    if recipe.model.weights and not storage.exists(recipe.model.weights):
+        raise ConfigError(f"model.weights={recipe.model.weights}: no such file")
+    source = "timm's weights, fetched on first use" if recipe.model.pretrained else "no pretrained weights"
+    return Finding("model", "ok", f"{recipe.model.architecture}, {name}, {recipe.model.weights or source}")

@@ -1,0 +1,174 @@
+"""What `doctor` checks: machine, cluster, storage, shards and tracking; a finding says how to fix what is wrong."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import Any
+
+import psutil
+
+from d2ls import storage
+from d2ls.errors import D2LSError, StorageError
+from d2ls.scratch import remove_abandoned
+from d2ls.shards import ShardSet
+from pipeline import cluster
+from pipeline.checks import Finding, check_backbone, check_roles, check_storage
+from pipeline.cluster import Cluster
+from pipeline.config import Recipe
+from pipeline.tracking import Store
+from pipeline.training import tracked_run
+from pipeline.training.run_folder import default_storage
+
+PACKAGES = ("torch", "timm", "ray", "mlflow", "pyarrow", "webdataset", "albumentations", "numpy")
+
+
+def examine(recipe: Recipe | None) -> Iterable[Finding]:
+    """Checks everything, one finding after the other; without a recipe, what needs none."""
+    yield check_versions()
+    yield check_memory_disk()
+    yield from check_leftovers(recipe)
+    if recipe is None:
+        yield from _guarded("tracking", lambda: check_tracking(None))
+        return
+    recipe = recipe.anchored()
+    yield from _guarded("tracking", lambda: check_tracking(recipe))
+    yield from _guarded("storage", lambda: [check_storage(recipe.output_dir)])
+    yield from _guarded("shards", lambda: check_roles(recipe, ShardSet.open(recipe.shards.uri)))
+    yield from _guarded("model", lambda: [check_backbone(recipe)])
+    yield from _guarded("cluster", lambda: check_cluster(recipe))
+
+
+def _guarded(what: str, check: Callable[[], Iterable[Finding]]) -> Iterable[Finding]:
+    """Turns an error of this project into a finding, so that the other checks follow."""
+    try:
+        yield from check()
+    except D2LSError as error:
+        yield Finding(what, "error", str(error))
+
+
+def check_versions() -> Finding:
+    """Reports the versions of the main packages on this machine."""
+    return Finding("versions", "ok", describe_versions(versions()))
+
+
+def versions() -> dict[str, str]:
+    """Returns installed versions by package, with that of Python and of this project."""
+    found = {"python": platform.python_version()}
+    for name in ("d2ls-pipeline", *PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def describe_versions(found: dict[str, str]) -> str:
+    """Returns versions as one line."""
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def check_memory_disk() -> Finding:
+    """Reports CPUs, memory and temporary disk."""
+    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage("/tmp").free / 2**30  # noqa: S108
+    text = f"{os.cpu_count()} CPUs, {memory:.1f} GiB of memory free, {disk:.1f} GiB free below /tmp"
+    if memory < 4:
+        return Finding(
+            "machine", "warning", f"{text}; Ray and a training worker need 4 GiB: end other programs"
+        )
+    return Finding("machine", "ok", text)
+
+
+def check_leftovers(recipe: Recipe | None) -> list[Finding]:
+    """Removes temporary folders of processes that were killed: in the temporary folder and below local runs."""
+    uri = recipe.anchored().output_dir if recipe else default_storage()
+    runs = storage.local_path(uri).glob("*/checkpoints") if storage.is_local(uri) else ()
+    removed = [folder for root in (None, *runs) for folder in remove_abandoned(root)]
+    names = ", ".join(map(str, removed))
+    return [Finding("left over", "ok", f"removed, their processes are gone: {names}")] if removed else []
+
+
+def check_tracking(recipe: Recipe | None) -> list[Finding]:
+    """Opens the tracking store, and completes runs whose process died or whose store was away."""
+    store = Store.open(recipe.tracking if recipe else None)
+    answers = Finding("tracking", "ok", f"{store.uri} answers")
+    return [answers, *check_runs(store, recipe.output_dir if recipe else default_storage())]
+
+
+def check_runs(store: Store, storage_uri: str) -> list[Finding]:
+    """Sends log entries that wait in run folders to MLflow, and ends runs there as their folders ended."""
+    findings = []
+    for folder in tracked_run.unsettled(storage_uri):
+        facts = folder.metadata()
+        try:
+            sent = tracked_run.settle(store, folder)
+        except D2LSError as error:
+            other = facts.get("store", store.uri)
+            way = f"; it was logged to {other}: set tracking.uri to that" if other != store.uri else ""
+            findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
+            continue
+        words = f"{folder.name}: {sent} log entries that waited were sent to MLflow; it is {facts['state']} there too"
+        more = f" ({facts['reason']}); go on with --resume {folder.name}" if facts.get("reason") else ""
+        findings.append(Finding("runs", "warning", words + more))
+    return findings
+
+
+def check_cluster(recipe: Recipe) -> Iterable[Finding]:
+    """Joins or starts Ray; checks its resources, and versions and storage on every node."""
+    with cluster.connect(recipe.cluster) as connected:
+        cluster.check_resources(recipe, connected)
+        holds = connected.capacity(recipe.cluster)
+        yield Finding(
+            "cluster",
+            "ok",
+            f"{connected.describe()}; holds {holds} worker(s), {recipe.cluster.workers_text} requested",
+        )
+        yield from check_nodes(recipe, connected)
+
+
+def check_nodes(recipe: Recipe, connected: Cluster) -> list[Finding]:
+    """Asks every node for its versions and whether it can use storage and shards."""
+    here = versions()
+    findings = []
+    for name, answer in _ask_nodes(recipe).items():
+        differing = {key: value for key, value in answer["versions"].items() if here.get(key) != value}
+        if differing:
+            ours = describe_versions({key: here[key] for key in differing})
+            text = f"{describe_versions(differing)} there, {ours} here: install the versions of constraints.txt on all"
+            findings.append(Finding(f"node {name}", "error", text))
+        findings.extend(Finding(f"node {name}", "error", problem) for problem in answer["problems"])
+    if not findings:
+        findings.append(
+            Finding("nodes", "ok", f"{connected.nodes} alike, storage and shards reachable from each")
+        )
+    return findings
+
+
+def _ask_nodes(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0)(examine_node)
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    answers = {
+        node["NodeManagerAddress"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(recipe.output_dir, recipe.shards.uri)
+        for node in alive
+    }
+    return {name: ray.get(answer) for name, answer in answers.items()}
+
+
+def examine_node(storage_uri: str, shards_uri: str) -> dict[str, Any]:
+    """Runs on a node: its versions, and what is wrong with storage and shards from there."""
+    problems = []
+    try:
+        check_storage(storage_uri)
+    except StorageError as error:
+        problems.append(str(error))
+    if not storage.exists(storage.join(shards_uri, "card.json")):
+        problems.append(
+            f"shards.uri={shards_uri} is not there; put the shards on storage that all nodes share"
+        )
+    return {"versions": versions(), "problems": problems}
