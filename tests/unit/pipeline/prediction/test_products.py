@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import rasterio.features
 import shapely
+import shapely.geometry
 
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Predictor
@@ -117,6 +118,16 @@ def test_small_parts_take_the_class_around_them_in_map_and_polygons(tmp_path, st
         report.pixels[:4], np.bincount(read(tmp_path / "few.tif").ravel(), minlength=4)
     )
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_noise_leaves_no_small_part(tmp_path) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, (120, 90)).astype(np.uint8)
+    labels[:30, :20] = 255
+    with rows_module.sieved(rows_module.whole(labels, 16), labels.shape, 40, tmp_path) as kept:
+        np.testing.assert_array_equal(kept == 255, labels == 255)
+        regions = rasterio.features.shapes(np.array(kept), connectivity=4)
+        assert min(shapely.area(shapely.geometry.shape(outline)) for outline, _ in regions) >= 40
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_simplified_polygons_leave_no_gap(tmp_path, strips_of_ten_rows) -> None:
