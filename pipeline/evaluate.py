@@ -14,6 +14,7 @@ EXAMPLES = """\
   python -m pipeline.evaluate runs/demo-final --recipe demo                     shards and test split of a recipe
   python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   on four Ray workers
   python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.tta=flips --output report
+  python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   labels to look at in QGIS
 """
 
 
@@ -21,8 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     """Parses, evaluates every model, prints and writes the report."""
     command = parse_command(DESCRIPTION, EXAMPLES, argv)
 
-    from pipeline.evaluation import report, run
+    from pipeline.evaluation import report, run, suspects
 
+    if command.suspects:
+        places = suspects.check_target(command.suspects, len(command.requests), overwrite=command.overwrite)
     if command.output:
         report.prepare_folder(command.output, len(command.requests), overwrite=command.overwrite)
     evaluations = [run.evaluate(request, show=True) for request in command.requests]
@@ -35,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         shards_uri = command.requests[0].shards_uri
         report.write_report(evaluations, command.output, shards_uri, command.tracking_uri)
         console.print(f"report in {command.output}")
+    if command.suspects:
+        request, probability = command.requests[0], command.suspect_probability
+        count = suspects.write_suspects(request, places, min_probability=probability)
+        console.print(f"{count} suspected label errors in {places}, the most suspicious one first")
     return 0
 
 

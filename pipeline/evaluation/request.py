@@ -50,12 +50,16 @@ class EvaluateCommand:
         output: folder of the report; None writes none.
         overwrite: replace a report that is there.
         tracking_uri: MLflow store.
+        suspects: GeoPackage of suspected label errors; None writes none.
+        suspect_probability: least probability of the model's class there.
     """
 
     requests: tuple[EvaluateRequest, ...]
     output: str | None
     overwrite: bool
     tracking_uri: str | None
+    suspects: str | None = None
+    suspect_probability: float = 0.9
 
 
 def parse_command(description: str, examples: str, argv: list[str] | None) -> EvaluateCommand:
@@ -94,7 +98,25 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
         )
         for model in models
     )
-    return EvaluateCommand(requests, options.output, options.overwrite, tracking_uri)
+    return EvaluateCommand(
+        requests,
+        options.output,
+        options.overwrite,
+        tracking_uri,
+        options.suspects,
+        _suspect_probability(options),
+    )
+
+
+def _suspect_probability(options: Namespace) -> float:
+    value: float | None = options.suspect_probability
+    if value is None:
+        return EvaluateCommand.suspect_probability
+    if not options.suspects:
+        raise ConfigError(f"--suspect-probability {value:g} is about suspects; add --suspects FILE.gpkg")
+    if not 0 < value < 1:
+        raise ConfigError(f"--suspect-probability {value:g}: give a number between 0 and 1")
+    return value
 
 
 def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace:
@@ -117,7 +139,12 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
     )  # fmt: skip
     add("--output", metavar="FOLDER", help="write report.md, report.json and pictures here")
-    add("--overwrite", action="store_true", help="replace a report that is there")
+    add(
+        "--suspects", metavar="FILE.gpkg",
+        help="write places where a confident model contradicts the labels, ranked, for QGIS",
+    )  # fmt: skip
+    add("--suspect-probability", type=float, metavar="P", help="how sure the model is there (default: 0.9)")
+    add("--overwrite", action="store_true", help="replace a report or suspects that are there")
     options: Namespace = arguments.parse_args(argv)
     return options
 

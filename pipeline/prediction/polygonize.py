@@ -166,7 +166,7 @@ class _Joiner:
 
     def add(self, labels: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint8]) -> Polygons:
         """Outlines a strip; returns the polygons that are finished by it."""
-        ids, class_ids, pixels, sums = _components(labels, steps)
+        ids, class_ids, pixels, sums = components(labels, steps)
         shapes, shape_ids = _outlines(ids, self.chosen[labels], self.top)
         touching = np.unique(ids[-1] if self.last_labels is None else ids[[0, -1]])
         touching = touching[self.chosen[class_ids[touching]]]
@@ -242,10 +242,14 @@ def _concatenated(first: Polygons, second: Polygons) -> Polygons:
     return Polygons(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
 
 
-def _components(
-    labels: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint8]
+def components(
+    labels: npt.NDArray[np.integer], steps: npt.NDArray[np.uint8]
 ) -> tuple[npt.NDArray[np.int32], Ints, Ints, Ints]:
     """Finds the 4-connected regions of equal label.
+
+    Args:
+        labels: any whole numbers, h W.
+        steps: values to add up in each region, h W.
 
     Returns:
         Region of each pixel (h W), and of each region its label, its pixels, and the sum of its steps.
@@ -260,7 +264,9 @@ def _components(
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(len(first), len(first)))
     count, region_of_run = connected_components(graph, directed=False)
     lengths = np.diff(first, append=labels.size)
-    sums = np.add.reduceat(steps.ravel(), first, dtype=np.int64)
+    sums = np.add.reduceat(
+        steps.ravel().astype(np.int32), first
+    )  # without the copy it takes four times as long
     values = np.empty(count, np.int64)
     values[region_of_run] = labels.ravel()[first]
     pixels = np.bincount(region_of_run, lengths, count).astype(np.int64)
