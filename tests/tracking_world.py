@@ -252,7 +252,7 @@ def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
         recipe=trial,
     )
     versions.promote(
-        store, "d2ls-blobs", version.version, "mIoU 0.6600 on the test split; no champion reigned"
+        store, "d2ls-blobs", version.version, "mIoU 0.6600 on the test split; there was no champion"
     )
     return store, sweep
 

@@ -26,4 +26,4 @@ class RegistryConfig(Section):
     name: str | None = None
     """Registered model; unset: `d2ls-` and the recipe's name."""
     promote: Literal["if_better", "never"] = "never"
-    """After a sweep: make the new version `champion` if none reigns or it scores better (test split)."""
+    """After a sweep: make the new version `champion` if there is none yet or it scores better (test split)."""

@@ -238,9 +238,9 @@ def test_two_versions_with_different_network_code_live_in_one_process(
 
 def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
     assert versions.champion(world.store, "d2ls-nobody") is None
-    first = versions.promote(world.store, NAME, "1", "no champion reigned")
+    first = versions.promote(world.store, NAME, "1", "there was no champion")
     assert first.aliases == ("champion",)
-    assert "Champion: no champion reigned" in first.description
+    assert "Champion: there was no champion" in first.description
     run = world.store.start_run(world.recipe, world.shards.card, "next")
     other = make_checkpoint(world.folder / "next", world.shards, world.recipe, seed=5)
     second = register_checkpoint(
@@ -256,7 +256,7 @@ def test_promotion_moves_the_alias_and_writes_the_reason(world: World) -> None:
         world.store, run, other, NAME, card=world.shards.card, evaluation=None, recipe=world.recipe
     )
     assert again.version == second.version, "the same weights of the same run"
-    assert again.aliases == ("champion",), "who reigns does not wait for promotion"
+    assert again.aliases == ("champion",), "the champion is not also a challenger"
     former = versions.by_version(world.store, NAME, "1")
     assert former.aliases == ()
     assert f"Succeeded as champion by version {second.version}: mIoU 0.6 beats 0.5" in former.description
