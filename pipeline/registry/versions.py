@@ -64,7 +64,7 @@ def promote(store: Store, name: str, version: str, reason: str) -> ModelVersion:
         if challenger is not None and challenger.version == version:
             store.client.delete_registered_model_alias(name, CHALLENGER)
         if old is not None and old.version != version:
-            note(store, name, old.version, f"Replaced as champion by version {version}: {reason}")
+            note(store, name, old.version, f"Succeeded as champion by version {version}: {reason}")
         note(store, name, version, f"Champion: {reason}")
         return by_version(store, name, version)
 
