@@ -41,7 +41,7 @@ def statuses(summary):
 def test_a_pruned_trial_stops_at_once_and_every_record_says_so(folder, concurrent):
     name = f"pruned-{concurrent}"
     rates = [0.02, 0.001, 0.03, 0.0005, 0.0001, 0.04]
-    asked = over(*rates, scheduler="asha", reduction_factor=2, concurrent=concurrent)
+    asked = over(*rates, scheduler="asha", reduction_factor=2, max_concurrent_trials=concurrent)
     recipe = recipe_of(folder, train__epochs=40, sweep=asked)
     result, said = run_pretended(recipe, name=name)
     ended = statuses(result.summary)
@@ -125,7 +125,7 @@ def test_a_broken_off_sweep_goes_on_with_what_is_left(folder):
 
 def test_a_search_over_a_range_is_repeated_and_goes_on_with_more_trials(folder):
     space = {"train.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
-    asked = over(space=space, search="tpe", trials=3, concurrent=2)
+    asked = over(space=space, search="tpe", num_trials=3, max_concurrent_trials=2)
     recipe = recipe_of(folder, sweep=asked)
     result, said = run_pretended(recipe, name="ranges", repeat=2)
     assert len(result.summary.trials) == 3
