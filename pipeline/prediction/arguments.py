@@ -26,7 +26,7 @@ def parse_request(command: str, description: str, examples: str, argv: list[str]
     if values.more:
         words = [values.input, values.output, *values.more]
         raise ConfigError(
-            f"{len(words)} words after MODEL ({words[0]} ... {words[-1]}); INPUT and OUTPUT are wanted. Where the "
+            f"{len(words)} words after MODEL ({words[0]} ... {words[-1]}); only INPUT and OUTPUT follow it. Where the "
             "shell expanded a pattern, put quotes around it: 'scenes/*.tif' maps/"
         )
     return PredictRequest(

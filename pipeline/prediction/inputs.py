@@ -54,8 +54,8 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
         top = source.rpartition("/")[0]
         jobs = [(source, target)] if suffix in MAP_SUFFIXES else _into(target, top, [source], kind)
     else:
-        top, found = _matches(source)
-        jobs = _into(target, top, _without_maps(found), kind)
+        top, images = _matches(source)
+        jobs = _into(target, top, _without_maps(images), kind)
     if not jobs:
         raise DataError(
             f"{source}: no image here (hidden files and maps that were made here do not count). Name an image, a "
@@ -89,7 +89,7 @@ def is_pattern(source: str) -> bool:
 
 
 def _check_kind(target: str, *, file: bool) -> None:
-    """Refuses a folder where a file is wanted, and the other way round, before any work.
+    """Refuses a folder in the place of a file, and a file in the place of a folder, before any work.
 
     Raises:
         ConfigError: says what is there.

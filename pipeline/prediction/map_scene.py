@@ -77,7 +77,7 @@ def map_scene(
         options: see there.
         digest: of the model's files; another model never goes on with old parts.
         owner: names the run, see `outputs.hold`.
-        progress: told as windows are done.
+        progress: called as windows are done.
 
     Raises:
         ConfigError: something else stands where the map shall go, or it takes too much, see `plan_scene`.
@@ -93,11 +93,11 @@ def map_scene(
             return replace(report, skipped=True)
         with hold(plan.outputs, owner=owner) as renew:
 
-            def told(state: Progress) -> None:
+            def on_progress(state: Progress) -> None:
                 renew()
                 progress(state)
 
-            pixels = _Job(predictor, scene, plan, options).run(told)
+            pixels = _Job(predictor, scene, plan, options).run(on_progress)
     return replace(report, seconds=time.monotonic() - started, pixels=pixels)
 
 

@@ -247,7 +247,7 @@ def _named(target: Path) -> Iterator[None]:
 
 
 def _space(target: Path) -> str:
-    """Says that the disk is (nearly) full, which GDAL's own words do not."""
+    """Returns a hint if the disk is (nearly) full, which GDAL's messages do not mention."""
     try:
         free = shutil.disk_usage(target.parent).free
     except OSError:

@@ -79,7 +79,7 @@ class Outputs:
             "probabilities.tif": self.probabilities, "confidence.tif": self.confidence, "overlay.jpg": self.overlay,
             "qml": self.style, "areas.csv": self.areas, "areas.md": self.areas,
         }  # fmt: skip
-        extra = [self.beside(ending) for ending, wanted in kinds.items() if wanted]
+        extra = [self.beside(ending) for ending, chosen in kinds.items() if chosen]
         extra += [self.polygons] if self.polygons else []
         return (*extra, self.target)
 
@@ -88,13 +88,13 @@ class Outputs:
         """Folder of the finished rows while the map is being made."""
         return f"{self.target}.parts"
 
-    def check(self, wanted: Provenance, *, overwrite: bool) -> State:
+    def check(self, planned: Provenance, *, overwrite: bool) -> State:
         """Refuses to replace what is not ours to replace.
 
         A map of ours may be completed, or made again where its scene has changed since. All else needs `overwrite`.
 
         Returns:
-            `finished`: all files are there, made as wanted; `outdated`: one shows the scene before it changed;
+            `finished`: all files are there, made as planned; `outdated`: one shows the scene before it changed;
             `missing`: something is still to be made.
 
         Raises:
@@ -108,23 +108,23 @@ class Outputs:
                 continue
             if kind != fs.FileType.File:
                 raise ConfigError(f"{file}: is a folder; name a file as OUTPUT, for instance {file}/map.tif")
-            states.add("missing" if overwrite else self._state_of(file, wanted))
+            states.add("missing" if overwrite else self._state_of(file, planned))
         self._check_aux_file(overwrite)
         return "outdated" if "outdated" in states else "missing" if "missing" in states else "finished"
 
-    def _state_of(self, file: str, wanted: Provenance) -> State:
-        found = read_provenance(file)
-        if found is None:
+    def _state_of(self, file: str, planned: Provenance) -> State:
+        existing = read_provenance(file)
+        if existing is None:
             raise ConfigError(
                 f"{file}: exists and is not a map of this program, it is left as it is. Name another OUTPUT, or "
                 "replace it with --overwrite (INPUT and OUTPUT come in this order; quote a pattern: 'scenes/*.tif')"
             )
-        if not found.is_same_map(wanted) and not found.is_earlier_state(wanted):
+        if not existing.is_same_map(planned) and not existing.is_earlier_state(planned):
             raise ConfigError(
-                f"{file}: is a map {wanted.difference(found)}, it is left as it is. Name another OUTPUT, or replace "
+                f"{file}: is a map {planned.difference(existing)}, left as it is. Name another OUTPUT, or replace "
                 "it with --overwrite"
             )
-        return "finished" if found.is_same_map(wanted) else "outdated"
+        return "finished" if existing.is_same_map(planned) else "outdated"
 
     def _check_aux_file(self, overwrite: bool) -> None:
         """Class names lie in `<map>.aux.xml`, which belongs to the map where there is one."""
@@ -183,7 +183,7 @@ def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
 def is_held(outputs: Outputs) -> bool:
     """Returns whether another process of this machine, or of one that shares the disk, works on a map now."""
     if not storage.is_local(outputs.target):
-        return False  # told when the work on it begins
+        return False  # noticed when the work on it begins
     file = storage.local_path(outputs.parts) / IN_USE
     if not file.exists():
         return False

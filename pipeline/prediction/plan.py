@@ -189,7 +189,7 @@ class _Layers:
 
 
 def _place_note(scene: Scene, target: str) -> str:
-    """Says what becomes of a georeference that the map cannot keep."""
+    """Returns a note on a georeference that the map cannot keep."""
     where = scene.georeference
     if where.rpc:
         return "placed by RPC alone, which are not applied: the map has no coordinates; orthorectify the scene first"

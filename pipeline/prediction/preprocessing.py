@@ -38,31 +38,31 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
     Raises:
         DataError: there is no safe choice; says what is there and how to choose.
     """
-    wanted = len(info.bands)
+    count = len(info.bands)
     names = ", ".join(info.bands)
     if chosen is not None:
-        if len(chosen) != wanted or not all(1 <= band <= scene.count for band in chosen):
+        if len(chosen) != count or not all(1 <= band <= scene.count for band in chosen):
             raise DataError(
-                f"{scene.name}: --bands {','.join(map(str, chosen))}: the model takes {wanted} ({names}), "
-                f"the file has bands 1 to {scene.count}; name {wanted} of them in the model's order"
+                f"{scene.name}: --bands {','.join(map(str, chosen))}: the model takes {count} ({names}), "
+                f"the file has bands 1 to {scene.count}; name {count} of them in the model's order"
             )
         return tuple(band - 1 for band in chosen), ""
     in_order = info.reading.get("band_order") == "positions"
-    found = (bands_in_order if in_order else find_bands)(scene.info, info.bands)
-    if found is not None:
-        plain = found == bands_in_order(scene.info, info.bands)
-        notes = [] if plain else [f"bands {[band + 1 for band in found]} chosen by their names ({names})"]
-        if scene.alpha is not None and scene.alpha not in found:
+    bands = (bands_in_order if in_order else find_bands)(scene.info, info.bands)
+    if bands is not None:
+        plain = bands == bands_in_order(scene.info, info.bands)
+        notes = [] if plain else [f"bands {[band + 1 for band in bands]} chosen by their names ({names})"]
+        if scene.alpha is not None and scene.alpha not in bands:
             notes.append(f"band {scene.alpha + 1} is taken as transparency: where it is 0, no label")
         elif scene.alpha is not None and not scene.info.names[scene.alpha][0]:
-            name = info.bands[found.index(scene.alpha)]
+            name = info.bands[bands.index(scene.alpha)]
             notes.append(f"band {scene.alpha + 1} is marked as transparency and taken as {name}")
-        return found, "; ".join(notes)
-    example = ",".join(str(min(band, scene.count)) for band in range(1, wanted + 1))
+        return bands, "; ".join(notes)
+    example = ",".join(str(min(band, scene.count)) for band in range(1, count + 1))
     marked = "" if scene.alpha is None else f", band {scene.alpha + 1} of them marked as transparency"
     against = contradiction(scene.info, info.bands).replace("in the recipe", "in the model")
     raise DataError(
-        f"{scene.name}: {band_text(scene.info)}{marked}, the model takes {wanted} ({names}). "
+        f"{scene.name}: {band_text(scene.info)}{marked}, the model takes {count} ({names}). "
         f"{f'{against[:1].upper()}{against[1:]}. ' if against else ''}"
         f"Choose with --bands, for instance --bands {example}"
     )
@@ -143,19 +143,19 @@ def plan_stretch(
     predictor: Predictor, limits: tuple[float, float] | None
 ) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
     """Returns what turns the file's values into those the model knows."""
-    wanted = predictor.info.dtype
+    dtype = predictor.info.dtype
     if limits is None:
         return lambda pixels: pixels
     low, high = limits
     if not low < high:
         raise ConfigError(f"--scale-range {low},{high}: give the low value first")
-    top = getattr(predictor.network.normalization, "max_value", None) or np.iinfo(wanted).max
+    top = getattr(predictor.network.normalization, "max_value", None) or np.iinfo(dtype).max
     ends = np.array(predictor.info.normalization.get("scale") or ((0.0, top),), np.float32)
     darkest, brightest = ends[:, 0], ends[:, 1]
 
     def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         share = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
         scaled = darkest + share * (brightest - darkest)
-        return scaled if wanted == "float32" else np.rint(np.nan_to_num(scaled)).astype(wanted)
+        return scaled if dtype == "float32" else np.rint(np.nan_to_num(scaled)).astype(dtype)
 
     return stretch

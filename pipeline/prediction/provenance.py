@@ -74,7 +74,7 @@ class Provenance:
         return self.stamp != other.stamp and replace(self, stamp="") == replace(other, stamp="")
 
     def difference(self, other: "Provenance") -> str:
-        """Says what sets the other map apart from this one."""
+        """Describes how the other map differs from this one."""
         if self.scene != other.scene or (self.stamp != other.stamp and self.place != other.place):
             return f"of another scene ({other.scene})"
         if self.model != other.model:

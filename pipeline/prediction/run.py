@@ -140,11 +140,11 @@ def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, dig
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(jobs, pool.map(plan, jobs), strict=True))
-    errors = {job: result for job, result in found.items() if isinstance(result, D2LSError)}
+        results = dict(zip(jobs, pool.map(plan, jobs), strict=True))
+    errors = {job: result for job, result in results.items() if isinstance(result, D2LSError)}
     if errors and len(jobs) == 1:
         raise errors[jobs[0]]
-    plans = {job: result for job, result in found.items() if isinstance(result, ScenePlan)}
+    plans = {job: result for job, result in results.items() if isinstance(result, ScenePlan)}
     survey = Survey(plans, errors)
     for scene in survey.open:
         if is_held(scene.outputs):
@@ -156,7 +156,7 @@ def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, dig
 
 
 def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) -> None:
-    """Says how much there is to do, and what looks odd; each note once, with the scenes it is about."""
+    """Reports how much there is to do, and what looks odd; each note once, with the scenes it is about."""
     if not survey.open:
         return
     finished = len(survey.plans) - len(survey.open)

@@ -166,24 +166,24 @@ def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None
     Raises:
         DataError: lists what is wrong.
     """
-    found = problems(rules, target, expected)
-    if found:
-        shown = "\n".join(f"  {problem}" for problem in found[:SHOWN])
-        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    listed = problems(rules, target, expected)
+    if listed:
+        shown = "\n".join(f"  {problem}" for problem in listed[:SHOWN])
+        more = f"\n  and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
         raise DataError(
-            f"{name or target}: {rules.name} would not take this, {len(found)} problem(s):\n{shown}{more}"
+            f"{name or target}: {rules.name} would not take this, {len(listed)} problem(s):\n{shown}{more}"
         )
 
 
 def problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> list[str]:
     """Lists what is wrong with a submission; empty where all is well."""
-    found = []
+    listed = []
     try:
         for problem in _problems(rules, target, expected):
-            found.append(problem)  # noqa: PERF402 - what came before an error is kept
+            listed.append(problem)  # noqa: PERF402 - what came before an error is kept
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: a password
-        found.append(f"cannot be read: {error}")
-    return found
+        listed.append(f"cannot be read: {error}")
+    return listed
 
 
 def _problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None) -> Iterator[str]:
@@ -201,7 +201,7 @@ def _problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None) -
     yield from (f"{name}: is there {count} times" for name, count in seen.items() if count > 1)
     yield from (f"{name}: missing" for name in sorted(set(expected or ()) - set(seen), key=natural))
     if len(seen) != rules.count:
-        yield f"{len(seen)} files, {rules.count} are wanted"
+        yield f"{len(seen)} files, {rules.count} are expected"
 
 
 def _members(target: Path) -> Iterator[tuple[str, bytes | None]]:
@@ -219,7 +219,7 @@ def _image_problems(rules: Rules, name: str, content: bytes, size: Size | None) 
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "PNG" or image.mode != mode:
-                yield f"{name}: {image.format} of mode {image.mode}, a PNG of mode {mode} is wanted"
+                yield f"{name}: {image.format} of mode {image.mode}, a PNG of mode {mode} is expected"
                 return
             pixels = np.asarray(image)
     except UnidentifiedImageError:
@@ -230,8 +230,8 @@ def _image_problems(rules: Rules, name: str, content: bytes, size: Size | None) 
         return
     sizes = (size,) if size else rules.sizes
     if pixels.shape[:2] not in sizes:
-        wanted = " or ".join(f"{height} x {width}" for height, width in sizes)
-        yield f"{name}: {pixels.shape[0]} x {pixels.shape[1]} pixels, {wanted} are wanted"
+        expected = " or ".join(f"{height} x {width}" for height, width in sizes)
+        yield f"{name}: {pixels.shape[0]} x {pixels.shape[1]} pixels, {expected} are expected"
     yield from _value_problems(rules, name, pixels)
 
 

@@ -74,24 +74,24 @@ def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submissi
     Raises:
         DataError: wrong count, name or size; lists all.
     """
-    found, wrong = {}, []
+    sizes, wrong = {}, []
     for source, _ in jobs:
         entry = rules.entry(source)
         with read_scene(source) as scene:
             size = scene.height, scene.width
         if size not in rules.sizes:
             wrong.append(f"{source}: {size[0]} x {size[1]} pixels")
-        if entry in found:
+        if entry in sizes:
             wrong.append(f"{source}: a second image for {entry}")
-        found[entry] = size
-    if len(found) != rules.count:
-        wrong.append(f"{len(found)} images, {rules.count} are wanted")
+        sizes[entry] = size
+    if len(sizes) != rules.count:
+        wrong.append(f"{len(sizes)} images, {rules.count} are expected")
     if wrong:
         listed = "\n".join(f"  {line}" for line in wrong[: submission.SHOWN])
         raise DataError(
             f"these are not the test images of {rules.name}; name its unpacked test folder as INPUT:\n{listed}"
         )
-    return found
+    return sizes
 
 
 def check_classes(rules: submission.Rules, info: ModelInfo, model: str) -> None:

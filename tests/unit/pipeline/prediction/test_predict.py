@@ -355,7 +355,7 @@ def test_a_submission_is_made_and_checked(tmp_path, monkeypatch, name) -> None:
     with pytest.raises(ConfigError, match="wants"):
         main([other, *words[1:]])
     monkeypatch.setattr(submission, "RULES", {name: replace(rules, count=3)})
-    with pytest.raises(DataError, match="2 images, 3 are wanted"):
+    with pytest.raises(DataError, match="2 images, 3 are expected"):
         main(words)
 
 

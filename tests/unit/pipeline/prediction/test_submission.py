@@ -83,14 +83,14 @@ def test_a_uavid_submission_is_coloured_in_folders_and_passes(uavid, tmp_path) -
     [
         (
             lambda m: m.update({"4191.png": png(ids(7, (32, 31)))}),
-            "4191.png: 32 x 31 pixels, 32 x 32 are wanted",
+            "4191.png: 32 x 31 pixels, 32 x 32 are expected",
         ),
         (lambda m: m.update({"4191.png": png(ids(9))}), "4191.png: holds 7, 8, which is no class"),
         (lambda m: m.update({"4191.png": png(np.zeros((32, 32, 3), np.uint8))}), "mode RGB, a PNG of mode L"),
         (lambda m: m.update({"4191.png": b"no image"}), "4191.png: not an image"),
         (lambda m: m.update({"x.png": m.pop("4191.png")}), "x.png: not a name"),
         (lambda m: m.update({"9.png": m.pop("4191.png")}), "9.png: there is no such test image"),
-        (lambda m: m.pop("4191.png"), "2 files, 3 are wanted"),
+        (lambda m: m.pop("4191.png"), "2 files, 3 are expected"),
         (lambda m: m.pop("4191.png"), "4191.png: missing"),
         (lambda m: m.update({"out/4191.png": m.pop("4191.png")}), "out/4191.png: not a name"),
         (lambda m: m.update({"out/": b""}), "out/: a folder, the zip must be flat"),
@@ -107,14 +107,14 @@ def test_what_loveda_would_not_take_is_listed(loveda, change, words) -> None:
     ("name", "content", "words"),
     [
         (FRAMES[0], png(np.full((20, 40, 3), 7, np.uint8)), "holds (7, 7, 7), which is no class"),
-        (FRAMES[0], png(np.zeros((20, 36, 3), np.uint8)), "20 x 36 pixels, 20 x 40 are wanted"),
+        (FRAMES[0], png(np.zeros((20, 36, 3), np.uint8)), "20 x 36 pixels, 20 x 40 are expected"),
         (FRAMES[0], png(ids(8, (20, 40))), "mode L, a PNG of mode RGB"),
         (
             "seq1/Labels/000000.png",
             png(np.zeros((20, 40, 3), np.uint8)),
             "seq1/Labels/000000.png: not a name",
         ),
-        ("seq21/Labels/000050.png", png(np.zeros((20, 40, 3), np.uint8)), "3 files, 2 are wanted"),
+        ("seq21/Labels/000050.png", png(np.zeros((20, 40, 3), np.uint8)), "3 files, 2 are expected"),
     ],
 )
 def test_what_uavid_would_not_take_is_listed(uavid, name, content, words) -> None:
