@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 
 from d2ls.errors import ShardError
-from pipeline import sweep as command
 from pipeline.config import Recipe, parse_recipe
 from pipeline.demo.scenery import write_scenery
 from pipeline.tracking import RunRow, Store
@@ -133,13 +132,20 @@ def over(*rates: float, **section) -> dict:
     }
 
 
+def run_sweep(recipe: Recipe, console: Console | None = None, **options):
+    """Runs a sweep of pretended trials; trial processes import this module, but not what a sweep needs."""
+    from pipeline.tuning.run import SweepRequest, sweep
+
+    return sweep(SweepRequest(recipe, train_trial=pretend, **options), console=console)
+
+
 def run_pretended(recipe: Recipe, **options):
     """Runs a sweep of pretended trials in this process; returns its result and what it printed."""
     console = Console(file=io.StringIO(), width=300)
-    result = command.run(recipe, console=console, train_one=pretend, **options)
+    result = run_sweep(recipe, console, **options)
     return result, console.file.getvalue()
 
 
 if __name__ == "__main__":  # a driver to be killed: recipe file, then the options of `run_pretended` as JSON
     recipe = parse_recipe(yaml.safe_load(Path(sys.argv[1]).read_text()))
-    command.run(recipe, train_one=pretend, **json.loads(sys.argv[2]))
+    run_sweep(recipe, **json.loads(sys.argv[2]))

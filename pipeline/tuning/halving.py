@@ -7,10 +7,13 @@ of its trials.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
+from pipeline.config import Recipe
 from pipeline.tuning.report import Trial
+from pipeline.tuning.space import trial_recipe
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,22 @@ class Halving:
     reduction_factor: int
     epochs: int
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self | None:
+        """Returns the rule of a sweep; None if it stops no trials."""
+        section = recipe.sweep
+        if section.scheduler == "none":
+            return None
+        return cls(section.grace_epochs, section.reduction_factor, trial_recipe(recipe, {}).train.epochs)
+
     @property
     def rungs(self) -> list[int]:
         """Epochs at which trials are compared, first to last."""
-        found, epoch = [], self.grace_epochs
+        rungs, epoch = [], self.grace_epochs
         while epoch < self.epochs:
-            found.append(epoch)
+            rungs.append(epoch)
             epoch *= self.reduction_factor
-        return found
+        return rungs
 
     def stops(self, trial: Trial, others: Iterable[Trial]) -> bool:
         """Returns whether a trial should end now.
@@ -56,7 +67,7 @@ class Halving:
         return own < float(np.percentile(scores, 100 * (1 - 1 / self.reduction_factor)))
 
     def overdue(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Returns the trials whose verdict a kill cut off: the last score is there, and it is too low."""
+        """Returns the trials that should have been stopped, but a kill of the sweep came first."""
         known = list(trials)
         return [
             trial

@@ -1,11 +1,16 @@
-"""What a sweep will do, told before it does it; what cannot be done is refused with the arithmetic."""
+"""The plan of a sweep: which trials on which resources. What does not fit is refused with the numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from d2ls.errors import ResourceError
+from rich.console import Console
+
+from d2ls.errors import ConfigError, ResourceError
+from pipeline import cluster
+from pipeline.cluster import Cluster
 from pipeline.config import Recipe
+from pipeline.console import make_console
+from pipeline.tuning.report import SEED
 from pipeline.tuning.space import (
     Values,
     check_space,
@@ -14,11 +19,6 @@ from pipeline.tuning.space import (
     swept_in_vain,
     trial_recipe,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipeline.cluster import Cluster
 
 LISTED = 20
 """Configurations that are listed one by one."""
@@ -45,13 +45,13 @@ class Plan:
     in_vain: Sequence[str] = ()
 
     @classmethod
-    def make(cls, recipe: Recipe, cluster: "Cluster | None", *, repeat: int = 1) -> "Plan":
+    def make(cls, recipe: Recipe, machines: Cluster | None, *, seeds: int = 1) -> "Plan":
         """Works out the plan.
 
         Args:
             recipe: the sweep's recipe.
-            cluster: what the sweep runs on; None where that is not known yet.
-            repeat: seeds of the best configuration, in all.
+            machines: what the sweep runs on; None if that is not known yet.
+            seeds: number of seeds with which the best configuration is trained.
 
         Raises:
             ConfigError: the space cannot be searched.
@@ -61,17 +61,17 @@ class Plan:
         chosen = configurations(recipe) if recipe.sweep.search != "tpe" else []
         count = len(chosen) or recipe.sweep.num_trials or 1
         concurrent, resources = None, f"as many at once as {recipe.cluster.address or 'RAY_ADDRESS'} holds"
-        if cluster is not None:
-            fits, resources = _fitting(trial_recipe(recipe, chosen[0] if chosen else {}), cluster)
+        if machines is not None:
+            fits, resources = _fitting(trial_recipe(recipe, chosen[0] if chosen else {}), machines)
             concurrent = min(fits, recipe.sweep.max_concurrent_trials or count, count)
-        return cls(recipe, chosen, repeat - 1, concurrent, resources, swept_in_vain(recipe))
+        return cls(recipe, chosen, seeds - 1, concurrent, resources, swept_in_vain(recipe))
 
     @property
     def trials(self) -> int:
         """Configurations that are tried, at most."""
         return len(self.chosen) or self.recipe.sweep.num_trials or 1
 
-    def show(self, console: "Console") -> None:
+    def show(self, console: Console) -> None:
         """Prints the plan."""
         trial = trial_recipe(self.recipe, {})
         at_once = f"{self.concurrent} at once, " if self.concurrent else ""
@@ -95,15 +95,42 @@ class Plan:
             console.print(f"[yellow]warning[/]: {words}")
 
 
-def _fitting(trial: Recipe, cluster: "Cluster") -> tuple[int, str]:
+def check_seeds(recipe: Recipe, seeds: int) -> int:
+    """Returns the number of seeds of the best configuration.
+
+    Raises:
+        ConfigError: not a possible number, or the search space has seeds already.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: at least 1")
+    if seeds > 1 and SEED in recipe.sweep.space:
+        raise ConfigError(
+            f"--seeds {seeds}: sweep.space has `seed` already, so every configuration is repeated; take one out"
+        )
+    return seeds
+
+
+def show_plan(recipe: Recipe, *, seeds: int | None = None) -> None:
+    """Prints what a new sweep would do. Nothing is started, joined or written.
+
+    Raises:
+        ConfigError: the space cannot be searched.
+        ResourceError: no trial fits this machine.
+    """
+    machine = None if cluster.address_of(recipe.cluster) else cluster.this_machine()
+    seeds = check_seeds(recipe, 1 if seeds is None else seeds)
+    Plan.make(recipe.anchored(), machine, seeds=seeds).show(make_console())
+
+
+def _fitting(trial: Recipe, machines: Cluster) -> tuple[int, str]:
     """Returns how many trials fit at once, and what one takes, in words."""
     workers = trial.cluster.worker_range[0]
-    each = cluster.per_worker(trial.cluster)
-    have = {"CPU": cluster.cpus, "GPU": cluster.gpus}
-    words = ", ".join(f"{workers * need:g} of {have[kind]:g} {kind}s" for kind, need in each.items())
-    fits = cluster.capacity(trial.cluster) // workers
+    per_worker = machines.per_worker(trial.cluster)
+    have = {"CPU": machines.cpus, "GPU": machines.gpus}
+    words = ", ".join(f"{workers * need:g} of {have[kind]:g} {kind}s" for kind, need in per_worker.items())
+    fits = machines.capacity(trial.cluster) // workers
     if fits < 1:
-        amounts = " and ".join(f"{need:g} {kind}s" for kind, need in each.items())
+        amounts = " and ".join(f"{need:g} {kind}s" for kind, need in per_worker.items())
         raise ResourceError(
             f"a trial does not fit: {workers} worker(s) x {amounts} takes {words}. "
             "Lower cluster.workers or cluster.cpus_per_worker, or join a larger cluster"

@@ -1,61 +1,129 @@
-"""How a search, a pruning rule and the records plug into Ray Tune. Imports Ray."""
+"""Runs the trials of a sweep on Ray Tune: Tune starts their processes, a searcher says which and which stop."""
 
+import os
+import time
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher as TuneSearcher
 
-from pipeline.tuning.halving import Halving
-from pipeline.tuning.records import progressed
+from d2ls import storage
+from pipeline.config import Recipe
+from pipeline.tuning.records import TrialEvents, progressed
 from pipeline.tuning.report import METRIC
-from pipeline.tuning.searcher import Search
-from pipeline.tuning.trials import TrialEvents
+from pipeline.tuning.searcher import Searcher
+from pipeline.tuning.space import trial_recipe
+from pipeline.tuning.trial_process import TrialContext, TrialProcess
+
+HEAD = {"node:__internal_head__": 0.01}
+"""What a trial with a worker group holds itself: no CPU, so it never starves the workers that it waits for."""
 
 
-class ProposingSearcher(Searcher):
-    """Asks a search for configurations when Tune has room for a trial, and tells it the best scores."""
+def run_trials(
+    name: str,
+    recipe: Recipe,
+    searcher: Searcher,
+    context: TrialContext,
+    events: TrialEvents,
+    *,
+    concurrent: int,
+    gpus: float = 0.0,
+) -> None:
+    """Runs what a searcher proposes, to the end or until the searcher stops it.
 
-    def __init__(self, sweep: str, search: Search, events: TrialEvents) -> None:
+    Args:
+        name: of the sweep.
+        recipe: the sweep's recipe.
+        searcher: proposes configurations and stops trials.
+        context: what the trials share.
+        events: keeps the records.
+        concurrent: trials at once.
+        gpus: GPUs of a worker.
+
+    Raises:
+        KeyboardInterrupt: Tune was asked to stop.
+    """
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
+    os.environ.setdefault(
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
+    )  # a trial may fail before its first score
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the records say them
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # half a second of bookkeeping is no bottleneck here
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one prints a banner whatever its verbosity
+    one = trial_recipe(recipe, {}).cluster
+    here = one.worker_range == (1, 1)
+    held = {"CPU": one.cpus_per_worker, **({"GPU": gpus} if gpus else {})} if here else HEAD
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(TrialProcess, context=context), tune.PlacementGroupFactory([held])
+        ),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            search_alg=ProposingSearcher(name, searcher, events),
+            num_samples=-1,
+            max_concurrent_trials=concurrent,
+            scheduler=StoppingScheduler(searcher, events),
+            reuse_actors=here,  # the next trial finds its imports done; a worker group is never used again
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{int(time.time())}",
+            storage_path=storage.join(recipe.output_dir, name),
+            callbacks=[RecordingCallback(events)],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=recipe.cluster.max_failures),
+        ),
+    )
+    tuner.fit()
+    events.records.flush()
+    # Tune returns when all trials have ended, or when it was asked to stop.
+    if any(trial.status == "started" for trial in events.records.trials.values()):
+        raise KeyboardInterrupt
+
+
+class ProposingSearcher(TuneSearcher):
+    """Asks a searcher for configurations when Tune has room for a trial, and tells it how trials ended."""
+
+    def __init__(self, sweep: str, searcher: Searcher, events: TrialEvents) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._sweep, self._search, self._events = sweep, search, events
+        self._sweep, self._searcher, self._events = sweep, searcher, events
         self._keys: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the config of the next trial; `FINISHED` where there is none left."""
-        values = self._search.propose()
+        """Returns the config of the next trial; `FINISHED` if there is none left."""
+        values = self._searcher.propose()
         if values is None:
-            return Searcher.FINISHED
+            return TuneSearcher.FINISHED
         trial = self._events.start(self._sweep, values)
         self._keys[trial_id] = trial.key
         return {"key": trial.key, "name": trial.name, "values": dict(values), "run_id": trial.run_id}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Does nothing: scores count when a trial ends."""
+        """Does nothing: `StoppingScheduler` tells the searcher of results."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells the search the best score of a trial that ended."""
+        """Tells the searcher of a trial that has ended."""
         trial = self._events.records.trials[self._keys[trial_id]]
-        failed = error or trial.status == "failed"
-        self._search.tell(dict(trial.values), None if failed else trial.score)
+        if error or trial.status == "started":
+            trial = replace(trial, status="failed" if error else "pruned")
+        self._searcher.tell(trial)
 
 
-class HalvingScheduler(FIFOScheduler):
-    """Starts trials in their order and stops those that a rule stops."""
+class StoppingScheduler(FIFOScheduler):
+    """Starts trials in their order and stops those that the searcher stops."""
 
-    def __init__(self, rule: Halving, events: TrialEvents) -> None:
+    def __init__(self, searcher: Searcher, events: TrialEvents) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._rule, self._events = rule, events
+        self._searcher, self._events = searcher, events
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decides by the records of all trials of the sweep, with this result, which the callback takes next."""
-        records = self._events.records.trials
-        key = trial.config["key"]
-        now = progressed(records[key], result, 0.0)
-        others = [other for other in records.values() if other.key != key]
-        return self.STOP if self._rule.stops(now, others) else self.CONTINUE
+        """Decides with this result, which the callback records next."""
+        now = progressed(self._events.records.trials[trial.config["key"]], result, 0.0)
+        return self.STOP if now.status == "started" and self._searcher.tell(now) else self.CONTINUE
 
 
 class RecordingCallback(tune.Callback):

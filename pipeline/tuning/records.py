@@ -1,10 +1,16 @@
-"""The trial files of a sweep, written by the sweep's own process alone."""
+"""The trial files of a sweep, written by the sweep's own process alone, and what happens to its trials.
+
+What a trial is and how far it got stands in `<sweep>/trials/<key>.json` and not in Ray Tune's pickled state: a sweep
+that was killed starts a new Tune session over the configurations that are not finished.
+"""
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
@@ -13,6 +19,7 @@ from pipeline.tuning.report import METRIC, SEED, Trial
 from pipeline.tuning.space import Values, trial_key
 
 _log = logging.getLogger(__name__)
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass
@@ -116,3 +123,60 @@ def _read(uri: str) -> Trial:
         raise ConfigError(
             f"{uri}: not the record of a trial ({error}); delete it, its trial runs again"
         ) from error
+
+
+@dataclass
+class TrialEvents:
+    """Keeps the records while Tune runs trials, and calls back; all in the sweep's process.
+
+    Attributes:
+        records: of all trials.
+        on_start: called with a trial that starts or goes on; returns its MLflow run, None: the trial opens its own.
+        on_event: called with a trial and `epoch`, `finished`, `pruned` or `failed`.
+    """
+
+    records: TrialRecords
+    on_start: Callable[[Trial], str | None] = lambda trial: trial.run_id
+    on_event: Callable[[Trial, str], None] = lambda trial, event: None
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def __reduce__(self) -> Any:
+        return TrialEvents, (
+            TrialRecords(self.records.folder),
+        )  # Tune pickles what it is given, for its own restore
+
+    def start(self, sweep: str, values: Mapping[str, Any]) -> Trial:
+        """Notes that a configuration is tried; returns its trial."""
+        trial = self.records.start(sweep, dict(values))
+        run_id = _guarded(self.on_start)(trial)
+        self._since[trial.key] = time.monotonic() - trial.seconds
+        return self.records.save(replace(trial, run_id=run_id)) if run_id else trial
+
+    def result(self, key: str, result: Mapping[str, Any]) -> None:
+        """Takes what a trial's process reported."""
+        seconds = time.monotonic() - self._since[key]
+        trial = self.records.save(progressed(self.records.trials[key], result, seconds))
+        if trial.status == "started":
+            _guarded(self.on_event)(trial, "epoch")
+
+    def end(self, key: str, error: str | None = None) -> None:
+        """Notes that Tune has ended a trial: one that did not end by itself was pruned, or failed with an error."""
+        trial = self.records.trials[key]
+        if trial.status == "started":
+            trial = replace(trial, status="failed" if error else "pruned", error=error)
+            trial = self.records.save(trial)
+        _guarded(self.on_event)(trial, trial.status)
+
+
+def _guarded(function: "Callable[Arguments, Any]") -> "Callable[Arguments, Any]":
+    """Turns errors of a function into warnings: what reports on trials must not end them."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **keywords: Arguments.kwargs) -> Any:
+        try:
+            return function(*args, **keywords)
+        except Exception as error:
+            _log.warning("%s: %s", type(error).__name__, error, exc_info=_log.isEnabledFor(logging.DEBUG))
+            return None
+
+    return call

@@ -1,63 +1,107 @@
-"""What a sweep tries next: every search proposes configurations and is told how they did."""
+"""What a sweep tries next: a searcher proposes configurations, and is told how their trials do."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from pipeline.config import Recipe
+from pipeline.tuning.halving import Halving
 from pipeline.tuning.records import TrialRecords
+from pipeline.tuning.report import Trial
 from pipeline.tuning.space import Values, base_recipe, configurations
 
 
-class Search(Protocol):
-    """Proposes configurations and is told their scores."""
+class Searcher(Protocol):
+    """Proposes configurations; is told of every evaluation and of every end of a trial."""
 
     @property
     def left(self) -> int:
-        """Configurations still to propose, at most."""
+        """Number of configurations still to propose, at most."""
 
     def propose(self) -> Values | None:
-        """Returns the next configuration; None where there is none left."""
+        """Returns the next configuration; None if there is none left."""
 
-    def tell(self, values: Values, score: float | None) -> None:
-        """Takes the best score of a proposed configuration; None where its trial failed."""
+    def tell(self, trial: Trial) -> bool:
+        """Takes a trial with its newest score.
+
+        Args:
+            trial: `status` is `started` after an evaluation, else the trial has ended.
+
+        Returns:
+            Whether a trial that has not ended should stop now.
+        """
 
 
-class ListedSearch:
-    """Proposes listed configurations in their order, whatever the scores are.
+class ListSearcher:
+    """Proposes given configurations in their order, whatever their scores are: grid, random search, seeds.
 
     Args:
-        chosen: the configurations.
+        configurations: the configurations.
     """
 
-    def __init__(self, chosen: Iterable[Values]) -> None:
-        self._pending = list(chosen)
+    def __init__(self, configurations: Iterable[Values]) -> None:
+        self._pending = list(configurations)
 
     @property
     def left(self) -> int:
-        """Configurations still to propose."""
+        """Number of configurations still to propose."""
         return len(self._pending)
 
     def propose(self) -> Values | None:
-        """Returns the next one."""
+        """Returns the next configuration."""
         return self._pending.pop(0) if self._pending else None
 
-    def tell(self, values: Values, score: float | None) -> None:
-        """Does nothing."""
+    def tell(self, trial: Trial) -> bool:
+        """Returns False: no trial is stopped."""
+        return False
 
 
-def make_search(recipe: Recipe, records: TrialRecords) -> Search:
-    """Makes the search of a sweep, with what an earlier session of it found.
+class HalvingSearcher:
+    """Another searcher whose trials stop early by successive halving.
+
+    Args:
+        searcher: proposes the configurations.
+        rule: decides which trials stop.
+        records: all trials of the sweep, which the rule compares.
+    """
+
+    def __init__(self, searcher: Searcher, rule: Halving, records: TrialRecords) -> None:
+        self._searcher, self._rule, self._records = searcher, rule, records
+
+    @property
+    def left(self) -> int:
+        """Number of configurations still to propose, at most."""
+        return self._searcher.left
+
+    def propose(self) -> Values | None:
+        """Returns the next configuration of the other searcher."""
+        return self._searcher.propose()
+
+    def tell(self, trial: Trial) -> bool:
+        """Tells the other searcher; returns whether the trial is too far behind."""
+        stop = self._searcher.tell(trial)
+        others = [other for other in self._records.trials.values() if other.key != trial.key]
+        return stop or (trial.status == "started" and self._rule.stops(trial, others))
+
+
+def make_searcher(recipe: Recipe, records: TrialRecords) -> Searcher:
+    """Makes the searcher of a sweep; it knows the trials of earlier sessions.
 
     Args:
         recipe: the sweep's recipe.
-        records: trials that ever started; those that ended are not proposed again.
+        records: all trials that ever started; those that ended are not proposed again.
     """
+    searcher = _proposing(recipe, records)
+    rule = Halving.of(recipe)
+    return HalvingSearcher(searcher, rule, records) if rule else searcher
+
+
+def _proposing(recipe: Recipe, records: TrialRecords) -> Searcher:
     if recipe.sweep.search != "tpe":
-        return ListedSearch(values for values in configurations(recipe) if not records.ended(values))
-    from pipeline.tuning.tpe import TreeParzenSearch
+        return ListSearcher(values for values in configurations(recipe) if not records.ended(values))
+    from pipeline.tuning.tpe import TreeParzenSearcher  # needs the extra `search`
 
     known = records.searched(recipe).values()
-    return TreeParzenSearch(
+    return TreeParzenSearcher(
         recipe.sweep.space,
         base_recipe(recipe).flat(),
         seed=recipe.seed,

@@ -89,7 +89,7 @@ def check_space(recipe: Recipe) -> None:
                 raise ConfigError(f"sweep.space.{key}.when: a key cannot depend on itself")
 
 
-def refuse_fixed(recipe: Recipe, overrides: Iterable[str]) -> None:
+def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
     """Refuses `key.sub=value` strings that `sweep.overrides` would silently take back.
 
     Raises:

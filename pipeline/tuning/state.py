@@ -1,4 +1,4 @@
-"""What going on with a sweep needs: `<output_dir>/<name>/sweep.json`, and that no other process goes on with it."""
+"""What `--resume` needs: `<output_dir>/<name>/sweep.json`, and a lock that keeps a sweep to one process."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ from pipeline.config.recipe import apply_overrides
 
 @dataclass(frozen=True)
 class SweepState:
-    """A sweep as it was started, or gone on with last.
+    """A sweep as it was last started or resumed.
 
     Attributes:
         name: of the sweep.
         recipe: complete, as plain values, local locations absolute.
-        repeat: seeds of the best configuration, in all.
+        seeds: number of seeds with which the best configuration is trained.
     """
 
     name: str
     recipe: dict[str, Any]
-    repeat: int = 1
+    seeds: int = 1
 
     @classmethod
     def load(cls, storage_uri: str, name: str) -> Self:
-        """Reads the state of a sweep; its storage is the one it was found in, wherever it was begun.
+        """Reads the state of a sweep; its `output_dir` is the one it lies in now, wherever it was started.
 
         Raises:
             ConfigError: no such sweep (names those that are there), or a damaged file.
@@ -43,8 +43,8 @@ class SweepState:
                 f"--resume {name}: no such sweep in {storage_uri}. There are: {', '.join(sweeps) or 'none'}"
             )
         try:
-            found = json.loads(storage.read_bytes(uri))
-            return cls(name, {**found["recipe"], "output_dir": storage_uri}, int(found.get("repeat", 1)))
+            state = json.loads(storage.read_bytes(uri))
+            return cls(name, {**state["recipe"], "output_dir": storage_uri}, int(state["seeds"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{uri}: not the state of a sweep ({type(error).__name__}: {error}); start a new sweep"
@@ -56,16 +56,16 @@ class SweepState:
         storage.write_bytes(_location(self.recipe["output_dir"], self.name), content.encode())
 
     def resumed(self, overrides: Sequence[str] = ()) -> Recipe:
-        """Returns the recipe to go on with.
+        """Returns the recipe to resume with.
 
         Args:
             overrides: `key.sub=value` strings; keys that decide what a trial computes must be as they were.
 
         Raises:
-            ConfigError: a key is another one now.
+            ConfigError: such a key has changed.
         """
         before = parse_recipe(self.recipe, where=f"sweep {self.name}")
-        values = apply_overrides(self.recipe, [each for each in overrides if not names_storage(each)])
+        values = apply_overrides(self.recipe, [text for text in overrides if not is_output_dir(text)])
         recipe = parse_recipe(values).anchored()
         changed = recipe.changes_since(before, resuming="sweep")
         if changed:
@@ -76,14 +76,14 @@ class SweepState:
         return recipe
 
 
-def names_storage(override: str) -> bool:
-    """Says whether a `key=value` string is about where runs lie."""
+def is_output_dir(override: str) -> bool:
+    """Returns whether a `key=value` string sets `output_dir`."""
     return override.partition("=")[0].strip() == "output_dir"
 
 
 @contextmanager
 def only_driver(storage_uri: str, name: str) -> Iterator[None]:
-    """Keeps a sweep to one process of this machine; a killed one's hold ends with it.
+    """Keeps a sweep to one process of this machine; a process that is killed releases it.
 
     Raises:
         ConfigError: another process runs the sweep.

@@ -1,4 +1,4 @@
-"""Optuna's TPE as a search: conditional keys, no configuration twice, and finished trials told on resume.
+"""Optuna's TPE as a searcher: conditional keys, no configuration twice, and finished trials told on resume.
 
 Ray's own OptunaSearch cannot be told finished trials where the space has conditions, so this asks Optuna directly.
 Imported only where a sweep asks for `search: tpe`.
@@ -10,13 +10,14 @@ from typing import Any
 import optuna
 
 from pipeline.config.sweep import Axis
+from pipeline.tuning.report import Trial
 from pipeline.tuning.space import Values, resolve, trial_key
 
 ASKS_PER_TRIAL = 100
 """How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""
 
 
-class TreeParzenSearch:
+class TreeParzenSearcher:
     """Proposes configurations where Optuna expects high scores.
 
     Args:
@@ -68,12 +69,13 @@ class TreeParzenSearch:
             self._close(trial, self._scores[key])
         return None
 
-    def tell(self, values: Values, score: float | None) -> None:
-        """Tells Optuna the score of a configuration; None where its trial failed."""
-        trial = self._asked.pop(trial_key(values), None)
-        if trial is not None:
-            self._scores[trial_key(values)] = score
-            self._close(trial, score)
+    def tell(self, trial: Trial) -> bool:
+        """Tells Optuna the best score of a trial that has ended, or that it failed; returns False."""
+        if trial.status != "started" and (asked := self._asked.pop(trial.key, None)) is not None:
+            score = None if trial.status == "failed" else trial.score
+            self._scores[trial.key] = score
+            self._close(asked, score)
+        return False
 
     def _ask(self, values: Values | None) -> tuple[optuna.Trial, Values]:
         if values is not None:

@@ -19,7 +19,7 @@ from pipeline.tuning.space import trial_recipe
 Training = Generator[dict[str, float], None, Any]
 """Yields the metrics of an epoch; returns None, or something with a `history` of them."""
 
-TrainOne = Callable[[Recipe, str, str | None, "TrialContext"], Training]
+TrainTrial = Callable[[Recipe, str, str | None, "TrialContext"], Training]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrialContext:
 
     recipe: Mapping[str, Any]
     parent_run_id: str
-    train: TrainOne
+    train: TrainTrial
 
 
 def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialContext) -> Training:
@@ -46,6 +46,8 @@ def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialCon
         run_id: its MLflow run; None: it opens its own.
         context: what the trials share.
     """
+    # Not at the top: a trial process starts without torch, and only one that trains loads it.
+    from pipeline.training.process_state import unchanged_after
     from pipeline.training.run import TrainRequest, train_epochs
 
     here = recipe.cluster.worker_range == (1, 1)
@@ -57,11 +59,7 @@ def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialCon
         in_process=here,
     )
     training = train_epochs(request, name=name)
-    if not here:
-        return training
-    from pipeline.training.process_state import unchanged_after
-
-    return unchanged_after(training)
+    return unchanged_after(training) if here else training
 
 
 class TrialProcess(tune.Trainable):

@@ -99,7 +99,7 @@ def test_a_trial_whose_process_dies_goes_on_in_another_one(folder):
 
 def test_a_broken_off_sweep_goes_on_with_what_is_left(folder):
     recipe = recipe_of(folder, sweep=over(0.01, 0.02, 0.03, 0.04))
-    run_pretended(recipe, name="broken", repeat=2)
+    run_pretended(recipe, name="broken", seeds=2)
     before = trials(folder, "broken")
     first, second, *_ = sorted(key for key in before if "seed" not in before[key]["values"])
     files = folder / "runs" / "broken" / "trials"
@@ -127,7 +127,7 @@ def test_a_search_over_a_range_is_repeated_and_goes_on_with_more_trials(folder):
     space = {"train.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     asked = over(space=space, search="tpe", num_trials=3, max_concurrent_trials=2)
     recipe = recipe_of(folder, sweep=asked)
-    result, said = run_pretended(recipe, name="ranges", repeat=2)
+    result, said = run_pretended(recipe, name="ranges", seeds=2)
     assert len(result.summary.trials) == 3
     assert len(result.summary.repeats) == 1
     assert "2 seeds" in said

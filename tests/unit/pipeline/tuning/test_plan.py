@@ -40,7 +40,7 @@ def shown(plan):
 
 
 def test_the_plan_names_trials_repeats_final_training_and_each_configuration(recipe):
-    text = shown(planned(recipe, repeat=3))
+    text = shown(planned(recipe, seeds=3))
     assert "4 trial(s) of 1 epoch(s), 2 at once, 1 worker(s) each (0.5 of 2 CPUs)" in text
     assert "with 2 further seed(s); then the best one for 3 epoch(s)" in text
     assert "stages=0 drop_path=0.0" in text

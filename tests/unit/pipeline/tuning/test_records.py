@@ -4,9 +4,8 @@ import pytest
 
 from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
-from pipeline.tuning.records import TrialRecords, progressed
+from pipeline.tuning.records import TrialEvents, TrialRecords, progressed
 from pipeline.tuning.report import METRIC, Trial
-from pipeline.tuning.trials import TrialEvents
 
 
 def test_records_come_back_and_a_restarted_trial_keeps_its_scores(tmp_path):
@@ -55,7 +54,7 @@ def test_what_listens_to_trials_cannot_end_them(tmp_path, caplog):
     def breaks(*_):
         raise ValueError("broken pipe")
 
-    events = TrialEvents(TrialRecords.load(str(tmp_path)), begun=breaks, told=breaks)
+    events = TrialEvents(TrialRecords.load(str(tmp_path)), on_start=breaks, on_event=breaks)
     trial = events.start("one", {"seed": 1})
     events.result(trial.key, {"epoch": 1, METRIC: 0.5})
     events.end(trial.key)

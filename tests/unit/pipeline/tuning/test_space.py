@@ -8,7 +8,7 @@ from pipeline.tuning.space import (
     configurations,
     describe,
     final_recipe,
-    refuse_fixed,
+    refuse_overridden,
     swept_in_vain,
     trial_key,
     trial_recipe,
@@ -90,10 +90,12 @@ def test_what_the_sweep_fixes_cannot_be_asked_for_otherwise_in_silence():
     with pytest.raises(
         ConfigError, match=r"sweep.overrides sets infonce .*sweep\.overrides\.loss\.contrastive=ratio"
     ):
-        refuse_fixed(recipe(*asked), asked)
+        refuse_overridden(recipe(*asked), asked)
     for way_out in ("sweep.overrides.loss.contrastive=ratio", "sweep.overrides={}"):
-        refuse_fixed(recipe(*asked, way_out), [*asked, way_out])
-    refuse_fixed(recipe("loss.contrastive=infonce"), ["loss.contrastive=infonce", "sweep.num_trials=null"])
+        refuse_overridden(recipe(*asked, way_out), [*asked, way_out])
+    refuse_overridden(
+        recipe("loss.contrastive=infonce"), ["loss.contrastive=infonce", "sweep.num_trials=null"]
+    )
 
 
 def test_trial_keys_hold_in_trials_alone():

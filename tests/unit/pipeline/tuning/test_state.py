@@ -20,13 +20,13 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def state(recipe):
-    SweepState("one", recipe.to_dict(), repeat=3).save()
+    SweepState("one", recipe.to_dict(), seeds=3).save()
     return SweepState.load(recipe.output_dir, "one")
 
 
 def test_a_sweep_goes_on_with_its_own_recipe_and_seeds(state, recipe):
     assert state.resumed() == recipe
-    assert state.repeat == 3
+    assert state.seeds == 3
 
 
 def test_what_decides_no_result_may_change(state, recipe):

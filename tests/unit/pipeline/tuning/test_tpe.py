@@ -1,8 +1,9 @@
 """The TPE search: conditional keys, nothing twice, finished trials counted in."""
 
 from pipeline.config.sweep import Axis
+from pipeline.tuning.report import Trial
 from pipeline.tuning.space import trial_key
-from pipeline.tuning.tpe import TreeParzenSearch
+from pipeline.tuning.tpe import TreeParzenSearcher
 
 SPACE = {
     "model.stages": Axis(values=(1, 2)),
@@ -12,16 +13,20 @@ SPACE = {
 FLAT = {"model.architecture": "d2ls", "model.dictionary": "dynamic"}
 
 
-def drain(search: TreeParzenSearch) -> list[dict]:
+def ended(values: dict, score: float | None) -> Trial:
+    return Trial(trial_key(values), "", values, status="failed" if score is None else "finished", score=score)
+
+
+def drain(search: TreeParzenSearcher) -> list[dict]:
     found = []
     while (values := search.propose()) is not None:
         found.append(values)
-        search.tell(values, float(values["model.stages"]))
+        search.tell(ended(values, float(values["model.stages"])))
     return found
 
 
-def make(trials: int, finished=(), first=()) -> TreeParzenSearch:
-    return TreeParzenSearch(SPACE, FLAT, seed=0, finished=finished, first=first, trials=trials)
+def make(trials: int, finished=(), first=()) -> TreeParzenSearcher:
+    return TreeParzenSearcher(SPACE, FLAT, seed=0, finished=finished, first=first, trials=trials)
 
 
 def test_every_configuration_once_until_the_space_is_used_up():
@@ -45,5 +50,5 @@ def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
 def test_a_failed_trial_is_not_asked_again():
     search = make(6)
     first = search.propose()
-    search.tell(first, None)
+    search.tell(ended(first, None))
     assert first not in drain(search)

@@ -1,0 +1,104 @@
+"""A sweep under way: its folder, its MLflow run, and what MLflow has to learn when it ends."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from d2ls import storage
+from d2ls.errors import D2LSError
+from d2ls.shards import ShardSet
+from pipeline.cluster import Cluster
+from pipeline.config import Recipe
+from pipeline.console import heading
+from pipeline.tracking import Store
+from pipeline.tracking.connection import UnreachableError
+from pipeline.training import run_folder, tracked_run
+from pipeline.training.run_folder import RunFolder
+from pipeline.tuning.records import TrialRecords
+from pipeline.tuning.report import Trial
+from pipeline.tuning.state import SweepState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep under way.
+
+    Attributes:
+        name: name of the sweep.
+        recipe: its recipe; all locations are absolute.
+        seeds: number of seeds with which the best configuration is trained, the search's own included.
+        store: MLflow store.
+        run_id: MLflow run of the sweep.
+        shards: the shard set.
+        cluster: what the sweep runs on.
+        console: where it prints.
+    """
+
+    name: str
+    recipe: Recipe
+    seeds: int
+    store: Store
+    run_id: str
+    shards: ShardSet
+    cluster: Cluster
+    console: Console
+
+    @property
+    def folder(self) -> RunFolder:
+        """Folder of the sweep below `output_dir`."""
+        return RunFolder.of(self.recipe.output_dir, self.name)
+
+    @property
+    def trials_uri(self) -> str:
+        """Folder of the trial files."""
+        return storage.join(self.folder.uri, "trials")
+
+    def folder_of(self, trial: Trial) -> RunFolder:
+        """Returns the run folder of a trial."""
+        return RunFolder.of(self.recipe.output_dir, trial.name)
+
+
+@contextmanager
+def open_sweep(
+    name: str, recipe: Recipe, seeds: int, shards: ShardSet, cluster: Cluster, console: Console
+) -> Iterator[Sweep]:
+    """Opens the MLflow run of a sweep and saves what `--resume` needs; ends the run with the sweep."""
+    heading(console, f"MLflow store and parent run {name}")
+    store = Store.open(recipe.tracking)
+    recipe = recipe.with_values({"tracking.uri": store.uri})
+    SweepState(name, recipe.to_dict(), seeds).save()
+    folder = RunFolder.of(recipe.output_dir, name)
+    folder.update(name=name, kind="sweep")
+    folder.claim()
+    run_id = tracked_run.open_run(store, recipe, shards.card, folder, "sweep")
+    sweep = Sweep(name, recipe, seeds, store, run_id, shards, cluster, console)
+    try:
+        with tracked_run.ended(folder, last=True):
+            yield sweep
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Go on with: python -m pipeline.sweep --resume {name}")
+        raise
+    finally:
+        _settle(sweep)
+
+
+def _settle(sweep: Sweep) -> None:
+    """Sends MLflow what waits in the folders of the sweep and its trials; the folders keep it if MLflow is away."""
+    folders = [sweep.folder]
+    with suppress(D2LSError):  # a damaged record has ended the sweep with its own error
+        trials = TrialRecords.load(sweep.trials_uri).trials.values()
+        folders = [*map(sweep.folder_of, trials), sweep.folder]
+    for folder in folders:
+        try:
+            if folder.metadata().get("state") == run_folder.RUNNING:  # its process died with Tune's
+                folder.end(run_folder.KILLED)
+            tracked_run.settle(sweep.store, folder)
+        except D2LSError as error:  # must not hide what ended the sweep
+            _log.warning("%s. `python -m pipeline.doctor` sends what waits and closes the runs", error)
+            if isinstance(error, UnreachableError):
+                return

@@ -1,0 +1,42 @@
+"""The searchers: what they propose, and which trials stop."""
+
+from dataclasses import replace
+
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.records import TrialRecords
+from pipeline.tuning.report import Trial
+from pipeline.tuning.searcher import HalvingSearcher, ListSearcher
+
+
+def trial(key, *scores, status="started"):
+    curve = {str(epoch): score for epoch, score in enumerate(scores, start=1)}
+    return Trial(key, key, {}, status=status, score=max(scores), epoch=len(scores), curve=curve)
+
+
+def test_a_list_is_proposed_in_its_order_and_stops_no_trial():
+    searcher = ListSearcher([{"seed": 2}, {"seed": 1}])
+    assert searcher.left == 2
+    assert [searcher.propose() for _ in range(3)] == [{"seed": 2}, {"seed": 1}, None]
+    assert searcher.left == 0
+    assert not searcher.tell(trial("a", 0.0))
+
+
+def test_halving_around_another_searcher_stops_what_is_behind_and_tells_the_other(tmp_path):
+    class Recorder(ListSearcher):
+        def __init__(self, configurations):
+            super().__init__(configurations)
+            self.known = []
+
+        def tell(self, trial):
+            self.known.append((trial.key, trial.status))
+            return False
+
+    records, recorder = TrialRecords(str(tmp_path)), Recorder([{"seed": 1}])
+    searcher = HalvingSearcher(recorder, Halving(1, 2, 8), records)
+    assert searcher.left == 1
+    assert searcher.propose() == {"seed": 1}
+    records.trials = {"a": trial("a", 0.5), "b": trial("b", 0.1)}
+    assert searcher.tell(records.trials["b"])
+    assert not searcher.tell(trial("b", 0.6))
+    assert not searcher.tell(replace(trial("b", 0.1), status="finished")), "it has ended already"
+    assert recorder.known == [("b", "started"), ("b", "started"), ("b", "finished")]
