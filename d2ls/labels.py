@@ -1,4 +1,4 @@
-"""Class tables and label codes: what the classes are, and how a data set writes them into its label images.
+"""Class tables, and the lookup from the ids or colours of label images to class ids.
 
 A class id is the position of the class in the table, 0..K-1. `IGNORE` (255) marks pixels that are neither trained
 on nor scored, in every data set.

@@ -1,4 +1,8 @@
-"""How shards are written: PNG, lossless WebP, JPEG or tiled TIFF; labels always PNG. `d2ls.shards.codecs` decodes."""
+"""Image codecs of shards, the encoding side; `d2ls.shards.codecs` is the decoding side.
+
+PNG, lossless WebP, JPEG or tiled TIFF; labels are always PNG. `CodecConfig` in `pipeline.config.data` lists the names
+that a recipe may use.
+"""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""Four samples pieced together into one."""
+"""Mosaic augmentation: four training samples pieced together into one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

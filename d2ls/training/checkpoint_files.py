@@ -1,4 +1,4 @@
-"""Checkpoints as folders of files, on a local disk or in an object store. Needs no torch, so drivers can look too.
+"""Checkpoint folders that are complete or do not count: layout, publishing, checking. Needs no torch.
 
     <root>/step-00000123/
         model.safetensors, model.json   a model bundle, ready for prediction (averaged weights where they are used)
@@ -163,7 +163,10 @@ def _move(folder: Path, target: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    if target.exists():  # the same step again, after a resume
+    if (
+        target.exists()
+    ):  # the same step again, after a resume; a kill in here must not leave half a "complete" one
+        (target / COMPLETE_FILE).unlink(missing_ok=True)
         shutil.rmtree(target)
     folder.chmod(0o755)
     folder.rename(target)

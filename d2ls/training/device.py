@@ -1,4 +1,4 @@
-"""Everything that differs between devices: time, waiting, copies, memory, precision, batch norm.
+"""What differs between devices in training and evaluation: time, waiting, copies, memory, precision, batch norm.
 
 A call on the CPU has done its work when it returns. A CUDA device only queues the work; reading a result waits for
 everything queued before it. So a step reads nothing: it calls `reading`, and the trainer calls the returned function

@@ -1,4 +1,4 @@
-"""Versions in the registry: found by number or alias, described, promoted, downloaded."""
+"""Versions in the registry: found by number or alias, described, given an alias, downloaded."""
 
 import re
 from collections.abc import Mapping

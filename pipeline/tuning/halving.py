@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (ASHA): which trials are stopped early.
+"""Asynchronous successive halving (ASHA): which trials are pruned.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), in the stopping variant of Ray Tune. Ray's
 own scheduler keeps the scores in a pickle; here they come from the trial files, so that a resumed sweep decides by all

@@ -1,4 +1,6 @@
-"""Class ids of a label image, window by window: read, brought to the grid of the image where needed, looked up."""
+"""Class ids of a label image, window by window: read, brought to the grid of the image where needed, looked up by
+`d2ls.labels.LabelCodes`.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Readers of raw data sets, one file each, opened by name."""
+"""Readers of raw data sets, opened by name. A new one is a file in this folder and a line in `SOURCES`."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A raw data set: scenes, classes, label codes, bands."""
+"""The base class of all readers: scenes, classes, label codes, bands of a raw data set."""
 
 import difflib
 from abc import ABC, abstractmethod
