@@ -52,7 +52,6 @@ def test_a_run_on_ray_equals_plain_processes(ray_cluster, folder, expected, fini
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.survives("a worker is killed (SIGKILL)")
 def test_a_worker_killed_in_mid_run_does_not_change_the_result(
     ray_cluster, folder, expected, record_property
