@@ -81,13 +81,13 @@ def train(shards, options):
         brightness_contrast=0.25,
     )
     loader = TrainingLoader(
-        shards, "train", global_batch=options.batch, augmentation=augmentation, seed=0, workers=options.workers,
+        shards, "train", global_batch_size=options.batch, augmentation=augmentation, seed=0, workers=options.workers,
         pin_memory=pinned,
     )  # fmt: skip
     selection = EvaluationLoader(shards, "val", batch_size=1, pin_memory=pinned, window=options.size)
     schedule = Schedule(lr=1e-4, steps_per_epoch=loader.steps_per_epoch, epochs=options.epochs)
     settings = TrainerSettings(
-        global_batch=options.batch, precision=options.precision, channels_last=options.channels_last,
+        global_batch_size=options.batch, precision=options.precision, channels_last=options.channels_last,
         compile=options.compile, evaluate_every=options.epochs, sample_shape=(3, options.size, options.size),
     )  # fmt: skip
     with contextlib.closing(loader), contextlib.closing(selection):

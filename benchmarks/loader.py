@@ -81,7 +81,7 @@ class Augment:
 
 def ours(data, augmentation, codec, count):
     loader = TrainingLoader(
-        ShardSet.open(str(data / codec)), "train", global_batch=BATCH, augmentation=augmentation, seed=0
+        ShardSet.open(str(data / codec)), "train", global_batch_size=BATCH, augmentation=augmentation, seed=0
     )
     list(loader.epoch(0))  # checksums are compared on the first reading
     while True:
@@ -119,7 +119,7 @@ def limit(data, augmentation, codec, count):
     loader = TrainingLoader(
         ShardSet.open(str(data / codec)),
         "train",
-        global_batch=BATCH,
+        global_batch_size=BATCH,
         augmentation=augmentation,
         seed=0,
         verify="never",

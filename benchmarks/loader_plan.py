@@ -27,8 +27,8 @@ def quality(lanes, window, ranks=4):
     samples = SHARDS * A_SHARD
     shards, scenes = np.repeat(np.arange(SHARDS), A_SHARD), np.arange(samples) // A_SCENE
     rows = (
-        epoch_plan([A_SHARD] * SHARDS, global_batch=lanes, seed=0, epoch=0, window=window)
-        .slots(range(lanes))
+        epoch_plan([A_SHARD] * SHARDS, global_batch_size=lanes, seed=0, epoch=0, window=window)
+        .schedule(range(lanes))
         .rows
     )
     follow = np.mean(scenes[rows[1:]] == scenes[rows[:-1]])
@@ -93,7 +93,7 @@ def million():
         shards = timed("open the set (card and index)", lambda: ShardSet.open(folder))
     for weighting, world_size in ((0.0, 8), (0.5, 8), (0.0, 1)):
         name = f"class weighting {weighting}, {world_size} rank(s): "
-        options = {"global_batch": 64, "augmentation": Augmentation(mosaic=0.25), "seed": 0}
+        options = {"global_batch_size": 64, "augmentation": Augmentation(mosaic=0.25), "seed": 0}
         options |= {"world_size": world_size, "class_weighting": weighting}
         loader = timed(name + "loader", lambda options=options: TrainingLoader(shards, "train", **options))
         for epoch, step in ((1, 0), (2, loader.steps_per_epoch - 1)):

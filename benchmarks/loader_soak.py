@@ -48,7 +48,7 @@ def main():
     options = parser.parse_args()
     start, last, samples, epoch = time.monotonic(), 0.0, 0, 0
     loader = TrainingLoader(
-        ShardSet.open(options.shards), "train", global_batch=8, augmentation=FULL, seed=0, workers=2
+        ShardSet.open(options.shards), "train", global_batch_size=8, augmentation=FULL, seed=0, workers=2
     )
     with loader, options.curve.open("w", newline="") as file:
         writer = csv.writer(file)

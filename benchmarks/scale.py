@@ -56,7 +56,7 @@ class Setting:
 
     def plan(self, epoch: int = 0) -> EpochPlan:
         return epoch_plan(
-            np.bincount(self.shards()), global_batch=self.gpus * self.batch, seed=0, epoch=epoch
+            np.bincount(self.shards()), global_batch_size=self.gpus * self.batch, seed=0, epoch=epoch
         )
 
 
@@ -109,7 +109,7 @@ def _held(touched: np.ndarray) -> int:
 def check_elastic(setting: Setting, worlds: tuple[int, ...] = (1, 8, 64)) -> None:
     """One global batch dealt to other numbers of ranks holds the same samples in the same order."""
     plan = setting.plan(epoch=3)
-    lanes = plan.global_batch
+    lanes = plan.global_batch_size
     whole = plan.schedule(range(lanes)).rows
     for world in worlds:
         parts = [plan.schedule(rank_lanes(lanes, rank, world)).rows for rank in range(world)]
@@ -121,7 +121,7 @@ def plan_cost(setting: Setting) -> tuple[float, float]:
     lengths, lanes = np.bincount(setting.shards()), setting.gpus * setting.batch
     tracemalloc.start()
     started = time.perf_counter()
-    epoch_plan(lengths, global_batch=lanes, seed=0, epoch=0).slots(rank_lanes(lanes, 0, setting.gpus))
+    epoch_plan(lengths, global_batch_size=lanes, seed=0, epoch=0).schedule(rank_lanes(lanes, 0, setting.gpus))
     seconds = time.perf_counter() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -56,13 +56,13 @@ def main(argv=None):
     parser.add_argument("split")
     parser.add_argument("--epoch", type=int, default=0)
     parser.add_argument("--start-step", type=int, default=0)
-    parser.add_argument("--global-batch", type=int, default=4)
+    parser.add_argument("--global-batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args(argv)
     source = PlannedSource(
         ShardSet.open(options.shards),
         options.split,
-        global_batch=options.global_batch,
+        global_batch_size=options.global_batch_size,
         seed=0,
         epoch=options.epoch,
         start_step=options.start_step,

@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation("ranks overlap where the batch is uneven", "d2ls/data/sampler.py",
              "first = rank * share + min(rank, extra)", "first = rank * share", "tests/unit/d2ls/data"),
     Mutation("the last step of an epoch is lost", "d2ls/data/sampler.py",
-             "return -(-samples // global_batch)", "return samples // global_batch", "tests/unit/d2ls/data"),
+             "return -(-samples // global_batch_size)", "return samples // global_batch_size", "tests/unit/d2ls/data"),
     Mutation("mosaic where there should be none", "d2ls/data/sampler.py",
              "if generator.random() >= probability:", "if generator.random() < probability:",
              "tests/unit/d2ls/data"),

@@ -82,7 +82,7 @@ def make_trainer(
     folder=None,
     *,
     epochs=2,
-    global_batch=4,
+    global_batch_size=4,
     backbone="test_convnext",
     contrastive="ratio",
     ema=None,
@@ -102,7 +102,7 @@ def make_trainer(
         backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=drop_path
     ).to(group.device)
     loader = TrainingLoader(
-        shards, "train", global_batch=global_batch, seed=3, rank=group.rank, world_size=group.world_size,
+        shards, "train", global_batch_size=global_batch_size, seed=3, rank=group.rank, world_size=group.world_size,
         augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),
         pin_memory=group.device.type == "cuda",
     )  # fmt: skip
@@ -125,7 +125,7 @@ def make_trainer(
             group,
             settings.get("precision", "fp32"),
         ),
-        settings=TrainerSettings(global_batch=global_batch, seed=3, **settings),
+        settings=TrainerSettings(global_batch_size=global_batch_size, seed=3, **settings),
         group=group,
         callbacks=callbacks,
         checkpointer=Checkpointer(str(folder), group, describe, {"seed": 3, "steps": steps})

@@ -52,7 +52,7 @@ class TrainingLoader(PooledLoader):
     Args:
         shards: the shard set.
         split: which of its splits.
-        global_batch: G, samples per step over all ranks.
+        global_batch_size: G, samples per step over all ranks.
         augmentation: random changes, and the crop size.
         seed: seed of the run.
         rank: this rank.
@@ -78,7 +78,7 @@ class TrainingLoader(PooledLoader):
         shards: ShardSet,
         split: str,
         *,
-        global_batch: int,
+        global_batch_size: int,
         augmentation: Augmentation,
         seed: int,
         rank: int = 0,
@@ -95,8 +95,8 @@ class TrainingLoader(PooledLoader):
         start_method: str = WorkerConfig.start_method,
     ) -> None:
         self.index = shards.split_index(split)
-        self._lanes = rank_lanes(global_batch, rank, world_size)
-        self._global_batch, self._seed, self._window = global_batch, seed, shuffle_window
+        self._lanes = rank_lanes(global_batch_size, rank, world_size)
+        self._global_batch_size, self._seed, self._window = global_batch_size, seed, shuffle_window
         self._mosaic = augmentation.mosaic
         self._factors = None
         if class_weighting:
@@ -129,7 +129,7 @@ class TrainingLoader(PooledLoader):
             counts = multiplicities(self._factors, seed=self._seed, epoch=epoch)
         return epoch_plan(
             self.index.shard_lengths,
-            global_batch=self._global_batch,
+            global_batch_size=self._global_batch_size,
             seed=self._seed,
             epoch=epoch,
             window=self._window,

@@ -31,24 +31,24 @@ _SHARDS, _WALK, _ROUNDING, _PARTNERS, _AUGMENT = range(5)  # purposes of random 
 _KEY_BITS = 20  # resolution of the random delay in a shuffle window
 
 
-def steps_per_epoch(samples: int, global_batch: int) -> int:
+def steps_per_epoch(samples: int, global_batch_size: int) -> int:
     """Returns the number of global batches that hold every sample once: the last one wraps around.
 
     Args:
         samples: slots to fill, at least 1 (the samples, counted with their multiplicities).
-        global_batch: G, samples a step over all ranks.
+        global_batch_size: G, samples a step over all ranks.
 
     Raises:
         ConfigError: no samples, or a batch size below 1.
     """
-    if global_batch < 1:
-        raise ConfigError(f"the global batch needs at least 1 sample, got {global_batch}")
+    if global_batch_size < 1:
+        raise ConfigError(f"the global batch needs at least 1 sample, got {global_batch_size}")
     if samples < 1:
         raise ConfigError("the split holds no samples: there is nothing to make an epoch of")
-    return -(-samples // global_batch)
+    return -(-samples // global_batch_size)
 
 
-def rank_lanes(global_batch: int, rank: int, world_size: int) -> range:
+def rank_lanes(global_batch_size: int, rank: int, world_size: int) -> range:
     """Returns the contiguous lanes of a rank; the first ranks have one more where the split is uneven.
 
     Raises:
@@ -56,12 +56,12 @@ def rank_lanes(global_batch: int, rank: int, world_size: int) -> range:
     """
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} is outside 0..{world_size - 1}")
-    if world_size > global_batch:
+    if world_size > global_batch_size:
         raise ConfigError(
-            f"{world_size} ranks cannot share a global batch of {global_batch}: each rank needs a sample a step. "
-            f"Use at most {global_batch} ranks, or a larger global batch"
+            f"{world_size} ranks cannot share a global batch of {global_batch_size}: each rank needs a sample a step. "
+            f"Use at most {global_batch_size} ranks, or a larger global batch"
         )
-    share, extra = divmod(global_batch, world_size)
+    share, extra = divmod(global_batch_size, world_size)
     first = rank * share + min(rank, extra)
     return range(first, first + share + (rank < extra))
 
@@ -158,38 +158,38 @@ class EpochPlan:
 
     Attributes:
         sequence: the rows in the order of the shuffled shards, each as often as its multiplicity.
-        global_batch: G, slots of a step.
+        global_batch_size: G, slots of a step.
         seed: seed of the run.
         epoch: epoch, from 0.
         window: W, samples a lane shuffles over; 1 keeps the order of the shards.
     """
 
     sequence: ShardSequence
-    global_batch: int
+    global_batch_size: int
     seed: int
     epoch: int
     window: int = DEFAULT_WINDOW
     _lanes: dict[int, SampleSchedule] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        steps_per_epoch(len(self.sequence), self.global_batch)
+        steps_per_epoch(len(self.sequence), self.global_batch_size)
         if self.window < 1:
             raise ConfigError(f"the shuffle window needs at least 1 sample, got {self.window}")
 
     @property
     def steps(self) -> int:
         """Global batches of the epoch, the same for every rank."""
-        return steps_per_epoch(len(self.sequence), self.global_batch)
+        return steps_per_epoch(len(self.sequence), self.global_batch_size)
 
     @property
     def wrapped(self) -> int:
         """Samples that the last global batch repeats to be full, fewer than G."""
-        return self.steps * self.global_batch - len(self.sequence)
+        return self.steps * self.global_batch_size - len(self.sequence)
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
         """Returns the range of positions of a lane; lengths differ by at most one."""
         samples = len(self.sequence)
-        return lane * samples // self.global_batch, (lane + 1) * samples // self.global_batch
+        return lane * samples // self.global_batch_size, (lane + 1) * samples // self.global_batch_size
 
     def lane(self, lane: int) -> SampleSchedule:
         """Returns the schedule of one lane, arrays of length `steps`."""
@@ -237,7 +237,7 @@ class EpochPlan:
 def epoch_plan(
     shard_lengths: npt.ArrayLike,
     *,
-    global_batch: int,
+    global_batch_size: int,
     seed: int,
     epoch: int,
     window: int = DEFAULT_WINDOW,
@@ -247,7 +247,7 @@ def epoch_plan(
 
     Args:
         shard_lengths: S, rows in each shard, in the order of the index; rows of one shard stand together there.
-        global_batch: G, samples a step over all ranks.
+        global_batch_size: G, samples a step over all ranks.
         seed: seed of the run.
         epoch: epoch, from 0.
         window: samples a lane shuffles over.
@@ -266,7 +266,7 @@ def epoch_plan(
         copies = np.concatenate([[0], np.cumsum(multiplicities, dtype=np.int64)])
         lengths = copies[starts + lengths] - copies[starts]
     sequence = ShardSequence(starts[order], np.cumsum(lengths[order]), copies)
-    return EpochPlan(sequence, global_batch, seed, epoch, window)
+    return EpochPlan(sequence, global_batch_size, seed, epoch, window)
 
 
 def _window_walk(length: int, window: int, stream: tuple[int, ...]) -> tuple[IntArray, IntArray]:

@@ -38,7 +38,7 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
     Args:
         shards: the shard set.
         split: which of its splits.
-        global_batch: samples per step over all ranks.
+        global_batch_size: samples per step over all ranks.
         seed: seed of the run.
         epoch: epoch, from 0.
         start_step: first step to take.
@@ -57,7 +57,7 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         shards: ShardSet,
         split: str,
         *,
-        global_batch: int,
+        global_batch_size: int,
         seed: int,
         epoch: int,
         start_step: int = 0,
@@ -69,10 +69,10 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
         super().__init__()
         self._index = shards.split_index(split)
         self._shards, self._cache = SplitShards.of(shards, split), cache
-        self._lanes, self._start_step = rank_lanes(global_batch, rank, world_size), start_step
+        self._lanes, self._start_step = rank_lanes(global_batch_size, rank, world_size), start_step
         self.plan: EpochPlan = epoch_plan(
             self._index.shard_lengths,
-            global_batch=global_batch,
+            global_batch_size=global_batch_size,
             seed=seed,
             epoch=epoch,
             window=shuffle_window,

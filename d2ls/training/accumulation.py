@@ -33,10 +33,10 @@ class MicrobatchPlan:
     parts: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def create(cls, global_batch: int, world_size: int, micro_batch: int | None) -> Self:
+    def create(cls, global_batch_size: int, world_size: int, micro_batch_size: int | None) -> Self:
         """Cuts the shares so that no part exceeds the micro-batch (None: one part a rank)."""
-        shares = _even(global_batch, world_size)
-        steps = -(-max(shares) // micro_batch) if micro_batch else 1
+        shares = _even(global_batch_size, world_size)
+        steps = -(-max(shares) // micro_batch_size) if micro_batch_size else 1
         return cls(tuple(_even(share, steps) for share in shares))
 
     @property

@@ -15,7 +15,7 @@ from d2ls.training.process_group import ProcessGroup
 _log = logging.getLogger(__name__)
 
 
-def fitting_micro_batch(
+def fitting_micro_batch_size(
     largest: int, attempt: Callable[[int], None], device: Device, group: ProcessGroup
 ) -> int:
     """Returns the micro-batch that fits on every rank: `largest`, or that halved as often as needed.
@@ -58,7 +58,7 @@ def probe_memory(
     device: Device,
     precision: Precision,
 ) -> Callable[[int], None]:
-    """Makes an attempt for `fitting_micro_batch`: a step on black images, which leaves the network as it was.
+    """Makes an attempt for `fitting_micro_batch_size`: a step on black images, which leaves the network as it was.
 
     Args:
         network: takes raw pixels.

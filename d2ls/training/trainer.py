@@ -29,7 +29,7 @@ from d2ls.training.ema import ExponentialMovingAverage
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.flops import FlopMeter
 from d2ls.training.optimizer import GuardedAdamW
-from d2ls.training.probe_memory import fitting_micro_batch, probe_memory
+from d2ls.training.probe_memory import fitting_micro_batch_size, probe_memory
 from d2ls.training.process_group import ProcessGroup
 from d2ls.training.schedule import Schedule
 from d2ls.training.train_state import TrainingState, seed_everything
@@ -43,9 +43,9 @@ class TrainerSettings:
     """Plain settings of the trainer.
 
     Attributes:
-        global_batch: samples an optimizer step sees over all ranks.
+        global_batch_size: samples an optimizer step sees over all ranks.
         seed: random numbers of a step (stochastic depth) depend on (seed, step, rank) alone.
-        micro_batch: most samples a rank takes at once; None: its whole share.
+        micro_batch_size: most samples a rank takes at once; None: its whole share.
         clip_norm: largest gradient norm; None: not clipped.
         precision: fp32, tf32 or bf16 (autocast).
         compile: compile the network with torch.compile.
@@ -58,9 +58,9 @@ class TrainerSettings:
             that does not fit into the memory of a GPU is made smaller before the first step.
     """
 
-    global_batch: int
+    global_batch_size: int
     seed: int = 0
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     clip_norm: float | None = 1.0
     precision: Precision = "fp32"
     compile: bool = False
@@ -204,7 +204,7 @@ class Trainer:
         settings = self.settings
         if not self.group.is_main:
             return FlopMeter()
-        images = settings.global_batch / self.group.world_size
+        images = settings.global_batch_size / self.group.world_size
         return FlopMeter.of(
             self.network, settings.sample_shape, images, self._device.name, settings.precision
         )
@@ -212,14 +212,14 @@ class Trainer:
     def _plan_micro_batches(self) -> MicrobatchPlan:
         """Cuts the global batch as the settings say, or smaller where the memory of a GPU is."""
         settings, world_size = self.settings, self.group.world_size
-        plan = MicrobatchPlan.create(settings.global_batch, world_size, settings.micro_batch)
+        plan = MicrobatchPlan.create(settings.global_batch_size, world_size, settings.micro_batch_size)
         if settings.sample_shape is not None:
             attempt = probe_memory(
                 self.network, self.optimizer, settings.sample_shape, self._device, settings.precision
             )
-            fitting = fitting_micro_batch(plan.largest, attempt, self._device, self.group)
+            fitting = fitting_micro_batch_size(plan.largest, attempt, self._device, self.group)
             if fitting < plan.largest:
-                plan = MicrobatchPlan.create(settings.global_batch, world_size, fitting)
+                plan = MicrobatchPlan.create(settings.global_batch_size, world_size, fitting)
         if plan.describe():
             _log.info(plan.describe())
         return plan
@@ -300,7 +300,7 @@ class Trainer:
             terms=terms,
             learning_rate=step.learning_rate,
             gradient_norm=gradient_norm,
-            images_per_second=self.settings.global_batch / step.seconds,
+            images_per_second=self.settings.global_batch_size / step.seconds,
             seconds={"data": step.data_seconds, **step.watch.seconds(), "step": step.seconds},
             memory_bytes=self._device.peak_memory(),
             model_tflops=model_tflops,

@@ -112,7 +112,7 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
     training = TrainingLoader(
         shards,
         recipe.roles.train,
-        global_batch=recipe.train.global_batch_size,
+        global_batch_size=recipe.train.global_batch_size,
         augmentation=augmentation(recipe),
         seed=recipe.seed,
         rank=group.rank,
@@ -159,9 +159,9 @@ def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
     """Builds the settings of the training loop."""
     train, crop = recipe.train, recipe.loader.augmentation.crop_size
     return TrainerSettings(
-        global_batch=train.global_batch_size,
+        global_batch_size=train.global_batch_size,
         seed=recipe.seed,
-        micro_batch=train.micro_batch_size,
+        micro_batch_size=train.micro_batch_size,
         clip_norm=train.clip_norm,
         precision=train.precision,
         compile=train.compile,

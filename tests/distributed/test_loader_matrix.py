@@ -42,7 +42,7 @@ def trained(shards, rank, world_size, workers):
     with TrainingLoader(
         shards,
         "train",
-        global_batch=GLOBAL_BATCH,
+        global_batch_size=GLOBAL_BATCH,
         augmentation=AUGMENTATION,
         seed=2,
         rank=rank,

@@ -70,7 +70,7 @@ def images(batches):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_object_store_gives_the_same_batches(stored, tmp_path, workers, cached):
     local, remote = stored
-    options = {"global_batch": 4, "augmentation": CROP, "seed": 1}
+    options = {"global_batch_size": 4, "augmentation": CROP, "seed": 1}
     expected = images(training_batches(local, epoch=1, **options))
     cache = CacheConfig(str(tmp_path / "cache")) if cached else None
     with TrainingLoader(remote, "train", workers=workers, cache=cache, **options) as loader:

@@ -23,7 +23,7 @@ def refused(action):
 
 
 def restore(shards, folder):
-    trainer = make_trainer(shards, folder, epochs=1, global_batch=4)
+    trainer = make_trainer(shards, folder, epochs=1, global_batch_size=4)
     return trainer.checkpointer.restore(trainer.network, trainer.optimizer)
 
 
@@ -87,9 +87,11 @@ def filled(shards, rank):
 
     Rank 1 has no second sample and fills up with one that does not count.
     """
-    trainer = make_trainer(shards, epochs=1, global_batch=3, micro_batch=1, backbone="test_resnet", lr=0.0)
+    trainer = make_trainer(
+        shards, epochs=1, global_batch_size=3, micro_batch_size=1, backbone="test_resnet", lr=0.0
+    )
     plain = make_trainer(
-        shards, epochs=1, global_batch=3, backbone="test_resnet", group=type(trainer.group)()
+        shards, epochs=1, global_batch_size=3, backbone="test_resnet", group=type(trainer.group)()
     )
     made = trainer.batches
     trainer.batches = lambda epoch, start: list(made(epoch, start))[:1]
@@ -107,7 +109,7 @@ def filled(shards, rank):
 def small(shards, rank):
     """Rank 1 alone has little memory."""
     device = FakeDevice()
-    trainer = make_trainer(shards, epochs=1, global_batch=4, device=device, sample_shape=(3, 64, 64))
+    trainer = make_trainer(shards, epochs=1, global_batch_size=4, device=device, sample_shape=(3, 64, 64))
     device.small_memory(trainer.network, 1 if rank else 9)
     trainer.run()
     return trainer._gradients.plan.parts

@@ -23,15 +23,15 @@ def shards(tmp_path_factory):
     return tiny_shards(tmp_path_factory.mktemp("shards"))
 
 
-def first_steps(shards, micro_batch):
+def first_steps(shards, micro_batch_size):
     """First-step terms and gradient norm of every case, and what an epoch comes to."""
     torch.set_num_threads(1)
     found = {}
     for contrastive, backbone in CASES:
         told = Recorder()
         make_trainer(
-            shards, epochs=1, global_batch=GLOBAL_BATCH, backbone=backbone, contrastive=contrastive,
-            micro_batch=micro_batch, callbacks=[told],
+            shards, epochs=1, global_batch_size=GLOBAL_BATCH, backbone=backbone, contrastive=contrastive,
+            micro_batch_size=micro_batch_size, callbacks=[told],
         ).run()  # fmt: skip
         first = told.steps[0]
         found[contrastive, backbone] = (
@@ -49,8 +49,8 @@ def alone(shards):
     return found
 
 
-def with_and_without(shards, micro_batch):
-    return first_steps(shards, None), first_steps(shards, micro_batch)
+def with_and_without(shards, micro_batch_size):
+    return first_steps(shards, None), first_steps(shards, micro_batch_size)
 
 
 @pytest.fixture(scope="module", params=[(1, 2), (2, 2), (4, 1)], ids=["1 rank", "2 ranks", "4 ranks"])
@@ -59,8 +59,8 @@ def several(request, shards, ranks):
 
     4 ranks have shares 2 2 1 1: with a micro-batch of 1 two of them fill up with a sample that does not count.
     """
-    world_size, micro_batch = request.param
-    return ranks.run(world_size, with_and_without, shards, micro_batch)
+    world_size, micro_batch_size = request.param
+    return ranks.run(world_size, with_and_without, shards, micro_batch_size)
 
 
 def test_ranks_do_not_change_a_step(alone, several):
@@ -79,10 +79,10 @@ def test_accumulation_averages_micro_steps(alone, several):
         assert found["contrastive"] != pytest.approx(terms["contrastive"], rel=1e-5)
 
 
-def cut_and_resumed(shards, folder, global_batch):
+def cut_and_resumed(shards, folder, global_batch_size):
     """Whether a run that stopped after three steps and went on equals a whole one."""
     torch.set_num_threads(1)
-    options = {"global_batch": global_batch, "checkpoint_every_steps": 1, "ema": 0.9}
+    options = {"global_batch_size": global_batch_size, "checkpoint_every_steps": 1, "ema": 0.9}
     whole = make_trainer(shards, f"{folder}/whole", **options)
     whole.run()
     with contextlib.suppress(KeyboardInterrupt):

@@ -22,7 +22,7 @@ from tests.geodata.tiffs import CRS, HEIGHT, PIXEL, PLACE, WIDTH, ids, pixels, t
 from tests.geodata.world import pair, problems, recipe, samples, shard
 
 LOADING = {
-    "global_batch": 1,
+    "global_batch_size": 1,
     "seed": 0,
     "augmentation": Augmentation(crop_size=96, vertical_flip=0.5, brightness_contrast=1.0, sharpen=1.0),
 }

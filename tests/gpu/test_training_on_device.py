@@ -98,7 +98,7 @@ def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
 @pytest.mark.gpu
 def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
     """Memory is limited in earnest, to what about three of eight samples need."""
-    place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch": 8, "epochs": 1}
+    place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch_size": 8, "epochs": 1}
     options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
     trainer = make_trainer(shards, group=ProcessGroup.current(place), **options)
     device, shape = open_device(place), options["sample_shape"]

@@ -9,15 +9,16 @@ from tests.rank_pool import RankPool
 from tests.training_world import Recorder, make_trainer, weights
 
 
-def first_step(shards, global_batch, micro_batch):
+def first_step(shards, global_batch_size, micro_batch_size):
     """Terms of the first step, and a number that tells weights and statistics apart."""
     torch.set_num_threads(1)
     place = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
     torch.cuda.set_device(place)
     told = Recorder()
     trainer = make_trainer(
-        shards, group=ProcessGroup.current(place), epochs=1, global_batch=global_batch, micro_batch=micro_batch,
-        backbone="test_resnet", callbacks=[told], ema=0.9, sample_shape=(3, 64, 64),
+        shards, group=ProcessGroup.current(place), epochs=1, global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size, backbone="test_resnet", callbacks=[told], ema=0.9,
+        sample_shape=(3, 64, 64),
     )  # fmt: skip
     trainer.run()
     total = float(sum(value.double().abs().sum() for value in weights(trainer).values()))
@@ -29,8 +30,8 @@ def first_step(shards, global_batch, micro_batch):
 
 
 @pytest.mark.gpu  # on CPUs: tests/distributed
-@pytest.mark.parametrize("micro_batch", [None, 1])
-def test_two_processes_compute_one_step(shards, micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_two_processes_compute_one_step(shards, micro_batch_size):
     """5 samples, 3 and 2: with a micro-batch of 1 the second process fills up with one that does not count."""
     device = torch.device("cuda", 0)
     told = Recorder()
@@ -38,14 +39,14 @@ def test_two_processes_compute_one_step(shards, micro_batch):
         shards,
         group=ProcessGroup.current(device),
         epochs=1,
-        global_batch=5,
+        global_batch_size=5,
         backbone="test_resnet",
         callbacks=[told],
     ).run()
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
     with RankPool() as ranks:
-        found = ranks.run(2, first_step, shards, 5, micro_batch, backend=backend)
+        found = ranks.run(2, first_step, shards, 5, micro_batch_size, backend=backend)
     assert found[0] == found[1], "ranks disagree"
-    if micro_batch is None:
+    if micro_batch_size is None:
         expected = {**told.steps[0].terms, "norm": told.steps[0].gradient_norm}
         assert found[0][0] == pytest.approx(expected, rel=1e-3)

@@ -75,7 +75,9 @@ def shards(tmp_path) -> ShardSet:
 
 def load(shards, **options):
     augmentation = Augmentation(crop_size=48)
-    return training_batches(shards, global_batch=2, augmentation=augmentation, seed=0, epoch=0, **options)
+    return training_batches(
+        shards, global_batch_size=2, augmentation=augmentation, seed=0, epoch=0, **options
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -155,7 +157,7 @@ def test_a_missing_shard_is_not_a_bad_sample(shards):
 
 
 def test_a_dead_worker_is_reported(shards):
-    arguments = {"global_batch": 2, "augmentation": Augmentation(crop_size=32), "seed": 0, "workers": 1}
+    arguments = {"global_batch_size": 2, "augmentation": Augmentation(crop_size=32), "seed": 0, "workers": 1}
     with TrainingLoader(shards, "train", **arguments) as loader:
         epoch = iter(loader.epoch(0))
         next(epoch)

@@ -38,7 +38,7 @@ def two_shards(shards):
 
 def test_a_cache_changes_no_batch(shards, tmp_path):
     options = {
-        "global_batch": 2,
+        "global_batch_size": 2,
         "augmentation": Augmentation(crop_size=32, mosaic=0.5),
         "seed": 1,
         "epoch": 0,

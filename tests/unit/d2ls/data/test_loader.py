@@ -41,7 +41,7 @@ def joined(parts):
 
 
 def batches(shards, **changes):
-    arguments = {"global_batch": 4, "augmentation": FULL, "seed": 5, "epoch": 2, "shuffle_window": 8}
+    arguments = {"global_batch_size": 4, "augmentation": FULL, "seed": 5, "epoch": 2, "shuffle_window": 8}
     return training_batches(shards, **{**arguments, **changes})
 
 
@@ -53,7 +53,7 @@ def reference(shards):
 def planned_keys(batches, step):
     """Keys of the global batch of a step, by the plan alone."""
     plan, index = batches.plan, batches.loader.index
-    return tuple(index[int(plan.lane(lane).rows[step])].key for lane in range(plan.global_batch))
+    return tuple(index[int(plan.lane(lane).rows[step])].key for lane in range(plan.global_batch_size))
 
 
 def test_batches_are_as_documented(shards):
@@ -93,7 +93,7 @@ def test_a_resumed_epoch_goes_on_at_the_next_sample(shards, reference, start_ste
 
 
 def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
-    arguments = {"global_batch": 4, "augmentation": FULL, "seed": 5, "shuffle_window": 8}
+    arguments = {"global_batch_size": 4, "augmentation": FULL, "seed": 5, "shuffle_window": 8}
     with TrainingLoader(shards, "train", workers=2, **arguments) as loader:
         before = torch.random.get_rng_state()
         assert stream(loader.epoch(2)) == reference
@@ -108,7 +108,7 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
 
 def test_repeats_of_a_sample_are_augmented_anew(shards):
     found = {}
-    for step in stream(batches(shards, class_weighting=1.0, global_batch=8)):
+    for step in stream(batches(shards, class_weighting=1.0, global_batch_size=8)):
         for key, *pixels in step:
             found.setdefault(key, []).append(tuple(pixels))
     assert len(found) == 22
@@ -119,7 +119,7 @@ def test_repeats_of_a_sample_are_augmented_anew(shards):
 
 def test_more_slots_than_samples(shards, tmp_path):
     few = make_shards(tmp_path / "few", [3])
-    loader = batches(few, global_batch=8)
+    loader = batches(few, global_batch_size=8)
     (batch,) = loader
     assert loader.wrapped == 5
     assert len(batch.keys) == 8
@@ -150,7 +150,7 @@ CODECS = [
 @pytest.mark.parametrize(("suffix", "channels", "dtype"), CODECS)
 def test_codecs_bands_and_depths(tmp_path, suffix, channels, dtype):
     shards = make_shards(tmp_path / "set", [4], suffix=suffix, channels=channels, dtype=dtype)
-    for batch in batches(shards, global_batch=2):
+    for batch in batches(shards, global_batch_size=2):
         assert batch.images.shape == (2, channels, 32, 32)
         assert batch.images.dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
         assert batch.images.min() >= 0

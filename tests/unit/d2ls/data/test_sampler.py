@@ -15,7 +15,7 @@ shard_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 plans = st.fixed_dictionaries(
     {
         "sizes": shard_sizes,
-        "global_batch": st.integers(1, 24),
+        "global_batch_size": st.integers(1, 24),
         "seed": st.integers(0, 2**40),
         "epoch": st.integers(0, 1000),
         "window": st.integers(1, 300),
@@ -35,7 +35,8 @@ def make(case, **changes):
 def batches(plan, world_size=1, start_step=0):
     """Global batches as a table T x G, put together from the ranks."""
     parts = [
-        plan.schedule(rank_lanes(plan.global_batch, r, world_size), start_step) for r in range(world_size)
+        plan.schedule(rank_lanes(plan.global_batch_size, r, world_size), start_step)
+        for r in range(world_size)
     ]
     return np.concatenate([part.rows for part in parts], axis=1)
 
@@ -46,18 +47,18 @@ def test_every_sample_stands_once_and_the_wrap_around_is_counted(case):
     samples = sum(case["sizes"])
     found = np.bincount(batches(plan).ravel(), minlength=samples)
     assert found.min() >= 1
-    assert found.sum() - samples == plan.wrapped < case["global_batch"]
-    assert plan.steps == steps_per_epoch(samples, case["global_batch"]) == len(batches(plan))
+    assert found.sum() - samples == plan.wrapped < case["global_batch_size"]
+    assert plan.steps == steps_per_epoch(samples, case["global_batch_size"]) == len(batches(plan))
     repeated = batches(plan)[-1]
     assert np.array_equal(
         np.bincount(batches(plan)[:-1].ravel(), minlength=samples) > 1, np.zeros(samples, bool)
     )
-    assert len(repeated) == case["global_batch"]
+    assert len(repeated) == case["global_batch_size"]
 
 
 @given(plans, st.integers(1, 24), st.data())
 def test_global_batches_do_not_depend_on_ranks_or_on_where_a_run_starts(case, world_size, data):
-    world_size = min(world_size, case["global_batch"])
+    world_size = min(world_size, case["global_batch_size"])
     plan = make(case)
     start = data.draw(st.integers(0, plan.steps))
     assert np.array_equal(batches(plan)[start:], batches(make(case), world_size, start))
@@ -65,7 +66,7 @@ def test_global_batches_do_not_depend_on_ranks_or_on_where_a_run_starts(case, wo
 
 @given(plans)
 def test_slots_of_one_epoch_have_streams_of_their_own(case):
-    schedule = make(case).schedule(range(case["global_batch"]))
+    schedule = make(case).schedule(range(case["global_batch_size"]))
     pairs = list(zip(schedule.rows.ravel().tolist(), schedule.occurrences.ravel().tolist(), strict=True))
     assert len(set(pairs)) == len(pairs)
 
@@ -74,7 +75,7 @@ def test_slots_of_one_epoch_have_streams_of_their_own(case):
 def test_a_lane_stays_in_its_range_and_its_window(case):
     plan = make(case)
     place = {int(row): position for position, row in enumerate(plan.sequence.rows(range(len(plan.sequence))))}
-    for lane in range(plan.global_batch):
+    for lane in range(plan.global_batch_size):
         start, stop = plan.lane_bounds(lane)
         walk = plan.lane(lane)
         positions = np.array([place[int(row)] for row in walk.rows])
@@ -88,11 +89,11 @@ def test_a_lane_stays_in_its_range_and_its_window(case):
 
 
 @given(shard_sizes, st.integers(1, 24), st.integers(1, 24))
-def test_ranks_share_the_shards(sizes, global_batch, world_size):
-    world_size = min(world_size, global_batch)
-    plan = epoch_plan(sizes, global_batch=global_batch, seed=1, epoch=0)
-    lanes = [rank_lanes(global_batch, rank, world_size) for rank in range(world_size)]
-    assert [lane for part in lanes for lane in part] == list(range(global_batch))
+def test_ranks_share_the_shards(sizes, global_batch_size, world_size):
+    world_size = min(world_size, global_batch_size)
+    plan = epoch_plan(sizes, global_batch_size=global_batch_size, seed=1, epoch=0)
+    lanes = [rank_lanes(global_batch_size, rank, world_size) for rank in range(world_size)]
+    assert [lane for part in lanes for lane in part] == list(range(global_batch_size))
     assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
     touched = [len(np.unique(codes(sizes)[plan.schedule(part).rows])) for part in lanes]
     assert sum(touched) <= len(sizes) + world_size - 1 + plan.wrapped
@@ -106,7 +107,7 @@ def test_window_one_keeps_the_order_of_the_shards(case):
 
 
 @given(shard_sizes, st.integers(1, 24), st.integers(0, 99), st.floats(0, 1))
-def test_multiplicities_keep_the_number_of_steps_and_every_sample(sizes, global_batch, seed, strength):
+def test_multiplicities_keep_the_number_of_steps_and_every_sample(sizes, global_batch_size, seed, strength):
     pixels = np.random.default_rng(seed).integers(0, 100, (sum(sizes), 5))
     factors = repeat_factors(pixels, strength)
     counts = [multiplicities(factors, seed=seed, epoch=epoch) for epoch in range(4)]
@@ -115,12 +116,17 @@ def test_multiplicities_keep_the_number_of_steps_and_every_sample(sizes, global_
         assert count.min() >= 1
         assert (abs(count - factors * count.sum() / factors.sum()) <= 1 + 1e-6).all()
         plan = epoch_plan(
-            sizes, global_batch=global_batch, seed=seed, epoch=epoch, multiplicities=count, window=16
+            sizes,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            epoch=epoch,
+            multiplicities=count,
+            window=16,
         )
         found = np.bincount(batches(plan).ravel(), minlength=len(count))
         assert (found >= count).all()
         assert (found - count).sum() == plan.wrapped
-        schedule = plan.schedule(range(global_batch))
+        schedule = plan.schedule(range(global_batch_size))
         assert (
             len(set(zip(schedule.rows.ravel(), schedule.occurrences.ravel(), strict=True)))
             == schedule.rows.size
@@ -128,7 +134,7 @@ def test_multiplicities_keep_the_number_of_steps_and_every_sample(sizes, global_
 
 
 def test_epochs_and_seeds_differ_and_shards_move_between_lanes():
-    case = {"sizes": [10] * 20, "global_batch": 4, "seed": 3, "epoch": 0, "window": 32}
+    case = {"sizes": [10] * 20, "global_batch_size": 4, "seed": 3, "epoch": 0, "window": 32}
     first = batches(make(case))
     assert np.array_equal(first, batches(make(case)))
     for change in ({"epoch": 1}, {"seed": 4}):
@@ -152,17 +158,17 @@ def test_an_unlabelled_class_or_split_repeats_nothing():
 
 
 def test_impossible_plans_are_refused():
-    for wrong in ({"global_batch": 0}, {"window": 0}, {"seed": -1}, {"epoch": -1}):
+    for wrong in ({"global_batch_size": 0}, {"window": 0}, {"seed": -1}, {"epoch": -1}):
         with pytest.raises(ConfigError):
-            epoch_plan([3], **{"global_batch": 2, "seed": 0, "epoch": 0, **wrong})
+            epoch_plan([3], **{"global_batch_size": 2, "seed": 0, "epoch": 0, **wrong})
     with pytest.raises(ConfigError, match="no samples"):
-        epoch_plan([], global_batch=2, seed=0, epoch=0)
+        epoch_plan([], global_batch_size=2, seed=0, epoch=0)
     with pytest.raises(ConfigError, match="9 ranks cannot share a global batch of 8"):
         rank_lanes(8, 0, 9)
     with pytest.raises(ConfigError, match="rank 2"):
         rank_lanes(8, 2, 2)
     with pytest.raises(ConfigError, match="start step 3"):
-        epoch_plan([3], global_batch=2, seed=0, epoch=0).schedule([0], 3)
+        epoch_plan([3], global_batch_size=2, seed=0, epoch=0).schedule([0], 3)
     with pytest.raises(ConfigError, match="strength"):
         repeat_factors(np.ones((2, 2), int), 1.5)
     with pytest.raises(ConfigError, match="maximum"):
@@ -175,13 +181,13 @@ def test_three_ranks_of_eight_lanes():
 
 def test_the_order_of_an_epoch_is_pinned():
     """A change here changes what every seed means: it needs an entry in the change log."""
-    plan = epoch_plan([3, 2, 4], global_batch=2, seed=7, epoch=1, window=4)
+    plan = epoch_plan([3, 2, 4], global_batch_size=2, seed=7, epoch=1, window=4)
     assert batches(plan).tolist() == [[5, 7], [3, 8], [6, 2], [4, 0], [5, 1]]
 
 
 def test_a_rank_of_many_pays_for_its_own_lanes_alone():
     tracemalloc.start()
-    plan = epoch_plan([500] * 20_000, global_batch=4096, seed=0, epoch=3)  # ten million samples
+    plan = epoch_plan([500] * 20_000, global_batch_size=4096, seed=0, epoch=3)  # ten million samples
     schedule = plan.schedule(rank_lanes(4096, 100, 512))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

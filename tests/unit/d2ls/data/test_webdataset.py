@@ -14,7 +14,7 @@ from d2ls.data.webdataset import PlannedSource, register_opener
 from d2ls.errors import StorageError
 from tests.shards import CLASSES, make_shards, picture, training_batches
 
-PLAN = {"global_batch": 4, "seed": 3, "epoch": 1, "shuffle_window": 8}
+PLAN = {"global_batch_size": 4, "seed": 3, "epoch": 1, "shuffle_window": 8}
 crop = Augmentation(crop_size=32, mosaic=0.3)
 
 
@@ -107,7 +107,7 @@ def test_a_contact_sheet_shows_images_and_labels(shards, tmp_path):
 
 def test_a_contact_sheet_of_other_bands_and_none(tmp_path):
     deep = make_shards(tmp_path / "deep", [2], suffix="tif", channels=1, dtype="uint16")
-    batches = training_batches(deep, augmentation=crop, **{**PLAN, "global_batch": 2})
+    batches = training_batches(deep, augmentation=crop, **{**PLAN, "global_batch_size": 2})
     sheet = batch_sheet(batches, CLASSES, side=32)
     assert len(np.unique(sheet)) > 20
     assert batch_sheet([], CLASSES).ndim == 3

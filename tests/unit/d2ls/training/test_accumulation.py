@@ -5,15 +5,15 @@ from d2ls.training.accumulation import MicrobatchPlan
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
-def test_every_sample_is_in_one_micro_step(world_size, micro_batch):
-    micro = MicrobatchPlan.create(7, world_size, micro_batch)
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2, 3])
+def test_every_sample_is_in_one_micro_step(world_size, micro_batch_size):
+    micro = MicrobatchPlan.create(7, world_size, micro_batch_size)
     shares = [len(rank_lanes(7, rank, world_size)) for rank in range(world_size)]
     assert [micro.share(rank) for rank in range(world_size)] == shares, "as the loader deals them"
     assert sum(micro.sizes) == 7
     assert sum(micro.weights) == pytest.approx(1)
     assert {len(rank) for rank in micro.parts} == {micro.steps}, "the same number on every rank"
-    assert max(map(max, micro.parts)) <= (micro_batch or 7)
+    assert max(map(max, micro.parts)) <= (micro_batch_size or 7)
 
 
 def test_what_accumulation_does_is_said():

@@ -5,7 +5,7 @@ import torch
 
 from d2ls.errors import TrainingError
 from d2ls.training.device import Device
-from d2ls.training.probe_memory import fitting_micro_batch, probe_memory
+from d2ls.training.probe_memory import fitting_micro_batch_size, probe_memory
 from d2ls.training.process_group import ProcessGroup
 from tests.fake_device import FakeDevice
 from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
@@ -30,14 +30,14 @@ def device_for(most):
 def test_the_wanted_size_is_halved_until_it_fits(most, found, caplog):
     device = FakeDevice()
     with caplog.at_level(logging.WARNING):
-        assert fitting_micro_batch(12, device_for(most), device, ProcessGroup()) == found
+        assert fitting_micro_batch_size(12, device_for(most), device, ProcessGroup()) == found
     assert (f"train.micro_batch_size={found}" in caplog.text) == (found < 12)
     assert device.runtime.emptied > 0
 
 
 def test_a_device_too_small_for_one_sample_is_an_error():
     with pytest.raises(TrainingError, match=r"one sample.*crop_size"):
-        fitting_micro_batch(4, device_for(0), FakeDevice(), ProcessGroup())
+        fitting_micro_batch_size(4, device_for(0), FakeDevice(), ProcessGroup())
 
 
 def test_libraries_have_their_own_words_for_a_full_device():
@@ -87,11 +87,11 @@ def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fit
 def test_a_run_on_a_small_device_accumulates(shards, caplog):
     """And trains as one that was told so."""
     runs = []
-    for most, micro_batch in ((2, None), (99, 2)):
+    for most, micro_batch_size in ((2, None), (99, 2)):
         device, told = FakeDevice(), Recorder()
         trainer = make_trainer(
-            shards, device=device, callbacks=[told], epochs=1, backbone="test_resnet", micro_batch=micro_batch,
-            sample_shape=SHAPE,
+            shards, device=device, callbacks=[told], epochs=1, backbone="test_resnet",
+            micro_batch_size=micro_batch_size, sample_shape=SHAPE,
         )  # fmt: skip
         hook = device.small_memory(trainer.network, most)
         with caplog.at_level(logging.INFO):

@@ -21,7 +21,7 @@ def _one_thread():
 
 @pytest.mark.parametrize(("stop", "done"), [(3, 2), (4, 3), (6, 5)])
 def test_a_resumed_run_equals_the_uninterrupted_one(shards, tmp_path, stop, done):
-    options = {"ema": 0.9, "lookahead": True, "checkpoint_every_steps": 1, "micro_batch": 3}
+    options = {"ema": 0.9, "lookahead": True, "checkpoint_every_steps": 1, "micro_batch_size": 3}
     whole = make_trainer(shards, tmp_path / "whole", **options)
     whole.run()
 

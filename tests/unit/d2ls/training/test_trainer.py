@@ -49,7 +49,7 @@ def test_callbacks_hear_everything(shards, tmp_path):
 
 def test_terms_add_up_to_the_total_that_is_minimised(shards):
     told = Recorder()
-    trainer = make_trainer(shards, callbacks=[told], epochs=1, micro_batch=2)
+    trainer = make_trainer(shards, callbacks=[told], epochs=1, micro_batch_size=2)
     trainer.run()
     for report in told.steps:
         total = sum(
@@ -95,8 +95,8 @@ def test_steps_may_be_skipped_up_to_a_limit(shards):
 
 
 def test_a_batch_of_the_wrong_size_is_an_error(shards):
-    trainer = make_trainer(shards, global_batch=4)
-    other = make_trainer(shards, global_batch=3)
+    trainer = make_trainer(shards, global_batch_size=4)
+    other = make_trainer(shards, global_batch_size=3)
     trainer.batches = other.batches
     with pytest.raises(TrainingError, match="3 samples, its share of the global batch is 4"):
         trainer.run()
