@@ -40,7 +40,7 @@ class ModelInfo:
         ground_sampling_distance: metres a pixel of the training data, None where unknown.
         dataset: name, protocol and digest of the training data.
         reading: how files of the training data were read where they do not say it themselves (`nodata`, `band_order`).
-        extra: further facts (run, epoch, scores), shown but not interpreted.
+        extra: further entries (run, epoch, scores), shown but not interpreted.
     """
 
     config: Mapping[str, Any]

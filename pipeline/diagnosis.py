@@ -100,16 +100,16 @@ def check_runs(store: Store, storage_uri: str) -> list[Finding]:
     """Sends log entries that wait in run folders to MLflow, and ends runs there as their folders ended."""
     findings = []
     for folder in tracked_run.unsettled(storage_uri):
-        facts = folder.metadata()
+        metadata = folder.metadata()
         try:
             sent = tracked_run.settle(store, folder)
         except D2LSError as error:
-            other = facts.get("store", store.uri)
+            other = metadata.get("store", store.uri)
             way = f"; it was logged to {other}: set tracking.uri to that" if other != store.uri else ""
             findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
             continue
-        words = f"{folder.name}: {sent} log entries that waited were sent to MLflow; it is {facts['state']} there too"
-        more = f" ({facts['reason']}); go on with --resume {folder.name}" if facts.get("reason") else ""
+        words = f"{folder.name}: {sent} log entries that waited were sent to MLflow; it is {metadata['state']} there too"
+        more = f" ({metadata['reason']}); go on with --resume {folder.name}" if metadata.get("reason") else ""
         findings.append(Finding("runs", "warning", words + more))
     return findings
 

@@ -89,7 +89,7 @@ def make_card(plan: ShardPlan, spec: ShardSpec, manifests: dict[str, list[ShardM
     options = {
         name: value for name, value in spec.options.items() if isinstance(value, str | int | float | list)
     }
-    extra: dict[str, Any] = {"plan": plan.fingerprint, **scan.facts}
+    extra: dict[str, Any] = {"plan": plan.fingerprint, **scan.extra}
     extra |= {"unexpected_labels": dict(unexpected)} if spec.treat_as_ignored else {}
     extra |= {"unlabelled": scan.unlabelled} if scan.unlabelled else {}
     extra |= {"options": options} if options else {}

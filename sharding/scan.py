@@ -46,9 +46,9 @@ class Scan:
         scene_check: `disjoint`, `unknown`, or `shared` (only under the protocol `paper`).
         license: licence of the data.
         ground_sampling_distance: metres a pixel, or None.
-        facts: what the source adds to the card.
+        extra: what the source adds to the card.
         train_split: the split to train on.
-        own_classes: the recipe declares the classes, so that the user can correct them.
+        custom_classes: the recipe declares the classes, so that the user can correct them.
         left_out: files that are not taken, and why.
         notes: what was converted or chosen, one text each.
         warnings: what is possible but rarely intended, one text each.
@@ -69,9 +69,9 @@ class Scan:
     scene_check: str
     license: str
     ground_sampling_distance: float | None
-    facts: dict[str, Any]
+    extra: dict[str, Any]
     train_split: str
-    own_classes: bool
+    custom_classes: bool
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -148,9 +148,9 @@ def scan(spec: ShardSpec) -> Scan:
         scene_check=scene_check,
         license=spec.license or source.license,
         ground_sampling_distance=spec.ground_sampling_distance or source.ground_sampling_distance,
-        facts=source.facts,
+        extra=source.extra,
         train_split=spec.train_split,
-        own_classes=custom,
+        custom_classes=custom,
         left_out=(*source.left_out, *_left_out(spec, all_scenes)),
         notes=(*source.notes, *headers.notes),
         warnings=tuple(warnings),

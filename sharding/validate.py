@@ -40,7 +40,7 @@ class Rules(NamedTuple):
     scale: Scale | None
     summed: str
     """Split whose pixels are summed up; empty for 8 bit, where their range says nothing."""
-    own: bool
+    custom: bool
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def validate(scan: Scan, run: TaskRunner = run_here) -> Validation:
         run: runs the tasks, one a group of scenes.
     """
     summed = "" if scan.dtype == "uint8" else scan.train_split
-    rules = Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.own_classes)
+    rules = Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.custom_classes)
     groups = [scan.scenes[start : start + GROUP] for start in range(0, len(scan.scenes), GROUP)]
     checks = [check for group in run(check_scenes, groups, rules) for check in group]
     damaged = [problem for check in checks for problem in check.problems]
@@ -179,7 +179,7 @@ def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tu
                 yield False, f"class {name!r} has no pixel in the split {split!r}: it has no score there"
                 continue
             yield (
-                scored and scan.own_classes,
+                scored and scan.custom_classes,
                 f"class {name!r} has no pixel in the training split {split!r}{ignored}: it cannot be learnt. Correct "
                 "its `label_values` in data.custom.classes or data.custom.ignored, give the split a scene that holds "
                 "it, take the class out, or exclude it from the score: `scored: false`",
@@ -216,7 +216,7 @@ def _check_scene(item: ScannedScene, rules: Rules) -> SceneCheck:
                 counts, problems = _read(_areas(size), item, image, None, rules, sums)
                 problems += _read(_areas(labels.size), item, None, labels, rules, sums)[1]
     except DataError as error:
-        counts, problems = LabelCounts((0,) * rules.num_classes), [with_advice(error, rules.own)]
+        counts, problems = LabelCounts((0,) * rules.num_classes), [with_advice(error, rules.custom)]
     return SceneCheck(scene.split, counts, tuple(problems), sums)
 
 
@@ -240,14 +240,14 @@ def _read(
                 if summed and (pixels.dtype == np.uint16 or rules.scale):
                     sums.add(pixels, valid, rules.scale)
             except DataError as error:
-                errors["image"] = with_advice(error, rules.own)
+                errors["image"] = with_advice(error, rules.custom)
         if labels and "labels" not in errors:
             try:
                 counts += _count(labels.read(area), valid, rules.num_classes)
             except LabelError as error:
                 errors["labels"] = str(error)
             except DataError as error:
-                errors["labels"] = with_advice(error, rules.own)
+                errors["labels"] = with_advice(error, rules.custom)
     return counts, list(errors.values())
 
 

@@ -3,13 +3,13 @@
 from sharding.index_writer import write_index
 from sharding.plan import plan_shards
 from sharding.scan import scan
-from sharding.sources.own import OwnClass, OwnData, OwnSplit
+from sharding.sources.custom_spec import CustomClass, CustomSpec, CustomSplit
 from sharding.spec import ShardSpec
 from sharding.write import write_shard
 from tests.trees import blocks, save, texture
 
 RED, BLUE, GREY = (255, 0, 0), (0, 0, 255), (9, 9, 9)
-CLASSES = (OwnClass("roof", RED), OwnClass("water", BLUE))
+CLASSES = (CustomClass("roof", RED), CustomClass("water", BLUE))
 
 
 def build(root, scenes=("a", "b", "c", "d"), codes=(RED, BLUE, GREY), size=(40, 50)):
@@ -20,19 +20,21 @@ def build(root, scenes=("a", "b", "c", "d"), codes=(RED, BLUE, GREY), size=(40, 
             save(root / scene / "lab" / f"part{part}_label.png", blocks(10 * number + part, *size, codes))
 
 
-def own(split=None, **changes):
+def custom_spec(split=None, **changes):
     """Describes what `build` writes."""
     split = split or {"scenes": {"train": ["a", "b"], "val": ["c"], "test": ["d"]}}
     values = {
         "images": ("*/img/*.png",), "masks": ("*/lab/*_label.png",), "classes": CLASSES, "ignored": (GREY,),
         "scene": "folder", **changes,
     }  # fmt: skip
-    return OwnData(split=OwnSplit(**split), **values)
+    return CustomSpec(split=CustomSplit(**split), **values)
 
 
 def spec(root, uri, data=None, **values):
-    """Shards of `own` data below a root."""
-    return ShardSpec("own", str(uri), "custom", str(root), options={"own": data or own()}, **values)
+    """Returns the spec of a custom shard set below a root."""
+    return ShardSpec(
+        "custom", str(uri), "custom", str(root), options={"spec": data or custom_spec()}, **values
+    )
 
 
 def make(spec):

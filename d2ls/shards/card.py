@@ -69,7 +69,7 @@ class DatasetCard:
             for integers.
         reading: how files were read where they do not say it themselves: `nodata`, `band_order`.
         license: licence of the data, as the recipe states it.
-        extra: further facts a source states, shown but not interpreted.
+        extra: further entries of the source, shown but not interpreted.
     """
 
     name: str

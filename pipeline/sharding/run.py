@@ -11,8 +11,8 @@ from sharding.codecs import Codec
 from sharding.make import Progress, make_shards
 from sharding.raster import Reading
 from sharding.scan import scan
-from sharding.sources.own import OwnBlocks, OwnClass, OwnData, OwnFold, OwnSplit
-from sharding.sources.own_vectors import OwnArea, OwnLayer, OwnVectors
+from sharding.sources.custom_spec import CustomBlocks, CustomClass, CustomFold, CustomSpec, CustomSplit
+from sharding.sources.custom_vectors import CustomArea, CustomLayer, CustomVectors
 from sharding.spec import ShardSpec
 from sharding.tasks import TaskRunner, run_here
 from sharding.tiling import Tiling
@@ -54,7 +54,7 @@ def shard_spec(recipe: Recipe) -> ShardSpec:
         source=data.source,
         root=data.root,
         protocol=data.protocol,
-        options={**data.options, **_own_data(data)},
+        options={**data.options, **_custom_options(data)},
         tiling={name: Tiling(t.size, t.stride, t.padding, t.edge) for name, t in data.tiling.items()},
         codec=Codec(**data.codec.model_dump(exclude_none=True)),
         bands=data.bands,
@@ -79,33 +79,33 @@ def _pairs(scale: Any) -> tuple[tuple[float, float], ...] | None:
     return (scale,) if scale and not isinstance(scale[0], tuple) else scale
 
 
-def _own_data(data: DataConfig) -> dict[str, Any]:
+def _custom_options(data: DataConfig) -> dict[str, Any]:
     """Turns the section `data.custom` into the options of the source `custom`."""
     custom = data.custom
     if custom is None:
         return {}
     classes = tuple(
-        OwnClass(item.name, item.color, item.label_values or (), item.scored) for item in custom.classes
+        CustomClass(item.name, item.color, item.label_values or (), item.scored) for item in custom.classes
     )
     names = ("images", "masks", "ignored", "unused", "scene", "bands", "band_order", "align")
     rest: dict[str, Any] = {name: getattr(custom, name) for name in names}
     rest["reading"] = Reading(custom.nodata, custom.page)
-    rest["area"] = OwnArea(**custom.area.model_dump()) if custom.area else None
-    rest["vectors"] = _own_vectors(custom.vectors) if custom.vectors else None
-    split = _own_split(custom.split)
-    return {"own": OwnData(classes=classes, split=split, license=data.license or "unknown", **rest)}
+    rest["area"] = CustomArea(**custom.area.model_dump()) if custom.area else None
+    rest["vectors"] = _custom_vectors(custom.vectors) if custom.vectors else None
+    split = _custom_split(custom.split)
+    return {"spec": CustomSpec(classes=classes, split=split, license=data.license or "unknown", **rest)}
 
 
-def _own_split(split: SplitConfig) -> OwnSplit:
+def _custom_split(split: SplitConfig) -> CustomSplit:
     values = split.model_dump()
-    values["blocks"] = OwnBlocks(**values["blocks"]) if split.blocks else None
-    values["fold"] = OwnFold(**values["fold"]) if split.fold else None
-    return OwnSplit(**values)
+    values["blocks"] = CustomBlocks(**values["blocks"]) if split.blocks else None
+    values["fold"] = CustomFold(**values["fold"]) if split.fold else None
+    return CustomSplit(**values)
 
 
-def _own_vectors(vectors: VectorsConfig) -> OwnVectors:
+def _custom_vectors(vectors: VectorsConfig) -> CustomVectors:
     values = vectors.model_dump()
-    return OwnVectors(**{**values, "layers": tuple(OwnLayer(**layer) for layer in values["layers"])})
+    return CustomVectors(**{**values, "layers": tuple(CustomLayer(**layer) for layer in values["layers"])})
 
 
 def _runner(recipe: Recipe, inline: bool) -> TaskRunner:

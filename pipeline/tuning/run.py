@@ -29,7 +29,7 @@ from pipeline.training.run_folder import RunFolder, check_name
 from pipeline.tuning.display import show_next
 from pipeline.tuning.plan import Plan, check_seeds
 from pipeline.tuning.report import Configuration, SweepSummary
-from pipeline.tuning.search import search
+from pipeline.tuning.search_stage import search
 from pipeline.tuning.space import describe, final_recipe, trial_key, trial_recipe
 from pipeline.tuning.state import SweepState, only_driver
 from pipeline.tuning.sweep import Sweep, open_sweep

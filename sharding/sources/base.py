@@ -74,7 +74,7 @@ class Source(ABC):
         missing: messages about files without a partner; filled by `scenes`.
         left_out: files that are intentionally not taken; filled by `scenes`.
         notes: what was repaired, projected or chosen; filled by `scenes`.
-        facts: further entries of the card; filled by `scenes`.
+        extra: further entries of the card; filled by `scenes`.
     """
 
     name: ClassVar[str]
@@ -97,7 +97,7 @@ class Source(ABC):
         self.missing: list[str] = []
         self.left_out: list[LeftOut] = []
         self.notes: list[str] = []
-        self.facts: dict[str, Any] = {}
+        self.extra: dict[str, Any] = {}
 
     @abstractmethod
     def scenes(self) -> Iterator[Scene]:

@@ -60,7 +60,7 @@ class Cloud(Source):
         if self._resplit:
             patches = self._divide(patches)
         elif self.protocol == "paper":
-            self.facts["departures"] = ["the published split, whether or not it keeps scenes apart"]
+            self.extra["departures"] = ["the published split, whether or not it keeps scenes apart"]
         yield from patches
 
     def _part(self, tree: FileTree, part: str) -> Iterator[Scene]:
@@ -81,6 +81,6 @@ class Cloud(Source):
             )
             return patches
         splits = draw(groups, SHARES, self._seed)
-        self.facts["resplit"] = {"by": "Landsat scene", "seed": self._seed}
+        self.extra["resplit"] = {"by": "Landsat scene", "seed": self._seed}
         divided = [replace(scene, split=splits[scene.group or ""]) for scene in patches]
         return sorted(divided, key=lambda scene: list(SHARES).index(scene.split))

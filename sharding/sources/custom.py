@@ -14,9 +14,9 @@ from sharding.raster.scene import IMAGE_SUFFIXES
 from sharding.raster.vector_labels import VectorLabels
 from sharding.sources.base import LeftOut, Protocol, Scene, Source, nearest, refuse_unknown
 from sharding.sources.blocks import fold_split
+from sharding.sources.custom_spec import CustomSpec, label_codes, refuse_equal_colors
+from sharding.sources.custom_vectors import vector_files, vector_labels
 from sharding.sources.globs import compile_glob, fits
-from sharding.sources.own import OwnData, label_codes, refuse_equal_colors
-from sharding.sources.own_vectors import vector_files, vector_labels
 from sharding.sources.pieces import Divider, read_areas
 from sharding.sources.splitting import SplitLists, draw
 
@@ -32,28 +32,28 @@ class Custom(Source):
     def __init__(
         self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any
     ) -> None:
-        refuse_unknown(options, ("own",), self.name)
-        own = options.get("own")
-        if not isinstance(own, OwnData):
+        refuse_unknown(options, ("spec",), self.name)
+        spec = options.get("spec")
+        if not isinstance(spec, CustomSpec):
             raise ConfigError(
                 "data.custom: the source custom needs this section (images, masks, classes, split)"
             )
         super().__init__(root, protocol, access)
-        self.own = own
-        refuse_equal_colors(own.classes)
+        self.spec = spec
+        refuse_equal_colors(spec.classes)
         try:
             self.classes = ClassTable.create(
-                (item.name for item in own.classes),
-                (item.color for item in own.classes),
-                (item.scored for item in own.classes),
+                (item.name for item in spec.classes),
+                (item.color for item in spec.classes),
+                (item.scored for item in spec.classes),
             )
         except ConfigError as error:
             raise ConfigError(f"data.custom.classes: {error}") from error
-        self.codes = label_codes(own)
-        self.bands, self.band_order = own.bands, own.band_order
-        self.reading, self.align = own.reading, own.align
-        self.license = own.license
-        self.ground_sampling_distance = own.ground_sampling_distance
+        self.codes = label_codes(spec)
+        self.bands, self.band_order = spec.bands, spec.band_order
+        self.reading, self.align = spec.reading, spec.align
+        self.license = spec.license
+        self.ground_sampling_distance = spec.ground_sampling_distance
 
     def scenes(self) -> Iterator[Scene]:
         """Yields the scenes of all splits but `unused`; notes what is left out, and why."""
@@ -62,7 +62,7 @@ class Custom(Source):
         labels = self._labels(tree, images, masks)
         paths = {ref: name for name, ref in tree.files.items()}
         names = {key: paths[ref] for key, ref in images.items()}
-        if self.own.split.fractions or self.own.split.fold:  # what lacks labels takes no share
+        if self.spec.split.fractions or self.spec.split.fold:  # what lacks labels takes no share
             names = {key: name for key, name in names.items() if key in labels}
         groups = {key: self._group(name) for key, name in names.items()}
         splits = self._splits(tree, names, groups)
@@ -72,7 +72,7 @@ class Custom(Source):
             split = splits.get(key)
             if split == UNUSED:
                 left_out.setdefault(f"data.custom.split puts them into {UNUSED!r}", []).append(image)
-            elif split is None and self.own.split.lists:
+            elif split is None and self.spec.split.lists:
                 left_out.setdefault("in no file of data.custom.split.lists", []).append(image)
             elif key not in labels:
                 self.missing.append(
@@ -81,11 +81,11 @@ class Custom(Source):
                 )
             elif split is None:
                 self.missing.append(
-                    f"{image}: data.custom.split.{self.own.split.way} puts it into no split "
+                    f"{image}: data.custom.split.{self.spec.split.way} puts it into no split "
                     f"(scene {groups[key] or key!r}); name it there, under {UNUSED!r} if it is to be left out"
                 )
             else:
-                scenes.append(Scene(key, split, image, labels[key], groups[key], dict(self.own.tags)))
+                scenes.append(Scene(key, split, image, labels[key], groups[key], dict(self.spec.tags)))
         self.missing += [
             f"{ref}: no image for this label image. Add one, correct data.custom.images, "
             "or name it in data.custom.unused"
@@ -100,21 +100,21 @@ class Custom(Source):
     ) -> dict[str, FileRef | VectorLabels]:
         """Returns the labels of each image: its label image, or the vector labels of all that have none."""
         labels: dict[str, FileRef | VectorLabels] = dict(masks)
-        if self.own.vectors:
-            vectors = vector_labels(self.own.vectors, self.classes.names, partial(_vector_files, tree))
+        if self.spec.vectors:
+            vectors = vector_labels(self.spec.vectors, self.classes.names, partial(_vector_files, tree))
             labels |= {key: vectors for key in images if key not in masks}
         return labels
 
     def _divided(self, tree: FileTree, scenes: list[Scene]) -> Iterator[Scene]:
         """Yields the scenes, or the pieces of ground that the recipe makes of them."""
-        own, split = self.own, self.own.split
-        if not (own.vectors or own.area or split.blocks):
+        spec, split = self.spec, self.spec.split
+        if not (spec.vectors or spec.area or split.blocks):
             yield from scenes
             return
         areas = None
-        if own.area:
-            files = vector_files(own.area.files, "data.custom.area.files", partial(_vector_files, tree))
-            areas = read_areas(files, own.area.layer, own.area.crs, split.areas)
+        if spec.area:
+            files = vector_files(spec.area.files, "data.custom.area.files", partial(_vector_files, tree))
+            areas = read_areas(files, spec.area.layer, spec.area.crs, split.areas)
         divider = Divider(self.codes, self.reading, self.align, self.classes.num_classes, areas)
         if split.blocks:
             yield from divider.by_blocks(scenes, split)
@@ -124,18 +124,18 @@ class Custom(Source):
             yield from divider.restrict(scenes)
         self.notes += [note for layer in areas or () for note in layer.notes] + divider.notes
         self.missing += divider.problems
-        self.facts |= divider.facts
+        self.extra |= divider.extra
 
     def _files(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef]]:
         """Returns images and label images by the texts of their wildcards, without the unused ones."""
-        masks = _matching(tree, self.own.masks, "masks", ()) if self.own.masks else {}
-        images = _matching(tree, self.own.images, "images", set(masks.values()))
+        masks = _matching(tree, self.spec.masks, "masks", ()) if self.spec.masks else {}
+        images = _matching(tree, self.spec.images, "images", set(masks.values()))
         paths = {ref: name for name, ref in tree.files.items()}
         pairs = {
             key: [group[key] for group in (images, masks) if key in group] for key in {**images, **masks}
         }
         unused = {
-            key: refs for key, refs in pairs.items() if any(fits(paths[r], self.own.unused) for r in refs)
+            key: refs for key, refs in pairs.items() if any(fits(paths[r], self.spec.unused) for r in refs)
         }
         taken = {ref for refs in pairs.values() for ref in refs}
         self._note_left_out("named in data.custom.unused", [ref for refs in unused.values() for ref in refs])
@@ -155,7 +155,7 @@ class Custom(Source):
             self.left_out.append(LeftOut(why, len(refs), str(refs[0])))
 
     def _group(self, path: str) -> str | None:
-        rule = self.own.scene
+        rule = self.spec.scene
         if rule is None or rule == "file":
             return str(Path(path).with_suffix("")) if rule else None
         if rule == "folder":
@@ -169,7 +169,7 @@ class Custom(Source):
     def _splits(
         self, tree: FileTree, paths: Mapping[str, str], groups: Mapping[str, str | None]
     ) -> dict[str, str]:
-        split = self.own.split
+        split = self.spec.split
         if split.blocks or split.areas:
             return dict.fromkeys(paths, "")  # images are divided
         if split.fractions or split.fold:
@@ -204,7 +204,7 @@ class Custom(Source):
         for key in keys:
             if taken.setdefault(key, split) != split:
                 self.missing.append(
-                    f"{key}: data.custom.split.{self.own.split.way} puts it into both {taken[key]} and {split}; "
+                    f"{key}: data.custom.split.{self.spec.split.way} puts it into both {taken[key]} and {split}; "
                     "take it out of one"
                 )
 

@@ -44,7 +44,7 @@ class Grass(Source):
         if not train and not published:
             raise self.nothing_found("img_dir/train/*.tif and ann_dir/train/*.png")
         if self.protocol == "paper":
-            self.facts["departures"] = ["val selects and is reported: there is no test part"]
+            self.extra["departures"] = ["val selects and is reported: there is no test part"]
             parts = {"train": train, "val": published}
         else:
             held_out = self._held_out([key for key, _, _ in train])

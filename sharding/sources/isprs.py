@@ -77,10 +77,10 @@ class Isprs(Source):
             if kind == "auto":
                 kind = "eroded" if eroded else "full"
             masks = eroded if kind == "eroded" else full
-            self.facts.setdefault("labels", {})[split] = kind
+            self.extra.setdefault("labels", {})[split] = kind
             yield from self._split(split, tiles, images, masks, kind)
         if self.protocol == "paper":
-            self.facts["departures"] = [
+            self.extra["departures"] = [
                 "no part of train is held out: whatever is selected is selected on test"
             ]
 

@@ -29,7 +29,7 @@ from sharding.sources.blocks import (
     labelled_areas,
     smallest_gaps,
 )
-from sharding.sources.own import OwnBlocks, OwnSplit
+from sharding.sources.custom_spec import CustomBlocks, CustomSplit
 
 READ = 2048
 """Side of the windows in which labels of blocks are counted."""
@@ -76,7 +76,7 @@ class Divider:
         areas: layers of polygons of what was labelled; None: all of each image.
         problems: what has to be fixed, one text each.
         notes: what was repaired, projected or chosen, one text each.
-        facts: what goes into the card.
+        extra: what goes into the card.
     """
 
     codes: LabelCodes
@@ -86,7 +86,7 @@ class Divider:
     areas: Sequence[Features] | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def restrict(self, scenes: Sequence[Scene]) -> Iterator[Scene]:
         """Yields whole images, with what of them was labelled."""
@@ -103,7 +103,7 @@ class Divider:
         self._compare_gaps(pieces, 0.0, "data.custom.area")
         yield from sorted(pieces, key=lambda piece: piece.split)
 
-    def by_blocks(self, scenes: Sequence[Scene], split: OwnSplit) -> Iterator[Scene]:
+    def by_blocks(self, scenes: Sequence[Scene], split: CustomSplit) -> Iterator[Scene]:
         """Yields a piece for each block of ground and image.
 
         Raises:
@@ -217,7 +217,7 @@ class Divider:
             with open_labels(scene.mask, image, self.codes, resampled=resampled, area=area) as labels:
                 yield labels
 
-    def _note_blocks(self, rule: OwnBlocks, splits: Sequence[str], pixels: npt.NDArray[np.int64]) -> None:
+    def _note_blocks(self, rule: CustomBlocks, splits: Sequence[str], pixels: npt.NDArray[np.int64]) -> None:
         totals = pixels.sum(axis=1)
         shares = []
         for name in rule.fractions or ("train", "val", "test"):
@@ -228,7 +228,7 @@ class Divider:
         if empty := sum(not split for split in splits):
             shares.append(f"{empty} without labels left out")
         self.notes.append(f"blocks of {rule.size_m:g} m: {', '.join(shares)}")
-        self.facts["blocks"] = {"size_m": rule.size_m, "buffer_m": rule.buffer_m, "seed": rule.seed}
+        self.extra["blocks"] = {"size_m": rule.size_m, "buffer_m": rule.buffer_m, "seed": rule.seed}
 
     def _compare_gaps(self, pieces: Sequence[Scene], buffer: float, key: str) -> None:
         """Measures how near labelled ground of two splits comes; too near is a problem."""

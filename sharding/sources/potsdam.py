@@ -80,7 +80,7 @@ class Potsdam(Isprs):
 
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
         """Finds the tiles by file name, in whatever folder they are."""
-        self.facts["imagery"] = self._imagery
+        self.extra["imagery"] = self._imagery
         endings = (self._imagery, "label", "label_noBoundary")
         images, full, eroded = (
             collect((match[1], ref) for match, ref in tree.find(rf"top_potsdam_(\d+_\d+)_{ending}\.tif"))

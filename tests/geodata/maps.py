@@ -22,9 +22,9 @@ from tests.geodata.tiffs import CRS, HEIGHT, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
 
 
-def model(**facts):
-    bands = facts.get("bands", 3)
-    return Predictor(LocalStub(bands=bands), model_info(**facts))
+def model(**info):
+    bands = info.get("bands", 3)
+    return Predictor(LocalStub(bands=bands), model_info(**info))
 
 
 def predict(source, target, predictor=None, **options):

@@ -60,8 +60,8 @@ def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, 
     assert champion is not None
     assert champion.run_id in {row.run_id for row in rows}
     states = [RunFolder.of("runs", row.name).metadata() for row in rows]
-    assert {facts["state"] for facts in states} == {"finished"}
-    assert len({facts["driver"] for facts in states if not facts["name"].endswith("final")}) == 1, (
+    assert {metadata["state"] for metadata in states} == {"finished"}
+    assert len({metadata["driver"] for metadata in states if not metadata["name"].endswith("final")}) == 1, (
         "the process of the first trial did not serve the second"
     )
 

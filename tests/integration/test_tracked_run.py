@@ -188,9 +188,9 @@ def test_a_folder_whose_run_is_not_its_own_is_refused_with_the_way_out(
     change(store, run_id, folder)
     with pytest.raises(TrackingError, match=words):
         tracked_run.open_run(store, recipe, shards.card, folder, "training")
-    facts = json.loads((Path(folder.uri) / "run.json").read_text())
-    del facts["run_id"]  # the way out
-    (Path(folder.uri) / "run.json").write_text(json.dumps(facts))
+    metadata = json.loads((Path(folder.uri) / "run.json").read_text())
+    del metadata["run_id"]  # the way out
+    (Path(folder.uri) / "run.json").write_text(json.dumps(metadata))
     assert train(recipe, shards, folder, 1) not in (run_id, "0" * 32)
 
 

@@ -9,17 +9,17 @@ from d2ls.errors import ConfigError, DataError
 from sharding.plan import plan_shards
 from sharding.scan import scan
 from sharding.sources import open_source
-from sharding.sources.own import OwnClass
+from sharding.sources.custom_spec import CustomClass
 from sharding.sources.splitting import draw
 from sharding.tiling import Tiling
 from sharding.validate import validate
-from tests.sharding_world import BLUE, CLASSES, RED, build, make, own, spec
+from tests.sharding_world import BLUE, CLASSES, RED, build, custom_spec, make, spec
 from tests.trees import blocks, save, texture
 
 
 def read(root, split=None, **changes):
     """Scenes by split, what is missing, and what is left out."""
-    source = open_source("custom", root, own=own(split, **changes))
+    source = open_source("custom", root, spec=custom_spec(split, **changes))
     splits = defaultdict(list)
     for scene in source.scenes():
         splits[scene.split].append(scene.id)
@@ -27,7 +27,7 @@ def read(root, split=None, **changes):
 
 
 def make_own(folder, split=None, **changes):
-    return make(spec(folder / "raw", folder / "out", own(split, **changes)))
+    return make(spec(folder / "raw", folder / "out", custom_spec(split, **changes)))
 
 
 def touch(root, *names):
@@ -165,8 +165,8 @@ def test_names_pair_in_one_unicode_form(tmp_path):
 
 def test_several_ids_may_mean_one_class(tmp_path):
     build(tmp_path / "raw", codes=(1, 2, 7, 0))
-    classes = (OwnClass("built", RED, (1, 7)), OwnClass("water", BLUE, (2,)))
-    card = make(spec(tmp_path / "raw", tmp_path / "out", own(classes=classes, ignored=(0,))))
+    classes = (CustomClass("built", RED, (1, 7)), CustomClass("water", BLUE, (2,)))
+    card = make(spec(tmp_path / "raw", tmp_path / "out", custom_spec(classes=classes, ignored=(0,))))
     assert card.splits["train"].class_pixels[0] > 1.5 * card.splits["train"].class_pixels[1]
 
 
@@ -176,13 +176,16 @@ def test_a_scene_in_two_splits_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=r"1 scene.s. are in more than one split, for instance 'c' in train and val"
     ):
-        make(spec(tmp_path / "raw", tmp_path / "out", own(split)))
+        make(spec(tmp_path / "raw", tmp_path / "out", custom_spec(split)))
 
 
 def test_unknown_scenes_are_said_to_be_unknown(tmp_path):
     build(tmp_path / "raw")
     split = {"folders": {"train": ["a/*", "b/*"], "val": ["c/*"], "test": ["d/*"]}}
-    assert scan(spec(tmp_path / "raw", tmp_path / "out", own(split, scene=None))).scene_check == "unknown"
+    assert (
+        scan(spec(tmp_path / "raw", tmp_path / "out", custom_spec(split, scene=None))).scene_check
+        == "unknown"
+    )
 
 
 def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
@@ -226,8 +229,8 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
     ({"split": {"seed": 1}},
      r"data\.custom\.split: give one of folders, scenes, lists, fractions, areas, blocks, fold; given: none"),
     ({"split": {"fractions": {"train": 0.9}}}, r"data\.custom\.split\.fractions: shares must be above 0 and add up"),
-    ({"classes": (CLASSES[0], OwnClass("w", BLUE, (3,)))}, "ids .3. and colours .* are mixed; .*label_values"),
-    ({"classes": (OwnClass("roof", RED, (1,)), OwnClass("w", RED, (3,)))},
+    ({"classes": (CLASSES[0], CustomClass("w", BLUE, (3,)))}, "ids .3. and colours .* are mixed; .*label_values"),
+    ({"classes": (CustomClass("roof", RED, (1,)), CustomClass("w", RED, (3,)))},
      r"data\.custom\.classes: 'roof' and 'w' have one color \(255, 0, 0\)"),
     ({"ignored": (RED,)}, r"code \(255, 0, 0\) has two meanings, class 'roof' and ignored"),
     ({"bands": ("red",)}, r"3 band\(s\), expected 1"),
@@ -259,7 +262,7 @@ def test_bands_and_16_bit_are_stated_in_the_card(tmp_path):
         "tiling": {"default": Tiling(64, 32, "mirror")},
     }  # fmt: skip
     files = {"images": ("*/img/*.tif",), "masks": ("*/lab/*_label.tif",), "ignored": ()}
-    data = own(
+    data = custom_spec(
         {"scenes": {"train": ["a"], "val": ["b"], "test": ["c"]}},
         bands=("b1", "b2", "b3", "b4", "b5"),
         **files,

@@ -6,9 +6,9 @@ import pytest
 import sharding.validate
 from d2ls.errors import DataError
 from sharding.scan import scan
-from sharding.sources.own import OwnClass
+from sharding.sources.custom_spec import CustomClass
 from sharding.validate import LabelCounts, require_labels, validate
-from tests.sharding_world import BLUE, GREY, RED, build, make, own, spec
+from tests.sharding_world import BLUE, GREY, RED, build, custom_spec, make, spec
 from tests.trees import save, texture
 
 
@@ -32,7 +32,7 @@ def test_pixels_without_data_are_ignored(tmp_path):
     for part in (1, 2):
         save(tmp_path / "c" / "img" / f"part{part}.tif", image, nodata=0)
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", np.full((40, 50, 3), RED, np.uint8))
-    found = validate(scan(spec(tmp_path, "out", own(images=("*/img/*.{png,tif}",)))))
+    found = validate(scan(spec(tmp_path, "out", custom_spec(images=("*/img/*.{png,tif}",)))))
     assert found.counts["val"] == LabelCounts((2 * 30 * 50, 0), 2 * 10 * 50)
 
 
@@ -67,14 +67,14 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
 
 def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_of_a_published_set(tmp_path):
     build(tmp_path)
-    lone = OwnClass("lone", (5, 5, 5))
-    classes = (OwnClass("roof", RED), OwnClass("water", BLUE), lone)
-    found = scan(spec(tmp_path, "out", own(classes=classes)))
+    lone = CustomClass("lone", (5, 5, 5))
+    classes = (CustomClass("roof", RED), CustomClass("water", BLUE), lone)
+    found = scan(spec(tmp_path, "out", custom_spec(classes=classes)))
     with pytest.raises(
         DataError, match=r"class 'lone' has no pixel in the training split 'train'.*`scored: false`"
     ):
         require_labels(found)
-    published = replace(found, own_classes=False)
+    published = replace(found, custom_classes=False)
     require_labels(published)
     assert [text.split(":")[0] for text in validate(published).scan.warnings] == [
         "class 'lone' has no pixel in the training split 'train' (33% of its pixels are ignored)",
@@ -93,7 +93,7 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     build(tmp_path)
     roles = {"train_split": "train", "val_split": "val", "test_split": "test"}
-    found = scan(spec(tmp_path, "out", own({"scenes": split}), **roles))
+    found = scan(spec(tmp_path, "out", custom_spec({"scenes": split}), **roles))
     assert len(found.problems) == len(problems)
     assert len(found.warnings) == len(warnings)
     for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):

@@ -146,8 +146,8 @@ def test_a_run_in_the_hands_of_a_live_process_is_left_alone(folder):
         folder.claim()
     other.communicate(b"\n")
     folder.claim()
-    facts = folder.metadata()
-    assert (facts["state"], facts["driver"]) == ("running", process_identity.this_process())
+    metadata = folder.metadata()
+    assert (metadata["state"], metadata["driver"]) == ("running", process_identity.this_process())
 
 
 def test_best_names_the_checkpoint(folder, tmp_path):

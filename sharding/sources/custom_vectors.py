@@ -17,7 +17,7 @@ Finder = Callable[[Sequence[str], str], list[FileRef]]
 
 
 @dataclass(frozen=True)
-class OwnLayer:
+class CustomLayer:
     """Vector files that are read alike.
 
     Attributes:
@@ -48,7 +48,7 @@ class OwnLayer:
 
 
 @dataclass(frozen=True)
-class OwnVectors:
+class CustomVectors:
     """Vector labels.
 
     Attributes:
@@ -59,7 +59,7 @@ class OwnVectors:
         all_touched: see `VectorLabels`.
     """
 
-    layers: tuple[OwnLayer, ...]
+    layers: tuple[CustomLayer, ...]
     background: str | None = None
     order: tuple[str, ...] = ()
     order_by: str | None = None
@@ -67,7 +67,7 @@ class OwnVectors:
 
 
 @dataclass(frozen=True)
-class OwnArea:
+class CustomArea:
     """Polygons of what was labelled: globs of files, their layer, and the CRS of files that name none."""
 
     files: tuple[str, ...]
@@ -75,7 +75,7 @@ class OwnArea:
     crs: str | None = None
 
 
-def vector_labels(own: OwnVectors, classes: Sequence[str], files: Finder) -> VectorLabels:
+def vector_labels(spec: CustomVectors, classes: Sequence[str], files: Finder) -> VectorLabels:
     """Turns names of classes and files into class ids and files.
 
     Raises:
@@ -100,19 +100,19 @@ def vector_labels(own: OwnVectors, classes: Sequence[str], files: Finder) -> Vec
             layer.crs,
             layer.encoding,
         )
-        for layer in own.layers
+        for layer in spec.layers
         for file in vector_files(layer.files, f"{KEY}.files", files)
     ]
-    background = number(own.background, "background") if own.background else IGNORE
-    order = tuple(number(name, "order") for name in own.order)
-    drawn = [name for name in classes if name != own.background]
-    if order and (len(set(order)) != len(order) or not set(drawn) <= set(own.order)):
+    background = number(spec.background, "background") if spec.background else IGNORE
+    order = tuple(number(name, "order") for name in spec.order)
+    drawn = [name for name in classes if name != spec.background]
+    if order and (len(set(order)) != len(order) or not set(drawn) <= set(spec.order)):
         raise ConfigError(
             f"{KEY}.order: name each class once, the lowest first; classes but the background: {', '.join(drawn)}"
         )
-    if order and own.order_by:
+    if order and spec.order_by:
         raise ConfigError(f"{KEY}: give one of order and order_by")
-    return VectorLabels(tuple(layers), background, order, own.order_by or "", own.all_touched)
+    return VectorLabels(tuple(layers), background, order, spec.order_by or "", spec.all_touched)
 
 
 def vector_files(globs: Sequence[str], key: str, files: Finder) -> list[FileRef]:
@@ -131,7 +131,7 @@ def vector_files(globs: Sequence[str], key: str, files: Finder) -> list[FileRef]
 
 
 def _values(
-    layer: OwnLayer, classes: Sequence[str], number: Callable[[str, str], int]
+    layer: CustomLayer, classes: Sequence[str], number: Callable[[str, str], int]
 ) -> tuple[tuple[str, int], ...]:
     if layer.attribute is None:
         return ()

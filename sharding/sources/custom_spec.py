@@ -11,7 +11,7 @@ from sharding.raster.base import Reading
 from sharding.raster.grids import Align
 from sharding.raster.reader import PLAIN
 from sharding.sources.blocks import require_fold
-from sharding.sources.own_vectors import OwnArea, OwnVectors
+from sharding.sources.custom_vectors import CustomArea, CustomVectors
 
 Code = int | Color
 
@@ -23,7 +23,7 @@ NAN, TRANSPARENT = "nan", "transparent"
 
 
 @dataclass(frozen=True)
-class OwnClass:
+class CustomClass:
     """A class: its name, display colour, raw codes (ids or colours; empty: the colour), and whether it is scored."""
 
     name: str
@@ -33,7 +33,7 @@ class OwnClass:
 
 
 @dataclass(frozen=True)
-class OwnBlocks:
+class CustomBlocks:
     """Square blocks of ground: their side and the strip between splits in metres, the share of each split, the seed."""
 
     size_m: float
@@ -43,7 +43,7 @@ class OwnBlocks:
 
 
 @dataclass(frozen=True)
-class OwnFold:
+class CustomFold:
     """Fold k of n: it is tested, the next one selects, the others are trained on."""
 
     k: int
@@ -51,7 +51,7 @@ class OwnFold:
 
 
 @dataclass(frozen=True)
-class OwnSplit:
+class CustomSplit:
     """How scenes are divided; exactly one way is given, where a fold may stand in for the fractions of blocks.
 
     Attributes:
@@ -60,7 +60,7 @@ class OwnSplit:
         lists: split to text files below the root that name an image a line.
         fractions: split to its share of the scenes; shares add up to 1.
         seed: for `fractions` and `fold`.
-        areas: attribute of the polygons of `OwnData.area` that names their split.
+        areas: attribute of the polygons of `CustomSpec.area` that names their split.
         blocks: blocks of ground, which divide images.
         fold: fold of the scenes, or of the blocks.
     """
@@ -71,8 +71,8 @@ class OwnSplit:
     fractions: Mapping[str, float] | None = None
     seed: int = 0
     areas: str | None = None
-    blocks: OwnBlocks | None = None
-    fold: OwnFold | None = None
+    blocks: CustomBlocks | None = None
+    fold: CustomFold | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in WAYS if getattr(self, name)]
@@ -98,7 +98,7 @@ class OwnSplit:
 
 
 @dataclass(frozen=True)
-class OwnData:
+class CustomSpec:
     """Everything the reader needs to know.
 
     Attributes:
@@ -119,8 +119,8 @@ class OwnData:
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
-    classes: tuple[OwnClass, ...]
-    split: OwnSplit
+    classes: tuple[CustomClass, ...]
+    split: CustomSplit
     ignored: tuple[Code | str, ...] = ()
     unused: tuple[str, ...] = ()
     scene: str | None = None
@@ -131,8 +131,8 @@ class OwnData:
     license: str = "unknown"
     ground_sampling_distance: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    vectors: OwnVectors | None = None
-    area: OwnArea | None = None
+    vectors: CustomVectors | None = None
+    area: CustomArea | None = None
 
     def __post_init__(self) -> None:
         if not self.masks and not self.vectors:
@@ -156,7 +156,7 @@ class OwnData:
             )
 
 
-def label_codes(own: OwnData) -> LabelCodes:
+def label_codes(spec: CustomSpec) -> LabelCodes:
     """Makes the label codes of one's own classes.
 
     Raises:
@@ -164,13 +164,13 @@ def label_codes(own: OwnData) -> LabelCodes:
     """
     codes: dict[Code, int] = {}
     meaning = [
-        (code, index) for index, item in enumerate(own.classes) for code in item.codes or (item.color,)
+        (code, index) for index, item in enumerate(spec.classes) for code in item.codes or (item.color,)
     ]
-    ignored = [(code, IGNORE) for code in own.ignored if not isinstance(code, str)]
+    ignored = [(code, IGNORE) for code in spec.ignored if not isinstance(code, str)]
     for code, value in [*meaning, *ignored]:
         other = codes.setdefault(code, value)
         if other != value:
-            names = [f"class {own.classes[k].name!r}" if k != IGNORE else "ignored" for k in (other, value)]
+            names = [f"class {spec.classes[k].name!r}" if k != IGNORE else "ignored" for k in (other, value)]
             raise ConfigError(
                 f"data.custom: code {code} has two meanings, {' and '.join(names)}; "
                 "take it out of one (codes of a class, or data.custom.ignored)"
@@ -184,10 +184,10 @@ def label_codes(own: OwnData) -> LabelCodes:
             "`color`)"
         )
     plain = LabelCodes.from_ids(ids) if ids else LabelCodes.from_colors(colors)
-    return replace(plain, nan_ignored=NAN in own.ignored, transparent_ignored=TRANSPARENT in own.ignored)
+    return replace(plain, nan_ignored=NAN in spec.ignored, transparent_ignored=TRANSPARENT in spec.ignored)
 
 
-def refuse_equal_colors(classes: Sequence[OwnClass]) -> None:
+def refuse_equal_colors(classes: Sequence[CustomClass]) -> None:
     """Refuses two classes of one display colour.
 
     Raises:

@@ -8,27 +8,27 @@ from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE
 from sharding.files import FileRef
 from sharding.scan import scan
-from sharding.sources.own import OwnBlocks, OwnFold
-from sharding.sources.own_vectors import OwnLayer, OwnVectors, vector_labels
-from tests.sharding_world import build, own, spec
+from sharding.sources.custom_spec import CustomBlocks, CustomFold
+from sharding.sources.custom_vectors import CustomLayer, CustomVectors, vector_labels
+from tests.sharding_world import build, custom_spec, spec
 
 CLASSES = ("other", "building", "road")
 
 
 def labels(*layers, suffix=".gpkg", **options):
     return vector_labels(
-        OwnVectors(layers, **options),
+        CustomVectors(layers, **options),
         CLASSES,
         lambda globs, key: [FileRef(f"/d/{glob}{suffix}") for glob in globs],
     )
 
 
 def test_names_become_ids():
-    land = OwnLayer(
+    land = CustomLayer(
         ("land", "more"), attribute="kind", values={"building": ("house", "3")}, ignored=("null",)
     )
     made = labels(
-        land, OwnLayer(("roads",), class_name="road", buffer_m=2.0), background="other", order=CLASSES[1:]
+        land, CustomLayer(("roads",), class_name="road", buffer_m=2.0), background="other", order=CLASSES[1:]
     )
     assert [layer.file.stem for layer in made.layers] == ["land", "more", "roads"]
     values = {"house": 1, "3": 1, "other": 0, "road": 2, "null": IGNORE}
@@ -51,7 +51,7 @@ def test_names_become_ids():
 )
 def test_impossible_values(options, message):
     with pytest.raises(ConfigError, match=message):
-        labels(OwnLayer(("land",), attribute="kind", **options))
+        labels(CustomLayer(("land",), attribute="kind", **options))
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_impossible_values(options, message):
 )
 def test_impossible_rules(options, message):
     with pytest.raises(ConfigError, match=message):
-        labels(OwnLayer(("land",), attribute="kind"), **options)
+        labels(CustomLayer(("land",), attribute="kind"), **options)
 
 
 def test_a_layer_has_an_attribute_or_a_class():
     for given in ({}, {"attribute": "kind", "class_name": "road"}):
         with pytest.raises(ConfigError, match="give one of attribute"):
-            OwnLayer(("land",), **given)
+            CustomLayer(("land",), **given)
 
 
 def test_scenes_are_folded(tmp_path):
     build(tmp_path)
     tested = []
     for k in (1, 2, 3, 4):
-        found = scan(spec(tmp_path, "out", own({"fold": OwnFold(k, 4)})))
+        found = scan(spec(tmp_path, "out", custom_spec({"fold": CustomFold(k, 4)})))
         groups = {item.scene.group: item.scene.split for item in found.scenes}
         assert Counter(groups.values()) == {"train": 2, "val": 1, "test": 1}
         tested += [group for group, split in groups.items() if split == "test"]
@@ -86,14 +86,14 @@ def test_scenes_are_folded(tmp_path):
 
 
 def test_blocks_have_fractions_or_a_fold():
-    both = {"blocks": OwnBlocks(50.0, fractions={"train": 1.0}), "fold": OwnFold(1, 3)}
-    for split in (both, {"blocks": OwnBlocks(50.0)}):
+    both = {"blocks": CustomBlocks(50.0, fractions={"train": 1.0}), "fold": CustomFold(1, 3)}
+    for split in (both, {"blocks": CustomBlocks(50.0)}):
         with pytest.raises(ConfigError, match=r"blocks need one of blocks\.fractions and fold"):
-            own(split)
+            custom_spec(split)
 
 
 def test_labels_and_areas_are_needed():
     with pytest.raises(ConfigError, match=r"give masks \(label images\), vectors, or both"):
-        own(masks=())
+        custom_spec(masks=())
     with pytest.raises(ConfigError, match=r"split\.areas: names an attribute of data\.custom\.area"):
-        own({"areas": "part"})
+        custom_spec({"areas": "part"})
