@@ -6,11 +6,16 @@ Links to files outside docs/ point into the repository where `repo_url` is set i
 import posixpath
 import re
 import sys
+import types
+import typing
 from pathlib import Path
 
+import yaml
 from mkdocs.structure.files import File
+from pydantic import BeforeValidator, RootModel
 
 ROOT = Path(__file__).resolve().parents[1]
+UNIONS = (typing.Union, types.UnionType)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 
 
@@ -57,55 +62,93 @@ def recipe_keys():
     lines = [
         "# Recipe keys",
         "",
-        "Generated from the models in `pipeline/config`. Change any key on the command line: `train.epochs=10`.",
+        "Generated from the models in `pipeline/config`. Change any key on the command line: `train.epochs=10`. "
+        "`<name>` stands for a name of your choice, `[]` for each entry of a list.",
     ]
     lines += section_table(Recipe, "")
     return "\n".join(lines) + "\n"
 
 
-def section_table(section, prefix):
+def section_table(section, prefix, about=""):
     """Returns the lines of a section and of the sections below it."""
-    from pipeline.config.base import nested_section
-
+    hints = typing.get_type_hints(section, include_extras=True)
     values, below = [], []
     for name, field in section.model_fields.items():
-        inner = nested_section(field.annotation)
+        key, meaning = f"{prefix}{name}", " ".join((field.description or "").split())
+        inner, place = inner_section(hints[name])
+        if inner is None or place:
+            row = [
+                f"`{key}`",
+                ", ".join([type_text(hints[name]), *bounds(hints[name])]),
+                default_text(field),
+                meaning,
+            ]
+            values.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |")
         if inner is not None:
-            below += section_table(inner, f"{prefix}{name}.")
-            continue
-        default = (
-            "required" if field.is_required() else f"`{plain(field.get_default(call_default_factory=True))}`"
-        )
-        meaning = " ".join((field.description or "").split())
-        values.append(
-            f"| `{prefix}{name}` | {type_text(field)} | {default} | {meaning.replace('|', '&#124;')} |"
-        )
+            below += section_table(inner, f"{key}{place}.", "" if place else meaning)
     title = prefix.rstrip(".") or "top level"
-    about = " ".join((section.__doc__ or "").split("\n\n")[0].split())
-    table = ["", f"## {title}", "", about]
+    about = f"{' '.join((section.__doc__ or '').split(chr(10) * 2)[0].split())} {about}".rstrip()
+    table = ["", f"## {title.replace('<', '&lt;')}", "", about]
     if values:
         table += ["", "| key | type | default | meaning |", "|---|---|---|---|", *values]
     return table + below
 
 
-def plain(value):
-    """Returns a default as YAML would show it."""
-    words = {None: "unset", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return str(value).replace("|", "&#124;")
+def inner_section(annotation):
+    """Returns the section class in an annotation, and what stands for its place in a key: nothing, `.<name>`, `[]`."""
+    if hasattr(annotation, "model_fields"):
+        return annotation, ""
+    place = {dict: ".<name>", tuple: "[]"}.get(typing.get_origin(annotation), "")
+    for argument in typing.get_args(annotation):
+        section, deeper = inner_section(argument)
+        if section is not None:
+            return section, place + deeper
+    return None, ""
 
 
-def type_text(field):
-    """Returns a short name of a field's type, with its bounds."""
-    text = str(field.annotation).removeprefix("<class '").removesuffix("'>")
-    text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda match: match[1].replace("'", ""), text)
-    text = re.sub(r"Annotated\[(\w+), [^\]]*\]\)?\]", r"\1", text)
-    text = re.sub(r"[\w.]+\.(\w+)", r"\1", text).replace(" | None", "").replace("NoneType", "")
-    bounds = ", ".join(
-        f"{sign} {getattr(item, name)}"
-        for item in field.metadata
-        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-        if getattr(item, name, None) is not None
+def default_text(field):
+    """Returns a default as YAML shows it."""
+    if field.is_required():
+        return "required"
+    value = RootModel(field.get_default(call_default_factory=True)).model_dump(
+        mode="json", exclude_defaults=True
     )
-    return (f"{text}, {bounds}" if bounds else text).replace("|", "&#124;")
+    if value is None:
+        return "unset"
+    if value in ("", [], {}):
+        return "empty"
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return f"`{text.strip().removesuffix('...').strip()}`"
+
+
+def type_text(annotation):
+    """Returns a type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        words = type_text(arguments[0])
+        lenient = any(isinstance(item, BeforeValidator) for item in arguments[1:])
+        return "str or list of str" if lenient and words == "list of str" else words
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin in UNIONS:
+        return " or ".join(type_text(argument) for argument in arguments if argument is not type(None))
+    if origin is tuple:
+        number = "list of" if arguments[-1] is Ellipsis else f"{len(arguments)} x"
+        return f"{number} {type_text(arguments[0])}"
+    if origin is dict:
+        return f"mapping of names to {type_text(arguments[1])}"
+    if hasattr(annotation, "model_fields"):
+        return "mapping"
+    return "any" if annotation is typing.Any else annotation.__name__
+
+
+def bounds(annotation):
+    """Returns the bounds of a number, optional or not, or of the numbers in a mapping."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        limits = [limit for item in arguments[1:] for limit in getattr(item, "metadata", [])]
+        signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        return [
+            f"{sign} {getattr(item, name)}" for item in limits for name, sign in signs if hasattr(item, name)
+        ]
+    return [text for argument in arguments for text in bounds(argument)] if origin in (*UNIONS, dict) else []

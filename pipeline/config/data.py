@@ -37,11 +37,13 @@ class ClassConfig(Section):
     """One class of one's own data."""
 
     name: str
+    """Shown in reports, in legends and in the shards' card."""
     color: Color
     """Display colour; with `label_values` unset also its colour in the label images."""
     label_values: tuple[Code, ...] | None = None
     """Raw ids or colours that mean this class."""
     scored: bool = True
+    """Whether the means (mIoU, mean F1) count this class; it is trained and listed anyway."""
 
 
 def _value_texts(value: Any) -> Any:
@@ -74,7 +76,7 @@ class LayerConfig(Section):
     crs: str | None = None
     """CRS of files that name none, e.g. `EPSG:25832`."""
     encoding: str | None = None
-    """Of the texts of a Shapefile that does not say it, e.g. `cp1252`."""
+    """Encoding of the texts of a Shapefile that does not say it, e.g. `cp1252`."""
 
 
 class VectorsConfig(Section):
@@ -107,6 +109,7 @@ class AreaConfig(Section):
     files: Texts
     """Globs below `data.root`, as of `vectors`."""
     layer: str | None = None
+    """Layer of the file; unset: the only one."""
     crs: str | None = None
     """CRS of files that name none."""
 
@@ -121,13 +124,16 @@ class BlocksConfig(Section):
     fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
     """Split to its share of the labelled pixels; unset with `fold`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides between blocks that fit equally well."""
 
 
 class FoldConfig(Section):
     """Fold k of n is the split test, the next one val, the others train."""
 
     k: Annotated[int, Field(ge=1)]
+    """Fold that is `test`, from 1 to n."""
     n: Annotated[int, Field(ge=3)]
+    """Number of folds."""
 
 
 class SplitConfig(Section):
@@ -143,7 +149,7 @@ class SplitConfig(Section):
     fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
     """Split to its share of the scenes; the shares add up to 1. Scenes are never divided."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """For `fractions` and `fold`."""
+    """Seed of `fractions` and `fold`."""
     areas: str | None = None
     """Attribute of the polygons of `area` that names the split of each."""
     blocks: BlocksConfig | None = None
@@ -177,6 +183,7 @@ class CustomConfig(Section):
     """Labels of the images that have no label image."""
     area: AreaConfig | None = None
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
+    """The classes; class ids follow this order."""
     split: SplitConfig
     ignored: tuple[Ignored, ...] = ()
     """Raw labels that are neither trained on nor scored; `nan` for NaN, `transparent` for pixels with an alpha of 0."""
@@ -205,7 +212,7 @@ class TilingConfig(Section):
     size: Annotated[int, Field(ge=32)] | None = None
     """Side of a square tile in pixels; unset: scenes stay whole."""
     stride: Annotated[int, Field(ge=1)] | None = None
-    """Unset: the size."""
+    """Distance of neighbouring tiles in pixels; unset: the size."""
     padding: Literal["zero", "mirror"] = "zero"
     """Image content beyond the edge; labels there are always ignored."""
     edge: Literal["shift", "pad", "drop"] = "shift"
@@ -227,11 +234,11 @@ class CodecConfig(Section):
     """tif: in blocks, so that a crop decodes only what it needs; webp is lossless; png and jpg files that are tiles
     already are kept as they are."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Of jpg; unset: 95."""
+    """Quality of jpg; unset: 95."""
     level: Annotated[int, Field(ge=0, le=22)] | None = None
     """Effort of png (0 to 9), webp (0 to 6) or zstd (1 to 22)."""
     compression: Literal["none", "zstd"] = "none"
-    """Of tif."""
+    """Compression of tif."""
 
 
 class DataConfig(Section):
@@ -242,10 +249,11 @@ class DataConfig(Section):
     root: str = "data"
     """Folder (or archive) of the raw data."""
     protocol: Literal["clean", "paper"] = "clean"
+    """`clean`: nothing is selected on the test split; `paper`: splits and tiles as in the released scripts."""
     options: dict[str, Any] = {}
-    """Further options of the source."""
+    """Options of a benchmark's reader, e.g. `{imagery: IRRG}` of potsdam."""
     custom: CustomConfig | None = None
-    """Of the source custom."""
+    """Goes with `source: custom` alone."""
     tiling: dict[str, TilingConfig] = {}
     """A tiling a split; `default` for those not named."""
     codec: CodecConfig = CodecConfig()
@@ -267,7 +275,7 @@ class DataConfig(Section):
     follow_links: bool = False
     """Accept symbolic links that lead out of the root."""
     license: str = ""
-    """Unset: what the source says."""
+    """Licence of the data, for the card and the registry; empty: what the source says."""
 
     @model_validator(mode="after")
     def _custom_has_its_section(self) -> Self:

@@ -19,10 +19,15 @@ class AugmentationConfig(Section):
     max_class_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.75
     """Try again (ten times) while one class fills more than this share of the crop; null turns it off."""
     horizontal_flip: Probability = 0.5
+    """Probability of a flip left to right."""
     vertical_flip: Probability = 0.5
+    """Probability of a flip top to bottom."""
     quarter_turns: Probability = 0.5
+    """Probability of a turn by a random multiple of 90 degrees."""
     brightness_contrast: Probability = 0.0
+    """Probability of a change of brightness and contrast, each by up to a quarter."""
     sharpen: Probability = 0.0
+    """Probability of sharpening."""
     mosaic: Probability = 0.25
     """Share of samples that are pieced together from four."""
 
@@ -44,8 +49,10 @@ class LoaderConfig(Section):
     class_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Repeat samples of rare classes: 0 not at all, 1 in full inverse frequency."""
     bad_samples: Literal["raise", "skip"] = "raise"
+    """A damaged sample: stop with its name, or replace it by an empty image without labels."""
     skip_limit: Annotated[int, Field(ge=0)] = 10
     """With `bad_samples: skip`, how many a run may skip before it stops."""
     cache_dir: str | None = None
     """Local folder for shards of an object store; unset: one below the system's temporary folder."""
     cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    """Largest size of that folder in GB, for all processes of a machine."""

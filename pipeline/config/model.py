@@ -70,14 +70,17 @@ class LossConfig(Section):
     """The training loss, a weighted sum of named terms."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the target that the cross entropy spreads over all classes."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the Dice loss; 0 turns it off."""
     dice_smooth: Annotated[float, Field(gt=0)] = 0.05
+    """Added to numerator and denominator of Dice."""
     static_weight: Annotated[float, Field(ge=0)] = 0.4
     """Weight of the cross entropy of the static branch."""
     contrastive: Literal["none", "ratio", "infonce"] = "ratio"
     """`ratio` as published; `infonce`: with a temperature, this project's own form."""
     contrastive_weight: Annotated[float, Field(ge=0)] | None = None
-    """Unset: 1.0 for `ratio`, 0.1 for `infonce`."""
+    """Weight of the contrastive term; unset: 1.0 for `ratio`, 0.1 for `infonce`."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.1
     """Temperature of `infonce`; without effect in the other forms."""
     ignored_pixels: Literal["exclude", "include"] = "exclude"

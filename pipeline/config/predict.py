@@ -13,6 +13,7 @@ class EvaluateConfig(Section):
     """Exact evaluation of a split."""
 
     batch_size: Annotated[int, Field(ge=1)] = 4
+    """Samples in a forward pass."""
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation, named by content; the mean of the probabilities is taken."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000

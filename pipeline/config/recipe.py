@@ -50,7 +50,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Short name of the data set or task; names experiment and registered model."""
     description: str = ""
+    """A sentence for the MLflow run and the model card."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of weights, sample order and augmentation."""
     output_dir: str = "runs"
     """Folder or URI below which runs keep checkpoints; shared storage where there is more than one node."""
     data: DataConfig

@@ -11,10 +11,15 @@ class Axis(Section):
     """What one swept key may be: listed values, or a range."""
 
     values: tuple[Scalar, ...] | None = None
+    """Values to try."""
     low: float | None = None
+    """Lowest value of a range, in place of `values`; for `random` and `tpe`."""
     high: float | None = None
+    """Highest value of a range."""
     log: bool = False
+    """Draw from the range on a logarithmic scale."""
     integer: bool = False
+    """Draw whole numbers."""
     when: dict[str, Scalar] | None = None
     """Sweep the key only where these other keys have these values, e.g. {loss.contrastive: infonce}."""
 
@@ -37,7 +42,9 @@ class SweepConfig(Section):
         "model.stages": Axis(values=(1, 2, 3)),
         "loss.temperature": Axis(values=(0.07, 0.2, 0.5), when={"loss.contrastive": "infonce"}),
     }
+    """Dotted key of the recipe to the values that it takes."""
     search: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every combination; `random`; `tpe`: tree-structured Parzen estimator (the extra `search`)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
     """How many configurations `random` and `tpe` try."""
     overrides: dict[str, Any] = {"loss.contrastive": "infonce"}
@@ -45,9 +52,11 @@ class SweepConfig(Section):
     trial_overrides: dict[str, Any] = {}
     """Keys that hold in the trials alone, e.g. {train.epochs: 5}."""
     scheduler: Literal["none", "asha"] = "none"
+    """`asha` stops trials early that are behind at the same epoch (asynchronous successive halving)."""
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs before ASHA may stop a trial."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """ASHA lets one of so many trials go on, and compares again after so many times the epochs."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Trials at once; unset: as many as the cluster holds."""
     final: bool = True

@@ -17,7 +17,9 @@ class TrackingConfig(Section):
     figures_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between figures (predictions, confusion matrix, class bars, dictionary map)."""
     figure_samples: Annotated[int, Field(ge=1, le=16)] = 4
+    """Samples in each figure of predictions."""
     system_metrics: bool = True
+    """Log CPU, memory, disk, network and GPU of the machine of the first worker."""
 
 
 class RegistryConfig(Section):

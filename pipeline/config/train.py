@@ -11,21 +11,26 @@ class OptimizerConfig(Section):
     """AdamW, optionally inside Lookahead."""
 
     lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Highest learning rate, reached after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay, on every parameter."""
     backbone_lr_factor: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Learning rate of the backbone, as a share of `lr`."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor from one backbone layer to the next shallower one; 1 is off."""
     lookahead: bool = False
+    """Wrap AdamW in Lookahead (6 steps, alpha 0.5), as the published recipes do."""
 
 
 class ScheduleConfig(Section):
     """Learning rate, set at every step."""
 
     name: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """Shape of the decay after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Linear warm-up, as a share of all steps."""
     final_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at which the decay ends; without effect with `constant`."""
     per: Literal["step", "epoch"] = "step"
     """`epoch` holds the rate during an epoch, as the published code does."""
 
@@ -36,12 +41,14 @@ class CheckpointConfig(Section):
     every_steps: Annotated[int, Field(ge=1)] | None = None
     """Also in mid-epoch; unset: at epoch ends alone."""
     every_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs between checkpoints at epoch ends."""
 
 
 class TrainConfig(Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training split."""
     global_batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples an optimizer step sees over all workers; stays the same for any number of workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -49,11 +56,15 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; null turns clipping off."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Moving average of the weights, evaluated and kept in place of the raw ones."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """`bf16`: forward pass under autocast; `tf32`: TF32 products on CUDA. Weights and loss stay float32."""
     compile: bool = False
+    """Compile the network with `torch.compile`."""
     channels_last: bool = False
+    """Keep weights and maps in PyTorch's `channels_last` memory format."""
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss that is not finite: stop before the step, or skip it."""
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
@@ -75,8 +86,9 @@ class ClusterConfig(Section):
     max_workers: Annotated[int, Field(ge=1)] | None = None
     """In place of `workers`, with `min_workers`: as many as the cluster has room for, up to this number."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs that Ray reserves for a training process."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """Unset: 1 where the cluster has GPUs, else 0."""
+    """GPUs that Ray reserves for a training process; unset: 1 where the cluster has GPUs, else 0."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a failed worker group is started again from the newest checkpoint."""
 
@@ -117,6 +129,7 @@ class RolesConfig(Section):
     """Which split trains, which chooses (epoch, trial), and which is for the final score alone."""
 
     train: str = "train"
+    """Split whose samples train the network."""
     val: str = "val"
     """Chooses the epoch and the trial."""
     test: str = "test"

@@ -2,13 +2,15 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe
+from pipeline.config import Recipe, load_recipe
+from pipeline.config.base import known_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -41,6 +43,20 @@ def test_the_site_builds_without_a_broken_link_and_names_all_keys(tmp_path):
     keys = (site / "reference" / "recipe" / "index.html").read_text()
     assert "train.optimizer.weight_decay" in keys
     assert "class_balance" not in keys  # the name of before is refused
+
+
+def test_each_recipe_key_has_a_meaning_a_type_and_a_default_that_people_can_read():
+    table = runpy.run_path(str(ROOT / "docs" / "site.py"))["recipe_keys"]()
+    rows = [re.split(r" ?\| ?", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    assert {len(row) for row in rows} == {4}
+    assert [key for key, *rest in rows if not all(rest)] == []
+    assert [word for word in ("Optional", "function", "Undefined", "``", "()", "Axis") if word in table] == []
+    keys = {row[0].strip("`"): row[1:3] for row in rows}
+    assert set(known_keys(Recipe)) <= set(keys)
+    assert keys["data.custom.classes[].label_values"] == ["list of int or 3 x int", "unset"]
+    assert keys["data.tiling.<name>.size"] == ["int, ≥ 32", "unset"]
+    assert keys["sweep.space.<name>.log"] == ["bool", "`false`"]
+    assert keys["train.clip_norm"] == ["float, > 0", "`1.0`"]
 
 
 def test_the_recipe_of_the_readme_is_a_whole_recipe(tmp_path):
