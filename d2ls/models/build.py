@@ -28,6 +28,7 @@ def build_model(
     stages: int = 3,
     pretrained: bool = False,
     weights: str | None = None,
+    weights_by_order: bool = False,
     bands: int = 3,
     embed_dim: int = 256,
     heads: int = 8,
@@ -50,6 +51,7 @@ def build_model(
         stages: L, 0 to 6; 0 keeps the closing attention. No effect where `dictionary` is none.
         pretrained: use timm's weights for the backbone, downloaded if needed. Nothing else downloads.
         weights: use a local file of backbone weights (.safetensors, .pth) instead.
+        weights_by_order: match its entries by order instead of by names; see `load_backbone`.
         bands: channels of the images.
         embed_dim: C, a multiple of 16 and of twice the heads.
         heads: H.
@@ -75,7 +77,7 @@ def build_model(
         backbone, bands=bands, pretrained=pretrained, drop_path=drop_path, freeze=freeze_backbone
     )
     if weights is not None:
-        load_backbone(encoder, weights)
+        load_backbone(encoder, weights, by_order=weights_by_order)
     normalize = _normalization(backbone, bands, normalization)
     config: dict[str, Any] = {
         "architecture": architecture, "backbone": backbone, "num_classes": num_classes, "bands": bands,

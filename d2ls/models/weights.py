@@ -39,19 +39,44 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_backbone(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+def load_backbone(backbone: Backbone, path: str | os.PathLike[str], *, by_order: bool = False) -> None:
     """Loads backbone weights from a local file.
 
     Entries may be named as in timm, as in our feature network, or as by the original authors where timm can translate
     them. Entries that only a classifier uses are ignored.
 
+    Args:
+        backbone: takes the weights.
+        path: a .safetensors, .pth, .pt or .bin file.
+        by_order: match entries to those of timm's classifier by their order instead of by their names, for a file of
+            the same network under other names. Refused unless the number of entries, the last part of each name
+            (weight, bias, running_mean) and all shapes agree.
+
     Raises:
         WeightsError: names or shapes differ; the message names the first ones.
     """
-    ours = backbone.trunk.state_dict()
-    fitted = _fit_bands(backbone, _renamed(backbone, read_weights(path)), ours)
+    ours, state = backbone.trunk.state_dict(), read_weights(path)
+    if by_order:
+        state = _by_order(backbone.classifier().state_dict(), state, os.fspath(path))
+    fitted = _fit_bands(backbone, _renamed(backbone, state), ours)
     refuse_differences(ours, fitted, os.fspath(path))
     backbone.trunk.load_state_dict(fitted)
+
+
+def _by_order(ours: State, theirs: State, source: str) -> dict[str, Tensor]:
+    """Gives the entries the names that ours have at the same place."""
+    if source.endswith(".safetensors"):
+        raise WeightsError(f"{source}: model.weights_by_order needs a .pth file; .safetensors keeps no order")
+    if len(ours) != len(theirs):
+        raise WeightsError(
+            f"{source}: has {len(theirs)} entries, the network {len(ours)}; model.weights_by_order cannot match them"
+        )
+    for name, other in zip(ours, theirs, strict=True):
+        if name.rpartition(".")[2] != other.rpartition(".")[2]:
+            raise WeightsError(
+                f"{source}: model.weights_by_order would load {other} as {name}; the file is of another network"
+            )
+    return dict(zip(ours, theirs.values(), strict=True))
 
 
 def _renamed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -50,6 +50,9 @@ class ModelConfig(Section):
     """Start from timm's weights of that name (fetched on first use)."""
     weights: str | None = None
     """Start the backbone from this local file (safetensors or pth) instead."""
+    weights_by_order: bool = False
+    """Match the entries of `weights` (pth) by their order, not their names: a file of the same network by another
+    author. The number of entries, the last part of each name and all shapes must agree."""
     init: str | None = None
     """Start the whole network from a registered model (`models:/name@alias`) or a checkpoint folder."""
     stages: Annotated[int, Field(ge=0, le=6)] = 3

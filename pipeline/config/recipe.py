@@ -86,6 +86,8 @@ class Recipe(Section):
             raise ValueError(
                 "model.weights and model.pretrained exclude each other; set model.pretrained=false"
             )
+        if self.model.weights_by_order and not self.model.weights:
+            raise ValueError("model.weights_by_order needs a file in model.weights")
         return self
 
     @property

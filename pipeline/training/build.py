@@ -62,6 +62,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> D2LS | Baseli
         stages=model.stages,
         pretrained=model.pretrained,
         weights=model.weights,
+        weights_by_order=model.weights_by_order,
         bands=len(card.bands),
         dictionary=model.dictionary,
         aggregator=model.aggregator,

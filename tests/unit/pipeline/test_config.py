@@ -32,6 +32,7 @@ def parse(*overrides: str):
         ("train.optimizer.lr=-1", "train.optimizer.lr", "greater than 0"),
         ("model.stages=9", "model.stages", "less than or equal to 6"),
         ("model.pretrained=perhaps", "model.pretrained", "boolean"),
+        ("model.weights_by_order=true", "model.weights_by_order", "model.weights"),
         ("loss.contrastive=foo", "loss.contrastive", "'infonce'"),
         ("cluster.min_workers=4", "cluster", "max_workers together"),
         ("cluster.workers=1..4", "cluster.workers", "min_workers and max_workers"),

@@ -204,6 +204,31 @@ def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
         build_model(**TINY, weights=str(path))
 
 
+def test_weights_under_other_names_are_matched_by_order_where_that_is_asked_for(tmp_path):
+    source = timm.create_model("test_efficientnet").state_dict()
+    theirs = {f"_layer{n}.{name.rpartition('.')[2]}": value for n, (name, value) in enumerate(source.items())}
+    path = str(tmp_path / "other.pth")
+    values = {**TINY, "backbone": "test_efficientnet", "weights": path}
+    torch.save(theirs, path)
+    with pytest.raises(WeightsError, match=r"not ours: _layer0\.weight"):
+        build_model(**values)
+    trunk = build_model(**values, weights_by_order=True).backbone.trunk.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in trunk.items())
+    stem, *names = theirs
+    torch.save({name: theirs[name] for name in names}, path)
+    with pytest.raises(WeightsError, match=rf"{len(names)} entries, the network {len(theirs)}"):
+        build_model(**values, weights_by_order=True)
+    torch.save({name: theirs[name] for name in (*names, stem)}, path)
+    with pytest.raises(WeightsError, match="another network"):
+        build_model(**values, weights_by_order=True)
+    torch.save({**theirs, stem: torch.zeros(1, 3, 3, 3)}, path)
+    with pytest.raises(WeightsError, match=r"other shape: conv_stem.weight \(1, 3, 3, 3\)"):
+        build_model(**values, weights_by_order=True)
+    safetensors.torch.save_file(theirs, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="keeps no order"):
+        build_model(**{**values, "weights": str(tmp_path / "other.safetensors")}, weights_by_order=True)
+
+
 def test_load_published_refuses_what_is_left_over():
     model = build_model(**TINY)
     with pytest.raises(WeightsError, match="not of the published network"):
