@@ -1,4 +1,4 @@
-"""Checks a node of the cluster: pinned versions, and a GPU that PyTorch can use where the machine has one.
+"""Checks a node of the cluster: pinned versions, and whether PyTorch can use the GPU of the machine, if it has one.
 
 python clusters/check_node.py
 """
@@ -34,7 +34,7 @@ def wrong_versions(expected: dict[str, str]) -> list[str]:
 
 
 def wrong_gpu() -> list[str]:
-    """Returns a message where there is an NVIDIA driver but PyTorch sees no GPU."""
+    """Returns a message if there is an NVIDIA driver but PyTorch sees no GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
     import torch
@@ -48,7 +48,7 @@ def wrong_gpu() -> list[str]:
 
 
 def main() -> int:
-    """Prints what is wrong; returns exit status 1 where something is."""
+    """Prints problems; returns exit status 1 if there are any."""
     wrong = wrong_versions(pinned((PROJECT / "constraints.txt").read_text())) + wrong_gpu()
     for line in wrong:
         print(f"node check: {line}", file=sys.stderr)  # noqa: T201

@@ -1,6 +1,6 @@
-"""The MLflow server of a cluster: it runs on the head as long as Ray does; its database survives the head.
+"""The MLflow server of a cluster. It runs on the head as long as Ray does; its database outlives the head.
 
-    python clusters/mlflow_server.py start     no effect where it answers already
+    python clusters/mlflow_server.py start     no effect if it answers already
     python clusters/mlflow_server.py stop
     python clusters/mlflow_server.py status
 
@@ -8,7 +8,7 @@ The database is an SQLite file on the head's volume, copied to D2LS_STORAGE ever
 fetched from there by a new head. Artifacts go to D2LS_STORAGE through the server, so nodes need no access of their own.
 When Ray has ended (`ray down`) the server ends within a minute.
 
-It is no systemd unit: set-up needs no root, and without root the units of a user end with the last login.
+It is not a systemd unit: set-up must not need root, and without root the units of a user end with the last login.
 """
 
 import argparse
@@ -33,12 +33,12 @@ START_SECONDS = 180
 
 @dataclass(frozen=True)
 class Server:
-    """Where things are.
+    """Locations of the server.
 
     Attributes:
         host: address to listen on.
         storage: URI of the cluster's storage.
-        folder: on the head's volume.
+        folder: folder on the head's volume.
     """
 
     host: str
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def database(self) -> Path:
-        """SQLite file."""
+        """Path of the SQLite file."""
         return self.folder / "mlflow.db"
 
     @property
@@ -72,7 +72,7 @@ class Server:
             sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(PORT), "--workers", "2",
             "--backend-store-uri", f"sqlite:///{self.database}",
             "--artifacts-destination", f"{self.storage.rstrip('/')}/mlflow/artifacts",
-            # The port is a part of the match; without it come requests through a proxy.
+            # The match includes the port; requests through a proxy come without a port.
             "--allowed-hosts", ",".join(sorted(names | {f"{name}:*" for name in names})),
         ]  # fmt: skip
 
@@ -142,7 +142,7 @@ def stop(server: Server) -> int:
 
 
 def keeper(server: Server) -> int | None:
-    """Returns the process id of the keeper, None where it does not run."""
+    """Returns the process id of the keeper, None if it does not run."""
     try:
         pid = int(server.pid_file.read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -152,7 +152,7 @@ def keeper(server: Server) -> int | None:
 
 
 def keep(server: Server) -> int:
-    """Runs the server until SIGTERM or the end of Ray; starts it again where it dies."""
+    """Runs the server until SIGTERM or the end of Ray; restarts it if it dies."""
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     server.pid_file.write_text(str(os.getpid()))
@@ -177,12 +177,12 @@ def keep(server: Server) -> int:
 
 
 def server_environment() -> dict[str, str]:
-    """Returns the environment of the server, without job workers: no stage needs them and they double its memory."""
+    """Returns the environment of the server, without job workers, which no stage needs and which double its memory."""
     return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def end(process: "subprocess.Popen[bytes] | None") -> None:
-    """Ends the server and its workers, which are a process group of their own."""
+    """Ends the server and its workers, which form a process group."""
     if process is None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -218,13 +218,13 @@ def copy(server: Server) -> None:
         source.backup(target)
     try:
         storage.upload(snapshot, server.backup)
-    except StorageError as error:  # the server must not end for it; the next copy may work
+    except StorageError as error:  # the server must go on; the next copy may succeed
         say(f"copying the database failed: {error}")
     snapshot.unlink()
 
 
 def say(text: str) -> None:
-    """Prints without buffering, as the log is read while it grows."""
+    """Prints without buffering, because the log is read while it grows."""
     print(text, flush=True)  # noqa: T201
 
 

@@ -2,10 +2,10 @@
 
     python clusters/weights.py push loveda potsdam     on the head: fetch what these recipes start from, then store it
     python clusters/weights.py push                    for all recipes
-    python clusters/weights.py push --offline-ok       only a message where the hub cannot be reached
+    python clusters/weights.py push --offline-ok       only a message if the hub cannot be reached
     python clusters/weights.py pull                    on a worker: copy them, so that it reads them offline
 
-What is kept is the Hugging Face cache (HF_HOME), so timm finds the weights under the names it always uses.
+The stored files are the Hugging Face cache (HF_HOME), so timm finds the weights under their usual names.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def hub_answers() -> bool:
 def push(uri: str, cache: Path) -> int:
     """Copies the cache to the storage, except files that are there already; returns how many were copied.
 
-    Copies what an offline reader needs: the names (refs) and the files (snapshots), with links resolved.
+    Copies the parts that an offline reader needs: names (refs) and files (snapshots), with links resolved.
     """
     copied = 0
     for file in sorted(cache.glob("models--*/**/*")):
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("recipes", nargs="*", help="recipes whose backbones are fetched (default: all)")
     parser.add_argument("--storage", default=os.environ.get("D2LS_STORAGE"), help="default: D2LS_STORAGE")
     parser.add_argument(
-        "--offline-ok", action="store_true", help="with push: no error where the hub is out of reach"
+        "--offline-ok", action="store_true", help="with push: no error if the hub cannot be reached"
     )
     options = parser.parse_args()
     if not options.storage:

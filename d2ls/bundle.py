@@ -1,4 +1,4 @@
-"""The description of a trained model, which is a folder: `model.safetensors` (weights), `model.json` (description).
+"""The description of a trained model. A model is a folder: `model.safetensors` (weights), `model.json` (description).
 
 Checkpoints hold such a bundle, the registry holds one, prediction and evaluation read one. `d2ls.models.saving` writes
 and loads it with its weights; this file needs no torch. There is no pickle in a bundle.
@@ -39,7 +39,8 @@ class ModelInfo:
         window: side of the training crop in pixels; prediction looks through windows of this size.
         ground_sampling_distance: metres a pixel of the training data, None where unknown.
         dataset: name, protocol and digest of the training data.
-        reading: how files of the training data were read where they do not say it themselves (`nodata`, `band_order`).
+        reading: settings with which the training data was read, where its files do not state them (`nodata`,
+            `band_order`).
         extra: further entries (run, epoch, scores), shown but not interpreted.
     """
 
@@ -57,7 +58,7 @@ class ModelInfo:
 
     @property
     def nodata(self) -> float | None:
-        """Value of pixels without data in the training images, beside what files are tagged with; None: none."""
+        """Value of pixels without data in the training images, in addition to the files' tags, or None."""
         value: float | None = self.reading.get("nodata")
         return value
 
@@ -116,7 +117,7 @@ class ModelInfo:
         return info
 
     def problems(self) -> Iterator[str]:
-        """Yields what is contradictory or impossible, a clause each."""
+        """Yields a clause for each contradictory or impossible value."""
         config: object = self.config
         normalization: object = self.normalization
         if not isinstance(config, Mapping) or not isinstance(normalization, Mapping):

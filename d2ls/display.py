@@ -1,4 +1,4 @@
-"""Pixels of any type and number of bands as pictures that people look at, and what all contact sheets share."""
+"""Turns pixels of any type and number of bands into RGB pictures, and draws the text and legends of contact sheets."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int =
 
 
 def legend_height(classes: ClassTable, width: int) -> int:
-    """Height of what `draw_legend` draws."""
+    """Returns the height of the legend that `draw_legend` draws."""
     return LINE * -(-(classes.num_classes + 1) // max(1, width // _ENTRY))
 
 

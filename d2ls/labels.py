@@ -55,7 +55,7 @@ class ClassTable:
     def create(
         cls, names: Iterable[str], palette: Iterable[Iterable[int]], scored: Iterable[bool] | None = None
     ) -> Self:
-        """Builds a table from any sequences; all classes are scored unless told otherwise."""
+        """Builds a table from any sequences; by default all classes are scored."""
         names = tuple(names)
         colors = tuple(_color(color) for color in palette)
         return cls(names, colors, tuple(scored) if scored is not None else (True,) * len(names))
@@ -126,8 +126,8 @@ class LabelCodes:
         """Turns a raw label image into class ids.
 
         Args:
-            raw: H W (ids, integers or floats that are whole numbers) or H W 3 (colours, RGB, uint8); with a last
-                channel more it is an alpha channel.
+            raw: H W (ids, integers or floats that are whole numbers) or H W 3 (colours, RGB, uint8); an additional last
+                channel is alpha.
             where: what to name in the error, usually the file.
             origin: row and column of the first pixel in that file, where `raw` is a window of it.
 
@@ -135,8 +135,8 @@ class LabelCodes:
             H W, uint8, values 0..K-1 or 255.
 
         Raises:
-            LabelError: a pixel holds a code that is not defined, no whole number, or is transparent; names value, count
-                and first position (row, column).
+            LabelError: a code is undefined or not a whole number, or a pixel is transparent; names value, count and
+                first position (row, column).
         """
         channels = 3 if self.colors else 1
         if raw.ndim != 2 and raw.shape[2] == channels + 1:
@@ -193,7 +193,7 @@ class LabelCodes:
     def _encode_transparent(
         self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
     ) -> npt.NDArray[np.uint8]:
-        """Encodes labels with an alpha channel: a transparent pixel is no label, and is ignored where that is said."""
+        """Encodes labels with an alpha channel. Transparent pixels are ignored if the codes allow it, else an error."""
         values, alpha = raw[..., :-1], raw[..., -1]
         opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
         refused = (alpha != opaque) & ((alpha != 0) | (not self.transparent_ignored))
@@ -230,7 +230,7 @@ class LabelCodes:
 
 
 def _runs(raw: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.intp]]:
-    """Values and starts of the runs of equal pixels in reading order: label images are mostly long runs."""
+    """Returns values and starts of the runs of equal pixels in reading order: label images are mostly long runs."""
     flat = raw.reshape(-1)
     starts = (
         np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.intp)

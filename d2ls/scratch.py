@@ -1,4 +1,4 @@
-"""Temporary files and folders: renamed to their target when complete, or removed, also after a killed process.
+"""Temporary files and folders: renamed to their target when complete, removed otherwise, even after a kill.
 
 Locks are on the folder itself and end with their process, so no lock file is left behind. The library `filelock` locks
 lock files only; it is used where such a file may stay.
@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 PREFIX = "d2ls.tmp-"
-"""Begins the name of every scratch folder, and of nothing else: what bears it and has no owner may be removed."""
+"""Prefix of the names of scratch folders. A folder with this prefix and without an owner may be removed."""
 
 GRACE_SECONDS = 60.0
 HOLD_TRIES = 5
@@ -26,16 +26,16 @@ def scratch_folder(purpose: str, *, root: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder and removes it afterwards.
 
     Args:
-        purpose: a word for its name, so that a person who sees it knows what it is.
+        purpose: a word for its name, which tells a person what the folder is for.
         root: where to make it; None takes the system's temporary folder.
     """
     root = root or Path(tempfile.gettempdir())
     remove_abandoned(root)
-    # The hold is on the folder itself, so that no lock file stays, and ends with the process whatever ends it.
+    # The lock is on the folder itself, so no lock file stays behind. It ends with the process, however that ends.
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=root))
     hold = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network disks know no locks; there, folders of killed processes stay
+        with suppress(OSError):  # on network disks without locks, folders of killed processes stay
             fcntl.flock(hold, fcntl.LOCK_SH)
         yield folder
     finally:
@@ -101,13 +101,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_process(name: str) -> Iterator[None]:
-    """Keeps some work to one process of this user on this machine; a killed one's hold ends with it.
+    """Lets one process of this user on this machine do some work; a killed process holds it no longer.
 
     Args:
-        name: of the work, as a part of a file name.
+        name: name of the work, used in a file name.
 
     Raises:
-        BlockingIOError: another process is at it.
+        BlockingIOError: another process is doing this work.
     """
     folder = Path(tempfile.gettempdir()) / f"{PREFIX}{name}-{os.getuid()}"
     hold = _hold_on(folder)
@@ -128,23 +128,23 @@ def _hold_on(folder: Path) -> int:
                 fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if folder.stat().st_ino == os.fstat(hold).st_ino:
                     return hold
-                os.close(hold)  # its name is gone, or another's now
+                os.close(hold)  # removed, or replaced by another file
             except BlockingIOError:
                 os.close(hold)
                 if attempt == HOLD_TRIES - 1:
                     raise
-                time.sleep(0.05)  # perhaps only somebody who looks whether it was left behind
-    raise BlockingIOError(f"{folder}: other processes make and remove it all the time")
+                time.sleep(0.05)  # perhaps another process that checks whether the folder is abandoned
+    raise BlockingIOError(f"{folder}: other processes keep making and removing it")
 
 
 def _removed(folder: Path) -> bool:
-    """Removes a folder of this user that nobody holds; returns whether it was one."""
+    """Removes a folder if it belongs to this user and no process holds it; returns whether it did."""
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         return False
     hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # An empty one was perhaps just made, and is not held yet.
+        # An empty folder may have been made a moment ago, and not be held yet.
         if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < GRACE_SECONDS:
             return False
         shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """Files by URI, on a local disk or in an object store, through pyarrow.fs.
 
 A location is a plain path (`runs/a`), `file:///...`, `s3://bucket/...` or any scheme that `pyarrow.fs` knows. An S3
-server of one's own is named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as the AWS tools do.
+server other than AWS is set by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as for the AWS tools.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from d2ls.errors import StorageError
 from d2ls.scratch import atomic_write
 
 S3_ATTEMPTS = 8
-"""How often a request is sent while S3 answers 503 or not at all, with growing pauses; pyarrow's own 3 are too few."""
+"""Attempts of a request while S3 answers 503 or not at all, with growing pauses; pyarrow's default of 3 is too low."""
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
-    """Says whether the location is on the local file system."""
+    """Returns whether the location is on the local file system."""
     return urlsplit(os.fspath(uri)).scheme in ("", "file")
 
 
@@ -65,12 +65,12 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:
-    """Says whether a file or folder is there."""
+    """Returns whether a file or folder exists."""
     return info(uri).type != fs.FileType.NotFound
 
 
 def check_free(uri: str | os.PathLike[str], way_out: str) -> None:
-    """Refuses a location that a person named for a result and where something is already.
+    """Refuses a location that the user named for a result if something exists there.
 
     Raises:
         StorageError: names the location and the way out.
@@ -80,14 +80,14 @@ def check_free(uri: str | os.PathLike[str], way_out: str) -> None:
 
 
 def info(uri: str | os.PathLike[str]) -> fs.FileInfo:
-    """Returns pyarrow's FileInfo (type, size) of a location, also where nothing is."""
+    """Returns pyarrow's FileInfo (type, size) of a location, even if nothing exists there."""
     system, path = resolve(uri)
     with _named(uri):
         return system.get_file_info(path)
 
 
 def list_files(uri: str | os.PathLike[str], *, recursive: bool = False) -> list[fs.FileInfo]:
-    """Lists the files and folders below a folder, sorted by path; empty where the folder is missing."""
+    """Lists the files and folders below a folder, sorted by path; returns an empty list if there is no such folder."""
     system, path = resolve(uri)
     selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
     with _named(uri):
@@ -173,7 +173,7 @@ def open_input(uri: str | os.PathLike[str], mode: str = "rb") -> io.BufferedRead
 
     Raises:
         FileNotFoundError: missing.
-        OSError: unreadable. Not a StorageError: libraries try names that need not exist.
+        OSError: unreadable. Not a StorageError, because libraries try names that need not exist.
     """
     if mode not in ("r", "rb"):
         raise OSError(f"{os.fspath(uri)}: opened for reading only, not {mode!r}")
@@ -182,7 +182,7 @@ def open_input(uri: str | os.PathLike[str], mode: str = "rb") -> io.BufferedRead
 
 
 def fingerprint(uri: str | os.PathLike[str]) -> str:
-    """Returns what changes when a file's content does: size, time, and the store's own tag where there is one.
+    """Returns values that change with a file's content: size, time, and the store's tag if it has one.
 
     Raises:
         StorageError: there is no such file.
@@ -200,14 +200,14 @@ def fingerprint(uri: str | os.PathLike[str]) -> str:
 
 
 def make_folder(uri: str | os.PathLike[str]) -> None:
-    """Makes a folder and its parents; does nothing where it exists (object stores have none)."""
+    """Makes a folder and its parents; does nothing if it exists, or in an object store, which has no folders."""
     if is_local(uri):
         with _named(uri):
             local_path(uri).mkdir(parents=True, exist_ok=True)
 
 
 def delete(uri: str | os.PathLike[str]) -> None:
-    """Deletes a file or a whole folder; does nothing where nothing is."""
+    """Deletes a file or a whole folder; does nothing if there is neither."""
     system, path = resolve(uri)
     with _named(uri):
         kind = system.get_file_info(path).type

@@ -1,4 +1,4 @@
-"""The rectangle that tiles, crops and prediction windows are."""
+"""The rectangle used for tiles, crops and prediction windows."""
 
 from dataclasses import dataclass
 
@@ -21,5 +21,5 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Slices of rows and columns: `image[window.slices]` is the window of an image that it lies in."""
+        """Slices of rows and columns: `image[window.slices]` is this part of an image."""
         return slice(self.row, self.row + self.height), slice(self.column, self.column + self.width)

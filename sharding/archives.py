@@ -24,7 +24,7 @@ def list_members(archive: Path) -> dict[str, zipfile.ZipInfo]:
     """Lists the files in a zip archive after checking every one of them.
 
     Returns:
-        Member path (forward slashes, as stored) to its entry; folders left out.
+        Entry of each member by its path (forward slashes, as stored), without folders.
 
     Raises:
         DataError: not a zip archive; or a member with an absolute or parent path, a link, an encrypted member, a name
@@ -102,8 +102,8 @@ def _refusal(entry: zipfile.ZipInfo) -> str:
 
 @lru_cache(maxsize=8)
 def _open(archive: str, modified: int) -> zipfile.ZipFile:
-    """Opens an archive and keeps it open, one handle a process, because its list of members is slow to read."""
-    del modified  # a part of the cache key: a replaced archive is opened anew
+    """Opens an archive and keeps it open, with one handle per process, because its list of members is slow to read."""
+    del modified  # part of the cache key, so that a replaced archive is opened again
     try:
         return zipfile.ZipFile(archive)
     except (OSError, zipfile.BadZipFile) as error:

@@ -22,7 +22,7 @@ from d2ls.shards.png import grey_png
 
 CodecName = Literal["png", "webp", "jpg", "tif"]
 TIFF_BLOCK = 256
-"""Side of a TIFF block: the unit a crop decodes."""
+"""Side of a TIFF block. A crop decodes whole blocks."""
 
 Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -31,13 +31,13 @@ Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 class Codec:
     """How images are stored.
 
-    The default lets a loader read a crop five times as fast as PNG or WebP, for two thirds more bytes than PNG;
-    `compression="zstd"` lies between the two. Measured by benchmarks/loader.py and benchmarks/shards.py.
+    The default lets a loader read a crop five times as fast as PNG or WebP, but takes two thirds more bytes than PNG;
+    `compression="zstd"` is between the two. Measured by benchmarks/loader.py and benchmarks/shards.py.
 
     Attributes:
         name: `png`, `webp` (lossless), `jpg`, or `tif` (256-pixel blocks).
         quality: of `jpg`, 1..100.
-        level: effort of `png` (0..9), `webp` (0..6) or of Zstd in `tif` (1..22); None for the codec's own choice here.
+        level: effort of `png` (0..9), `webp` (0..6) or of Zstd in `tif` (1..22); None takes a default of the codec.
         compression: of `tif`: `none` or `zstd`.
     """
 
@@ -108,7 +108,7 @@ def encode_mask(ids: npt.NDArray[np.uint8]) -> bytes:
 
 
 def crc32(content: bytes) -> int:
-    """Checksum of a member, as in the index."""
+    """Computes the checksum of a member, as in the index."""
     return isal_zlib.crc32(content)
 
 

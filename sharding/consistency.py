@@ -13,7 +13,7 @@ from sharding.spec import ShardSpec
 
 
 def split_problems(spec: ShardSpec, splits: set[str]) -> list[str]:
-    """Lists splits that data.splits or data.tiling names but the data set does not have."""
+    """Lists splits that are named in data.splits or data.tiling, but do not exist in the data set."""
     names = {*spec.splits, *(name for name in spec.tiling if name != "default")}
     return [
         f"{'data.splits' if name in spec.splits else 'data.tiling'} names the split {name!r}, which does not exist. "
@@ -42,7 +42,7 @@ def role_problems(spec: ShardSpec, scenes: Sequence[Scene]) -> tuple[list[str], 
 
 
 def band_name_problems(scenes: Sequence[ScannedScene], source: Source) -> list[str]:
-    """Compares the bands of files whose own names do not contradict those of the recipe."""
+    """Compares the bands of files with each other, for files whose band names do not contradict the recipe."""
     if source.band_order != "refuse":
         return []
     first: dict[int, ScannedScene] = {}

@@ -1,4 +1,4 @@
-"""Digests of content: of a sample, a split, a set. Names, order, codec and shards do not matter."""
+"""Digests of the content of a sample, a split, a set. They do not depend on names, order, codec or shards."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

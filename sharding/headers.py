@@ -14,7 +14,7 @@ from sharding.sources.base import Scene, Source
 
 @dataclass(frozen=True)
 class ScannedScene:
-    """A labelled scene and what the headers of its files say.
+    """A labelled scene and the headers of its files.
 
     Attributes:
         scene: its files.
@@ -40,8 +40,8 @@ class HeaderReader:
     Attributes:
         source: the data set.
         taken: channels to take, as positions in `Source.bands`.
-        problems: what has to be fixed, one text each.
-        notes: what is converted or ignored, one text each.
+        problems: texts of problems to fix.
+        notes: texts on what is converted or ignored.
     """
 
     source: Source
@@ -55,7 +55,7 @@ class HeaderReader:
             return None
         try:
             with open_raster(scene.image, self.source.reading) as image:
-                if isinstance(scene.mask, VectorLabels):  # the source has laid them over the image
+                if isinstance(scene.mask, VectorLabels):  # the source has placed them on the image already
                     return self._compare(scene, image, None)
                 with open_raster(scene.mask) as labels:
                     return self._compare(scene, image, labels)
@@ -131,7 +131,7 @@ class HeaderReader:
 
 
 def with_advice(error: DataError, custom: bool) -> str:
-    """Returns the text of a read error, followed by what to do if the error does not say so itself.
+    """Returns the text of a read error; adds what to do if the error does not say so.
 
     Args:
         error: raised while a raw file was read.

@@ -149,13 +149,13 @@ def _warnings(
 
 
 def _reading(scan: Scan) -> dict[str, Any]:
-    """Returns what prediction must know to read files as they were read here."""
+    """Returns the settings that prediction needs to read files as they were read here."""
     reading: dict[str, Any] = {} if scan.reading.nodata is None else {"nodata": scan.reading.nodata}
     return reading | ({"band_order": scan.band_order} if scan.band_order in ("names", "positions") else {})
 
 
 def _delete_other_plans(plan: ShardPlan, uri: str) -> None:
-    """Deletes tars and manifests of other plans, which a reader that lists the folder would take for ours."""
+    """Deletes tars and manifests of other plans: a reader that lists the folder would take them for this set's."""
     ours = {task.path for task in plan.tasks} | {task.manifest for task in plan.tasks}
     for split in plan.splits:
         for folder, suffix in ((split, ".tar"), ("manifests", ".parquet")):

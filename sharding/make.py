@@ -1,4 +1,4 @@
-"""The way of the data, from raw files to a finished shard set: scan, validate, plan, write, index."""
+"""From raw files to a finished shard set: scan, validate, plan, write, index."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far sharding is.
+    """Progress of sharding.
 
     Attributes:
         shards: finished shards, those of earlier runs included.
@@ -44,19 +44,19 @@ class Progress:
 def make_shards(
     spec: ShardSpec, run: TaskRunner = run_here, on_progress: Callable[[Progress], None] | None = None
 ) -> DatasetCard:
-    """Makes a shard set, or what is missing of it.
+    """Makes a shard set, or the missing part of it.
 
     Args:
         spec: the set.
-        run: runs the tasks, one a shard.
+        run: runs the tasks, one per shard.
         on_progress: called after each shard.
 
     Returns:
         The card of the finished set.
 
     Raises:
-        DataError: the raw data have problems: all that headers show, a class without a training pixel, a split without
-            labelled pixels. They are listed and nothing is written.
+        DataError: the raw data has problems: in headers, a class without a training pixel, or a split without labelled
+            pixels. Lists all of them; nothing is written.
         LabelError: a label image holds an unknown colour or id.
         StorageError: the target cannot be written.
     """
@@ -69,7 +69,7 @@ def make_shards(
         _log.warning("warning: %s", warning)
     require_labels(scanned)
     with only_writer(spec.uri):
-        if (card := finished_card(plan, spec)) is not None:  # by the command that this one waited for
+        if (card := finished_card(plan, spec)) is not None:  # made by the command this one waited for
             return card
         delete_leftovers(spec.uri)
         todo = [task for task in plan.tasks if finished_manifest(task, spec.uri) is None]

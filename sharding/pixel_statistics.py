@@ -1,4 +1,4 @@
-"""Sums over pixels, from which mean and standard deviation of a channel are exact, whatever the order of adding."""
+"""Integer sums over pixels. They give exact means and standard deviations, whatever the order of addition."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from sharding.raster import Pixels
 from sharding.raster.base import Mask
 
 Scale = tuple[tuple[float, float], ...]
-"""Values of float images that stand for dark and bright, a pair a channel."""
+"""Values of float images that stand for dark and bright, a pair per channel."""
 
 
 @dataclass
@@ -23,7 +23,7 @@ class PixelSums:
 
     Attributes:
         count: pixels.
-        total: sum of the values; of float images, of steps of 1/65535 of the scale.
+        total: sum of the values; for float images in steps of 1/65535 of the scale.
         squares: sum of their squares.
         beyond: pixels of float images outside of the scale.
         highest: highest value of an integer image.

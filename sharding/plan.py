@@ -26,10 +26,11 @@ from sharding.spec import ShardSpec
 from sharding.tiling import Tile, Tiling, tiles
 
 FORMAT = 3
-"""Changes when the same plan would be written as other bytes, or noted otherwise; part of every fingerprint."""
+"""Version of the writer, part of every fingerprint. It changes when the same plan gives other bytes or another
+manifest."""
 
 MIN_SHARDS, MIN_SAMPLES = 4, 8
-"""A split is divided into this many shards, of this many samples at least, however small, so that workers share it."""
+"""Smallest number of shards of a split, and of samples in each of them, so that workers can share a small split."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Recording:
-    """What all shards of a split have in common.
+    """Settings that all shards of a split share.
 
     Attributes:
         codes: raw label codes to class ids.
         num_classes: K.
         counted: raw label codes to count, see `ShardSpec.treat_as_ignored`.
         reading: what is known about the images beyond their headers.
-        scale: of float images, a pair a channel.
+        scale: of float images, a pair per channel.
         codec: image codec.
         padding: see `Tiling.padding`.
         statistics: whether pixels are summed up.
@@ -75,9 +76,9 @@ class ShardTask:
     Attributes:
         split: its split.
         path: the tar below the root.
-        cuts: what goes in, in order.
-        recording: how.
-        fingerprint: SHA-256 over all of this and the state of the raw files; their paths do not count.
+        cuts: its tiles, in order.
+        recording: settings.
+        fingerprint: SHA-256 over all of this and the state of the raw files, but not their paths.
     """
 
     split: str
@@ -93,7 +94,7 @@ class ShardTask:
 
     @property
     def manifest(self) -> str:
-        """Path below the root of the file that says that the shard is finished and what is in it."""
+        """Path of the manifest below the root. It exists when the shard is finished."""
         return f"manifests/{self.path.rsplit('/', 1)[1].removesuffix('.tar')}.parquet"
 
 
@@ -172,7 +173,7 @@ def _shard_count(spec: ShardSpec, scan: Scan, cuts: Sequence[Cut]) -> int:
 
 
 def _divide(cuts: Iterable[Cut], count: int) -> list[tuple[Cut, ...]]:
-    """Divides tiles over shards in order, evenly; a scene may go on in the next shard."""
+    """Divides tiles evenly over shards, in order; a scene may continue in the next shard."""
     cuts = list(cuts)
     samples = sum(len(cut.tiles) for cut in cuts)
     shards: list[list[Cut]] = [[] for _ in range(count)]
@@ -210,7 +211,7 @@ def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
 
 
 def _labelled(cut: Iterable[Tile], item: ScannedScene) -> Iterable[Tile]:
-    """Leaves out tiles in which nothing of the scene's area lies."""
+    """Leaves out tiles outside of the scene's area."""
     if item.scene.area is None:
         return cut
     assert item.info.transform is not None

@@ -1,4 +1,4 @@
-"""Pictures of a shard set: a contact sheet a split and a histogram of the classes, as PNG under `preview/`."""
+"""Pictures of a shard set: a contact sheet per split and a histogram of the classes, as PNG under `preview/`."""
 
 import io
 from typing import Any
@@ -52,7 +52,7 @@ def contact_sheet(shards: ShardSet, split: str) -> Image.Image:
 
 
 def class_histogram(shards: ShardSet) -> Image.Image:
-    """Draws the share of each class among the labelled pixels, a bar a split."""
+    """Draws the share of each class among the labelled pixels, a bar per split."""
     card = shards.card
     splits = list(card.splits.items())
     height = 26 + card.classes.num_classes * (len(splits) * 14 + 10)

@@ -27,7 +27,7 @@ _SCENES, _WINDOW = 16, 512  # read for a proposal
 def find_scale(
     spec: ShardSpec, bands: Sequence[str], dtype: str, scenes: Sequence[ScannedScene], problems: list[str]
 ) -> Scale | None:
-    """Returns the scale of float images, a pair a channel; None for integers. A missing scale goes to `problems`.
+    """Returns the scale of float images, a pair per channel; None for integers. A missing scale is added to `problems`.
 
     Raises:
         ConfigError: an impossible value in the spec.

@@ -29,7 +29,7 @@ MAX_SHOWN = 30
 
 @dataclass(frozen=True)
 class Scan:
-    """What the headers of a raw data set say.
+    """The headers of a raw data set, and what was found in them.
 
     Attributes:
         classes: the K classes.
@@ -37,22 +37,22 @@ class Scan:
         bands: names of the channels that are taken.
         reading: what is known about the images beyond their headers.
         band_order: see `Source`; empty for published data sets.
-        dtype: of the pixels as they are stored in shards.
+        dtype: of the pixels in shards.
         max_value: pixel value that stands for 1.0.
-        scale: of float images, the values that stand for dark and bright, a pair a channel.
+        scale: of float images, the values that stand for dark and bright, a pair per channel.
         tilings: split to tiling.
         scenes: labelled scenes in order of split and name.
         unlabelled: split to number of images whose labels the publisher keeps.
         scene_check: `disjoint`, `unknown`, or `shared` (only under the protocol `paper`).
         license: licence of the data.
         ground_sampling_distance: metres a pixel, or None.
-        extra: what the source adds to the card.
+        extra: entries that the source adds to the card.
         train_split: the split to train on.
         custom_classes: the recipe declares the classes, so that the user can correct them.
         left_out: files that are not taken, and why.
-        notes: what was converted or chosen, one text each.
-        warnings: what is possible but rarely intended, one text each.
-        problems: what prevents shards from being made, one text each.
+        notes: texts on what was converted or chosen.
+        warnings: texts on what is possible but rarely intended.
+        problems: texts on what prevents shards from being made.
     """
 
     classes: ClassTable
@@ -90,7 +90,7 @@ class Scan:
 
 
 def listed(problems: Iterable[str]) -> str:
-    """Returns problems as text, one a line; of many only the first `MAX_SHOWN`."""
+    """Returns problems as text, one per line; only the first `MAX_SHOWN` of many."""
     problems = list(problems)
     rest = len(problems) - MAX_SHOWN
     more = [f"  ... and {rest} more"] if rest > 0 else []

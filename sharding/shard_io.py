@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 def only_writer(uri: str) -> Iterator[None]:
     """Locks a local target, so that only one command of this machine writes to it; the lock ends with its process."""
     if not storage.is_local(uri):
-        yield  # object stores have no locks; every object there is whole, and the card is written last
+        yield  # object stores have no locks, but every object there is whole and the card is written last
         return
     storage.make_folder(uri)
     lock = filelock.FileLock(storage.local_path(uri) / LOCK_FILE)
@@ -84,7 +84,7 @@ def target_file(uri: str, path: str) -> Iterator[BinaryIO]:
 
 
 def delete_leftovers(uri: str) -> None:
-    """Deletes what killed commands left half-written below a local target; files of running commands stay."""
+    """Deletes half-written files that killed commands left below a local target; files of running commands stay."""
     if storage.is_local(uri):
         folders = [entry.path for entry in storage.list_files(uri, recursive=True) if not entry.is_file]
         for folder in (str(storage.local_path(uri)), *folders):

@@ -1,4 +1,4 @@
-"""The manifest of a finished shard: its rows of the index, and what else the worker that wrote it knows."""
+"""The manifest of a finished shard: its index rows, and what the index needs from the worker that wrote it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,12 +19,12 @@ _KEY = b"d2ls"
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What a finished shard holds. The shard is finished when its manifest exists.
+    """The content of a finished shard. A shard is finished when its manifest exists.
 
     Attributes:
         fingerprint: of the task.
         shard: the tar.
-        rows: a row a sample, see `SCHEMA`.
+        rows: a row per sample, see `SCHEMA`.
         sums: of the pixels; empty if the task asks for no statistics.
         unexpected_labels: raw label code (as text) to number of pixels, for the codes that the task counts.
     """

@@ -1,4 +1,4 @@
-"""A shard set to make, as plain values: what the sections `data` and `shards` of a recipe say."""
+"""A shard set to make, as plain values from the sections `data` and `shards` of a recipe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,13 +26,13 @@ class ShardSpec:
         root: raw data.
         protocol: `clean` or `paper`.
         options: of the reader.
-        tiling: split to tiling, with a `default`; the source's own where none is given.
+        tiling: split to tiling, with a `default`; the source's own if none is given.
         codec: image codec.
         bands: channels to take, by name; empty for all.
         max_value: pixel value that stands for 1.0; None for the full range of the type.
-        scale: values of float and signed images that stand for dark and bright: one pair for all channels, or a pair a
-            channel; None: 0 to `max_value`.
-        ground_sampling_distance: metres a pixel; None for what the source says.
+        scale: values of float and signed images that stand for dark and bright: one pair for all channels, or a pair
+            per channel; None: 0 to `max_value`.
+        ground_sampling_distance: metres per pixel; None takes the value of the source.
         treat_as_ignored: raw label codes unknown to the data set that become 255 and are counted.
         splits: splits to make; empty for all.
         train_split: the one whose pixels give mean and standard deviation, and whose tiles may overlap.
@@ -40,7 +40,7 @@ class ShardSpec:
         test_split: the one that is reported at the end; empty if not known.
         target_bytes: approximate size of a shard.
         seed: order of the scenes in the shards.
-        license: empty for what the source says.
+        license: empty takes the one of the source.
         check_archives: compare archives with their published MD5 sums.
         follow_links: accept links that lead out of the root.
     """
@@ -82,7 +82,7 @@ class ShardSpec:
     def tiling_of(self, split: str, source: Source) -> Tiling:
         """Returns the tiling of a split: the spec's own or default one, the source's, or whole scenes.
 
-        Only in training may a pixel be labelled in more than one tile.
+        A pixel may be labelled in several tiles only in training.
         """
         given = [
             chosen.get(name) for chosen in (self.tiling, source.tiling) for name in (split, DEFAULT_TILING)
@@ -102,7 +102,7 @@ class ShardSpec:
         return tuple(names.index(band) for band in self.bands or names)
 
     def codes(self, source: Source) -> LabelCodes:
-        """Returns the label codes, those of `treat_as_ignored` among the ignored ones.
+        """Returns the label codes; those of `treat_as_ignored` are ignored.
 
         Raises:
             ConfigError: a code that is a class already, or an id where labels are colours.

@@ -1,4 +1,4 @@
-"""Where on the ground each split lies, of images that are divided: a picture and a GeoPackage under `preview/`."""
+"""A map of the splits of divided images: a picture and a GeoPackage under `preview/`."""
 
 import io
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ SIDE = 900
 """Longer side of an image on the picture, in pixels."""
 
 MAX_IMAGES = 4
-"""Images that are drawn; the GeoPackage has all."""
+"""Largest number of images in the picture; the GeoPackage has all of them."""
 
 COLORS = ((230, 60, 60), (60, 120, 255), (255, 200, 40), (60, 200, 120), (200, 90, 220), (90, 210, 230))
 
 
 def write_split_map(scenes: Sequence[Scene], reading: Reading, max_value: float, uri: str) -> None:
-    """Writes `preview/splits.png` and `preview/splits.gpkg`, where scenes are pieces of ground.
+    """Writes `preview/splits.png` and `preview/splits.gpkg` if scenes are pieces of images.
 
     Args:
         scenes: all scenes of the set.

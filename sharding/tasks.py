@@ -1,4 +1,4 @@
-"""Where pieces of work run: in this process, or where the caller's `TaskRunner` takes them (Ray, in the pipeline)."""
+"""Runs pieces of work: in this process, or by the caller's `TaskRunner` (Ray, in the pipeline)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar

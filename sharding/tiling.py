@@ -18,15 +18,15 @@ Padding = Literal["zero", "mirror"]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How scenes are cut.
+    """Rules for cutting scenes into tiles.
 
     Attributes:
         size: side of a square tile; None leaves scenes whole.
         stride: distance of tiles; None is the size. Never more than the size, so that no pixel is left out.
-        padding: what an image holds beyond its edge: `zero`, or its own content mirrored. Labels there are ignored.
-        edge: where tiles do not fit evenly: `shift` moves the last tile back inside, `pad` lets it hang over, `drop`
-            leaves the rest out (only to repeat what a published script did).
-        once: label each pixel in one tile only (evaluation): what an earlier tile covered is ignored in a later one.
+        padding: pixels beyond the edge of an image: `zero`, or the image mirrored. Labels there are ignored.
+        edge: the last tile if tiles do not fit evenly: `shift` moves it back inside, `pad` extends it over the edge,
+            `drop` leaves it out (only to repeat a published script).
+        once: label each pixel in one tile only (evaluation): a tile ignores what an earlier tile covers.
     """
 
     size: int | None = None
@@ -46,7 +46,7 @@ class Tiling:
 
     @property
     def step(self) -> int:
-        """The stride, also where it is left to the size."""
+        """The stride; the size if no stride is given."""
         return self.stride if self.stride is not None else (self.size or 0)
 
 
@@ -57,7 +57,7 @@ class Tile:
     Attributes:
         window: its place in the scene; may reach over the edge.
         inside: the part of the window that lies in the scene.
-        labelled: the part whose labels count, inside `inside`.
+        labelled: the part of `inside` whose labels count.
     """
 
     window: Window

@@ -1,4 +1,4 @@
-"""Second step: read pixels before anything is written; damaged files, unknown labels, splits that teach nothing."""
+"""Second step: read pixels before anything is written: damaged files, unknown labels, splits without labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,14 +32,14 @@ MAX_IGNORED = 0.5
 
 
 class Rules(NamedTuple):
-    """What `check_scenes` needs of a scan."""
+    """The part of a scan that `check_scenes` needs."""
 
     codes: LabelCodes
     reading: Reading
     num_classes: int
     scale: Scale | None
     summed: str
-    """Split whose pixels are summed up; empty for 8 bit, where their range says nothing."""
+    """Split whose pixels are summed up; empty for 8-bit images, whose range needs no check."""
     custom: bool
 
 
@@ -67,7 +67,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class SceneCheck:
-    """What the pixels of a scene say."""
+    """Problems and counts from the pixels of a scene."""
 
     split: str
     counts: LabelCounts
@@ -77,10 +77,10 @@ class SceneCheck:
 
 @dataclass(frozen=True)
 class Validation:
-    """What headers and pixels of a data set say.
+    """Problems and counts from the headers and pixels of a data set.
 
     Attributes:
-        scan: what the headers say; its problems and warnings include those of the pixels.
+        scan: the headers; its problems and warnings include those of the pixels.
         counts: split to pixels; empty if a label image has a problem.
     """
 
@@ -93,7 +93,7 @@ def validate(scan: Scan, run: TaskRunner = run_here) -> Validation:
 
     Args:
         scan: the headers.
-        run: runs the tasks, one a group of scenes.
+        run: runs the tasks, one per group of scenes.
     """
     summed = "" if scan.dtype == "uint8" else scan.train_split
     rules = Rules(scan.codes, scan.reading, scan.classes.num_classes, scan.scale, summed, scan.custom_classes)
@@ -140,7 +140,7 @@ def require_labels(scan: Scan) -> None:
 
 
 def label_problems(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
-    """Lists what makes a set useless: a split that is ignored whole, a class without a pixel to learn from."""
+    """Lists problems that make a set useless: a split without a label, a class without a training pixel."""
     problems = [
         f"split {split!r}: every pixel is ignored, {of_split.ignored} of them. Correct `label_values` in "
         "data.custom.classes, data.custom.ignored and data.custom.nodata, or leave the split out"
@@ -151,7 +151,7 @@ def label_problems(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
 
 
 def label_warnings(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
-    """Lists what is possible but rarely intended."""
+    """Lists warnings: what is possible but rarely intended."""
     warnings = [text for is_error, text in unseen_classes(scan, counts) if not is_error]
     warnings += [
         f"split {split!r}: {of_split.ignored_share:.0%} of the pixels are ignored, more than {MAX_IGNORED:.0%}. If "
@@ -161,8 +161,8 @@ def label_warnings(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
     ]
     if scan.classes.num_classes == 1:
         warnings.append(
-            f"the only class is {scan.classes.names[0]!r}: there is nothing to tell it from. Give what surrounds it "
-            "a class of its own in data.custom.classes, instead of ignoring it"
+            f"the only class is {scan.classes.names[0]!r}: there is nothing to distinguish it from. Give what "
+            "surrounds it a class of its own in data.custom.classes, instead of ignoring it"
         )
     return warnings
 

@@ -1,4 +1,4 @@
-"""Fourth step: write one shard and its manifest. A shard is in place when it is whole."""
+"""Fourth step: write one shard and its manifest. A shard appears under its name only when it is complete."""
 
 import json
 from collections import Counter
@@ -35,7 +35,7 @@ def write_shard(task: ShardTask, uri: str) -> ShardManifest:
     The same task gives the same bytes on every machine.
 
     Raises:
-        DataError, LabelError: a raw file is damaged or holds an unknown label; nothing is left in place.
+        DataError, LabelError: a raw file is damaged or holds an unknown label; no file is left behind.
         StorageError: the target cannot be written.
     """
     rows: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def _encode(
 
 
 class _Labels:
-    """Class ids of the tiles of a scene; counts the codes of `Recording.counted` among the labels that count."""
+    """Reads the class ids of the tiles of a scene, and counts the codes of `Recording.counted`."""
 
     def __init__(self, source: LabelSource, recording: Recording, unexpected: Counter[str]) -> None:
         self._ids = source

@@ -132,7 +132,7 @@ class ShardCache:
 
     def touch(self, shard: ShardFile) -> bool:
         """Marks a shard as just used; returns whether it is in the cache."""
-        now = time.time_ns()  # finer than the clock that the kernel stamps files with
+        now = time.time_ns()  # finer than the kernel's own file times
         try:
             os.utime(self._folder / self.name(shard), ns=(now, now))
         except FileNotFoundError:

@@ -12,7 +12,7 @@ from d2ls.labels import IGNORE_COLOR, ClassTable
 
 
 def batch_sheet(batches: Iterable[Batch], classes: ClassTable, *, side: int = 192) -> npt.NDArray[np.uint8]:
-    """Draws a contact sheet: two rows a batch (images, labels), a column a sample, the classes at the foot.
+    """Draws a contact sheet: two rows per batch (images, labels), a column per sample, the classes below.
 
     Args:
         batches: batches to show; images of more than 8 bits or of other than three bands are stretched and shown by

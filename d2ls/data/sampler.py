@@ -97,7 +97,7 @@ def rounding_generator(seed: int, epoch: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class SampleSchedule:
-    """What some lanes hold in consecutive steps; all arrays T x L, int64.
+    """The samples of some lanes in consecutive steps; all arrays T x L, int64.
 
     Attributes:
         rows: number of the sample's row in the split.

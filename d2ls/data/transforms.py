@@ -222,7 +222,7 @@ class Transforms:
         if image.dtype == np.uint8 or not self._colours:
             changed = self._compose(image=image, mask=mask)
             return changed["image"], changed["mask"]
-        # albumentations clips colours to 0..1 when it changes them; `beyond` carries what lies outside past it
+        # albumentations clips colours to 0..1 when it changes them; `beyond` keeps the values outside that range
         scaled = (image - self._low) / self._span
         inside = np.nan_to_num(scaled, nan=0.5).clip(0, 1)
         changed = self._compose(image=inside, mask=mask, beyond=scaled - inside)

@@ -1,4 +1,4 @@
-"""For users of webdataset: the plan of an epoch as a source of its pipelines, and its own reader over our shards.
+"""For users of webdataset: the plan of an epoch as a source of a pipeline, and a way to read shards from S3.
 
     webdataset.DataPipeline(PlannedSource(shards, "train", ...), webdataset.decode("rgb8"), ...)
 
@@ -100,7 +100,8 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
 
 def register_opener(schemes: Iterable[str] = ("s3",)) -> None:
     """Makes webdataset read shards of an object store through pyarrow.fs; by itself it cannot read `s3://`."""
-    table = import_module("webdataset.gopen").gopen_schemes  # the name in the package is the function
+    # The attribute `gopen` of the package is a function, not this module.
+    table = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes:
         table[scheme] = _open_stream
 

@@ -1,4 +1,4 @@
-"""Class-weighted sampling: how often each sample stands in an epoch, as whole numbers. Pure arithmetic, without torch.
+"""Class-weighted sampling: how often each sample occurs in an epoch, as whole numbers. Pure arithmetic, without torch.
 
 Repeat factors follow Gupta, Dollar, Girshick, "LVIS" (2019), section 4: a sample is repeated for the rarest class it
 shows. Here the frequency of a class is its share of the labelled pixels, and a class counts as shown in a sample where
@@ -12,7 +12,7 @@ from d2ls.data.sampler import rounding_generator
 from d2ls.errors import ConfigError
 
 MAX_REPEATS = 8
-"""Most often that a sample stands in an epoch, give or take the rounding."""
+"""Largest number of occurrences of a sample in an epoch, before rounding."""
 
 _SHOWN = 0.01
 
@@ -20,11 +20,11 @@ _SHOWN = 0.01
 def repeat_factors(
     class_pixels: npt.NDArray[np.integer], strength: float, *, maximum: float = MAX_REPEATS
 ) -> npt.NDArray[np.float64]:
-    """Returns how often each sample should stand in an epoch, from 1 up to `maximum`.
+    """Returns how often each sample should occur in an epoch, from 1 up to `maximum`.
 
     Args:
         class_pixels: N K pixel counts of the samples.
-        strength: 0 repeats nothing; 1 repeats a class that is x times rarer than an even share x times.
+        strength: 0 repeats nothing; 1 repeats a class x times if it is x times rarer than an even share.
         maximum: the largest factor.
 
     Raises:
@@ -35,7 +35,7 @@ def repeat_factors(
             f"class weighting is a strength from 0 (off) to 1 (inverse frequency), got {strength}"
         )
     if maximum < 1:
-        raise ConfigError(f"a sample stands in the epoch at least once, so maximum {maximum} is impossible")
+        raise ConfigError(f"a sample occurs in the epoch at least once, so maximum {maximum} is impossible")
     pixels = np.asarray(class_pixels, dtype=np.float64)
     total = pixels.sum(axis=0)
     if strength == 0 or total.sum() == 0:
@@ -47,7 +47,7 @@ def repeat_factors(
 
 
 def multiplicities(factors: npt.NDArray[np.float64], *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Rounds repeat factors to whole numbers that have the factors as their mean over many epochs.
+    """Rounds repeat factors to whole numbers whose mean over many epochs is the factor.
 
     Systematic rounding: every sample gets its factor rounded down or up, and the sum is the same in every epoch, so
     that all epochs have the same number of steps.
@@ -62,7 +62,7 @@ def multiplicities(factors: npt.NDArray[np.float64], *, seed: int, epoch: int) -
     """
     total = np.ceil(factors.sum() - 1e-6)
     ends = np.cumsum(factors * (total / factors.sum()))
-    ends[-1] = total  # free of the rounding of the sum
+    ends[-1] = total  # exact, whatever the rounding of the sum
     offset = rounding_generator(seed, epoch).random()
     marks = np.floor(ends + offset).astype(np.int64)
     return np.maximum(np.diff(marks, prepend=np.int64(0)), 1)

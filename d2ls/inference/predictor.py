@@ -28,7 +28,7 @@ class Predictor:
         info: what the network was trained for.
         device: where to compute; None takes a CUDA device where there is one.
         tta: preset of test-time augmentation: none, flips, flips_turns or flips_scales.
-        batch_size: windows looked at together.
+        batch_size: windows predicted together.
         window: side of the windows in pixels; None takes the one of the training.
         overlap: overlap of windows as a share of their side.
 
@@ -58,7 +58,7 @@ class Predictor:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return self.info.classes.num_classes
 
     def predict(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
@@ -154,7 +154,7 @@ class Predictor:
         return Grid(height, width, self.window, overlap_pixels(self.window, self.overlap))
 
     def _on_device(self, raw: Tensor) -> Tensor:
-        """Copies raw pixels; to a GPU from page-locked memory, else the copy would wait for all work before it."""
+        """Copies raw pixels; to a GPU from page-locked memory, else the copy would wait for all earlier work."""
         if self.device.type == "cuda" and raw.device.type == "cpu":
             raw = raw.pin_memory()
         return raw.to(self.device, non_blocking=True)
@@ -164,7 +164,7 @@ class Predictor:
 
 
 def _usable(name: str | torch.device) -> torch.device:
-    """Makes a device of its name.
+    """Returns the device with a name.
 
     Raises:
         ConfigError: no such device, or none that computes on this machine.
@@ -181,5 +181,5 @@ def _usable(name: str | torch.device) -> torch.device:
 
 
 def _plain(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """Torch computes little with uint16: such pixels become float32, exactly."""
+    """Converts uint16 to float32, which is exact: torch has few operations on uint16."""
     return pixels.astype(np.float32) if pixels.dtype == np.uint16 else pixels

@@ -1,4 +1,4 @@
-"""Confusion matrices sample by sample, from which all scores of an evaluation follow by addition."""
+"""Confusion matrices per sample. All scores of an evaluation are computed from their sums."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class SampleCounts(NamedTuple):
-    """What the model made of one sample.
+    """Confusion matrix of one sample, or of a window of it.
 
     Attributes:
         key: of the sample.
@@ -30,7 +30,7 @@ class SampleCounts(NamedTuple):
 
 
 def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[SampleCounts]:
-    """Predicts evaluation batches and counts pixels by sample; places that only fill a batch are left out.
+    """Predicts evaluation batches and counts pixels by sample; samples that only fill up a batch are left out.
 
     A sample that comes in several windows gives several entries; `merge` adds them up.
     """
@@ -46,7 +46,7 @@ def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[Sa
 
 
 def merge(entries: Iterable[SampleCounts]) -> list[SampleCounts]:
-    """Adds up entries of one sample; sorted by key, so the order in which they came does not matter."""
+    """Adds up the entries of each sample, sorted by key; the order of the entries does not matter."""
     merged: dict[str, SampleCounts] = {}
     for entry in entries:
         known = merged.get(entry.key)

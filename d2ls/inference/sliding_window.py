@@ -1,7 +1,7 @@
 """Predicts an image of any size window by window and blends the results.
 
 Needs memory for one row of windows, never for the whole image. Windows are predicted row by row. Rows of the image that
-no later window reaches are final and handed on at once; the rest is carried to the next row of windows. A thread reads
+no later window reaches are final and passed on at once; the rest is carried to the next row of windows. A thread reads
 one batch ahead, another writes one band behind; blending runs on the device that predicts.
 """
 
@@ -104,7 +104,7 @@ def _fade(along: list[Span], index: int, margin: float) -> npt.NDArray[np.float6
 
 
 def _ramp(length: int, margin: float) -> npt.NDArray[np.float64]:
-    """Rises from 0 to 1 over the middle of `length` pixels; with its own mirror image it sums to one."""
+    """Returns weights that rise from 0 to 1 in the middle of `length` pixels; with their mirror image they sum to 1."""
     position = (np.arange(length) + 0.5) / max(length, 1)
     share = np.clip((position - margin) / (1 - 2 * margin), 0, 1)
     return np.sin(share * np.pi / 2) ** 2
@@ -221,7 +221,7 @@ def stitch(
     keep_probabilities: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Predicts every window of a grid and hands on the blended map, band by band from the top.
+    """Predicts every window of a grid and passes on the blended map, band by band from the top.
 
     Args:
         read: reads windows; called in order, from one other thread.
@@ -330,7 +330,7 @@ class _Rows:
             self.labels, self.kept = self.labels.to(device), self.kept.to(device)
 
     def _settled(self, column: int) -> int:
-        """First pixel that the next window to the right covers."""
+        """Returns the first column that the next window to the right covers."""
         last = column + 1 == len(self.grid.columns)
         return self.grid.width if last else self.grid.columns[column + 1][0]
 
@@ -360,7 +360,7 @@ class _Rows:
 
 
 def _highest(probabilities: Tensor) -> Tensor:
-    """Class of the highest probability, K h w to h w; the first on ties. Much faster on a CPU than `argmax`."""
+    """Returns the class (h w) of the highest probability (K h w), the first on ties; faster on a CPU than `argmax`."""
     best = probabilities[0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
     for index in range(1, len(probabilities)):

@@ -1,8 +1,8 @@
-"""Runs a network on a CPU over the samples of a batch, one thread a slice.
+"""Runs a network on a CPU over the samples of a batch, one thread per slice.
 
 PyTorch divides every operator among threads that wait for each other at its end. A network has thousands of small
 operators, so the threads wait often: they either spin, which takes the processor from the thread they wait for as
-soon as other programs run, or sleep, which costs a wake-up each time. Slices of a batch have nothing to wait for.
+soon as other programs run, or sleep, which costs a wake-up each time. Slices of a batch do not wait for each other.
 """
 
 import threading
@@ -18,7 +18,7 @@ class SlicedForward:
     Args:
         device: where the network computes; on any other device than a CPU the batch stays whole.
         autocast: type for mixed precision; None computes in the type of the weights.
-        threads: at most so many slices; None takes `torch.get_num_threads()`.
+        threads: largest number of slices; None takes `torch.get_num_threads()`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SlicedForward:
         return torch.cat(list(pool.map(self._logits, [network] * slices, parts)))
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        # Both modes belong to a thread, so they are set here and not by the caller.
+        # Both modes are per thread, so they are set here and not by the caller.
         enabled = self._autocast is not None
         with torch.inference_mode(), torch.autocast(self._device.type, self._autocast, enabled=enabled):
             logits: Tensor = network(images).logits
@@ -67,5 +67,6 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
     for _ in range(count):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(total)  # the count belongs to a thread, but new threads take the newest one
+    # The count is per thread, but new threads start with the count that was set last.
+    torch.set_num_threads(total)
     return pool

@@ -1,6 +1,7 @@
-"""Test-time augmentation: look at an image several ways, turn the answers back, average the probabilities.
+"""Test-time augmentation: predicts several views of an image, transforms the predictions back and averages them.
 
-Presets are named by what they hold. Each view costs a forward pass; a scaled one in proportion to its area.
+The name of a preset lists its transforms. Each view costs a forward pass; the cost of a scaled view grows with its
+area.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ SCALES = (0.75, 1.0, 1.25)
 
 @dataclass(frozen=True)
 class TTATransform:
-    """One way to look at an image: mirrored, then turned, then scaled.
+    """One view of an image: mirrored, then turned, then scaled.
 
     Attributes:
         mirrored: flipped left to right.
@@ -42,7 +43,7 @@ class TTATransform:
         return F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
     def undo(self, maps: Tensor, height: int, width: int) -> Tensor:
-        """Turns maps of a view (B K H' W') back to the image's own orientation and size."""
+        """Transforms maps of a view (B K H' W') back to the orientation and size of the image."""
         if self.scale != 1.0:
             size = [width, height] if self.turns % 2 else [height, width]
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -81,7 +82,7 @@ def tta_transforms(preset: str) -> tuple[TTATransform, ...]:
 
 
 def cost(preset: str) -> float:
-    """Forward work of a preset in units of one plain pass, by pixels looked at."""
+    """Returns the cost of a preset relative to one plain forward pass, by number of pixels."""
     return sum(view.scale**2 for view in tta_transforms(preset))
 
 
@@ -93,7 +94,7 @@ def average_predictions(
     Args:
         probabilities: B C H W to B K H W, summing to one over K.
         images: raw pixels, B C H W. Resized views spread NaN: see `Normalization.fill_missing`.
-        chosen: the views; all count the same.
+        chosen: the views, equally weighted.
 
     Returns:
         B K H W.

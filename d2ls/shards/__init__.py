@@ -1,7 +1,7 @@
 """The shard contract: what lies in a folder of shards, and how to open it. Torch is not needed here.
 
     <root>/card.json             dataset card: classes, statistics, tiling, counts, digests
-    <root>/index.parquet         a row a sample: where its members lie in which tar, and what they hold
+    <root>/index.parquet         one row per sample: where its members lie in which tar, and what they hold
     <root>/<split>/*.tar         plain WebDataset tars: {key}.image.<suffix>, {key}.mask.png, {key}.json
 
 `sharding` writes a set, `d2ls.data` reads it, and so does any WebDataset reader. `codecs` decodes images and labels.

@@ -1,4 +1,4 @@
-"""The dataset card: what a shard set is made of."""
+"""The dataset card: the description of a shard set."""
 
 import json
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class SplitCard:
-    """What one split holds.
+    """Counts, digest and shards of one split.
 
     Attributes:
         samples: number of samples.
         scenes: number of distinct scenes they were cut from.
         class_pixels: K pixel counts.
         ignored_pixels: pixels labelled 255.
-        digest: BLAKE3 (hex) over decoded content, label map and tiling; free of paths and codecs.
+        digest: BLAKE3 (hex) over decoded content, label map and tiling; independent of paths and codecs.
         shards: the tars, in order.
     """
 
@@ -47,7 +47,7 @@ class SplitCard:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What a shard set is made of.
+    """Description of a shard set.
 
     Attributes:
         name: data set name, as shown in runs and registry.
@@ -60,14 +60,14 @@ class DatasetCard:
         mean: per channel, over the unpadded pixels with data of the training split, clipped to `scale`.
         std: likewise.
         ground_sampling_distance: metres a pixel, None where unknown.
-        tiling: size, stride, padding a split, as the recipe gave them.
+        tiling: size, stride and padding of each split, as in the recipe.
         codec: image codec and its settings.
         scene_check: `disjoint` (no scene in two splits) or `unknown` (the data set names no scenes).
         splits: split name to its counts.
         digest: BLAKE3 over the splits' digests.
         scale: of `float32`, per channel: the values that stand for dark and bright; the network clips to them. None
             for integers.
-        reading: how files were read where they do not say it themselves: `nodata`, `band_order`.
+        reading: settings with which files were read, where they do not state them: `nodata`, `band_order`.
         license: licence of the data, as the recipe states it.
         extra: further entries of the source, shown but not interpreted.
     """

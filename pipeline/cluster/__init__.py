@@ -1,4 +1,4 @@
-"""Ray: joining a cluster or starting a local one, what it has, and whether it is enough for a recipe."""
+"""Ray: joins a cluster or starts a local one, and checks that its resources are enough for a recipe."""
 
 from pipeline.cluster.connection import connect
 from pipeline.cluster.resources import Cluster, address_of, check_resources, check_shared, this_machine

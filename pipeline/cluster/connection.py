@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ADDRESS, GCS_PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
 
 STARTS = 2
-"""How often a local Ray is started before giving up: its own limit of 30 s is short where the machine is busy."""
+"""Attempts to start a local Ray: its limit of 30 s is short on a busy machine."""
 
 DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    # The controller looks after the workers this often; `report` may wait as long.
+    # Interval at which the controller polls the workers; `report` may wait as long.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # On a busy machine a worker group may need more than Ray's 60 s; a group that never fits is refused beforehand.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
@@ -38,7 +38,7 @@ DEFAULTS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Environment of driver, controller and workers, where the user has set nothing else."""
+"""Environment of driver, controller and workers, unless the user has set these variables."""
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
 
     Args:
         config: recipe section.
-        dashboard: start Ray's dashboard too. Sweeps need it: what a pruned trial held is freed through it.
+        dashboard: start Ray's dashboard too. Sweeps need it to free the resources of a pruned trial.
 
     Raises:
         ResourceError: no cluster answers at the address.
@@ -83,7 +83,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
 
 
 def _scratch_root() -> Path:
-    """Returns where Ray keeps its files: the system's temporary folder, or /tmp where its path is too long."""
+    """Returns the folder for Ray's files: the system's temporary folder, or /tmp if its path is too long."""
     root = Path(tempfile.gettempdir())
     return root if len(str(root)) <= ray_internals.LONGEST_ROOT else Path("/tmp")  # noqa: S108
 
@@ -95,7 +95,7 @@ def _start_local(dashboard: bool, scratch: Path) -> None:
     ray_internals.hide_token_remark()
     for attempt in range(STARTS):
         before = {child.pid for child in psutil.Process().children()}
-        # Ray's processes inherit the address. Without it some look for a cluster, and fail where there are two.
+        # Ray's processes inherit the address. Without it some search for a cluster, and fail if there are two.
         port = _free_port()
         os.environ.update({GCS_PORT: str(port), ADDRESS: f"{LOOPBACK}:{port}"})
         try:
@@ -109,10 +109,10 @@ def _start_local(dashboard: bool, scratch: Path) -> None:
                     **ray_internals.start_options(LOOPBACK, scratch),
                 )
             return
-        except Exception as error:  # Ray raises a bare Exception where its processes do not come up in time
+        except Exception as error:  # Ray raises a bare Exception if its processes do not start in time
             for child in psutil.Process().children():
                 if child.pid not in before:
-                    child.kill()  # what did start
+                    child.kill()  # stops the processes that did start
             if attempt == STARTS - 1:
                 raise ResourceError(
                     f"a local Ray did not start: {error} The machine may be overloaded or out of memory (see `uptime` "
@@ -147,14 +147,14 @@ def _join(address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Refuses at once an address where no cluster answers, or one that wants another token; Ray tries for minutes.
+    """Checks that a cluster answers at an address and accepts the token. Ray alone would try for minutes.
 
     Raises:
-        ResourceError: no connection within two seconds, or no right token.
+        ResourceError: no connection within two seconds, or a wrong token.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return  # `auto`, or a form that Ray knows
+        return  # `auto`, or another form that Ray parses
     try:
         socket.create_connection((host, int(port)), timeout=ray_internals.REACH_SECONDS).close()
     except OSError as error:
@@ -171,11 +171,11 @@ def _reach(address: str) -> None:
 def _forwarded() -> dict[str, str]:
     """Returns the settings that workers on other nodes take over from this process.
 
-    Keys of storage, tracking and hub are not among them: Ray writes these values into a log that everybody on a node
-    may read. They come from the environment of the node, or from its instance profile.
+    Keys of storage, tracking and hub are not forwarded, because Ray writes these values into a log that every user of a
+    node can read. Workers get them from the environment of the node, or from its instance profile.
     """
     prefixes = ("OMP_", "NCCL_", "GLOO_", "TORCH_", "D2LS_")
-    # Other machines have other names for their interfaces: each node sets its own.
+    # Names of network interfaces differ between machines, so each node sets its own.
     per_node = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     chosen = {
         key: value for key, value in os.environ.items() if key.startswith(prefixes) and key not in per_node
@@ -209,7 +209,7 @@ def _restore(name: str, value: str | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides Ray's remarks on future defaults."""
+    """Hides Ray's warnings about future defaults."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,4 +1,4 @@
-"""What an autoscaled cluster can grow to: GPU nodes that no one has asked for yet are not in Ray's own count."""
+"""Size that an autoscaled cluster can grow to. Ray does not count nodes that are not running yet."""
 
 import json
 import os
@@ -13,10 +13,10 @@ BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"
 
 
 def grows_to(now: Mapping[str, float]) -> dict[str, float]:
-    """Returns what a cluster has when all its nodes are up.
+    """Returns the resources of a cluster when all its nodes run.
 
-    The head of a cluster made by `ray up` knows from its own copy of the cluster file; elsewhere (Kubernetes) the
-    variable D2LS_GROWS_TO says it, e.g. `CPU=68,GPU=8`.
+    On the head of a cluster made by `ray up` they are in its copy of the cluster file; elsewhere (Kubernetes) set the
+    variable D2LS_GROWS_TO, e.g. `CPU=68,GPU=8`.
 
     Args:
         now: resources that Ray counts at this moment.

@@ -1,6 +1,6 @@
-"""What this project needs of Ray and Ray does not document.
+"""Parts of Ray that this project needs and that Ray does not document.
 
-tests/unit/pipeline/cluster/test_ray_internals.py says which of it a new Ray version broke.
+tests/unit/pipeline/cluster/test_ray_internals.py shows which of them a new Ray version broke.
 """
 
 import logging
@@ -10,19 +10,19 @@ from typing import Any
 
 REACH_SECONDS = 2.0
 LONGEST_ROOT = 16
-"""Characters; below it Ray makes sockets, whose paths may have 107, with names of its own of up to 90."""
+"""Longest path of Ray's folder, in characters. Ray makes sockets below it: names of up to 90, paths of at most 107."""
 
 SECRETS = ("AWS_", "AZURE_", "GOOGLE_", "HF_", "MLFLOW_")
 """Prefixes of variables that may hold a key or a password."""
 
 HEAD_CALL, CLIENT_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
-"""Calls without an effect, on a head and on its port for clients; a cluster with tokens refuses them to strangers."""
+"""Calls without an effect, on a head and on its client port. A cluster with tokens refuses them without a token."""
 
 
 def keep_secrets() -> None:
     """Stops Tune from copying AWS keys into the `runtime_env` of trials, which Ray logs in clear for all to read.
 
-    Workers have them from their node: a local Ray from this process, others from their own environment.
+    Workers get them from their node: with a local Ray from this process, else from the environment of the node.
     """
     from ray.tune.execution import class_cache
 
@@ -32,21 +32,21 @@ def keep_secrets() -> None:
 
 
 def hide_token_remark() -> None:
-    """Silences Ray's remark on tokens, which a local Ray does not need."""
+    """Silences Ray's message on tokens, which a local Ray does not need."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def start_options(address: str, scratch: Path) -> dict[str, Any]:
-    """Returns what makes `ray.init` listen on one address alone and keep its files in one folder."""
+    """Returns arguments that make `ray.init` listen on one address only and keep its files in one folder."""
     return {"_node_ip_address": address, "_temp_dir": str(scratch)}
 
 
 def wants_token(target: str, *, client: bool) -> bool:
-    """Returns whether a cluster refuses the token of this process, or that it has none.
+    """Returns whether a cluster refuses the token of this process, or refuses it because it has none.
 
     Args:
-        target: `host:port` of the head, or of its port for clients.
-        client: whether it is the port for clients (`ray://`).
+        target: `host:port` of the head, or of its client port.
+        client: whether it is the client port (`ray://`).
     """
     import grpc
 

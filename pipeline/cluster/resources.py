@@ -1,4 +1,4 @@
-"""What a Ray cluster has, and whether it is enough for a recipe."""
+"""The resources of a Ray cluster, and the check that they are enough for a recipe."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Cluster:
 
     Attributes:
         address: of its head; empty: this process alone, without Ray.
-        nodes: number of live nodes; at least 2 where it can grow.
+        nodes: number of live nodes; at least 2 if it can grow.
         cpus: all of them, busy or not, with those of nodes that the autoscaler may add.
         gpus: likewise.
         started_here: whether this process started it.
@@ -46,7 +46,7 @@ class Cluster:
         return min(int(have[kind] / need + 1e-9) for kind, need in self.per_worker(config).items())
 
     def describe(self) -> str:
-        """Returns a few words on what it is, for messages."""
+        """Returns a short description for messages."""
         kind = "local Ray" if self.started_here else f"Ray cluster at {self.address}"
         kind = kind if self.address else "this process"
         nodes = f", {self.nodes} nodes" if self.nodes > 1 else ""
@@ -60,7 +60,7 @@ def address_of(config: ClusterConfig) -> str | None:
 
 
 def this_machine() -> Cluster:
-    """Returns what a training in this process, or a Ray that is started here, can use. Nothing is started."""
+    """Returns the resources of this machine, without starting anything."""
     return Cluster("", 1, float(_cpus()), float(len(_gpus())), started_here=True)
 
 
@@ -78,7 +78,7 @@ def _gpus() -> list[str]:
 
 
 def check_resources(recipe: Recipe, cluster: Cluster) -> None:
-    """Refuses what the cluster cannot give, before anything is started.
+    """Refuses requests that the cluster cannot satisfy, before anything is started.
 
     Raises:
         ResourceError: too few CPUs or GPUs, with the arithmetic.
@@ -99,7 +99,7 @@ def check_resources(recipe: Recipe, cluster: Cluster) -> None:
 
 
 def check_shared(recipe: Recipe, cluster: Cluster) -> None:
-    """Refuses local locations where there is more than one node.
+    """Refuses local locations on more than one node.
 
     Raises:
         StorageError: storage or shards; names the key. D2LS_SHARED_PATHS=1 allows a path on a shared disk.

@@ -1,4 +1,4 @@
-"""The demo: runs the whole pipeline on drawn scenes, so that no data set is needed."""
+"""The demo runs the whole pipeline on drawn scenes, so it needs no data set."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def introduce(recipe: Recipe, console: "Console") -> None:
   5. evaluate it on scenes that selected nothing
   6. register it in MLflow, as champion if it is the first or the best
 
-Drawn scenes are easy and the trials are short: the figures prove the way, not the network.
+Drawn scenes are easy and the trials are short: the scores show that the pipeline works, not how good the network is.
 """,
         soft_wrap=True,
     )

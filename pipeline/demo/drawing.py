@@ -21,7 +21,7 @@ class Canvas:
         color: H W 3, reflectance.
         labels: H W, uint8, class ids.
         height: H W, metres above ground, from which shadows are cast.
-        rng: the only source of chance.
+        rng: the only source of random numbers.
     """
 
     color: FloatImage
@@ -48,7 +48,7 @@ class Canvas:
 
 
 def noise(rng: np.random.Generator, size: int, cell: float, octaves: int = 3) -> FloatImage:
-    """Fractal value noise, H W, scaled to 0..1; `cell` is the width of its largest bumps."""
+    """Makes fractal value noise, H W, scaled to 0..1; `cell` is the width of its largest bumps."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         step = max(cell / 2**octave, 1.0)
@@ -63,13 +63,13 @@ def noise(rng: np.random.Generator, size: int, cell: float, octaves: int = 3) ->
 def tinted(
     rng: np.random.Generator, size: int, low: tuple[float, ...], high: tuple[float, ...]
 ) -> FloatImage:
-    """Colour field, H W 3, that wanders between two colours and is grained finely."""
+    """Makes a colour field, H W 3, that varies between two colours and has a fine grain."""
     mix = (0.65 * noise(rng, size, 40) + 0.35 * rng.random((size, size), dtype=np.float32))[..., None]
     return np.asarray(np.array(low, np.float32) * (1 - mix) + np.array(high, np.float32) * mix, np.float32)
 
 
 def rotated(size: int, angle: float) -> tuple[FloatImage, FloatImage]:
-    """Coordinates along and across a direction, each H W, in pixels, zero in the middle."""
+    """Returns coordinates along and across a direction, each H W, in pixels, zero in the middle."""
     row, column = np.mgrid[:size, :size].astype(np.float32) - size / 2
     along = np.cos(angle) * column + np.sin(angle) * row
     across = -np.sin(angle) * column + np.cos(angle) * row
@@ -101,7 +101,7 @@ def parcels(
 
 
 def crowns(rng: np.random.Generator, size: int, spacing: int) -> tuple[FloatImage, FloatImage]:
-    """Tree crowns that fill the plane.
+    """Fills the plane with tree crowns.
 
     Returns:
         Crown profile 0 (gap) .. 1 (top), H W, and a number 0..1 for each crown, H W.
@@ -118,7 +118,7 @@ def crowns(rng: np.random.Generator, size: int, spacing: int) -> tuple[FloatImag
 
 
 def curve(rng: np.random.Generator, size: int, angle: float, sway: float) -> FloatImage:
-    """Signed distance to a winding line through the scene, H W, in pixels."""
+    """Returns the signed distance to a winding line through the scene, H W, in pixels."""
     along, across = rotated(size, angle)
     phase, length = rng.uniform(0, 6.28), rng.uniform(0.7, 1.6) * size
     offset = rng.uniform(-0.25, 0.25) * size
@@ -129,7 +129,7 @@ def curve(rng: np.random.Generator, size: int, angle: float, sway: float) -> Flo
 
 
 def rectangle(size: int, center: tuple[float, float], sides: tuple[float, float], angle: float) -> Mask:
-    """Filled rectangle around (row, column), H W; `sides` are along and across the angle."""
+    """Returns the mask of a rectangle around (row, column), H W; `sides` are along and across the angle."""
     unit = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * np.array(sides) / 2
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     corners = (unit @ turn.T + np.array(center[::-1])).round().astype(np.int32)
@@ -139,7 +139,7 @@ def rectangle(size: int, center: tuple[float, float], sides: tuple[float, float]
 
 
 def shadows(height: FloatImage, direction: tuple[float, float], steps: int = 16) -> FloatImage:
-    """Share of sunlight that each pixel loses to what stands towards the sun, H W, 0..1."""
+    """Returns the share of sunlight that each pixel loses to objects towards the sun, H W, 0..1."""
     dark = np.zeros_like(height)
     for step in range(1, steps + 1):
         matrix = np.array([[1, 0, direction[1] * step], [0, 1, direction[0] * step]], np.float32)
@@ -149,7 +149,7 @@ def shadows(height: FloatImage, direction: tuple[float, float], steps: int = 16)
 
 
 def relief(profile: FloatImage, direction: tuple[float, float]) -> FloatImage:
-    """Shading of a bumpy surface lit against the shadow direction, H W, around 0."""
+    """Returns the shading of a bumpy surface lit against the shadow direction, H W, around 0."""
     down = cv2.Sobel(profile, cv2.CV_32F, 0, 1, ksize=3)
     right = cv2.Sobel(profile, cv2.CV_32F, 1, 0, ksize=3)
     return np.asarray(direction[0] * down + direction[1] * right, np.float32)

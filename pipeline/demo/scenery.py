@@ -74,8 +74,8 @@ def write_scenery(
 ) -> Path:
     """Writes a data set of scenes as LoveDA does, with label images in every part.
 
-    The official Test part has no labels; this one has, so that train, val and test each have scenes of
-    their own. Scenes of different parts come from different seeds.
+    Unlike the official one, the Test part has labels, so train, val and test each have their own scenes. Scenes of
+    different parts come from different seeds.
 
     Args:
         root: folder to write into.

@@ -1,7 +1,7 @@
-"""Reading images, label images and scenes: one reader, one rule for sharding and prediction.
+"""Reads images, label images and scenes: one reader and one rule for sharding and prediction.
 
-What a file says and how it is read: `base`; the formats: `gdal`, `whole`; which bands: `bands`; label images: `labels`;
-whether image and label image lie on one grid: `grids`; scenes to be mapped: `scene`.
+Headers and pixels of a file: `base`; the formats: `gdal`, `whole`; choice of bands: `bands`; label images: `labels`;
+comparison of the grids of image and label image: `grids`; scenes to map: `scene`.
 """
 
 from sharding.raster.base import Pixels, Raster, RasterInfo, Reading

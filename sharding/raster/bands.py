@@ -12,7 +12,7 @@ from typing import Literal
 from sharding.raster.base import RasterInfo
 
 BandOrder = Literal["refuse", "names", "positions"]
-"""Where a recipe's band order and a file's names differ: refuse the file, follow its names, or ignore them."""
+"""What to do if a recipe's band order and a file's names differ: refuse the file, follow its names, or ignore them."""
 
 _DEFAULT = ("red", "green", "blue")
 """Tags that many programs set on three bands by default, even on near infrared, red, green."""
@@ -28,9 +28,10 @@ def find_bands(info: RasterInfo, expected: Sequence[str]) -> tuple[int, ...] | N
 
 
 def bands_by_name(info: RasterInfo, expected: Sequence[str]) -> tuple[int, ...] | None:
-    """Returns the positions of the expected bands by their names in the file, None unless each name occurs once.
+    """Returns the positions of the expected bands by their names in the file; None unless each name occurs once.
 
-    Descriptions that name all of them win over colour interpretations, which many programs set by default.
+    If descriptions name all bands, they take precedence over colour interpretations, which many programs set by
+    default.
     """
     lower = [name.lower() for name in expected]
     for names in ([description for description, _ in info.names], _effective(info, expected)):

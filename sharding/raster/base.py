@@ -1,4 +1,4 @@
-"""An open image: what its header says, and how its pixels are read."""
+"""An open image: its header, and how its pixels are read."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ Pixels = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 INTEGER_TYPES = ("uint8", "uint16")
-"""Types that are kept as they are."""
+"""Types that are stored unchanged."""
 
 FLOAT_TYPES = ("int8", "int16", "float16", "float32", "float64")
 """Types that become float32, with NaN where a band holds no data."""
@@ -29,10 +29,10 @@ METRES_PER_DEGREE = 111_320.0
 
 @dataclass(frozen=True)
 class Reading:
-    """What a recipe or a model says about image files beyond what they say themselves.
+    """Settings of a recipe or a model about image files that the files do not state themselves.
 
     Attributes:
-        nodata: value of pixels without data, beside what files are tagged with; None: none.
+        nodata: value of pixels without data, in addition to the tags of the files; None if there is none.
         page: page of TIFF files of several pages, from 1; None refuses such files.
     """
 
@@ -42,14 +42,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies.
+    """Position of a raster on the ground.
 
     Attributes:
-        crs: as rasterio gives it; None where the file names none.
-        transform: rasterio's Affine from column and row to x and y; the identity where there is none.
+        crs: rasterio's CRS; None if the file names none.
+        transform: rasterio's Affine from column and row to x and y; the identity if there is none.
         gcps: rasterio's ground control points, in place of a transform.
-        gcps_crs: CRS of these; None where there are none.
-        rpc: the file has rational polynomial coefficients only, which are not applied.
+        gcps_crs: CRS of these; None if there are none.
+        rpc: the file has only rational polynomial coefficients, which are not applied.
     """
 
     crs: Any
@@ -73,11 +73,11 @@ class Georeference:
 
     @property
     def placed(self) -> bool:
-        """Whether column and row give x and y."""
+        """Whether the file states how column and row give x and y."""
         return not self.transform.is_identity
 
     def pixel_metres(self, height: int, width: int) -> float | None:
-        """Side of a pixel in metres, from the area that the middle pixel covers; None where it cannot be known."""
+        """Side of a pixel in metres, from the area that the middle pixel covers; None if unknown."""
         if not self.crs or not self.placed:
             return None
         side = math.sqrt(abs(self.transform.determinant))
@@ -93,7 +93,7 @@ NOWHERE = Georeference(None, rasterio.Affine.identity())
 
 @dataclass(frozen=True)
 class RasterInfo:
-    """What the header of an image says, as plain values.
+    """The header of an image, as plain values.
 
     Attributes:
         height: rows, as displayed (an EXIF orientation is applied).
@@ -108,7 +108,7 @@ class RasterInfo:
         gcps: row, column, x, y, z of each ground control point.
         gcps_crs: CRS of these, as `crs`.
         orientation: EXIF orientation that was applied; 1 for none.
-        sidecars: size and time of the files beside this one that say more about it, or that a VRT is made of.
+        sidecars: size and time of the files that belong to this one: world files and the like, or the parts of a VRT.
     """
 
     height: int
@@ -127,7 +127,7 @@ class RasterInfo:
 
     @property
     def read_as(self) -> str:
-        """Type of the pixels that `Raster.read` gives; empty for a type that is not read."""
+        """Type of the pixels that `Raster.read` returns; empty for an unsupported type."""
         if self.dtype in INTEGER_TYPES:
             return self.dtype
         return "float32" if self.dtype in FLOAT_TYPES else ""
@@ -140,7 +140,7 @@ class Raster(ABC):
         ref: the file.
         info: what its header says.
         georeference: where it lies.
-        reading: what else is known about it.
+        reading: settings that the file does not state.
     """
 
     def __init__(self, ref: FileRef, info: RasterInfo, georeference: Georeference, reading: Reading) -> None:
@@ -156,11 +156,11 @@ class Raster(ABC):
         bands: Sequence[int] | None = None,
         grid: tuple[int, int] | None = None,
     ) -> tuple[Pixels, Mask | None]:
-        """Reads pixels and where they hold data: the one rule of training and prediction.
+        """Reads pixels and where they hold data, by the same rule in training and prediction.
 
-        A pixel holds data where any of the bands does and the alpha channel, unless it is one of the bands, is not 0.
-        A band holds no data where the file's nodata value, its mask or `Reading.nodata` says so, or where it is not
-        finite.
+        A pixel holds data if any of the bands does and the alpha channel (unless it is one of the bands) is not 0. A
+        band holds no data at the file's nodata value, outside the file's mask, at `Reading.nodata`, and at values that
+        are not finite.
 
         Args:
             window: part of the result; None: all of it.
@@ -209,8 +209,8 @@ def with_data(
 
     Args:
         raw: h w bands, as stored.
-        masks: h w bands (or h w 1), where bands hold data by the file; None: everywhere.
-        opaque: h w, where the alpha channel is not 0; None where there is none or it is wanted itself.
+        masks: h w bands (or h w 1), where bands hold data according to the file; None: everywhere.
+        opaque: h w, where the alpha channel is not 0; None if there is none, or if it is one of the bands.
         nodata: see `Reading.nodata`.
     """
     if nodata is not None:
@@ -242,7 +242,7 @@ def described(georeference: Georeference) -> dict[str, Any]:
 
 
 def crs_text(crs: Any) -> str | None:
-    """EPSG code, or WKT where there is none; None for no CRS."""
+    """Returns the EPSG code of a CRS, or WKT if it has none; None for no CRS."""
     if not crs:
         return None
     code = crs.to_epsg()

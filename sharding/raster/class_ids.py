@@ -1,6 +1,4 @@
-"""Class ids of a label image, window by window: read, brought to the grid of the image where needed, looked up by
-`d2ls.labels.LabelCodes`.
-"""
+"""Reads the class ids of a label image by window, resampled to the grid of the image if that differs."""
 
 from typing import Any
 
@@ -21,7 +19,7 @@ class ClassIds:
     Args:
         labels: the open label image.
         codes: its label codes.
-        image: the open image to whose grid labels are resampled; None where they are on one grid.
+        image: the open image to whose grid labels are resampled; None if they are on the same grid.
 
     Attributes:
         size: rows and columns of the class ids.
@@ -35,7 +33,7 @@ class ClassIds:
         self._whole: npt.NDArray[np.uint8] | None = None
 
     def raw(self, area: Window) -> npt.NDArray[Any]:
-        """Reads raw labels of a window of the image, as `count_code` takes them; those outside the label image not."""
+        """Reads the raw labels of a window of the image that lie inside the label image, as `count_code` takes them."""
         if self._aligned is None:
             return read_labels(self._labels, area, colors=not self._codes.ids)
         raw, covered = self._aligned.read(area, colors=not self._codes.ids)
@@ -45,7 +43,7 @@ class ClassIds:
         """Reads the class ids of a window of the image (h w); 255 where the label image does not reach.
 
         Raises:
-            DataError: a damaged file, or bands that are no label.
+            DataError: a damaged file, or bands that are not labels.
             LabelError: a label that is not declared.
         """
         colors, origin, where = not self._codes.ids, (area.row, area.column), str(self._labels.ref)

@@ -100,7 +100,7 @@ class GdalRaster(Raster):
         )
 
     def _area(self, window: Window | None, grid: tuple[int, int] | None) -> dict[str, Any]:
-        """Arguments of rasterio's `read` for a window of a grid."""
+        """Returns arguments of rasterio's `read` for a window of a grid."""
         if window is None and grid is None:
             return {}
         rows, columns = grid or (self.info.height, self.info.width)
@@ -134,7 +134,7 @@ class GdalRaster(Raster):
 
 
 class _told:  # noqa: N801  (a context manager, called like a function)
-    """Names file and place of a fault in reading."""
+    """Adds file and place to an error of reading."""
 
     def __init__(self, ref: FileRef, window: Window | None) -> None:
         self._ref, self._window = ref, window
@@ -182,7 +182,9 @@ def _opened(ref: FileRef, page: int | None) -> Any:
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
     if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
         file.close()
-        raise DataError(f"{ref}: colours are stored as CMYK, which has no one translation; save it as RGB")
+        raise DataError(
+            f"{ref}: colours are stored as CMYK, which has no unique conversion to RGB; save it as RGB"
+        )
     if ref.suffix in TIFF_SUFFIXES and (orientation := tiff_orientation(ref)) != 1:
         file.close()
         raise DataError(
@@ -214,7 +216,7 @@ def tiff_orientation(ref: FileRef) -> int:
 
 
 def color_table(file: Any) -> npt.NDArray[np.uint8] | None:
-    """Colours (256 or 65536, 3) of a palette TIFF, None for another."""
+    """Returns the colours (256 or 65536, 3) of a palette TIFF, None for any other file."""
     if file.count != 1 or file.colorinterp[0].name != "palette":
         return None
     colors = file.colormap(1)

@@ -1,4 +1,4 @@
-"""Do an image and its label image cover the same ground, pixel by pixel? If not, labels on the grid of the image."""
+"""Compares the grids of an image and its label image, and resamples labels to the grid of the image."""
 
 import math
 from dataclasses import dataclass
@@ -13,26 +13,27 @@ from sharding.raster.base import Georeference, Mask, Raster, crs_text
 from sharding.raster.labels import read_labels
 
 Align = Literal["refuse", "resample", "ignore"]
-"""Where image and label image lie on different grids: refuse them, resample the labels, or pair pixels as stored."""
+"""What to do if image and label image have different grids: refuse them, resample the labels, or pair pixels as
+stored."""
 
 TOLERANCE = 0.1
-"""Pixels by which corners may differ on one grid."""
+"""Largest difference of corners on one grid, in pixels."""
 
 LEAST_OVERLAP = 0.5
-"""Share of the image that a label image must cover to be of the same ground."""
+"""Share of the image that a label image must cover to count as the same ground."""
 
-_BLOCK = 2**18  # pixels whose places are computed at once
+_BLOCK = 2**18  # pixels whose positions are computed at once
 
 Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class GridDifference:
-    """How the grid of a label image differs from that of its image.
+    """Difference between the grids of a label image and its image.
 
     Attributes:
-        text: in numbers.
-        same_ground: the label image can be resampled to the image.
+        text: the difference in numbers.
+        same_ground: whether the label image can be resampled to the image.
     """
 
     text: str
@@ -40,7 +41,7 @@ class GridDifference:
 
 
 def compare_grids(image: Raster, labels: Raster) -> GridDifference | None:
-    """Compares two georeferenced grids; None where they are one, or where one of them is not georeferenced."""
+    """Compares two georeferenced grids; returns None if they are equal, or if one of them is not georeferenced."""
     here, there = image.georeference, labels.georeference
     if not here.placed or not there.placed:
         return None
@@ -79,7 +80,7 @@ class AlignedLabels:
         """Reads raw labels of a window of the image.
 
         Returns:
-            Ids (h w) or colours (h w 3), and where the label image reaches (h w); elsewhere the values mean nothing.
+            Ids (h w) or colours (h w 3), and where the label image reaches (h w); other values are undefined.
         """
         step = max(1, _BLOCK // area.width)
         blocks = [
@@ -110,7 +111,7 @@ class AlignedLabels:
 
 
 def _corners(height: int, width: int) -> Points:
-    """Columns and rows of the corners and of the middle."""
+    """Returns columns and rows of the corners and of the middle."""
     return (
         np.array([0, width, 0, width, width / 2], np.float64),
         np.array([0, 0, height, height, height / 2], np.float64),
@@ -118,7 +119,7 @@ def _corners(height: int, width: int) -> Points:
 
 
 def _moved(points: Points, source: Georeference, target: Georeference) -> Points:
-    """Turns columns and rows of one raster into those of another."""
+    """Converts columns and rows of one raster into those of another."""
     x, y = _applied(source.transform, points)
     if not _same_crs(source, target):
         shape = x.shape
@@ -139,14 +140,14 @@ def _applied(transform: Any, points: Points) -> Points:
 
 
 def _same_crs(first: Georeference, second: Georeference) -> bool:
-    """Whether two CRS are one; a raster without a CRS is taken to have that of the other."""
+    """Returns whether two CRS are equal; a raster without a CRS is assumed to have that of the other."""
     return not first.crs or not second.crs or first.crs == second.crs
 
 
 def _overlap(
     columns: npt.NDArray[np.float64], rows: npt.NDArray[np.float64], height: int, width: int
 ) -> float:
-    """Share of the image inside the box around the label image."""
+    """Returns the share of the image inside the box around the label image."""
     across = min(float(columns.max()), width) - max(float(columns.min()), 0)
     down = min(float(rows.max()), height) - max(float(rows.min()), 0)
     return max(across, 0) * max(down, 0) / (height * width)
@@ -187,13 +188,13 @@ def _crs_text(here: Georeference, there: Georeference) -> str:
 
 
 def without_datum(crs: Any) -> dict[str, Any]:
-    """Returns the parameters of a CRS but those of its datum."""
+    """Returns the parameters of a CRS except those of its datum."""
     datum = ("datum", "ellps", "a", "b", "rf", "towgs84", "nadgrids")
     return {key: value for key, value in crs.to_dict().items() if key not in datum}
 
 
 def _angle(place: Georeference) -> float:
-    """Direction of a row of pixels in degrees."""
+    """Returns the direction of a row of pixels in degrees."""
     return math.degrees(math.atan2(place.transform.d, place.transform.a))
 
 

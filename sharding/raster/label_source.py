@@ -1,4 +1,4 @@
-"""Where the class ids of a scene come from: a label image or vector labels, whole or within an area."""
+"""Class ids of a scene from a label image or vector labels, whole or within an area."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,7 +30,7 @@ class LabelSource(Protocol):
         """See above."""
 
     def read(self, area: Window) -> npt.NDArray[np.uint8]:
-        """Returns the class ids of a window (h w); 255 where nothing is labelled."""
+        """Returns the class ids of a window (h w); 255 for pixels without a label."""
 
     def raw(self, area: Window) -> npt.NDArray[Any]:
         """Returns the raw labels of a window as `count_code` takes them; of vector labels none."""
@@ -51,8 +51,8 @@ def open_labels(
         labels: a label image, or vector labels.
         image: the open image.
         codes: label codes of label images.
-        resampled: a label image is brought to the grid of the image.
-        area: what of the ground is labelled, as WKB in the CRS of the image; None: all of it.
+        resampled: whether a label image is resampled to the grid of the image.
+        area: the labelled ground, as WKB in the CRS of the image; None: all of it.
 
     Raises:
         DataError: the labels cannot be read.
@@ -68,7 +68,7 @@ def open_labels(
 
 
 class _WithinArea:
-    """Labels of which only those within an area count: pixels whose centre lies in it."""
+    """Labels restricted to an area: pixels whose centre lies in it."""
 
     def __init__(self, source: LabelSource, area: bytes, image: Raster) -> None:
         self._source = source

@@ -22,11 +22,11 @@ def read_labels(raster: Raster, window: Window | None, *, colors: bool) -> npt.N
         colors: labels are colours, not ids.
 
     Returns:
-        Ids (h w, any real type) or colours (h w 3, uint8). Where an alpha channel is not opaque everywhere it comes as
-        a last channel more: h w 2 (id, alpha) or h w 4.
+        Ids (h w, any real type) or colours (h w 3, uint8). An alpha channel that is not opaque everywhere is appended:
+        h w 2 (id, alpha) or h w 4.
 
     Raises:
-        DataError: bands that are no label, or a damaged file.
+        DataError: bands that are not labels, or a damaged file.
     """
     info = raster.info
     if not colors and (info.palette or info.bands == 1):
@@ -42,7 +42,7 @@ def read_labels(raster: Raster, window: Window | None, *, colors: bool) -> npt.N
 
 
 def needs_colors(bands: int, dtype: str) -> str:
-    """Says that a label image holds no colours, and what to do."""
+    """Returns the error message for a label image without colours."""
     return (
         f"label colours need 8-bit RGB or a palette, this file has {bands} x {dtype}. If it holds ids, give them as "
         "`label_values` in data.custom.classes and data.custom.ignored; otherwise save it as 8-bit RGB"
@@ -50,7 +50,7 @@ def needs_colors(bands: int, dtype: str) -> str:
 
 
 def needs_ids(bands: int, dtype: str) -> str:
-    """Says that a label image holds no ids, and what to do."""
+    """Returns the error message for a label image without ids."""
     return (
         f"label ids need one band, this file has {bands} x {dtype}. If it holds colours, give them as "
         "`label_values: [[red, green, blue]]` in data.custom.classes and data.custom.ignored; otherwise save the ids "
@@ -59,7 +59,7 @@ def needs_ids(bands: int, dtype: str) -> str:
 
 
 def _grey(raster: Raster, raw: npt.NDArray[Any], window: Window) -> npt.NDArray[Any]:
-    """Takes ids out of equal bands (h w bands, the last one alpha where their number is even)."""
+    """Takes ids out of equal bands (h w bands; if their number is even, the last one is alpha)."""
     bands = raw[..., :-1] if raw.shape[2] in (2, 4) else raw
     if bands.shape[2] > 1:
         differ = (bands != bands[..., :1]).any(axis=2)

@@ -18,20 +18,19 @@ CACHED_BLOCKS = 64
 """Blocks kept, of 4 MB each: two rows of blocks of a scene of 50000 columns."""
 
 MARGIN = 2
-"""Pixels around a block that are rasterised and cut away: GDAL cuts outlines at the border of its raster, which moves
-the pixels that they touch there."""
+"""Pixels around a block that are rasterised and cut away: GDAL clips outlines at the border of its raster, which
+changes the pixels that they touch there."""
 
 STEP = 2.0**-32
-"""Pixel coordinates are multiples of this, so that moving them by whole pixels loses nothing."""
+"""Pixel coordinates are multiples of this, so that moving them by whole pixels is exact."""
 
 
 class PolygonGrid:
     """Polygons as pixel values.
 
     A window has the pixels that `rasterio.features.rasterize` gives for the whole scene, except where an outline runs
-    through the centre of a pixel (with `all_touched`, through its corner) to within rounding: there GDAL's own answer
-    depends on where its raster begins. Blocks lie on a fixed grid, so a pixel has one value, in whatever window it is
-    read.
+    through the centre of a pixel (with `all_touched`, through its corner) to within rounding: there the result of GDAL
+    depends on where its raster begins. Blocks lie on a fixed grid, so a pixel has the same value in every window.
 
     Args:
         polygons: shapes (N) in the CRS of the scene; later ones lie over earlier ones.
@@ -109,7 +108,7 @@ class PolygonGrid:
 
 
 def to_pixels(geometries: Geometries, transform: Any) -> Geometries:
-    """Turns x and y into columns and rows, by the arithmetic of GDAL's rasteriser."""
+    """Converts x and y into columns and rows, with the arithmetic of GDAL's rasteriser."""
     column, across, down, row, across_row, down_row = _inverse(transform)
 
     def moved(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -121,7 +120,7 @@ def to_pixels(geometries: Geometries, transform: Any) -> Geometries:
 
 
 def _inverse(transform: Any) -> tuple[float, ...]:
-    """Inverse of a transform in the order of GDAL, computed as GDALInvGeoTransform does."""
+    """Inverts a transform in the order of GDAL, as GDALInvGeoTransform does."""
     x, a, b, y, d, e = transform.to_gdal()
     if b == 0 and d == 0:
         return -x / a, 1 / a, 0.0, -y / e, 0.0, 1 / e

@@ -1,4 +1,4 @@
-"""Opening an image by its suffix."""
+"""Opens images by their suffix."""
 
 from d2ls.errors import DataError
 from sharding.files import FileRef
@@ -15,7 +15,7 @@ def open_raster(ref: FileRef, reading: Reading = PLAIN) -> Raster:
 
     Args:
         ref: the file.
-        reading: what is known beyond what the file says.
+        reading: settings that the file does not state.
 
     Raises:
         DataError: unknown suffix, unreadable header, several pages, too large to be decoded whole.

@@ -1,4 +1,4 @@
-"""A scene to be mapped: pixels by window, which of them hold data, and where on Earth it lies."""
+"""A scene to map: its pixels by window, which of them hold data, and its georeference."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +28,12 @@ class Scene:
 
     Attributes:
         name: its file, for messages.
-        info: what its header says.
+        info: its header.
         height: rows in pixels.
         width: columns.
         count: bands of the file, an alpha channel among them.
         alpha: position of the alpha channel, from 0; None where there is none.
-        dtype: type of the pixels that `read` gives: uint8, uint16 or float32.
+        dtype: type of the pixels that `read` returns: uint8, uint16 or float32.
         band_names: name of each band in lower case, empty where the file does not say.
         georeference: where it lies.
     """
@@ -65,7 +65,7 @@ class Scene:
             Pixels (h w bands), and where the wanted bands hold data (h w; None: everywhere).
 
         Raises:
-            DataError: damaged or vanished.
+            DataError: damaged, or deleted meanwhile.
         """
         area = Window(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
         return self._raster.read(area, bands, grid)
@@ -82,7 +82,7 @@ class Scene:
 
     @property
     def pixel_metres(self) -> float | None:
-        """Ground sampling distance, None where unknown."""
+        """Ground sampling distance, None if unknown."""
         return self.georeference.pixel_metres(self.height, self.width)
 
 
@@ -90,7 +90,7 @@ def open_scene(path: Path | str, reading: Reading = PLAIN) -> Scene:
     """Opens a scene by its suffix.
 
     Args:
-        path: local file, or URI of a TIFF in an object store, which is read by windows where it lies.
+        path: local file, or URI of a TIFF in an object store, which is read in place, by window.
         reading: what is known beyond what the file says.
 
     Raises:

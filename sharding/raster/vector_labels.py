@@ -1,4 +1,4 @@
-"""Labels drawn as polygons, lines or points: what their features mean, and their class ids on the grid of an image."""
+"""Labels drawn as polygons, lines or points: the classes of their features, and class ids on the grid of an image."""
 
 import math
 from collections import Counter
@@ -36,10 +36,10 @@ class VectorLayer:
     Attributes:
         file: the vector file.
         layer: its layer; None: the only one.
-        attribute: the attribute that says the class; None: all features are of the class `only`.
+        attribute: the attribute that holds the class; None: all features are of the class `only`.
         values: text of an attribute value (see `value_text`) and class id; 255 for values that are ignored.
-        only: class id of all features where there is no attribute.
-        buffer_m: metres around lines and points that belong to them; None refuses lines and points.
+        only: class id of all features if there is no attribute.
+        buffer_m: distance in metres around lines and points that gets their label; None refuses lines and points.
         crs: CRS of a file that names none.
         encoding: of the texts of a Shapefile.
     """
@@ -60,9 +60,9 @@ class VectorLabels:
 
     Attributes:
         layers: in the order in which they are drawn, later over earlier.
-        background: class id of what no feature covers; 255: it is ignored.
-        order: class ids in the order in which they are drawn, where classes decide and not the order of features.
-        order_by: attribute whose ascending values are that order; empty: none does.
+        background: class id of pixels that no feature covers; 255: they are ignored.
+        order: class ids in drawing order; empty: the order of the features decides.
+        order_by: attribute whose ascending values are the drawing order; empty: none.
         all_touched: a feature labels every pixel that it touches, not only those whose centre it covers.
     """
 
@@ -77,7 +77,7 @@ class VectorLabels:
 
     @property
     def stamp(self) -> str:
-        """Changes when a file or a rule does; free of the files' paths."""
+        """Text that changes with the files and rules, but not with the files' paths."""
         rules = asdict(self) | {"layers": [asdict(layer) | {"file": None} for layer in self.layers]}
         return f"{rules} {[_stamp(layer.file) for layer in self.layers]}"
 
@@ -89,8 +89,8 @@ class LabelFeatures:
     Attributes:
         features: as they are read.
         ids: class id of each (N), uint8.
-        order: value of `VectorLabels.order_by` of each (N); None where no attribute decides.
-        tree: index of their places.
+        order: value of `VectorLabels.order_by` of each (N); None if no attribute decides.
+        tree: spatial index.
     """
 
     features: Features
@@ -100,7 +100,7 @@ class LabelFeatures:
 
 
 def read_layers(labels: VectorLabels) -> tuple[LabelFeatures, ...]:
-    """Reads all layers; they are kept for the next image.
+    """Reads all layers, and keeps them for the next image.
 
     Raises:
         DataError: a file that cannot be read, a value that is not listed, or lines or points without a `buffer_m`.
@@ -119,7 +119,7 @@ class VectorGrid:
     Attributes:
         size: rows and columns of the image.
         features: number of features that reach into the image.
-        notes: what was repaired, left out or projected, one text each.
+        notes: texts on what was repaired, left out or projected.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class VectorGrid:
 
 
 def vector_grid(labels: VectorLabels, image: Raster) -> VectorGrid:
-    """Lays vector labels over an open image; kept for the next piece of the same image.
+    """Places vector labels on the grid of an open image; the result is kept for the next piece of the same image.
 
     Raises:
-        DataError: see `read_layers`; or the two cannot be laid over each other.
+        DataError: see `read_layers`; or the labels cannot be placed on the image.
     """
     size = (image.info.height, image.info.width)
     return _vector_grid(labels, labels.stamp, image.ref, image.georeference, size)
@@ -174,7 +174,7 @@ def _vector_grid(
 
 
 def differ_in_datum(first: Any, second: Any) -> bool:
-    """Returns whether two CRS are one but for their datum."""
+    """Returns whether two CRS differ only in their datum."""
     return first != second and without_datum(first) == without_datum(second)
 
 
@@ -221,7 +221,7 @@ def _encoding_advice(texts: Iterable[str], layer: VectorLayer) -> str:
 
 
 def _require_area(features: Features, layer: VectorLayer) -> None:
-    """Refuses lines and points that have no buffer."""
+    """Refuses lines and points without a buffer."""
     counts = Counter(shape.geom_type for shape in features.geometries if shape.geom_type not in POLYGONS)
     if counts and layer.buffer_m is None:
         shown = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -232,10 +232,10 @@ def _require_area(features: Features, layer: VectorLayer) -> None:
 
 
 def _require_common_place(features: Features, image: FileRef, place: Georeference) -> list[str]:
-    """Compares the CRS of a layer and of an image; returns what is worth a note.
+    """Compares the CRS of a layer and of an image; returns notes.
 
     Raises:
-        DataError: the image is not placed, or one of the two has no CRS.
+        DataError: the image is not georeferenced, or one of the two has no CRS.
     """
     if not place.placed:
         raise DataError(
@@ -303,7 +303,7 @@ def _buffered(
 
 
 def metres_per_unit(place: Georeference, height: int, width: int) -> tuple[float, float]:
-    """Returns the metres of a unit of x and of y, in the middle of an image."""
+    """Returns the length in metres of a unit of x and of y, in the middle of an image."""
     if not place.crs:
         return 1.0, 1.0
     if not place.crs.is_geographic:
@@ -318,7 +318,7 @@ def _drawing_order(
 ) -> npt.NDArray[np.intp]:
     """Returns the positions of features in the order in which they are drawn; ties keep the order of the files."""
     if labels.order:
-        ranks = np.full(256, len(labels.order))  # ignored ones come last, over all classes
+        ranks = np.full(256, len(labels.order))  # ignored features are drawn last, over all classes
         ranks[list(labels.order)] = np.arange(len(labels.order))
         return np.argsort(ranks[ids], kind="stable")
     if not labels.order_by:
@@ -336,7 +336,7 @@ def _sort_key(value: Any) -> tuple[int, float, str]:
 
 
 def _stamp(file: FileRef) -> str:
-    """Returns the state of a file and of those beside it that belong to it."""
+    """Returns the state of a file and of its companion files."""
     if file.member:
         return file.stamp
     path = Path(file.path)

@@ -42,9 +42,9 @@ class Features:
     Attributes:
         name: file and layer, for messages.
         geometries: their shapes (N).
-        crs: as rasterio gives it; None where the file names none.
+        crs: rasterio's CRS; None if the file names none.
         fields: attribute name to its values (N).
-        notes: what was repaired or dropped, in words.
+        notes: texts on what was repaired or dropped.
     """
 
     name: str
@@ -77,7 +77,7 @@ def read_features(
         layer: its layer; None: the only one that has geometries.
         columns: attributes to read.
         crs: CRS of a file that names none (`EPSG:25832`).
-        encoding: of the texts of a Shapefile that does not say it, or says it wrongly.
+        encoding: of the texts of a Shapefile that does not state it, or states a wrong one.
 
     Returns:
         The features. Geometries are made two-dimensional, invalid ones are repaired, empty ones dropped; `notes` counts
@@ -120,13 +120,13 @@ def write_features(
     """Writes features into a layer of a GeoPackage.
 
     Args:
-        path: the file; where it exists, the layer is added to it.
+        path: the file; if it exists, the layer is added to it.
         layer: name of the layer.
         geometries: shapes (N).
         fields: attribute name to values (N).
         crs: as rasterio gives it, or None.
         geometry_type: of the layer: `Polygon`, `MultiPolygon`, `Point`, ...
-        append: add to a layer that is there already.
+        append: add to an existing layer.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
@@ -149,10 +149,10 @@ def project(geometries: Geometries, source: Any, target: Any) -> Geometries:
     Args:
         geometries: shapes (N).
         source: their CRS.
-        target: another one; the shapes come back as they are where it is the same, or where one of them is None.
+        target: the new CRS; shapes are returned unchanged if it is the same, or if one of the two is None.
 
     Raises:
-        DataError: a vertex has no place in the target.
+        DataError: a vertex cannot be projected to the target.
     """
     if not source or not target or source == target or not len(geometries):
         return geometries
@@ -183,7 +183,7 @@ def value_text(value: Any) -> str:
 
 
 def polygonal(geometries: Geometries) -> Geometries:
-    """Returns the polygons of each geometry, joined into one; an empty collection where there are none."""
+    """Returns the polygons of each geometry, joined into one; an empty collection if there are none."""
     kinds = shapely.get_type_id(geometries)
     mixed = kinds == shapely.GeometryType.GEOMETRYCOLLECTION
     if not mixed.any():
@@ -237,7 +237,7 @@ class _reading:  # noqa: N801  (a context manager, called like a function)
 
 
 def _require_unlocked(path: Path | str) -> None:
-    """Refuses a GeoPackage that another program is writing: GDAL would read it without the lock, half written.
+    """Refuses a GeoPackage that another program is writing: GDAL ignores the lock and would read it half written.
 
     Raises:
         DataError: locked.
@@ -256,11 +256,11 @@ def _require_unlocked(path: Path | str) -> None:
                 "a copy of the file"
             ) from error
     except sqlite3.DatabaseError:
-        return  # not a GeoPackage: GDAL's message is the better one
+        return  # not a GeoPackage: GDAL's message is better
 
 
 def _crs(named: Any, given: str | None, name: str) -> Any:
-    """Returns the CRS of a file, or the given one where the file has none."""
+    """Returns the CRS of a file, or the given one if the file has none."""
     try:
         there = CRS.from_user_input(named) if named and "Undefined" not in str(named) else None
         stated = CRS.from_user_input(given) if given else None

@@ -29,11 +29,11 @@ from sharding.raster.base import (
 )
 
 MAX_WHOLE_PIXELS = 2**28
-"""Pixels of an image that can only be decoded whole; more is taken for a decompression bomb."""
+"""Pixels of an image that can only be decoded whole; more is refused as a decompression bomb."""
 
 WHOLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ORIENTATION = 0x0112
-"""EXIF tag that tells viewers to turn a photograph; pixels and labels are taken as displayed."""
+"""EXIF tag that tells viewers to turn a photograph; pixels and labels are read as displayed."""
 
 
 class WholeRaster(Raster):
@@ -59,7 +59,7 @@ class WholeRaster(Raster):
 
     @property
     def encoded(self) -> bytes:
-        """The file's bytes as they are; read when first asked for."""
+        """The encoded bytes of the file, read on first use."""
         if not self._bytes:
             self._bytes = self.ref.read()
         return self._bytes
@@ -101,7 +101,7 @@ class WholeRaster(Raster):
 
     def plain_as(self, codec: str) -> bool:
         """Returns whether the file can be copied into a shard as `png` or `jpg` and reads the same there."""
-        if self.info.orientation != 1:  # readers differ in turning such images
+        if self.info.orientation != 1:  # not all readers apply the orientation
             return False
         content = self.encoded
         if codec == "png" and self.ref.suffix == ".png":
@@ -190,7 +190,7 @@ def _header(ref: FileRef, georeference: Georeference, sidecars: tuple[str, ...])
 
 
 def _orientation(exif: bytes | None) -> int:
-    """EXIF orientation of an image, 1 (upright) where there is none."""
+    """Returns the EXIF orientation of an image, 1 (upright) if there is none."""
     if not exif:
         return 1
     tags = Image.Exif()
@@ -214,7 +214,7 @@ def turned(stored: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
-    """Georeference from a world file or GDAL's .aux.xml beside the image, and the state of these files."""
+    """Returns the georeference from a world file or GDAL's .aux.xml beside the image, and the state of these files."""
     if ref.member:
         return NOWHERE, ()
     path, kind = Path(ref.path), ref.suffix[1:]
@@ -238,7 +238,7 @@ def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
 
 
 def _check_world(file: Path) -> None:
-    """Refuses a world file that GDAL would pass over in silence."""
+    """Refuses a world file that GDAL would silently ignore."""
     try:
         numbers = [float(word) for word in file.read_text().split()]
     except ValueError:
@@ -250,7 +250,7 @@ def _check_world(file: Path) -> None:
 
 
 def _png_depth(content: bytes) -> int:
-    """Bits a sample of a PNG; 0 for other formats."""
+    """Returns the bits per sample of a PNG; 0 for other formats."""
     return content[24] if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25 else 0
 
 

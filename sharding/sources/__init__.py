@@ -1,4 +1,4 @@
-"""Readers of raw data sets, opened by name. A new one is a file in this folder and a line in `SOURCES`."""
+"""Readers of raw data sets, opened by name. To add one, write a file in this folder and name it in `SOURCES`."""
 
 import importlib
 from pathlib import Path
@@ -18,7 +18,7 @@ SOURCES = {
     "grass": ("sharding.sources.grass", "Grass"),
     "custom": ("sharding.sources.custom", "Custom"),
 }
-"""Name in recipes to module and class."""
+"""Module and class of each name in recipes."""
 
 
 def open_source(
@@ -30,7 +30,7 @@ def open_source(
     follow_links: bool = False,
     **options: Any,
 ) -> Source:
-    """Makes the reader of a data set; nothing is read yet.
+    """Makes the reader of a data set, without reading any file.
 
     Args:
         name: one of `SOURCES`.

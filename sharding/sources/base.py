@@ -25,15 +25,15 @@ class Scene:
     """One image and its labels.
 
     Attributes:
-        id: unique in its split, free of the root's path (`Urban/17`).
-        split: `train`, `val`, `test`, or what the recipe calls it.
+        id: unique in its split, without the root's path (`Urban/17`).
+        split: `train`, `val`, `test`, or another name from the recipe.
         image: the image file.
-        mask: the label image, or vector labels; None where the publisher keeps them.
-        group: the contiguous piece of ground (or the sequence) it belongs to, which must stay in one split; None
-            where the data set does not say.
+        mask: the label image, or vector labels; None if the publisher keeps them secret.
+        group: the contiguous piece of ground (or the sequence) it belongs to, which must stay in one split; None if
+            unknown.
         tags: shown but not interpreted (`area: Urban`).
         region: the part that is used, in pixels of the image; None for all of it.
-        area: what of the ground is labelled, as WKB in the CRS of the image; None for all of it.
+        area: the labelled ground, as WKB in the CRS of the image; None for all of it.
     """
 
     id: str
@@ -63,18 +63,18 @@ class Source(ABC):
         classes: the K classes.
         codes: raw label codes to class ids.
         bands: channel names in file order.
-        reading: what is known about the images beyond what they say.
-        band_order: what holds where `bands` and the names in a file differ.
-        align: what is done where image and label image lie on different grids.
-        ground_sampling_distance: metres a pixel; None where it varies or is unknown.
+        reading: settings that the images do not state themselves.
+        band_order: what to do if `bands` and the names in a file differ.
+        align: what to do if image and label image have different grids.
+        ground_sampling_distance: metres per pixel; None if it varies or is unknown.
         license: licence of the data.
-        tiling: split (or `default`) to tiling where the protocol has one of its own.
+        tiling: split (or `default`) to tiling, if the protocol defines one.
         md5: published sums of the archives, by file name.
         advice: what to do if a scene is in several splits.
         missing: messages about files without a partner; filled by `scenes`.
         left_out: files that are intentionally not taken; filled by `scenes`.
         notes: what was repaired, projected or chosen; filled by `scenes`.
-        extra: further entries of the card; filled by `scenes`.
+        extra: additional entries of the card; filled by `scenes`.
     """
 
     name: ClassVar[str]
@@ -123,7 +123,7 @@ class Source(ABC):
         Args:
             images: key to image.
             masks: key to label image.
-            masks_needed: whether an image without labels is an error, not a test image with hidden labels.
+            masks_needed: whether an image without labels is an error; if not, it is a test image with hidden labels.
         """
         for key, image in images.items():
             if key in masks or not masks_needed:
@@ -147,7 +147,7 @@ class Source(ABC):
 
 
 def collect(keyed: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
-    """Returns a mapping of keys to files. A file that is both unpacked and in an archive is taken unpacked.
+    """Returns a mapping of keys to files. Of a file that is both unpacked and in an archive, the unpacked one is used.
 
     Raises:
         DataError: two files for one key.

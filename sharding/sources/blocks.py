@@ -1,9 +1,9 @@
 """One orthomosaic, several splits: square blocks of ground, each in one split, with a buffer between splits.
 
-How blocks are dealt: the error of a deal is the squared deviation of each split's share of each class (and of all
-labelled pixels) from its fraction, divided by the fraction and added up, so that rare classes count as much as common
-ones. Blocks go, the one with the largest share of a class first, to the split where the error grows least; then single
-blocks move and pairs of blocks change places while that lowers the error.
+Blocks are dealt as follows. The error of a deal is the squared deviation of each split's share of each class (and of
+all labelled pixels) from its fraction, divided by the fraction and added up, so that rare classes count as much as
+common ones. The block with the largest share of a class comes first; each block goes to the split where the error grows
+least. Then single blocks are moved and pairs of blocks exchanged as long as that lowers the error.
 """
 
 import random
@@ -35,7 +35,7 @@ class Block:
 
     @property
     def box(self) -> Any:
-        """The outline as a polygon of shapely."""
+        """The outline as a shapely polygon."""
         return shapely.box(*self.outline)
 
 
@@ -60,12 +60,12 @@ def block_grid(bounds: tuple[float, float, float, float], size: float) -> list[B
 
 
 def deal_blocks(pixels: npt.NDArray[np.int64], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """Deals blocks to splits so that each split gets its share of every class, as nearly as whole blocks allow.
+    """Deals blocks to splits so that each split gets its share of every class, as closely as whole blocks allow.
 
     Args:
         pixels: labelled pixels of each class in each block (B K).
         fractions: split to its share; the shares add up to 1.
-        seed: decides where blocks are equally good.
+        seed: decides between equally good blocks.
 
     Returns:
         The split of each block (B); empty for blocks without a labelled pixel.
@@ -117,7 +117,7 @@ class _Deal:
         return [int(owner) for owner in self._owner]
 
     def _error(self, lacking: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Squared deviation of each split, in shares of the split (S)."""
+        """Returns the squared deviation of each split, relative to its share (S)."""
         return np.asarray((lacking**2 / self._wanted).sum(axis=1))
 
     def _give(self, block: int, split: int) -> None:
@@ -127,7 +127,7 @@ class _Deal:
         self._owner[block] = split
 
     def _move(self, block: int) -> bool:
-        """Gives a block to another split where that lowers the error; returns whether it did."""
+        """Moves a block to another split if that lowers the error; returns whether it did."""
         owner = self._owner[block]
         if (self._owner == owner).sum() == 1:
             return False
@@ -140,7 +140,7 @@ class _Deal:
         return True
 
     def _swap(self, block: int) -> bool:
-        """Exchanges a block for one of another split where that lowers the error; returns whether it did."""
+        """Exchanges a block for one of another split if that lowers the error; returns whether it did."""
         owner = self._owner[block]
         others = np.flatnonzero(self._owner != owner)
         owners = self._owner[others]
@@ -164,15 +164,15 @@ def deal_folds(pixels: npt.NDArray[np.int64], k: int, n: int, seed: int) -> list
 
 
 def fold_split(fold: int, k: int, n: int) -> str:
-    """Returns the split of a fold (1 to n) where fold k is tested."""
+    """Returns the split of a fold (1 to n) if fold k is the test split."""
     return {k: "test", k % n + 1: "val"}.get(fold, "train")
 
 
 def labelled_areas(blocks: Sequence[Block], splits: Sequence[str], buffer: float) -> list[Any]:
-    """Takes half of the buffer off each side of a block where a block of another split, or of none, adjoins.
+    """Removes half of the buffer from each side of a block that adjoins a block of another split, or of none.
 
     A line from a point of one split to a point of another leaves the blocks of the first and later enters those of the
-    second; half of the buffer is taken off at both places, so the points are at least the buffer apart.
+    second; half of the buffer is removed at both places, so the points are at least the buffer apart.
 
     Args:
         blocks: all blocks of a grid.
@@ -180,7 +180,7 @@ def labelled_areas(blocks: Sequence[Block], splits: Sequence[str], buffer: float
         buffer: width of the strip between splits, in units of the CRS.
 
     Returns:
-        What is left of each block as a polygon, which may be empty.
+        The remaining polygon of each block, which may be empty.
     """
     boxes = np.array([block.box for block in blocks], object)
     if not buffer:
@@ -205,14 +205,14 @@ class Gap:
 
 
 def smallest_gaps(areas: Iterable[tuple[str, Any]], reach: float) -> list[Gap]:
-    """Measures how near the ground of two splits comes.
+    """Measures the distance between the ground of each two splits.
 
     Args:
         areas: split and labelled ground (a polygon of shapely) of each piece.
-        reach: distances above this are not looked for, in units of the CRS.
+        reach: largest distance to look for, in units of the CRS.
 
     Returns:
-        The smallest distance of each pair of splits, where there is one up to `reach`.
+        The smallest distance of each pair of splits that are at most `reach` apart.
     """
     pieces = [(split, area) for split, area in areas if not area.is_empty]
     shapes = np.array([area for _, area in pieces], object)

@@ -2,8 +2,8 @@
 
     img_dir/{train,val,test}/*.png        ann_dir/{train,val,test}/*.png
 
-Whether the published split keeps scenes apart is not stated. Where every file name holds a Landsat scene id, it is
-checked; a scene in two splits stops the protocol `clean`, which can divide the patches anew, scene by scene.
+It is not documented whether the published split keeps scenes apart. If every file name holds a Landsat scene id, this
+is checked; the protocol `clean` refuses a scene in two splits, and can divide the patches anew by scene.
 """
 
 import re
@@ -38,7 +38,7 @@ class Cloud(Source):
     )
     codes = LabelCodes.from_ids({0: 0, 1: 1, 2: 2, 3: 3, IGNORE: IGNORE})
     ground_sampling_distance = 30.0
-    advice = "Set data.options.resplit=true to divide the patches anew, scene by scene"
+    advice = "Set data.options.resplit=true to divide the patches anew by scene"
 
     def __init__(
         self, root: str | Path, protocol: Protocol, access: Mapping[str, bool], **options: Any

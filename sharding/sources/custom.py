@@ -1,4 +1,4 @@
-"""Reader of one's own data: images and label images named by globs, divided as the recipe says."""
+"""Reader of the user's own data: images and label images are given by globs, the splits by the recipe."""
 
 import fnmatch
 import re
@@ -25,7 +25,7 @@ UNUSED = "unused"
 
 
 class Custom(Source):
-    """Reader of one's own data."""
+    """Reader of the user's own data, see `CustomSpec`."""
 
     name = "custom"
 
@@ -56,13 +56,13 @@ class Custom(Source):
         self.ground_sampling_distance = spec.ground_sampling_distance
 
     def scenes(self) -> Iterator[Scene]:
-        """Yields the scenes of all splits but `unused`; notes what is left out, and why."""
+        """Yields the scenes of all splits but `unused`; records what is left out, and why."""
         tree = self.tree()
         images, masks = self._files(tree)
         labels = self._labels(tree, images, masks)
         paths = {ref: name for name, ref in tree.files.items()}
         names = {key: paths[ref] for key, ref in images.items()}
-        if self.spec.split.fractions or self.spec.split.fold:  # what lacks labels takes no share
+        if self.spec.split.fractions or self.spec.split.fold:  # images without labels do not count
             names = {key: name for key, name in names.items() if key in labels}
         groups = {key: self._group(name) for key, name in names.items()}
         splits = self._splits(tree, names, groups)
@@ -106,7 +106,7 @@ class Custom(Source):
         return labels
 
     def _divided(self, tree: FileTree, scenes: list[Scene]) -> Iterator[Scene]:
-        """Yields the scenes, or the pieces of ground that the recipe makes of them."""
+        """Yields the scenes, or the pieces of ground into which the recipe divides them."""
         spec, split = self.spec, self.spec.split
         if not (spec.vectors or spec.area or split.blocks):
             yield from scenes
@@ -127,7 +127,7 @@ class Custom(Source):
         self.extra |= divider.extra
 
     def _files(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef]]:
-        """Returns images and label images by the texts of their wildcards, without the unused ones."""
+        """Returns images and label images by the texts that their wildcards matched, without the unused files."""
         masks = _matching(tree, self.spec.masks, "masks", ()) if self.spec.masks else {}
         images = _matching(tree, self.spec.images, "images", set(masks.values()))
         paths = {ref: name for name, ref in tree.files.items()}
@@ -192,7 +192,7 @@ class Custom(Source):
         for name, patterns in (split.folders or split.scenes or {}).items():
             for pattern in patterns:
                 hits = [key for key, text in texts.items() if _names(pattern, text, bool(split.folders))]
-                if not hits and name != UNUSED:  # what is left out need not be there
+                if not hits and name != UNUSED:  # files to leave out need not exist
                     self.missing.append(
                         f"data.custom.split.{split.way}.{name}: {pattern!r} fits nothing. "
                         f"{nearest(pattern, sorted(set(texts.values()))[:20])}"
@@ -234,7 +234,7 @@ def _names(pattern: str, text: str, folders: bool) -> bool:
 def _matching(
     tree: FileTree, globs: Sequence[str], what: str, excluded: "set[FileRef] | tuple[()]"
 ) -> dict[str, FileRef]:
-    """Returns the files that fit the globs by the texts of their wildcards."""
+    """Returns the files that fit the globs, by the texts that their wildcards matched."""
     files: dict[str, FileRef] = {}
     for glob in globs:
         rules = compile_glob(glob)

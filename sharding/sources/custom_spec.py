@@ -1,4 +1,4 @@
-"""What a recipe says of one's own data: files, classes, label codes, splits."""
+"""The description of the user's own data in a recipe: files, classes, label codes, splits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from sharding.sources.custom_vectors import CustomArea, CustomVectors
 Code = int | Color
 
 WAYS = ("folders", "scenes", "lists", "fractions", "areas", "blocks", "fold")
-"""Keys of `data.custom.split` that say how scenes are divided."""
+"""Keys of `data.custom.split`, each a way to divide scenes."""
 
 NAN, TRANSPARENT = "nan", "transparent"
-"""Words that `ignored` may hold beside codes: NaN in float label images, pixels with an alpha of 0."""
+"""Words that `ignored` may hold in addition to codes: NaN in float label images, pixels with an alpha of 0."""
 
 
 @dataclass(frozen=True)
 class CustomClass:
-    """A class: its name, display colour, raw codes (ids or colours; empty: the colour), and whether it is scored."""
+    """A class: name, display colour, raw codes (ids or colours; empty: the display colour), whether it is scored."""
 
     name: str
     color: Color
@@ -34,7 +34,7 @@ class CustomClass:
 
 @dataclass(frozen=True)
 class CustomBlocks:
-    """Square blocks of ground: their side and the strip between splits in metres, the share of each split, the seed."""
+    """Square blocks of ground: side and buffer between splits in metres, share of each split, seed."""
 
     size_m: float
     buffer_m: float = 0.0
@@ -44,7 +44,7 @@ class CustomBlocks:
 
 @dataclass(frozen=True)
 class CustomFold:
-    """Fold k of n: it is tested, the next one selects, the others are trained on."""
+    """Fold k of n is the test split, the next one the val split, the others are trained on."""
 
     k: int
     n: int
@@ -52,12 +52,12 @@ class CustomFold:
 
 @dataclass(frozen=True)
 class CustomSplit:
-    """How scenes are divided; exactly one way is given, where a fold may stand in for the fractions of blocks.
+    """Division of scenes into splits. Exactly one way is given, except that blocks may have a fold.
 
     Attributes:
         folders: split to globs of image paths below the root.
         scenes: split to scene names or globs of them.
-        lists: split to text files below the root that name an image a line.
+        lists: split to text files below the root with one image per line.
         fractions: split to its share of the scenes; shares add up to 1.
         seed: for `fractions` and `fold`.
         areas: attribute of the polygons of `CustomSpec.area` that names their split.
@@ -93,20 +93,20 @@ class CustomSplit:
 
     @property
     def way(self) -> str:
-        """Which way is given."""
+        """The key that is given."""
         return next(name for name in WAYS if getattr(self, name))
 
 
 @dataclass(frozen=True)
 class CustomSpec:
-    """Everything the reader needs to know.
+    """Description of the user's own data.
 
     Attributes:
         images: globs below the root; `*` stays within a folder, `**` does not.
-        masks: globs of label images, with the same wildcards: the texts they stand for pair image and label image. A
-            file that fits both is a label image. Empty: all labels are vectors.
+        masks: globs of label images, with the same wildcards: an image and a label image are a pair if their wildcards
+            match the same texts. A file that fits both is a label image. Empty: all labels are vectors.
         vectors: labels of the images that have no label image; None: there are none.
-        area: polygons of what was labelled; None: all of each image.
+        area: polygons of the labelled ground; None: all of each image.
         classes: the classes.
         split: division into splits.
         ignored: raw codes that are neither trained on nor scored; the words `nan` and `transparent` likewise.
@@ -157,7 +157,7 @@ class CustomSpec:
 
 
 def label_codes(spec: CustomSpec) -> LabelCodes:
-    """Makes the label codes of one's own classes.
+    """Makes the label codes of the classes.
 
     Raises:
         ConfigError: ids and colours mixed, or a code with two meanings.
@@ -188,7 +188,7 @@ def label_codes(spec: CustomSpec) -> LabelCodes:
 
 
 def refuse_equal_colors(classes: Sequence[CustomClass]) -> None:
-    """Refuses two classes of one display colour.
+    """Refuses two classes with the same display colour.
 
     Raises:
         ConfigError: names both.

@@ -1,4 +1,4 @@
-"""What a recipe says of vector labels and areas of one's own data, and what it comes down to."""
+"""The description of vector labels and areas in a recipe, and its conversion to class ids and files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ Finder = Callable[[Sequence[str], str], list[FileRef]]
 
 @dataclass(frozen=True)
 class CustomLayer:
-    """Vector files that are read alike.
+    """Vector files that are read in the same way.
 
     Attributes:
         files: globs below the root.
         layer: layer of each file; None: the only one.
-        attribute: attribute that says the class; None: all features are of `class_name`.
-        values: class to the attribute values that mean it; a class that is not named is meant by its own name.
+        attribute: attribute that holds the class; None: all features are of `class_name`.
+        values: class to its attribute values; the value of a class that is not listed is its name.
         class_name: see `attribute`.
         ignored: attribute values that are neither trained on nor scored.
         buffer_m: see `VectorLayer`; also `crs`, `encoding`.
@@ -43,7 +43,7 @@ class CustomLayer:
     def __post_init__(self) -> None:
         if (self.attribute is None) == (self.class_name is None):
             raise ConfigError(
-                f"{KEY}: give one of attribute (its values say the class) and class_name (all features are of it)"
+                f"{KEY}: give either attribute (its values are the classes) or class_name (the class of all features)"
             )
 
 
@@ -53,9 +53,9 @@ class CustomVectors:
 
     Attributes:
         layers: in the order in which they are drawn.
-        background: class of what no feature covers; None: it is ignored.
+        background: class of pixels that no feature covers; None: they are ignored.
         order: class names, later ones over earlier ones; empty: the order of the features decides.
-        order_by: attribute whose ascending values decide; None: none does.
+        order_by: attribute whose ascending values decide the order; None: none does.
         all_touched: see `VectorLabels`.
     """
 
@@ -68,7 +68,7 @@ class CustomVectors:
 
 @dataclass(frozen=True)
 class CustomArea:
-    """Polygons of what was labelled: globs of files, their layer, and the CRS of files that name none."""
+    """Polygons of the labelled ground: globs of files, their layer, and the CRS of files that name none."""
 
     files: tuple[str, ...]
     layer: str | None = None
@@ -76,7 +76,7 @@ class CustomArea:
 
 
 def vector_labels(spec: CustomVectors, classes: Sequence[str], files: Finder) -> VectorLabels:
-    """Turns names of classes and files into class ids and files.
+    """Resolves names of classes and globs of files to class ids and files.
 
     Raises:
         ConfigError: a class that is not declared, a value of two classes, or no such file.

@@ -1,4 +1,4 @@
-"""Globs of recipes: which files they fit, and the texts that their wildcards stand for."""
+"""Globs of recipes: the files that they match, and the texts that their wildcards match."""
 
 import fnmatch
 import re
@@ -12,7 +12,7 @@ _GROUPS = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
 
 
 def expand_braces(glob: str) -> list[str]:
-    """Returns the globs that braces stand for, as a shell does: `*.{tif,png}` is `*.tif` and `*.png`."""
+    """Expands braces as a shell does: `*.{tif,png}` is `*.tif` and `*.png`."""
     match = re.search(r"\{([^{}]*,[^{}]*)\}", glob)
     if match is None:
         return [glob]

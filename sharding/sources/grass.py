@@ -2,8 +2,8 @@
 
     img_dir/{train,val}/*.tif        ann_dir/{train,val}/*.png   (palette PNG: the indices are the labels)
 
-Published is a random split in two without a test part, and no scene key. `clean` reports on the published val part,
-under the name `test`, and holds a `val` part out of train; `paper` leaves the two as they are.
+The published split is random, has two parts and no test part, and names no scenes. `clean` calls the published val part
+`test` and takes a new `val` part out of train; `paper` keeps the published parts.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What Potsdam and Vaihingen share: classes, label colours, official parts, kinds of labels, the held-out part."""
+"""Base of Potsdam and Vaihingen: classes, label colours, official parts, kinds of labels, the held-out part."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -26,8 +26,8 @@ class Isprs(Source):
     Options:
         val: tiles held out of the official training part (protocol `clean`; the `paper` protocol has no such part).
         drop: tiles left out.
-        train_labels, eval_labels: `full`, `eroded` (borders of objects ignored), or `auto`: eroded where the eroded
-            labels are on disk, else full; the card says which.
+        train_labels, eval_labels: `full`, `eroded` (borders of objects ignored), or `auto`: eroded if the eroded labels
+            are on disk, else full; the card records which.
     """
 
     classes = CLASSES

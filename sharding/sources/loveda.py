@@ -2,9 +2,9 @@
 
     {Train,Val,Test}/{Urban,Rural}/{images_png,masks_png}/<n>.png
 
-Raw labels: 0 no data, then the seven classes from 1. The official Test part has no labels and is left out; where a
-Test part has them, it is offered as the split `test`. The images are cut from larger scenes that their names do not
-tell, so whether two splits share one is not known.
+Raw labels: 0 no data, then the seven classes from 1. The official Test part has no labels and is left out; a Test part
+with labels becomes the split `test`. The images are cut from larger scenes, which their names do not tell, so it is
+unknown whether two splits share one.
 """
 
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
@@ -44,5 +44,5 @@ class LoveDA(OfficialParts):
     expected = "Train/Urban/images_png/*.png and masks_png beside it, or Train.zip and Val.zip"
 
     def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
-        """Makes a scene; the area, `Urban` or `Rural`, goes along."""
+        """Makes a scene with its area, `Urban` or `Rural`."""
         return Scene(key, split, image, mask, tags={"area": key.split("/")[0]})

@@ -1,4 +1,4 @@
-"""Data sets whose publisher fixes train, val and test and keeps the labels of test: what LoveDA and UAVid share."""
+"""Base of LoveDA and UAVid, whose publishers fix train, val and test and keep the labels of test secret."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ from sharding.sources.splitting import HeldOut
 
 
 class OfficialParts(Source):
-    """A reader of three parts; option `select`: `{fraction: 0.1, seed: 42}` of the training scenes are held out.
+    """A reader of three parts. The option `select` (`{fraction: 0.1, seed: 42}`) holds out training scenes.
 
-    Where the labels of the test part are there, it is offered; where not, it is left out.
+    The test part is a split if its labels exist, else it is left out.
 
     Attributes:
-        parts: the parts as folders spell them; their splits are in small letters.
+        parts: the parts as spelled in folder names; their splits are in lower case.
         kinds: names of the folders of images and of label images.
         pattern: regular expression of a file with `{part}` and `{kind}`; its two groups are the key.
         expected: what should lie below the root, in words.
@@ -37,10 +37,10 @@ class OfficialParts(Source):
 
     @abstractmethod
     def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
-        """Makes a scene of a pair of files; what is wrong with it goes to `missing`."""
+        """Makes a scene of a pair of files; adds problems to `missing`."""
 
     def scenes(self) -> Iterator[Scene]:
-        """Yields the scenes of the three parts; with the option `select` some of train under that name."""
+        """Yields the scenes of the three parts; with the option `select`, some scenes of train as split `select`."""
         if self._held_out and self.protocol == "clean":
             yield from self._held_out.apply(self._official(), lambda scene: scene.group or scene.id)
         else:

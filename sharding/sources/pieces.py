@@ -1,4 +1,4 @@
-"""Dividing images over splits by ground: by blocks, or by polygons that say what was labelled."""
+"""Divides the ground of images over splits: by blocks, or by polygons of labelled areas."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,12 +35,12 @@ READ = 2048
 """Side of the windows in which labels of blocks are counted."""
 
 ROUNDING = 1e-3
-"""Share of the buffer by which rounding may bring two splits nearer."""
+"""Tolerance for rounding when the distance of two splits is compared with the buffer, as a share of the buffer."""
 
 
 @dataclass(frozen=True)
 class PlacedScene:
-    """A scene and where its image lies.
+    """A scene with the georeference of its image.
 
     Attributes:
         scene: its files; its split is not known yet.
@@ -55,7 +55,7 @@ class PlacedScene:
     ground: Any
 
     def window(self, shape: Any) -> Window | None:
-        """Returns the pixels around a polygon; None where it does not reach into the image."""
+        """Returns the window of pixels around a polygon; None if it does not reach into the image."""
         if shape.is_empty:
             return None
         box = to_pixels(np.array([shape], object), self.place.transform)[0].bounds
@@ -71,12 +71,12 @@ class Divider:
     Attributes:
         codes: of label images.
         reading: what is known about the images.
-        align: what is done where image and label image lie on different grids.
+        align: what to do if image and label image have different grids.
         num_classes: K.
-        areas: layers of polygons of what was labelled; None: all of each image.
-        problems: what has to be fixed, one text each.
-        notes: what was repaired, projected or chosen, one text each.
-        extra: what goes into the card.
+        areas: layers of polygons of labelled ground; None: all of each image.
+        problems: texts of problems to fix.
+        notes: texts on what was repaired, projected or chosen.
+        extra: additional entries of the card.
     """
 
     codes: LabelCodes
@@ -89,7 +89,7 @@ class Divider:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def restrict(self, scenes: Sequence[Scene]) -> Iterator[Scene]:
-        """Yields whole images, with what of them was labelled."""
+        """Yields whole images with their labelled areas."""
         for placed in self._placed(scenes):
             if self.areas is None:
                 yield placed.scene
@@ -135,7 +135,7 @@ class Divider:
         yield from sorted(pieces, key=lambda piece: order.index(piece.split))
 
     def _placed(self, scenes: Sequence[Scene]) -> Iterator[PlacedScene]:
-        """Opens each image; those that cannot be read, or that no feature labels, are problems."""
+        """Opens each image; images that cannot be read, or that no feature labels, are added to `problems`."""
         for scene in scenes:
             try:
                 with open_raster(scene.image, self.reading) as image:
@@ -231,7 +231,7 @@ class Divider:
         self.extra["blocks"] = {"size_m": rule.size_m, "buffer_m": rule.buffer_m, "seed": rule.seed}
 
     def _compare_gaps(self, pieces: Sequence[Scene], buffer: float, key: str) -> None:
-        """Measures how near labelled ground of two splits comes; too near is a problem."""
+        """Measures the distances between the labelled ground of splits; one below the buffer is a problem."""
         areas = [(piece.split, shapely.from_wkb(piece.area)) for piece in pieces if piece.area]
         for gap in smallest_gaps(areas, max(buffer * 1.5, 1.0)):
             text = f"{key}: labelled ground of {gap.first} and {gap.second} is {gap.distance:.2f} apart (CRS units)"
@@ -248,7 +248,7 @@ class Divider:
 def read_areas(
     files: Sequence[FileRef], layer: str | None, crs: str | None, attribute: str | None
 ) -> list[Features]:
-    """Reads the polygons of what was labelled.
+    """Reads the polygons of labelled ground.
 
     Raises:
         DataError: see `read_features`; or a layer without polygons.
@@ -271,7 +271,7 @@ def _projected(layer: Features, place: Georeference, image: FileRef) -> npt.NDAr
 
 
 def _piece(placed: PlacedScene, name: str, split: str, shape: Any, group: str) -> Scene | None:
-    """Makes the scene of a piece of ground; None where nothing of it lies in the image."""
+    """Makes the scene of a piece of ground; returns None if it lies outside of the image."""
     ground = shapely.intersection(shape, placed.ground)
     region = placed.window(ground) if shapely.area(ground) > 0 else None
     if region is None:
@@ -295,7 +295,7 @@ def _common_unit(images: Sequence[PlacedScene]) -> float:
     """Returns the metres of a unit of the CRS of all images.
 
     Raises:
-        DataError: several CRS, one in degrees, or an image without a place.
+        DataError: several CRS, a CRS in degrees, or an image without a georeference.
     """
     first = images[0]
     for image in images:

@@ -79,7 +79,7 @@ class Potsdam(Isprs):
         self.bands = IMAGERY[self._imagery]
 
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
-        """Finds the tiles by file name, in whatever folder they are."""
+        """Finds the tiles by file name, in any folder."""
         self.extra["imagery"] = self._imagery
         endings = (self._imagery, "label", "label_noBoundary")
         images, full, eroded = (

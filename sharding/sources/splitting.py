@@ -1,4 +1,4 @@
-"""Dividing scenes over splits, by shares (a scene is never divided) or by the lists that data sets ship."""
+"""Divides scenes over splits: by shares (a scene is never divided), or by the lists of a data set."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from sharding.sources.base import Scene, nearest
 
 
 def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Divides scenes by shares: shuffled by the seed, cut at rounded shares, at least one a split.
+    """Divides scenes by shares: shuffles them by the seed and cuts at rounded shares, at least one scene per split.
 
     Args:
         units: scene names, in a fixed order.
@@ -45,9 +45,9 @@ def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dic
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A share of the training scenes that is kept out of training and selects: the split `select`.
+    """A share of the training scenes that is held out to select epochs and trials: the split `select`.
 
-    For data sets whose test labels are hidden: the official validation part is then free to be reported.
+    For data sets whose test labels are hidden: scores can then be reported on the official validation part.
 
     Attributes:
         fraction: share of the units, above 0 and below 1.
@@ -59,7 +59,7 @@ class HeldOut:
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Self | None:
-        """Takes the option `select` out of a source's options; None where it is not given.
+        """Takes the option `select` out of a source's options; None if it is not given.
 
         Raises:
             ConfigError: not `{fraction: ..., seed: ...}`.
@@ -75,7 +75,7 @@ class HeldOut:
         return cls(share, int(value.get("seed", 42)))
 
     def apply(self, scenes: Iterable[Scene], unit: Callable[[Scene], str]) -> Iterator[Scene]:
-        """Yields all scenes, some of `train` as `select`; what shares a unit stays together."""
+        """Yields all scenes, some of `train` as `select`; scenes of one unit stay together."""
         scenes = list(scenes)
         units = list(dict.fromkeys(unit(scene) for scene in scenes if scene.split == "train"))
         shares = {"train": 1 - self.fraction, "select": self.fraction}
@@ -85,10 +85,10 @@ class HeldOut:
 
 
 class SplitLists:
-    """Text files that name the images of a split, one a line: a path, the end of a path, with or without suffix.
+    """Text files that name the images of a split, one per line: a path or the end of a path, with or without suffix.
 
-    Of a line that fits nothing as a whole the first column counts (`images/1.png labels/1.png`). Empty lines and lines
-    that begin with `#` do not count.
+    If a whole line fits no image, its first column is used (`images/1.png labels/1.png`). Empty lines and lines that
+    begin with `#` are ignored.
 
     Args:
         tree: the files of the data set, the lists among them.
@@ -107,7 +107,7 @@ class SplitLists:
                     self._keys.setdefault(name, set()).add(key)
 
     def read(self, file: str, problems: list[str]) -> list[str]:
-        """Returns the keys of the images that a list names; appends to `problems` what fits none or several.
+        """Returns the keys of the images that a list names; lines that fit none or several are added to `problems`.
 
         Raises:
             ConfigError: no such list below the root.

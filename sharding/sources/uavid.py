@@ -2,8 +2,8 @@
 
     uavid_{train,val,test}/seq<N>/{Images,Labels}/<frame>.png
 
-Labels are colours. The official test part has no labels and is left out; where it has them, it is offered. A sequence
-is a scene. `paper` cuts as GeoSeg does: the last 2048 rows, widened to 4096 columns, in tiles of 1024.
+Labels are colours. The official test part has no labels and is left out; with labels it becomes the split `test`. A
+sequence is a scene. `paper` cuts as GeoSeg does: the last 2048 rows, widened to 4096 columns, in tiles of 1024.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class UAVid(OfficialParts):
             self.extra["departures"] = [f"only the last {PAPER_ROWS} rows of a frame are used, as in GeoSeg"]
 
     def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
-        """Makes a scene of a frame; its sequence must belong to the part that it lies in."""
+        """Makes a scene of a frame; its sequence must belong to the part in whose folder it lies."""
         sequence = key.split("/")[0]
         self._check_part(sequence, split)
         region = None

@@ -4,7 +4,7 @@
     gts_for_participants/top_mosaic_09cm_area1.tif          (16 areas), or the complete labels in another folder
     ..._eroded_COMPLETE/top_mosaic_09cm_area1_noBoundary.tif
 
-unpacked or as the zips of the publisher. Image and full label have the same file name: what lies in `top` is the image.
+unpacked or as the zips of the publisher. Image and full label have the same file name: the file in `top` is the image.
 """
 
 import re
@@ -53,7 +53,7 @@ class Vaihingen(Isprs):
     }
 
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
-        """Finds the areas; of labels in several folders the complete ones are taken."""
+        """Finds the areas; if several folders hold labels, the complete ones are used."""
         files_of: dict[str, list[tuple[str, FileRef]]] = {
             "top": [],
             PARTICIPANTS: [],

@@ -84,7 +84,7 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     assert diagnosis.check_runs(store, recipe.output_dir) == [], "its process lives"
     folder.update(driver=dead_process())
     (found,) = diagnosis.check_runs(store, recipe.output_dir)
-    assert "killed: 1 log entries that waited were sent" in found.text
+    assert "killed: 1 waiting log entries were sent" in found.text
     assert "--resume killed" in found.text
     row = store.run(run_id)
     assert (row.status, "has ended" in row.tags["d2ls.end"]) == ("KILLED", True)
