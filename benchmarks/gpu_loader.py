@@ -85,7 +85,8 @@ def train(shards, options):
         pin_memory=pinned,
     )  # fmt: skip
     selection = EvaluationLoader(shards, "val", batch_size=1, pin_memory=pinned, window=options.size)
-    schedule = Schedule(lr=1e-4, steps_per_epoch=loader.steps_per_epoch, epochs=options.epochs)
+    steps = loader.steps_per_epoch
+    schedule = Schedule(lr=1e-4, steps_per_epoch=steps, total_steps=options.epochs * steps)
     settings = TrainerSettings(
         global_batch_size=options.batch, precision=options.precision, channels_last=options.channels_last,
         compile=options.compile, evaluate_every=options.epochs, sample_shape=(3, options.size, options.size),

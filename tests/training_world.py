@@ -82,6 +82,7 @@ def make_trainer(
     folder=None,
     *,
     epochs=2,
+    total_steps=None,
     global_batch_size=4,
     backbone="test_convnext",
     contrastive="ratio",
@@ -116,7 +117,9 @@ def make_trainer(
         network=network,
         loss=loss or D2LSLoss(contrastive=contrastive),
         optimizer=build_optimizer(network, lr=lr, lookahead=lookahead),
-        schedule=Schedule(lr=lr, steps_per_epoch=steps, epochs=epochs, warmup=0.2),
+        schedule=Schedule(
+            lr=lr, steps_per_epoch=steps, total_steps=total_steps or steps * epochs, warmup=0.2
+        ),
         batches=loader.epoch,
         evaluator=Evaluator(
             "val",

@@ -64,6 +64,7 @@ class EvaluationReport:
         scores: computed from `confusion`.
         terms: mean training loss terms of the epoch.
         best: whether its mIoU is the highest so far.
+        last: whether the training ends with it.
         seconds: wall time of the evaluation.
     """
 
@@ -74,6 +75,7 @@ class EvaluationReport:
     scores: Scores
     terms: Mapping[str, float] = field(default_factory=dict)
     best: bool = False
+    last: bool = False
     seconds: float = 0.0
 
 

@@ -16,7 +16,7 @@ class Schedule:
     Attributes:
         lr: highest learning rate.
         steps_per_epoch: optimizer steps an epoch has.
-        epochs: epochs of the run.
+        total_steps: optimizer steps of the whole run; the last epoch may have fewer than the others.
         name: `cosine`, `polynomial` or `constant`.
         warmup: linear warm-up, as a share of all steps.
         final_lr: rate that the decay would reach one step after the last.
@@ -25,16 +25,11 @@ class Schedule:
 
     lr: float
     steps_per_epoch: int
-    epochs: int
+    total_steps: int
     name: str = "cosine"
     warmup: float = 0.0
     final_lr: float = 1e-6
     per: str = "step"
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
 
     def at(self, step: int) -> float:
         """Returns the rate of a step, counted from 0 over the whole run."""

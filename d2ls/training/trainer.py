@@ -51,7 +51,7 @@ class TrainerSettings:
         compile: compile the network with torch.compile.
         channels_last: memory layout of the weights; convolutions pass it on to the maps.
         skip_non_finite: steps with a non-finite loss that may be skipped; 0 stops at the first.
-        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        evaluate_every: epochs between evaluations; the end of the training is always evaluated.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
         sample_shape: C H W of the training crop. Where it is known, the FLOPs of a step are counted, and a micro-batch
@@ -169,8 +169,8 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
-        return self.state.step // self.schedule.steps_per_epoch
+        """Epochs begun; the last one may end before its last step."""
+        return -(-self.state.step // self.schedule.steps_per_epoch)
 
     def _prepare(self) -> None:
         """Resumes, and builds what a step needs; each part sees the network as the ones before it left it."""
@@ -226,9 +226,10 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.network.train()
-        epoch, done = divmod(self.state.step, self.schedule.steps_per_epoch)
+        steps, total = self.schedule.steps_per_epoch, self.schedule.total_steps
+        epoch, done = divmod(self.state.step, steps)
         batches = iter(self.batches(epoch, done))
-        for _ in range(done, self.schedule.steps_per_epoch):
+        for _ in range(done, min(steps, total - epoch * steps)):
             start = time.perf_counter()
             batch = next(batches)
             self._train_step(batch, start)
@@ -310,11 +311,12 @@ class Trainer:
             callback.on_step(report)
 
     def _end_epoch(self) -> dict[str, float]:
-        """Evaluates, saves and reports a finished epoch; returns its flat metrics."""
+        """Evaluates, saves and reports an epoch that has ended; returns its flat metrics."""
         self._read_pending_step()
         terms = self.state.take_terms()
         last = self.state.step == self.schedule.total_steps
-        report = self._evaluate(terms) if last or self.epoch % self.settings.evaluate_every == 0 else None
+        due = last or self.epoch % self.settings.evaluate_every == 0
+        report = self._evaluate(terms, last=last) if due else None
         best = report is not None and report.best
         metrics = flat_metrics(self.epoch, self.state.step, terms, self.evaluator.classes, report)
         self.state.history.append(metrics)
@@ -326,7 +328,7 @@ class Trainer:
             callback.on_epoch(metrics)
         return dict(metrics)
 
-    def _evaluate(self, terms: dict[str, float]) -> EvaluationReport:
+    def _evaluate(self, terms: dict[str, float], *, last: bool) -> EvaluationReport:
         self.network.eval()
         start = time.perf_counter()
         with self.ema.applied(self.network) if self.ema else contextlib.nullcontext():
@@ -343,6 +345,7 @@ class Trainer:
                 scores=scores,
                 terms=terms,
                 best=best,
+                last=last,
                 seconds=time.perf_counter() - start,
             )
             for callback in self.callbacks:
@@ -352,8 +355,9 @@ class Trainer:
     def _checkpoint_in_epoch(self) -> None:
         if self.checkpointer:
             self._report_checkpoint(self.checkpointer.completed())
-        every = self.settings.checkpoint_every_steps
-        if every and self.state.step % every == 0 and self.state.step % self.schedule.steps_per_epoch:
+        every, step = self.settings.checkpoint_every_steps, self.state.step
+        ends = step % self.schedule.steps_per_epoch == 0 or step == self.schedule.total_steps
+        if every and step % every == 0 and not ends:
             self._read_pending_step()
             self._save()
 

@@ -1,6 +1,6 @@
 """Recipe sections `train` and `cluster`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -47,8 +47,10 @@ class CheckpointConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    epochs: Annotated[int, Field(ge=1)] = 30
-    """Passes over the training split."""
+    epochs: Annotated[int, Field(ge=1)] | None = 30
+    """Passes over the training split; null with `steps`."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """In place of `epochs`: length of the training in optimizer steps; the last epoch may be partial."""
     global_batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples an optimizer step sees over all workers; stays the same for any number of workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -70,8 +72,30 @@ class TrainConfig(Section):
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
     """With `skip`, how many steps a run may skip."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between evaluations on the val split; the last epoch is always evaluated."""
+    """Epochs between evaluations on the val split; the end of the training is always evaluated."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_replace_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("steps") is not None and "epochs" not in values:
+            return {**values, "epochs": None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            given = "neither" if self.epochs is None else "both"
+            raise ValueError(
+                f"give one of epochs and steps, {given} given; null takes one back, e.g. train.epochs=null"
+            )
+        return self
+
+    @property
+    def length(self) -> str:
+        """The length of the training as people read it: `30 epochs`, `5000 steps`."""
+        number, unit = (self.steps, "step") if self.epochs is None else (self.epochs, "epoch")
+        return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 class ClusterConfig(Section):

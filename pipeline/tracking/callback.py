@@ -114,7 +114,7 @@ class TrackingCallback(Callback):
         if report.best:
             values |= {"best/miou": scores.miou, "best/epoch": float(report.epoch)}
         self.writer.metrics(values, report.step)
-        if report.epoch % self.recipe.tracking.figures_every == 0 or report.epoch == self.recipe.train.epochs:
+        if report.last or report.epoch % self.recipe.tracking.figures_every == 0:
             self._figures(report, network)
 
     def close(self) -> None:

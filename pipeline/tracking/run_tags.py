@@ -128,7 +128,7 @@ def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
         recipe.description,
         f"- data: {counts or 'see the card'}; digest `{card.digest[:12]}`; licence: {card.license}",
         f"- network: {network}",
-        f"- training: {recipe.train.epochs} epochs, batch {recipe.train.global_batch_size}, "
+        f"- training: {recipe.train.length}, batch {recipe.train.global_batch_size}, "
         f"learning rate {recipe.train.optimizer.lr}, {recipe.train.precision}",
     ]
     return "\n".join(line for line in lines if line)

@@ -144,11 +144,11 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     """Builds the learning-rate schedule."""
-    values = recipe.train.schedule
+    train, values = recipe.train, recipe.train.schedule
     return Schedule(
-        lr=recipe.train.optimizer.lr,
+        lr=train.optimizer.lr,
         steps_per_epoch=steps_per_epoch,
-        epochs=recipe.train.epochs,
+        total_steps=train.steps or steps_per_epoch * (train.epochs or 0),
         name=values.name,
         warmup=values.warmup,
         final_lr=values.final_lr,
@@ -207,7 +207,7 @@ def trainer(
         origin = {
             "run": run,
             "step": state.step,
-            "epoch": state.step // steps,
+            "epoch": len(state.history),
             "recipe_digest": recipe.digest(),
         }
         scores = {
@@ -236,12 +236,13 @@ def trainer(
     )
 
 
-def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[str, str | int]:
+def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[str, str | int | None]:
     """Returns the values in which a checkpoint and the run that resumes from it must agree."""
     return {
         "seed": recipe.seed,
         "train.global_batch_size": recipe.train.global_batch_size,
         "train.epochs": recipe.train.epochs,
+        "train.steps": recipe.train.steps,
         "steps_per_epoch": steps_per_epoch,
         "data digest": card.digest,
         "model.backbone": recipe.model.backbone,

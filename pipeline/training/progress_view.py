@@ -49,11 +49,11 @@ class ProgressView:
     """Shows a run on standard output; a context manager.
 
     Args:
-        epochs: epochs of the run.
+        epochs: epochs of the run; None where its length is in steps.
         silent: show nothing.
     """
 
-    def __init__(self, epochs: int, *, silent: bool = False) -> None:
+    def __init__(self, epochs: int | None, *, silent: bool = False) -> None:
         self._epochs, self._notes = epochs, 0
         self._display = ProgressDisplay(stderr=False, silent=silent)
 
@@ -75,30 +75,38 @@ class ProgressView:
             self.say(f"  {note}")
         self._notes = len(notes)
         if "step" in progress:
-            self._display.update(progress_line(progress, self._epochs))
+            self._display.update(progress_line(progress))
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Prints the line of an epoch."""
         self.say(epoch_line(metrics, self._epochs))
 
 
-def progress_line(progress: Mapping[str, Any], epochs: int) -> str:
+def progress_line(progress: Mapping[str, Any]) -> str:
     """Returns a line on the latest step: loss terms, learning rate, speed, wait for data, memory, time left."""
     terms = dict(progress["terms"])
     total = terms.pop("total", float("nan"))
     parts = " ".join(f"{_short(name)} {value:.3f}" for name, value in terms.items())
-    step = (progress["step"] - 1) % progress["steps_per_epoch"] + 1
     return (
-        f"epoch {progress['epoch']}/{epochs} step {step}/{progress['steps_per_epoch']}  loss {total:.3f} ({parts})  "
+        f"{place_of(progress)}  loss {total:.3f} ({parts})  "
         f"lr {progress['learning_rate']:.2e}  {progress['images_per_second']:.1f} img/s  "
         f"data {progress['data_share']:.0%}  {progress['memory_bytes'] / 2**30:.1f} GiB  "
         f"about {format_duration(progress['seconds_left'])} left"
     )
 
 
-def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
+def place_of(progress: Mapping[str, Any]) -> str:
+    """Returns where the latest step of a run stands: `epoch 2/3 step 4/10`."""
+    steps, total = progress["steps_per_epoch"], progress["total_steps"]
+    step = (progress["step"] - 1) % steps + 1
+    in_epoch = min(steps, total - (progress["epoch"] - 1) * steps)
+    return f"epoch {progress['epoch']}/{-(-total // steps)} step {step}/{in_epoch}"
+
+
+def epoch_line(metrics: Mapping[str, float], epochs: int | None) -> str:
     """Returns a line on an epoch: loss, validation scores, IoU of every class."""
-    line = f"epoch {metrics['epoch']:.0f}/{epochs}  loss {metrics.get('train/loss', float('nan')):.4f}"
+    place = f"/{epochs}" if epochs else f" step {metrics['step']:.0f}"
+    line = f"epoch {metrics['epoch']:.0f}{place}  loss {metrics.get('train/loss', float('nan')):.4f}"
     if "val/miou" in metrics:
         ious = {key.rsplit("/", 1)[1]: value for key, value in metrics.items() if key.startswith("val/iou/")}
         classes = " ".join(f"{name} {value:.3f}" for name, value in ious.items())

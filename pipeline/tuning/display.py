@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.console import format_duration
+from pipeline.training.progress_view import place_of
 from pipeline.tuning.report import HEADER, METRIC, SUMMARY_HEADER, SweepSummary, Trial
 from pipeline.tuning.space import describe
 
@@ -29,9 +30,9 @@ class SweepProgress:
     Args:
         console: where to print.
         trials: trials to run.
-        epochs: epochs a trial has.
+        epochs: epochs a trial has; None where its length is in steps.
         running: returns the trials under way, each with the latest of its steps (`progress.json` of its run folder).
-        before: epochs that trials had done when this session began, by key.
+        before: share of each trial that was done when this session began, by key.
         quiet: seconds without a report after which trials are looked after.
     """
 
@@ -39,7 +40,7 @@ class SweepProgress:
         self,
         console: Console,
         trials: int,
-        epochs: int,
+        epochs: int | None,
         running: Callable[[], Iterable[tuple[Trial, Mapping[str, Any]]]] = tuple,
         before: Mapping[str, float] | None = None,
         quiet: float = QUIET_SECONDS,
@@ -67,12 +68,14 @@ class SweepProgress:
         """Prints one line."""
         with self._lock:
             if event == "epoch":
-                self._done[trial.key] = max(trial.epoch, self._done.get(trial.key, 0))
+                share = trial.epoch / self._epochs if self._epochs else 0.0
+                self._done[trial.key] = max(share, self._done.get(trial.key, 0.0))
             else:
                 self._ended.add(trial.key)
-                self._done[trial.key] = self._epochs
+                self._done[trial.key] = 1.0
             score = f"best {METRIC} {trial.score:.4f}" if trial.score is not None else "no score yet"
-            words = f"epoch {trial.epoch}/{self._epochs}" if event == "epoch" else event
+            epoch = f"epoch {trial.epoch}/{self._epochs}" if self._epochs else f"epoch {trial.epoch}"
+            words = epoch if event == "epoch" else event
             self._say(f"{trial.key} {describe(trial.values)} | {words} | {score}")
             if event == "failed" and trial.error:
                 self._console.print(f"    {trial.error}", markup=False, soft_wrap=True)
@@ -93,12 +96,9 @@ class SweepProgress:
             for trial, at in under_way:
                 if trial.key in self._ended or "step" not in at:
                     continue
-                self._done[trial.key] = at["step"] / at["steps_per_epoch"]
-                step = (at["step"] - 1) % at["steps_per_epoch"] + 1
-                standing.append(
-                    f"{trial.key} epoch {at['epoch']}/{self._epochs} step {step}/{at['steps_per_epoch']} "
-                    f"loss {at['terms'].get('total', float('nan')):.3f}"
-                )
+                self._done[trial.key] = share_done(at)
+                loss = at["terms"].get("total", float("nan"))
+                standing.append(f"{trial.key} {place_of(at)} loss {loss:.3f}")
             self._say(", ".join(standing) or "trials are starting")
 
     def _say(self, words: str) -> None:
@@ -107,15 +107,20 @@ class SweepProgress:
         self._console.print(f"  {ended} | {words} | {self._left()}", markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """Time left, from the epochs of all trials done in this session (start-up of trials counted in)."""
+        """Time left, from what all trials have done in this session (start-up of trials counted in)."""
         if len(self._ended) >= self._trials:
             return "done"
         done = sum(self._done.values())
-        left = self._trials * self._epochs - done
+        left = self._trials - done
         if done <= self._before:
             return "time left unknown"
         seconds = (time.monotonic() - self._started) * left / (done - self._before)
         return f"about {format_duration(seconds)} left" if left > 0 else "nearly done"
+
+
+def share_done(progress: Mapping[str, Any]) -> float:
+    """Returns the share of a training that is done, from the latest of its steps; 0 before the first."""
+    return progress["step"] / progress["total_steps"] if "step" in progress else 0.0
 
 
 def show_trials(console: Console, summary: SweepSummary) -> None:

@@ -23,12 +23,12 @@ class Halving:
     Attributes:
         grace_epochs: epochs before the first rung.
         reduction_factor: one of so many trials goes on at a rung; rungs are so many times further apart.
-        epochs: epochs of a trial; at the last one nothing is stopped.
+        epochs: epochs of a trial; at the last one nothing is stopped. None: not known (`train.steps`).
     """
 
     grace_epochs: int
     reduction_factor: int
-    epochs: int
+    epochs: int | None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self | None:
@@ -38,13 +38,12 @@ class Halving:
             return None
         return cls(section.grace_epochs, section.reduction_factor, trial_recipe(recipe, {}).train.epochs)
 
-    @property
-    def rungs(self) -> list[int]:
-        """Epochs at which trials are compared, first to last."""
-        rungs, epoch = [], self.grace_epochs
-        while epoch < self.epochs:
-            rungs.append(epoch)
-            epoch *= self.reduction_factor
+    def rungs(self, epoch: int) -> list[int]:
+        """Returns the epochs at which trials are compared, first to last, up to an epoch."""
+        rungs, rung = [], self.grace_epochs
+        while rung <= epoch and (self.epochs is None or rung < self.epochs):
+            rungs.append(rung)
+            rung *= self.reduction_factor
         return rungs
 
     def stops(self, trial: Trial, others: Iterable[Trial]) -> bool:
@@ -54,7 +53,7 @@ class Halving:
             trial: with the score of the epoch that has just ended.
             others: all other trials of the sweep.
         """
-        reached = [rung for rung in self.rungs if rung <= trial.epoch]
+        reached = self.rungs(trial.epoch)
         if not reached:
             return False
         rung = reached[-1]

@@ -75,11 +75,9 @@ class Plan:
         """Prints the plan."""
         trial = trial_recipe(self.recipe, {})
         at_once = f"{self.concurrent} at once, " if self.concurrent else ""
-        final = (
-            f"; then the best one for {self.recipe.train.epochs} epoch(s)" if self.recipe.sweep.final else ""
-        )
+        final = f"; then the best one for {self.recipe.train.length}" if self.recipe.sweep.final else ""
         console.print(
-            f"[bold]Plan[/]: {self.trials} trial(s) of {trial.train.epochs} epoch(s), {at_once}"
+            f"[bold]Plan[/]: {self.trials} trial(s) of {trial.train.length}, {at_once}"
             f"{trial.cluster.workers_text} worker(s) each ({self.resources})"
             + (f"; then the best one with {self.repeats} further seed(s)" if self.repeats else "")
             + f"{final}. The time left is shown after the first epochs."

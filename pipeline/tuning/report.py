@@ -94,13 +94,13 @@ class SweepSummary:
     Attributes:
         name: of the sweep.
         trials: of the search; they decide the order.
-        epochs: epochs a trial has.
+        length: of a trial, in words.
         repeats: the winner's trials with further seeds (`--seeds`); they say how noisy it is and change no order.
     """
 
     name: str
     trials: Sequence[Trial]
-    epochs: int
+    length: str
     repeats: Sequence[Trial] = ()
 
     @property
@@ -134,7 +134,7 @@ class SweepSummary:
         lead = best.mean - second.mean
         if repeated.deviation is None:
             return (
-                f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.epochs} epoch(s). "
+                f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.length}. "
                 "So short a sweep ranks by noise as much as by merit: `--seeds 3` before believing the order."
             )
         # A runner-up with a single seed is taken to be as noisy as the winner.

@@ -157,7 +157,7 @@ def train(sweep: Sweep, recipe: Recipe, best: Configuration) -> TrainResult:
         recipe: recipe of the final training.
         best: the configuration.
     """
-    heading(sweep.console, f"final training: {describe(best.values)}, {recipe.train.epochs} epochs")
+    heading(sweep.console, f"final training: {describe(best.values)}, {recipe.train.length}")
     request = TrainRequest(
         recipe,
         name=_final_name(sweep, recipe, best.values),

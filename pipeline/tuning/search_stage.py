@@ -11,7 +11,7 @@ from pipeline.figures import sweep_figures
 from pipeline.tracking import RunWriter
 from pipeline.tracking.runs import NOTE_TAG
 from pipeline.training import tracked_run
-from pipeline.tuning.display import SweepProgress, show_trials
+from pipeline.tuning.display import SweepProgress, share_done, show_trials
 from pipeline.tuning.halving import Halving
 from pipeline.tuning.plan import Plan
 from pipeline.tuning.ray_tune import run_trials
@@ -46,7 +46,7 @@ def search(sweep: Sweep, plan: Plan, train_trial: TrainTrial) -> tuple[SweepSumm
     heading(sweep.console, f"trials ({searcher.left} of {plan.trials} to run)")
     runner.run(searcher)
     trials = list(records.searched(sweep.recipe).values())
-    summary = SweepSummary(sweep.name, trials, trial_recipe(sweep.recipe, {}).train.epochs)
+    summary = SweepSummary(sweep.name, trials, trial_recipe(sweep.recipe, {}).train.length)
     best = summary.best
     if best is None:
         raise TrainingError(_no_score(sweep, summary))
@@ -69,7 +69,8 @@ class _Runner:
         if not searcher.left:
             return
         sweep, trial = self.sweep, trial_recipe(self.sweep.recipe, {})
-        before = {trial.key: trial.epoch for trial in self.records.trials.values() if not trial.ended}
+        going_on = [trial for trial in self.records.trials.values() if not trial.ended]
+        before = {trial.key: share_done(sweep.folder_of(trial).latest()) for trial in going_on}
         with SweepProgress(
             sweep.console, searcher.left, trial.train.epochs, self._running, before
         ) as progress:

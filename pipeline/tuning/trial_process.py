@@ -81,7 +81,7 @@ class TrialProcess(tune.Trainable):
             while True:
                 metrics = next(self._training)
                 report = {key: metrics[key] for key in ("epoch", METRIC) if key in metrics}
-                if METRIC in metrics and metrics["epoch"] < self._epochs:
+                if METRIC in metrics and not self._is_complete(metrics):
                     return report
         except StopIteration as end:
             history = end.value.history if end.value else []
@@ -109,7 +109,13 @@ class TrialProcess(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Does nothing: a trial continues from its run folder."""
 
+    def _is_complete(self, metrics: Mapping[str, float]) -> bool:
+        """Returns whether the training has its full length; it may also end before."""
+        if self._length.epochs is None:
+            return metrics["step"] >= (self._length.steps or 0)
+        return metrics["epoch"] >= self._length.epochs
+
     def _begin(self, config: Mapping[str, Any]) -> None:
         recipe = trial_recipe(parse_recipe(self._context.recipe), config["values"])
-        self._epochs = recipe.train.epochs
+        self._length = recipe.train
         self._training = self._context.train(recipe, config["name"], config["run_id"], self._context)

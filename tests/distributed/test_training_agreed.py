@@ -95,7 +95,7 @@ def filled(shards, rank):
     )
     made = trainer.batches
     trainer.batches = lambda epoch, start: list(made(epoch, start))[:1]
-    trainer.schedule = type(trainer.schedule)(lr=0.0, steps_per_epoch=1, epochs=1)
+    trainer.schedule = type(trainer.schedule)(lr=0.0, steps_per_epoch=1, total_steps=1)
     trainer.run()
     batch = next(iter(plain.batches(0, 0)))
     network = plain.network.train()

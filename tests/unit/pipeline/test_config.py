@@ -28,6 +28,8 @@ def parse(*overrides: str):
         ("modle.stages=2", "modle", "'model'"),
         ("train.epochs=many", "train.epochs", "integer"),
         ("train.epochs=2.5", "train.epochs", "integer"),
+        ("train.epochs=null", "train", "give one of epochs and steps, neither given"),
+        ("train={epochs: 2, steps: 9}", "train", "both given; null takes one back"),
         ("train.epochs=0", "train.epochs", "greater than or equal to 1"),
         ("train.optimizer.lr=-1", "train.optimizer.lr", "greater than 0"),
         ("model.stages=9", "model.stages", "less than or equal to 6"),
@@ -132,6 +134,15 @@ def test_resolved_recipe_reads_back_to_the_same_value(tmp_path: Path):
     assert again == recipe
     assert again.digest() == recipe.digest()
     assert again.digest() != parse("train.epochs=4").digest()
+
+
+def test_a_length_in_steps_takes_the_place_of_the_default():
+    assert (parse().train.length, parse("train.epochs=1").train.length) == ("30 epochs", "1 epoch")
+    train = parse("train.steps=500").train
+    assert (train.epochs, train.length) == (None, "500 steps")
+    assert parse("train.epochs=9", "train.epochs=null", "train.steps=500").train == train
+    with pytest.raises(ConfigError, match="both given"):
+        parse().with_values({"train.steps": 500})
 
 
 def test_with_values_validates_again():

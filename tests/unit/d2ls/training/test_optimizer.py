@@ -34,7 +34,7 @@ def test_rates_fall_towards_the_stem(backbone):
 def test_shallow_layers_move_less(network):
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimizer = build_optimizer(network, lr=1e-3, weight_decay=0.0, layer_decay=0.5)
-    Schedule(lr=1e-2, steps_per_epoch=1, epochs=2, name="constant").apply(optimizer, 0)
+    Schedule(lr=1e-2, steps_per_epoch=1, total_steps=2, name="constant").apply(optimizer, 0)
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -19,9 +19,10 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("stop", "done"), [(3, 2), (4, 3), (6, 5)])
-def test_a_resumed_run_equals_the_uninterrupted_one(shards, tmp_path, stop, done):
+@pytest.mark.parametrize(("stop", "done", "total"), [(3, 2, 6), (4, 3, 5), (6, 5, 6)])
+def test_a_resumed_run_equals_the_uninterrupted_one(shards, tmp_path, stop, done, total):
     options = {"ema": 0.9, "lookahead": True, "checkpoint_every_steps": 1, "micro_batch_size": 3}
+    options["total_steps"] = total
     whole = make_trainer(shards, tmp_path / "whole", **options)
     whole.run()
 
@@ -33,7 +34,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(shards, tmp_path, stop, done
 
     assert_equal(weights(whole), weights(rest))
     assert state == whole.state
-    assert [report.step for report in told.steps] == list(range(done + 1, 7))
+    assert [report.step for report in told.steps] == list(range(done + 1, total + 1))
 
 
 def test_nothing_to_resume_starts_anew(shards, tmp_path):

@@ -5,7 +5,7 @@ from d2ls.training.schedule import Schedule
 
 
 def test_cosine_per_epoch_is_the_published_one():
-    ours = Schedule(lr=1e-4, steps_per_epoch=3, epochs=5, final_lr=1e-6, per="epoch")
+    ours = Schedule(lr=1e-4, steps_per_epoch=3, total_steps=15, final_lr=1e-6, per="epoch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5, eta_min=1e-6)
     for epoch in range(5):
@@ -17,7 +17,7 @@ def test_cosine_per_epoch_is_the_published_one():
 
 @pytest.mark.parametrize("name", ["cosine", "polynomial", "constant"])
 def test_warm_up_rises_to_the_full_rate(name):
-    schedule = Schedule(lr=0.5, steps_per_epoch=10, epochs=2, name=name, warmup=0.25, final_lr=0.1)
+    schedule = Schedule(lr=0.5, steps_per_epoch=10, total_steps=20, name=name, warmup=0.25, final_lr=0.1)
     rates = [schedule.at(step) for step in range(20)]
     assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert rates[5] == pytest.approx(0.5)
@@ -28,5 +28,5 @@ def test_warm_up_rises_to_the_full_rate(name):
 def test_groups_keep_their_share():
     groups = [{"params": [torch.zeros(1)], "lr_scale": 1.0}, {"params": [torch.zeros(1)], "lr_scale": 0.1}]
     optimizer = torch.optim.SGD(groups, lr=1.0)
-    rate = Schedule(lr=0.2, steps_per_epoch=1, epochs=4).apply(optimizer, 2)
+    rate = Schedule(lr=0.2, steps_per_epoch=1, total_steps=4).apply(optimizer, 2)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate, rate / 10])

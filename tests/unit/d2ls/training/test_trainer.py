@@ -47,6 +47,19 @@ def test_callbacks_hear_everything(shards, tmp_path):
         assert (report.model_tflops, report.mfu) == (0.0, None), "the size of the crops was not told"
 
 
+def test_a_length_in_steps_ends_in_mid_epoch_with_evaluation_and_checkpoint(shards, tmp_path):
+    told = Recorder()
+    state = make_trainer(
+        shards, tmp_path, total_steps=5, evaluate_every=9, checkpoint_every_steps=5, callbacks=[told]
+    ).run()
+    assert [report.step for report in told.steps] == [1, 2, 3, 4, 5]
+    assert [(report.epoch, report.last) for report in told.evaluations] == [(2, True)]
+    assert [(row["epoch"], row["step"]) for row in state.history] == [(1, 3), (2, 5)]
+    assert told.checkpoints == [("step-00000003", False), ("step-00000005", True)]
+    assert state.best_epoch == 2
+    assert state.epoch_count == 0, "terms of the partial epoch are averaged"
+
+
 def test_terms_add_up_to_the_total_that_is_minimised(shards):
     told = Recorder()
     trainer = make_trainer(shards, callbacks=[told], epochs=1, micro_batch_size=2)

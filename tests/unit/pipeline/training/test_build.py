@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 
+from d2ls.shards import ShardSet
 from pipeline.config.recipe import parse_recipe
 from pipeline.training import build
 from tests.shards import make_shards
+from tests.train_world import tiny_recipe
 
 
 @pytest.mark.parametrize(("change", "own"), [
@@ -26,3 +28,11 @@ def test_pretrained_weights_keep_their_normalisation_for_8_bit_images_only(
     if own:
         assert normalization["max_value"] == card.max_value
         assert normalization.get("scale") == ([list(pair) for pair in card.scale] if card.scale else None)
+
+
+def test_a_length_in_steps_reaches_schedule_and_checkpoints(tmp_path):
+    recipe = tiny_recipe(tmp_path, train__epochs=None, train__steps=7)
+    assert build.schedule(recipe, 3).total_steps == 7
+    assert build.schedule(recipe.with_values({"train.epochs": 2, "train.steps": None}), 3).total_steps == 6
+    card = ShardSet.open(recipe.shards.uri).card
+    assert build.identity(recipe, card, 3)["train.steps"] == 7

@@ -4,7 +4,7 @@ import pytest
 
 from d2ls.training.callbacks import StepReport
 from pipeline.training.progress import ProgressWriter
-from pipeline.training.progress_view import ProgressView, ProgressWatcher, epoch_line, progress_line
+from pipeline.training.progress_view import ProgressView, ProgressWatcher, epoch_line, place_of, progress_line
 from pipeline.training.run_folder import RunFolder
 
 
@@ -57,7 +57,7 @@ def test_the_line_says_where_the_run_stands():
         "learning_rate": 1e-4, "images_per_second": 8.0, "data_share": 0.5, "memory_bytes": 3 << 30,
         "seconds_left": 5.0,
     }  # fmt: skip
-    assert progress_line(progress, 2) == (
+    assert progress_line(progress) == (
         "epoch 2/2 step 2/4  loss 1.750 (ce 1.250 dice 0.500)  lr 1.00e-04  8.0 img/s  "
         "data 50%  3.0 GiB  about 5 s left"
     )
@@ -73,6 +73,12 @@ def test_the_epoch_line_has_the_scores():
     }
     assert epoch_line(metrics, 3) == "epoch 2/3  loss 0.5000  val mIoU 0.2500  OA 0.7500  (road 0.250)"
     assert epoch_line({"epoch": 1.0, "train/loss": 0.5}, 3) == "epoch 1/3  loss 0.5000"
+    assert epoch_line({"epoch": 1.0, "step": 4.0, "train/loss": 0.5}, None) == "epoch 1 step 4  loss 0.5000"
+
+
+def test_the_steps_of_a_partial_last_epoch_are_those_it_has():
+    assert place_of({"step": 9, "epoch": 3, "steps_per_epoch": 4, "total_steps": 10}) == "epoch 3/3 step 1/2"
+    assert place_of({"step": 8, "epoch": 2, "steps_per_epoch": 4, "total_steps": 10}) == "epoch 2/3 step 4/4"
 
 
 def test_plain_output_has_no_control_characters(capsys):

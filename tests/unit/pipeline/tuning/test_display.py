@@ -12,8 +12,8 @@ ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages
 
 
 def at(step, **changes):
-    values = {"step": step, "epoch": (step - 1) // 10 + 1, "steps_per_epoch": 10, "terms": {"total": 1.25}}
-    return {**values, "time": time.time() + 1, **changes}
+    values = {"step": step, "epoch": (step - 1) // 10 + 1, "steps_per_epoch": 10, "total_steps": 30}
+    return {**values, "terms": {"total": 1.25}, "time": time.time() + 1, **changes}
 
 
 def watched(under_way, **options):
@@ -56,7 +56,7 @@ def test_the_end_is_when_all_have_ended():
 def test_epochs_of_an_earlier_session_took_no_time_in_this_one(monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    progress, out = watched([(ONE, at(25))], before={"aa": 2})
+    progress, out = watched([(ONE, at(25))], before={"aa": 2 / 3})
     clock[0] += 60
     progress.look()  # half an epoch in a minute, of six epochs two were done before
     assert "about 7 min left" in out.getvalue()

@@ -14,9 +14,11 @@ def trial(key, *scores):
 
 
 def test_rungs_grow_by_the_factor_and_end_before_the_last_epoch():
-    assert RULE.rungs == [1, 2, 4]
-    assert Halving(2, 3, 6).rungs == [2]
-    assert Halving(1, 3, 1).rungs == []
+    assert RULE.rungs(8) == [1, 2, 4]
+    assert RULE.rungs(3) == [1, 2]
+    assert Halving(2, 3, 6).rungs(6) == [2]
+    assert Halving(1, 3, 1).rungs(1) == []
+    assert Halving(1, 3, None).rungs(9) == [1, 3, 9], "the length is in steps"
 
 
 def test_the_first_at_a_rung_goes_on_and_a_worse_one_stops():

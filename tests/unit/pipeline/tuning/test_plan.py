@@ -41,8 +41,8 @@ def shown(plan):
 
 def test_the_plan_names_trials_repeats_final_training_and_each_configuration(recipe):
     text = shown(planned(recipe, seeds=3))
-    assert "4 trial(s) of 1 epoch(s), 2 at once, 1 worker(s) each (0.5 of 2 CPUs)" in text
-    assert "with 2 further seed(s); then the best one for 3 epoch(s)" in text
+    assert "4 trial(s) of 1 epoch, 2 at once, 1 worker(s) each (0.5 of 2 CPUs)" in text
+    assert "with 2 further seed(s); then the best one for 3 epochs" in text
     assert "stages=0 drop_path=0.0" in text
     assert "stages=1 drop_path=0.1" in text
     assert "in each of them: contrastive=infonce epochs=1 workers=1" in text
@@ -72,7 +72,7 @@ def test_a_plan_starts_nothing_and_says_what_only_the_cluster_knows(recipe, tmp_
     started = time.monotonic()
     sweep.main([str(file), "--plan"])
     assert time.monotonic() - started < 2
-    assert "4 trial(s) of 1 epoch(s), 1 worker(s) each (as many at once as ray://head:10001 holds)" in (
+    assert "4 trial(s) of 1 epoch, 1 worker(s) each (as many at once as ray://head:10001 holds)" in (
         capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     )
     assert sorted(tmp_path.rglob("*")) == sorted([*before, file]), "a plan leaves nothing"
