@@ -48,8 +48,9 @@ def pair(widths, classes, stages):
     return ours, theirs
 
 
-def runners(ours, theirs, whole, size, batch):
+def runners(networks, whole, size, batch):
     """Functions from `auxiliary` to (logits, static logits or None)."""
+    ours, theirs = networks
     if whole:
         images = torch.randn(batch, 3, size, size)
         return lambda aux: ours(images, aux)[:2], lambda aux: theirs(images, aux)[:2]
@@ -125,7 +126,7 @@ def peak(options, which):
 
 def measure_peak(options):
     both = runners(
-        *pair(options.widths, options.classes, options.stages), options.whole, options.size, options.batch
+        pair(options.widths, options.classes, options.stages), options.whole, options.size, options.batch
     )
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
     before = resident("VmHWM")
@@ -141,7 +142,7 @@ def resident(field):
 
 def report(options):
     ours, theirs = runners(
-        *pair(options.widths, options.classes, options.stages), options.whole, options.size, options.batch
+        pair(options.widths, options.classes, options.stages), options.whole, options.size, options.batch
     )
     with torch.no_grad():
         pairs = list(zip(ours(True), theirs(True), strict=True))

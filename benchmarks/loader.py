@@ -25,6 +25,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -34,9 +35,11 @@ from PIL import Image
 
 from benchmarks.loader_soak import FULL
 from d2ls.data import TrainingLoader, dataset, reader
+from d2ls.data.collate import BatchBuilder
 from d2ls.data.mosaic import Mosaic
 from d2ls.data.transforms import Transforms, cut, draw_crop, import_albumentations
 from d2ls.shards import ShardSet
+from d2ls.shards.codecs import decode_mask, read_image
 from d2ls.window import Window
 
 BATCH, SAMPLES = 8, 96  # samples of a set: whole epochs are timed
@@ -124,13 +127,12 @@ def limit(data, augmentation, codec, count):
         seed=0,
         verify="never",
     )
-    real = reader.read_image, reader.decode_mask
-    reader.read_image, reader.decode_mask = partial(recorder.image, real[0]), partial(recorder.mask, real[1])
+    image, mask = partial(recorder.image, read_image), partial(recorder.mask, decode_mask)
     done, epoch = 0, 1
-    while done < count:
-        done += sum(len(batch) for batch in loader.epoch(epoch))
-        epoch += 1
-    reader.read_image, reader.decode_mask = real
+    with mock.patch.multiple(reader, read_image=image, decode_mask=mask):
+        while done < count:
+            done += sum(len(batch) for batch in loader.epoch(epoch))
+            epoch += 1
     while True:
         start = time.process_time()
         for call in recorder.calls:
@@ -161,7 +163,10 @@ def folder(data, augmentation, count):
                 )
             scale = random.choice(augmentation.scale)
             size = (int(image.width * scale), int(image.height * scale))
-            image, mask = image.resize(size, Image.BILINEAR), mask.resize(size, Image.NEAREST)
+            image, mask = (
+                image.resize(size, Image.Resampling.BILINEAR),
+                mask.resize(size, Image.Resampling.NEAREST),
+            )
             made = compose(
                 **dict(zip(("image", "mask"), published_crop(image, mask, augmentation), strict=True))
             )
@@ -222,7 +227,7 @@ def by_opencv(mode, content):
 
 def stages(data, augmentation, codec, count):
     """CPU milliseconds a sample in each stage of ours."""
-    spent = {}
+    spent: dict[str, float] = {}
 
     def timed(name, function):
         def run(*arguments, **options):
@@ -239,8 +244,8 @@ def stages(data, augmentation, codec, count):
         "decode labels": (reader, "decode_mask"),
         "crop place, with labels": (dataset, "draw_crop"),
         "cut and scale, with image": (dataset, "cut"),
-        "flips and colours": (dataset.Transforms, "__call__"),
-        "write into batch": (dataset.BatchBuilder, "put"),
+        "flips and colours": (Transforms, "__call__"),
+        "write into batch": (BatchBuilder, "put"),
         "read bytes of labels": (reader, "open_sample"),
     }
     real = {name: getattr(*place) for name, place in places.items()}

@@ -56,9 +56,13 @@ def shard_writer(scenes, codes, folder):
     folder.mkdir(parents=True)
     with webdataset.ShardWriter(f"{folder}/%05d.tar", maxsize=16e6, verbose=0) as writer:
         for item in scenes:
-            with open_raster(item.scene.image) as image, open_raster(item.scene.mask) as mask:
+            with open_raster(item.scene.mask) as mask:
                 ids = codes.encode(mask.indices(), where="")
-                sample = {"image.png": image.encoded, "mask.png": ids, "json": {"scene": item.scene.id}}
+                sample = {
+                    "image.png": item.scene.image.read(),
+                    "mask.png": ids,
+                    "json": {"scene": item.scene.id},
+                }
                 writer.write({"__key__": item.scene.id.replace("/", "_"), **sample})
 
 

@@ -36,7 +36,6 @@ def train_here(job, started):
     from d2ls.training.process_group import ProcessGroup
     from pipeline.config import parse_recipe
     from pipeline.training import build
-    from pipeline.training.worker import RayReport
 
     class Clock(Callback):
         """Wall and CPU seconds of this process at the end of every step."""
@@ -52,13 +51,14 @@ def train_here(job, started):
     group = ProcessGroup.current()
     shards = ShardSet.open(recipe.shards.uri)
     loaders = build.loaders(recipe, shards, group)
-    callbacks = [clock, RayReport()] if job["ray"] else [clock]
-    trainer = build.trainer(
-        recipe, shards, group, loaders, checkpoints=job["checkpoints"], callbacks=callbacks
-    )
+    trainer = build.trainer(recipe, shards, group, loaders, checkpoints=job["checkpoints"], callbacks=[clock])
     if not job["checkpoints"]:
         trainer.checkpointer = None
-    trainer.run()
+    for metrics in trainer.epochs():
+        if job["ray"]:
+            from ray import train
+
+            train.report(metrics)
     loaders.close()
     steps = len(clock.marks) - 1
     wall, cpu, loop = ((clock.marks[-1][part] - clock.marks[0][part]) / steps for part in (1, 2, 3))
