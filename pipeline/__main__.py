@@ -1,10 +1,12 @@
 """`d2ls COMMAND ...`, or `python -m pipeline COMMAND ...`: all commands under one name."""
 
+import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import run_command
+from pipeline.cli import COMPLETING, run_command
 
 COMMANDS = {
     "doctor": ("doctor", "check machine, cluster, MLflow, shards; say how to fix what is wrong"),
@@ -45,6 +47,8 @@ Your own data: copy recipes/own.yaml, name your files and classes, then
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Runs a command with the arguments that follow its name."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if COMPLETING in os.environ:
+        words = [command_to_complete()]
     if not words or words[0] in ("-h", "--help"):
         print(help_text(), end="")  # noqa: T201
         return 0
@@ -55,6 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     command = importlib.import_module(f"pipeline.{COMMANDS[name][0]}")
     status: int | None = command.main(rest)
     return status
+
+
+def command_to_complete() -> str:
+    """Returns the command whose arguments the shell wants to complete; completes a command's name itself, and ends."""
+    words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
+    if len(words) > 2 and words[1] in COMMANDS:
+        os.environ[COMPLETING] = "2"  # the command's parser sees the words behind its name
+        return words[1]
+    import argcomplete
+
+    names = argparse.ArgumentParser(add_help=False)
+    names.add_argument("command", choices=COMMANDS)
+    argcomplete.autocomplete(names, exit_method=sys.exit)
+    sys.exit(1)
 
 
 def help_text() -> str:

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from pipeline.config.train import ClusterConfig
 
 
+COMPLETING = "_ARGCOMPLETE"
+"""Environment variable by which a shell asks for completions, through argcomplete."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Takes options and `key.sub=value` in any order: `RECIPE --name a train.epochs=3`."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses arguments as `argparse` does, positional ones anywhere; a RECIPE with a default may be left out."""
+        if COMPLETING in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self, exit_method=sys.exit)
         known = self._option_string_actions
         for word in sys.argv[1:] if args is None else args:
             option = word.partition("=")[0]
@@ -53,19 +61,35 @@ def parser(command: str, description: str, examples: str) -> argparse.ArgumentPa
 
 def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None) -> None:
     """Adds the positional `RECIPE key.sub=value ...` that all recipe-driven commands take."""
-    arguments.add_argument(
+    recipe: Any = arguments.add_argument(
         "recipe",
         nargs="?" if default else None,
         default=default,
         metavar="RECIPE",
         help="recipe file, or the name of one in recipes/" + (f" (default: {default})" if default else ""),
     )
-    arguments.add_argument(
+    overrides: Any = arguments.add_argument(
         "overrides",
         nargs="*",
         metavar="key.sub=value",
         help="change any key of the recipe, e.g. train.epochs=10 (values are YAML)",
     )
+    recipe.completer, overrides.completer = _complete_recipe, _complete_key
+
+
+def _complete_recipe(prefix: str, **_: Any) -> list[str]:
+    from argcomplete.completers import FilesCompleter
+
+    from pipeline.config.recipe import recipe_names
+
+    return [*recipe_names(), *FilesCompleter(("yaml", "yml"))(prefix)]
+
+
+def _complete_key(**_: Any) -> list[str]:
+    from pipeline.config.base import known_keys
+    from pipeline.config.recipe import Recipe
+
+    return [f"{key}=" for key in known_keys(Recipe)]
 
 
 def add_workers(arguments: argparse.ArgumentParser) -> None:
