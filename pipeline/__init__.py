@@ -1,4 +1,4 @@
-"""The stages people run: shard, sweep, train, evaluate, predict, register, promote, doctor. See the README."""
+"""The commands: shard, sweep, train, evaluate, predict, register, promote, doctor. See the README."""
 
 from typing import TYPE_CHECKING, Any
 

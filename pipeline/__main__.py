@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pipeline.cli import COMPLETING, run_command
 
 COMMANDS = {
-    "doctor": ("doctor", "check machine, cluster, MLflow, shards; say how to fix what is wrong"),
+    "doctor": ("doctor", "check machine, cluster, MLflow, shards; show how to fix problems"),
     "shard": ("shard", "raw images and labels to shards"),
     "train": ("train", "train one network"),
     "sweep": (
@@ -39,7 +39,7 @@ d2ls COMMAND --help shows options and examples. First try:
 
 Your own data: copy recipes/own.yaml, name your files and classes, then
 
-  d2ls shard my.yaml --check                    read every file, list what is wrong, write nothing
+  d2ls shard my.yaml --check                    read every file, list all problems, write nothing
   d2ls sweep my.yaml
 """
 

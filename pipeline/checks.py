@@ -1,4 +1,4 @@
-"""Checks that a recipe can be run: shards, roles, storage, model. They start nothing and run before training too."""
+"""Checks that a recipe can be run: shards, roles, storage, model. They start nothing; training runs them first, too."""
 
 import shutil
 import uuid
@@ -18,9 +18,9 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        what: what was looked at.
+        what: what was checked.
         status: `ok`, `warning` (works, but look at it) or `error` (a run would fail).
-        text: what was found, with the fix where there is something to fix.
+        text: the result, with the fix if there is a problem.
     """
 
     what: str
@@ -33,10 +33,10 @@ class Finding:
 
 
 def quick(recipe: Recipe) -> list[Finding]:
-    """Checks shards, roles, storage and the library of a baseline, from this process. Nothing is started.
+    """Checks shards, roles, storage and the library of a baseline from this process, without starting anything.
 
     Raises:
-        D2LSError: the first thing that would make a run fail.
+        D2LSError: the first problem that would make a run fail.
     """
     check_architecture(recipe)
     shards = ShardSet.open(recipe.shards.uri)
@@ -47,7 +47,7 @@ def check_storage(uri: str) -> Finding:
     """Writes, reads and deletes a small file.
 
     Raises:
-        StorageError: one of these fails; names the way out.
+        StorageError: one of these fails; the message tells what to do.
     """
     probe, content = storage.join(uri, f".probe-{uuid.uuid4().hex}"), uuid.uuid4().bytes
     try:
@@ -77,7 +77,7 @@ def check_roles(recipe: Recipe, shards: ShardSet) -> list[Finding]:
     scenes: dict[str, set[str]] = {}
     for role, split in roles.items():
         if role == "test" and split not in shards.splits:
-            continue  # e.g. a test split whose labels are withheld; evaluation will say so
+            continue  # e.g. a test split whose labels are withheld; evaluation refuses it
         rows = shards.rows(split)
         if not len(rows):
             raise ShardError(

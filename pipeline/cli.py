@@ -1,4 +1,4 @@
-"""What all commands share: parsing `RECIPE key.sub=value`, quiet start-up, errors without a traceback."""
+"""Shared by all commands: parsing of `RECIPE key.sub=value`, quiet start-up, errors without a traceback."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Makes a parser whose help teaches by example.
+    """Makes a parser whose help shows examples.
 
     Args:
         command: module name, as typed after `python -m`.
@@ -98,15 +98,15 @@ def add_workers(arguments: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="score on so many Ray workers of the recipe's size (default: in this process)",
+        help="number of Ray workers, of the recipe's size, to score on (default: score in this process)",
     )
     arguments.add_argument(
-        "--address", help="Ray cluster to score on, with the recipe's workers unless --workers says"
+        "--address", help="Ray cluster to score on, with the recipe's workers unless --workers is given"
     )
 
 
 def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) -> "ClusterConfig | None":
-    """Returns the recipe's Ray workers, changed as the command line says; None where it names neither.
+    """Returns the recipe's Ray workers with the changes of the command line; None if it names neither.
 
     Raises:
         ConfigError: not a possible number of workers.
@@ -122,7 +122,7 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
 
 
 def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
-    """Prints on the error stream which overrides change nothing in a recipe."""
+    """Prints to the error stream which overrides change nothing in a recipe."""
     for words in recipe.without_effect(override.partition("=")[0].strip() for override in overrides):
         print(f"warning: {words}", file=sys.stderr)  # noqa: T201
 

@@ -1,4 +1,4 @@
-"""How a process of ours computes on CPUs: memory that stays, threads that sleep while they wait."""
+"""Settings with which our processes compute on CPUs: freed memory is kept, waiting threads sleep."""
 
 import ctypes
 import os
@@ -9,15 +9,15 @@ _LARGEST = 2**31 - 1
 
 
 def set_up_process() -> None:
-    """Sets what a process needs before it loads PyTorch; its children inherit the environment."""
-    # Threads that wait for each other sleep: beside other work, spinning ones take the processor from the thread they
-    # wait for. Read when torch is loaded.
+    """Sets up a process before it loads PyTorch; its children inherit the environment."""
+    # Waiting threads sleep: with other programs on the machine, spinning threads take the processor from the thread
+    # that they wait for. The variable is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep large blocks that are freed for the next allocation; does nothing elsewhere.
+    """Lets glibc keep large freed blocks for the next allocation; does nothing with other C libraries.
 
     PyTorch has no pool of memory on CPUs. By default glibc returns a large tensor to the system when it is freed, and
     the system fills every page of the next one with zeros: a third of the processor time of a forward pass.

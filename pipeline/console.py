@@ -1,4 +1,4 @@
-"""How commands write to the terminal: headings, durations and the progress of long work."""
+"""Output of commands to the terminal: headings, durations and the progress of long work."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_SECONDS = 15.0
-"""Seconds between two lines of progress where the output is not a terminal."""
+"""Seconds between two lines of progress if the output is not a terminal."""
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Returns a console that is as wide as the terminal, or 120 columns where the output is not a terminal."""
+    """Returns a console that is as wide as the terminal, or 120 columns if the output is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 120)
 
@@ -26,21 +26,21 @@ def heading(console: Console, text: str) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a duration, as roughly as an estimate is: `42 s`, `10 min`, `2.5 h`."""
+    """Formats a duration roughly: `42 s`, `10 min`, `2.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class ProgressDisplay:
-    """Shows how far a piece of work is.
+    """Shows the progress of a piece of work.
 
     On a terminal one line is replaced in place and vanishes at the end. Elsewhere a line is printed every
     `LINE_SECONDS`, so that short work prints none. Used as a context manager.
 
     Args:
-        title: name of the work, in front of what `advance` shows.
-        stderr: whether to write to the error stream, where results go to standard output.
+        title: name of the work, shown in front of the progress.
+        stderr: whether to write to the error stream, because results go to standard output.
         silent: show nothing.
     """
 
@@ -60,7 +60,7 @@ class ProgressDisplay:
         self._live.stop()
 
     def advance(self, done: int, total: int, note: str = "") -> None:
-        """Shows that so many of all steps are done, and how long the rest takes.
+        """Shows the number of steps done and the estimated time left.
 
         Args:
             done: steps done.

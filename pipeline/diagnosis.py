@@ -1,4 +1,4 @@
-"""What `doctor` checks: machine, cluster, storage, shards and tracking; a finding says how to fix what is wrong."""
+"""The checks of `doctor`: machine, cluster, storage, shards and tracking. A finding tells how to fix the problem."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "timm", "ray", "mlflow", "pyarrow", "webdataset", "albument
 
 
 def examine(recipe: Recipe | None) -> Iterable[Finding]:
-    """Checks everything, one finding after the other; without a recipe, what needs none."""
+    """Yields the findings of all checks; without a recipe, of those that need none."""
     yield check_versions()
     yield check_memory_disk()
     yield from check_leftovers(recipe)
@@ -41,7 +41,7 @@ def examine(recipe: Recipe | None) -> Iterable[Finding]:
 
 
 def _guarded(what: str, check: Callable[[], Iterable[Finding]]) -> Iterable[Finding]:
-    """Turns an error of this project into a finding, so that the other checks follow."""
+    """Turns an error of this project into a finding, so that the other checks still run."""
     try:
         yield from check()
     except D2LSError as error:
@@ -81,7 +81,7 @@ def check_memory_disk() -> Finding:
 
 
 def check_leftovers(recipe: Recipe | None) -> list[Finding]:
-    """Removes temporary folders of processes that were killed: in the temporary folder and below local runs."""
+    """Removes temporary folders of killed processes, in the system's temporary folder and below local runs."""
     uri = recipe.anchored().output_dir if recipe else default_storage()
     runs = storage.local_path(uri).glob("*/checkpoints") if storage.is_local(uri) else ()
     removed = [folder for root in (None, *runs) for folder in remove_abandoned(root)]
@@ -90,14 +90,14 @@ def check_leftovers(recipe: Recipe | None) -> list[Finding]:
 
 
 def check_tracking(recipe: Recipe | None) -> list[Finding]:
-    """Opens the tracking store, and completes runs whose process died or whose store was away."""
+    """Opens the tracking store, and completes runs whose process died or whose store was unavailable."""
     store = Store.open(recipe.tracking if recipe else None)
     answers = Finding("tracking", "ok", f"{store.uri} answers")
     return [answers, *check_runs(store, recipe.output_dir if recipe else default_storage())]
 
 
 def check_runs(store: Store, storage_uri: str) -> list[Finding]:
-    """Sends log entries that wait in run folders to MLflow, and ends runs there as their folders ended."""
+    """Sends waiting log entries of run folders to MLflow, and ends runs there in the state of their folders."""
     findings = []
     for folder in tracked_run.unsettled(storage_uri):
         metadata = folder.metadata()
@@ -161,7 +161,7 @@ def _ask_nodes(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def examine_node(storage_uri: str, shards_uri: str) -> dict[str, Any]:
-    """Runs on a node: its versions, and what is wrong with storage and shards from there."""
+    """Returns the versions of the node that it runs on, and problems with storage and shards from there."""
     problems = []
     try:
         check_storage(storage_uri)

@@ -6,7 +6,7 @@ from pipeline.evaluation.request import parse_command
 
 DESCRIPTION = (
     "Scores trained models on a split of a shard set: every labelled pixel once, the same numbers for any number of "
-    "workers. Several models are set side by side. A MODEL of the registry gets the report attached."
+    "workers. Several models are compared side by side. The report is attached to a MODEL of the registry."
 )
 EXAMPLES = """\
   python -m pipeline.evaluate models:/d2ls-loveda@champion --shards shards/loveda --split val
@@ -14,7 +14,7 @@ EXAMPLES = """\
   python -m pipeline.evaluate runs/demo-final --recipe demo                     shards and test split of a recipe
   python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   on four Ray workers
   python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.tta=flips --output report
-  python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   labels to look at in QGIS
+  python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   suspicious labels for QGIS
 """
 
 

@@ -11,19 +11,19 @@ DESCRIPTION = (
 )
 EXAMPLES = """\
   python -m pipeline.export models:/d2ls-loveda@champion loveda.onnx        any number of images of any size from 64
-  python -m pipeline.export runs/demo-final demo.onnx --size 512           512 x 512 alone, as QGIS Deepness wants it
+  python -m pipeline.export runs/demo-final demo.onnx --size 512           only 512 x 512, as QGIS Deepness needs it
   python -m pipeline.export runs/demo-final demo.pt2                       for torch.export.load
 """
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parses, exports, says what the file takes and gives."""
+    """Parses, exports, prints the inputs and outputs of the file."""
     arguments = parser("pipeline.export", DESCRIPTION, EXAMPLES)
     add = arguments.add_argument
     add("model", metavar="MODEL", help="models:/name@alias, models:/name/version, runs:/id/path, or a folder")
     add("output", metavar="OUTPUT", help="local file: model.onnx or model.pt2")
     add("--size", type=int, metavar="N", help="height and width of all images (default: free, at least 64)")
-    add("--overwrite", action="store_true", help="replace OUTPUT where it exists")
+    add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     add(
         "--tracking-uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",

@@ -6,12 +6,12 @@ from pipeline.cli import add_recipe, parser, run_command
 DESCRIPTION = (
     "Turns a checkpoint of the published D2LS code into a model folder that every command takes. RECIPE names its "
     "shards (classes in the checkpoint's order, bands) and its ConvNeXt; the number of stages is the checkpoint's. "
-    "What the network does not use is dropped, and named."
+    "Tensors that the network does not use are dropped and listed."
 )
 EXAMPLES = """\
   python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda
   python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda --register
-  python -m pipeline.evaluate models/published --recipe loveda              then: what it scores here
+  python -m pipeline.evaluate models/published --recipe loveda              then: its scores here
 """
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("folder", metavar="FOLDER", help="local folder to write; must not exist")
     add_recipe(arguments)
     arguments.add_argument(
-        "--register", action="store_true", help="also register it, in a run of its own, alias challenger"
+        "--register", action="store_true", help="also register it, in a new run, alias challenger"
     )
     values = arguments.parse_args(argv)
     storage.check_free(values.folder, "name a folder that does not exist")

@@ -4,9 +4,9 @@ from pipeline.cli import run_command
 from pipeline.prediction.arguments import parse_request
 
 DESCRIPTION = (
-    "Maps images with a trained model: one label per pixel, windows blended into each other, coordinates kept. A map "
-    "that was interrupted goes on where it stopped when the same command is given again. Files that are not maps of "
-    "the same scene and settings are never replaced without --overwrite."
+    "Maps images with a trained model: one label per pixel, windows blended into each other, coordinates kept. Give "
+    "the same command again to continue an interrupted map. Files that are not maps of the same scene and settings "
+    "are never replaced without --overwrite."
 )
 EXAMPLES = """\
   python -m pipeline.predict models:/d2ls-loveda@champion scene.tif map.tif
@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses, maps every scene, says what came of it; status 1 where one could not be mapped."""
+    """Parses, maps every scene, prints the results; returns status 1 if a scene could not be mapped."""
     request = parse_request("pipeline.predict", DESCRIPTION, EXAMPLES, argv)
     if request.submission:
         from pipeline.prediction.submit import submit

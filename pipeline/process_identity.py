@@ -1,4 +1,4 @@
-"""Names a process uniquely, so that the run of a living process is not taken for one that a dead process left.
+"""Unique names of processes, which tell the run of a living process from one that a dead process left.
 
 An identity is `host:machine:pid:start`. `machine` holds the boot, the process-id namespace and the machine id:
 containers may share a host name and a boot, and each numbers its processes from 1.
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 HOST_NAMESPACE = "4026531836"
-"""Inode of Linux's first process-id namespace: a process there runs in no container."""
+"""Inode of Linux's first process-id namespace: a process in it does not run in a container."""
 
 
 def this_process() -> str:
@@ -29,7 +29,7 @@ def name_of(pid: int) -> str:
 
 
 def is_gone(name: str) -> bool:
-    """Returns whether the process has certainly ended; False where that is not known."""
+    """Returns whether the process has certainly ended; False if unknown."""
     host, machine, pid, _ = _parts(name)
     if machine == _machine():
         return pid.isdigit() and not _lives(name)
@@ -37,7 +37,7 @@ def is_gone(name: str) -> bool:
 
 
 def is_another(name: str) -> bool:
-    """Returns whether it is another process that is alive on this machine."""
+    """Returns whether it is another, living process of this machine."""
     return name != this_process() and _parts(name)[1] == _machine() and _lives(name)
 
 
@@ -52,7 +52,7 @@ def _parts(name: str) -> tuple[str, str, str, str]:
 
 
 def _lives(name: str) -> bool:
-    """Returns whether the process lives and its id was not reused; True where that is not known."""
+    """Returns whether the process lives and its id was not reused; True if unknown."""
     pid = int(process_id(name))
     try:
         return name == name_of(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -63,7 +63,7 @@ def _lives(name: str) -> bool:
 
 
 def _machine() -> str:
-    """Returns `boot-namespace-machine id`, each empty where the system does not provide it."""
+    """Returns `boot-namespace-machine id`, each empty if the system does not provide it."""
     boot = _text("/proc/sys/kernel/random/boot_id")[:8] or str(int(psutil.boot_time()))
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")

@@ -8,11 +8,12 @@ from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 DESCRIPTION = (
     "Scores the challenger and the champion on the same, current test split, and makes the challenger "
-    "champion if it is better. Scores and reason go into the version's description. Never silently over a better one."
+    "champion if it is better. Scores and reason are written into the version's description. "
+    "A better champion is never replaced silently."
 )
 EXAMPLES = """\
-  python -m pipeline.promote d2ls-loveda                   the version called challenger
-  python -m pipeline.promote d2ls-loveda --version 7       another one
+  python -m pipeline.promote d2ls-loveda                   the version with the alias challenger
+  python -m pipeline.promote d2ls-loveda --version 7       another version
   python -m pipeline.promote d2ls-loveda --workers 4       both scored on four Ray workers
   python -m pipeline.promote d2ls-loveda --shards s3://bucket/loveda-2 --split test     on these data
   python -m pipeline.promote d2ls-loveda --version 3 --force "version 7 fails on snow"   whatever the scores
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments = parser("pipeline.promote", DESCRIPTION, EXAMPLES)
     arguments.add_argument("name", metavar="NAME", help="registered model")
     arguments.add_argument(
-        "--version", metavar="N", help="version to promote (default: the one called challenger)"
+        "--version", metavar="N", help="version to promote (default: the one with the alias challenger)"
     )
     arguments.add_argument(
         "--shards", metavar="URI", help="shards to score on (default: those of the challenger's recipe)"
@@ -60,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", metavar="S", help="split to score on (default: the recipe's test split)"
     )
     add_workers(arguments)
-    arguments.add_argument("--force", metavar="REASON", help="do not score, make it champion for this reason")
+    arguments.add_argument(
+        "--force", metavar="REASON", help="do not score; make it champion, and record this reason"
+    )
     arguments.add_argument(
         "--tracking-uri",
         metavar="URI",

@@ -1,4 +1,4 @@
-"""`python -m pipeline.register RUN`: the model of any run goes into the registry, alias `challenger`."""
+"""`python -m pipeline.register RUN`: puts the model of a run into the registry, alias `challenger`."""
 
 import argparse
 from collections.abc import Sequence

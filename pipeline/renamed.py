@@ -1,4 +1,4 @@
-"""Recipe keys and options that had another name once; an old one is refused with the new one named."""
+"""Renamed recipe keys and options: an old name is refused, and the message names the new one."""
 
 KEYS = {
     "storage": "output_dir",
@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 def new_key(key: str) -> str | None:
-    """Returns the new name of a dotted key, or of the section it lies in; None where it has not changed."""
+    """Returns the new name of a dotted key or of its section; None if it has not changed."""
     name = ".".join(part for part in key.split(".") if not part.isdigit())
     for old, new in KEYS.items():
         if name == old or name.startswith(f"{old}."):

@@ -1,4 +1,4 @@
-"""`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task a shard."""
+"""`python -m pipeline.shard RECIPE`: raw data to shards, one Ray task per shard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Parses and runs the command."""
     command = parser("pipeline.shard", DESCRIPTION, EXAMPLES)
     add_recipe(command)
     action = command.add_mutually_exclusive_group()

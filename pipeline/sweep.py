@@ -10,7 +10,7 @@ EXAMPLES = """\
   python -m pipeline.sweep loveda sweep.trial_overrides.train.epochs=5 sweep.scheduler=asha
   python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
       sweep.search=tpe sweep.num_trials=20          search another key as well
-  python -m pipeline.sweep loveda --seeds 3         the best configuration again with three seeds in all
+  python -m pipeline.sweep loveda --seeds 3         the best configuration again, with three seeds in total
   python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      every configuration with three seeds
   python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         the paper's ablations and a Unet
   python -m pipeline.sweep loveda --plan            print what would be tried, and on what
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names.add_argument("--resume", metavar="NAME", help="go on with a sweep that did not end")
     names.add_argument("--plan", action="store_true", help="print the plan of a new sweep and stop")
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="train the best configuration with N seeds in all"
+        "--seeds", type=int, metavar="N", help="train the best configuration with N seeds in total"
     )
     options = command.parse_args(arguments)
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if options.resume:
         check_name(options.resume, "--resume")
-        # The sweep has its own recipe: here the recipe says only where the sweep is.
+        # The sweep has its own recipe: this one only tells where the sweep is.
         recipe = load_recipe(options.recipe, filter(is_output_dir, options.overrides))
     else:
         recipe = load_recipe(options.recipe, options.overrides)

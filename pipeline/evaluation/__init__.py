@@ -1,1 +1,1 @@
-"""Exact evaluations: `run` goes from a `request` to a `result`, `report` writes it down beside published figures."""
+"""Exact evaluations: `run` turns a `request` into a `result`; `report` writes it, with published figures."""

@@ -1,4 +1,4 @@
-"""Figures that others published for a data set, read from published.yaml."""
+"""Published figures of other authors for a data set, read from published.yaml."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Evaluations as Markdown: one model in full, several side by side, published figures in a column of their own."""
+"""Evaluations as Markdown: one model in full, several side by side, published figures in separate columns."""
 
 import dataclasses
 import io
@@ -109,7 +109,7 @@ def _classes(evaluation: Evaluation) -> list[str]:
 
 
 def _published(evaluation: Evaluation) -> list[str]:
-    """Figures of the paper in columns of their own: they come from other splits, protocols and code."""
+    """Returns the figures of the paper in separate columns, because they come from other splits, protocols and code."""
     table = published_table(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
     if table is None or evaluation.dataset.get("name") == DEMO:  # the demo's scenes are synthetic
         return []
@@ -118,7 +118,7 @@ def _published(evaluation: Evaluation) -> list[str]:
     lines = [
         f"## Published figures for {table.dataset} ({table.measure}, {table.split} split)",
         "",
-        "Not measured here, and not comparable as they stand: they come from another split and protocol. "
+        "Not measured here, and not directly comparable: they come from another split and protocol. "
         + table.caution,
         "",
         f"| {table.measure} | this evaluation | published D2LS | published {rival} |",
@@ -167,7 +167,7 @@ def _number(value: float, interval: Interval | None = None) -> str:
 
 
 def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
-    """Attaches the report to the run and the version of a registered model; returns False for other models.
+    """Attaches the report to the run and the version of a registered model; returns False for any other model.
 
     Raises:
         TrackingError: the store refuses.
@@ -211,7 +211,7 @@ def prepare_folder(folder: str, models: int, *, overwrite: bool) -> None:
     Args:
         folder: the folder.
         models: number of models in the report.
-        overwrite: replace a report that is there.
+        overwrite: replace an existing report.
 
     Raises:
         StorageError: a file of the report exists, or the folder cannot be made.
@@ -247,7 +247,7 @@ def write_report(
 
 
 SHEET_SAMPLES = 3
-"""Best and worst samples on a sheet, each."""
+"""Number of best and of worst samples on a sheet."""
 
 
 def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | None = None) -> Picture:

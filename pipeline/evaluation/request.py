@@ -14,7 +14,7 @@ SETTINGS = ("batch_size", "tta", "bootstrap")
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Which model to evaluate on what, and how.
+    """The request for an evaluation of one model.
 
     Attributes:
         model: anything that `pipeline.load_model` takes.
@@ -43,15 +43,15 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """What the command line asks for.
+    """The parsed command line.
 
     Attributes:
         requests: one per model, all on one split.
         output: folder of the report; None writes none.
-        overwrite: replace a report that is there.
+        overwrite: replace an existing report.
         tracking_uri: MLflow store.
         suspects: GeoPackage of suspected label errors; None writes none.
-        suspect_probability: least probability of the model's class there.
+        suspect_probability: lowest probability of the model's class in a suspect.
     """
 
     requests: tuple[EvaluateRequest, ...]
@@ -81,7 +81,7 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
     shards_uri = options.shards or (recipe.shards.uri if recipe else None)
     split = options.split or (recipe.roles.test if recipe else None)
     if not shards_uri or not split:
-        raise ConfigError("name --shards URI and --split NAME, or a --recipe that says both")
+        raise ConfigError("name --shards URI and --split NAME, or a --recipe that holds both")
     settings, cluster = _settings(options, recipe)
     tracking_uri = options.tracking_uri or (recipe.tracking.uri if recipe else None)
     requests = tuple(
@@ -143,14 +143,19 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         "--suspects", metavar="FILE.gpkg",
         help="write places where a confident model contradicts the labels, ranked, for QGIS",
     )  # fmt: skip
-    add("--suspect-probability", type=float, metavar="P", help="how sure the model is there (default: 0.9)")
-    add("--overwrite", action="store_true", help="replace a report or suspects that are there")
+    add(
+        "--suspect-probability",
+        type=float,
+        metavar="P",
+        help="lowest probability of the model's class there (default: 0.9)",
+    )
+    add("--overwrite", action="store_true", help="replace an existing report or suspects file")
     options: Namespace = arguments.parse_args(argv)
     return options
 
 
 def _settings(options: Namespace, recipe: Recipe | None) -> tuple[EvaluateConfig, ClusterConfig]:
-    """Returns the recipe's evaluation settings and cluster, changed as the command line says."""
+    """Returns the recipe's evaluation settings and cluster, with the changes of the command line."""
     settings = (recipe.evaluate if recipe else EvaluateConfig()).model_dump(mode="json")
     settings |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     cluster = (recipe.cluster if recipe else ClusterConfig()).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The result of an exact evaluation: counts by sample, and every score that follows from them."""
+"""The result of an exact evaluation: counts by sample, and the scores that are computed from them."""
 
 import json
 import math
@@ -24,18 +24,18 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a split, every labelled pixel counted once.
+    """The evaluation of a model on a split; every labelled pixel is counted once.
 
     Attributes:
         model: as the request names it.
         dataset: name, protocol and digest of the shards.
         split: name of the split.
-        classes: the K classes, with the flags of the data set that say which are scored.
+        classes: the K classes, with the flags of the data set for scored ones.
         samples: counts of each sample, sorted by key.
         settings: batch size, window, test-time augmentation, number of bootstrap resamplings.
         seed: of the bootstrap.
         seconds: wall time.
-        seen: whether the model was trained on shards of the same digest.
+        seen: whether the model was trained on shards with the same digest.
     """
 
     model: str
@@ -56,7 +56,7 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> Scores:
-        """Scores by the data set's convention: means over the scored classes only."""
+        """Scores by the convention of the data set: means over scored classes only."""
         return score(self.confusion, self.classes.scored)
 
     @cached_property
@@ -84,7 +84,7 @@ class Evaluation:
     def intervals(self) -> dict[str, Any]:
         """95 % bootstrap intervals over scenes: miou, mf1, overall_accuracy, and iou and f1 of each class.
 
-        Empty for fewer than two scenes: one scene says nothing about others.
+        Empty for fewer than two scenes, which do not allow an estimate.
         """
         resamplings = int(self.settings.get("bootstrap", 0))
         if resamplings < 1 or len(self.scenes) < 2:
@@ -134,16 +134,16 @@ def named_scores(scores: Scores, classes: ClassTable) -> dict[str, Any]:
 
 
 def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: int) -> dict[str, Any]:
-    """Draws scenes with replacement, adds their counts, scores the sum, and takes the middle 95 % of the values.
+    """Draws scenes with replacement, scores the sum of their counts, and takes the middle 95 % of the values.
 
     Args:
         scenes: S K K counts.
         scored: K flags.
-        resamplings: how often.
+        resamplings: number of draws.
         seed: of the draws.
 
     Returns:
-        `miou`, `mf1`, `overall_accuracy`: lowest and highest value; `iou`, `f1`: K of these, None without a value.
+        `miou`, `mf1`, `overall_accuracy`: lowest and highest value; `iou`, `f1`: K such pairs, None without a value.
     """
     count, classes = scenes.shape[:2]
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamplings)

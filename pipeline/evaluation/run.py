@@ -1,4 +1,4 @@
-"""An exact evaluation from its request to its result, in this process or on Ray workers."""
+"""Runs an exact evaluation in this process or on Ray workers."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +156,7 @@ def _count(
 ) -> list[SampleCounts]:
     if request.cluster is None:
         return count_part(load_predictor(folder, where=request.model, **settings), part, on_progress)
-    # Several parts per worker: a slow or lost worker delays little, and progress shows early.
+    # Several parts per worker: a slow or lost worker delays little, and progress is shown early.
     count = request.cluster.worker_range[1] * PARTS_PER_WORKER
     parts = [replace(part, decoders=0, rank=rank, world_size=count) for rank in range(count)]
     samples: list[SampleCounts] = []

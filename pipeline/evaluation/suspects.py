@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from d2ls.inference import Predictor
 
 MIN_PROBABILITY = 0.9
-"""Mean probability of the model's class from which on a contradiction counts."""
+"""Lowest probability of the model's class that counts as a contradiction."""
 
 MIN_PIXELS = 16
-"""Smaller places are borders between classes, where labels and maps always differ a little."""
+"""Smallest size. Smaller places are borders between classes, where labels and maps always differ a little."""
 
 MAX_PLACES = 10_000
-"""Places that are written, the most suspicious ones."""
+"""Largest number of places that are written, the most suspicious first."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A region in which every pixel has one label, and the model is sure of another class.
+    """A region of pixels with one label in which the model is confident of another class.
 
     Attributes:
         shape: outline in pixels of the sample.
         label: class id of the label.
-        predicted: class id that the model gives.
+        predicted: class id that the model predicts.
         pixels: size.
         probability: mean probability of the predicted class.
-        score: sum over the pixels of its probability less that of the label; the rank follows it.
+        score: sum over the pixels of its probability minus that of the label; decides the rank.
     """
 
     shape: Any
@@ -72,9 +72,9 @@ def find_suspects(
     """Finds the places of a sample where a confident model contradicts the label.
 
     Args:
-        labels: class ids, H W, 255 where there is no label.
+        labels: class ids, H W, 255 for pixels without a label.
         probabilities: K H W.
-        min_probability: least probability of the predicted class, pixel by pixel.
+        min_probability: lowest probability of the predicted class in each pixel.
     """
     predicted = probabilities.argmax(axis=0)
     confidence = probabilities.max(axis=0)
@@ -104,8 +104,7 @@ def write_suspects(
 ) -> int:
     """Writes the suspected label errors of a split into a GeoPackage, a layer for each CRS of the scenes.
 
-    Samples of images without a georeference go into the layer `pixels`, in columns and rows (downwards negative) of
-    their image.
+    Samples of images without a georeference go into the layer `pixels`, in columns and negative rows of their image.
 
     Args:
         request: model and split.
@@ -135,7 +134,7 @@ def write_suspects(
 
 
 def check_target(target: str, requests: int, *, overwrite: bool) -> Path:
-    """Refuses a target that cannot be written, before any work.
+    """Refuses a target that cannot be written, before any work is done.
 
     Raises:
         ConfigError: not a local .gpkg, or several models.
@@ -174,7 +173,7 @@ def write_layers(target: Path, ranked: list[tuple[Suspect, dict[str, Any]]], cla
     """Writes places into a GeoPackage, which gets its name when it is complete.
 
     Args:
-        target: local file; replaced where it exists.
+        target: local file; replaced if it exists.
         ranked: places, the most suspicious one first, and the metadata of the sample that each lies in.
         classes: names.
     """
@@ -197,7 +196,7 @@ def write_layers(target: Path, ranked: list[tuple[Suspect, dict[str, Any]]], cla
 
 
 def _transform(meta: dict[str, Any]) -> Any:
-    """From pixels of the sample to its CRS, or to columns and negative rows of its image."""
+    """Returns the transform from pixels of the sample to its CRS, or to columns and negative rows of its image."""
     if meta.get("crs") and meta.get("transform"):
         return rasterio.Affine(*meta["transform"])
     row, column, *_ = meta.get("window", (0, 0))
@@ -232,7 +231,7 @@ def _columns(
 
 
 def _square_metres(meta: dict[str, Any]) -> float:
-    """Ground of a pixel; NaN (empty in QGIS) where it cannot be known."""
+    """Returns the ground area of a pixel; NaN (empty in QGIS) if unknown."""
     if not meta.get("crs") or not meta.get("transform"):
         return float("nan")
     crs = rasterio.CRS.from_user_input(meta["crs"])

@@ -1,6 +1,6 @@
 """Figures of a run: pure functions from arrays to RGB pictures (H W 3, uint8). No global state of matplotlib.
 
-Every figure has a canvas of its own, so several threads may draw at once.
+Every figure has its own canvas, so several threads may draw at once.
 """
 
 from pipeline.figures.canvas import ERROR, MISSING, Picture

@@ -11,7 +11,7 @@ from pipeline.figures.canvas import INK, Picture, legend, new_grid, render, shad
 
 
 def dictionary_distances(dictionary: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """Mean squared distances in a dictionary over images, as the contrastive term of the paper takes them.
+    """Computes mean squared distances in a dictionary over images, as in the contrastive term of the paper.
 
     Args:
         dictionary: B K C, class vectors of B images.
@@ -34,7 +34,7 @@ def dictionary_map(
     """Shows class vectors by stage on their two principal axes, with intra- and inter-class distance.
 
     Args:
-        dictionaries: one a stage (D0, after each stage, after the closing attention), each B K C.
+        dictionaries: one per stage (D0, after each stage, after the closing attention), each B K C.
         static: the learned static vectors, K C, or None; drawn as diamonds beside D0.
         classes: the K classes.
     """

@@ -1,4 +1,4 @@
-"""A sweep: the score against each swept key, and all trials in order."""
+"""Figures of a sweep: the score against each swept key, and all trials in order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from pipeline.figures.canvas import FAINT, INK, Picture, new_figure, plain, rend
 
 
 class Scored(Protocol):
-    """What `sweep_figures` needs of a trial."""
+    """The attributes of a trial that `sweep_figures` needs."""
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -18,7 +18,7 @@ class Scored(Protocol):
 
     @property
     def score(self) -> float | None:
-        """What ranks the trials; None before the first evaluation."""
+        """Score that ranks the trials; None before the first evaluation."""
 
 
 def sweep_figures(trials: Sequence[Scored], keys: Sequence[str], metric: str) -> dict[str, Picture]:
@@ -30,7 +30,7 @@ def sweep_figures(trials: Sequence[Scored], keys: Sequence[str], metric: str) ->
         metric: name of the score, for the axis.
 
     Returns:
-        Pictures by name: the key itself, and `trials`; empty where no trial has a score.
+        Pictures by name: the key itself, and `trials`; empty if no trial has a score.
     """
     scored = [trial for trial in trials if trial.score is not None]
     if not scored:
@@ -42,7 +42,7 @@ def sweep_figures(trials: Sequence[Scored], keys: Sequence[str], metric: str) ->
 
 
 def _against(scored: Sequence[Scored], key: str, keys: Sequence[str], metric: str) -> Picture:
-    """One point a trial, a line through the means; colour is the other swept key where there is one."""
+    """Draws one point per trial and a line through the means; colour shows the other swept key if there is one."""
     having = [trial for trial in scored if key in trial.values]
     levels = sorted({trial.values[key] for trial in having}, key=lambda v: (isinstance(v, str), v))
     numeric = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)

@@ -1,4 +1,4 @@
-"""Initial weights from another trained model (`model.init`), also one with other classes or bands."""
+"""Initial weights from another trained model (`model.init`), which may have other classes or bands."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Loads trained models by name: from the registry, from a run, from a checkpoint or bundle folder on any storage.
+"""Loads trained models by name: from the registry, a run, or a checkpoint or bundle folder on any storage.
 
 `load_model("models:/d2ls-loveda@champion").predict(image)` takes H W bands and returns H W class ids; neither Ray nor
 a server is needed.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from d2ls.inference import Predictor
 
 BEST_FILES = ("checkpoints/best.json", "best.json")
-"""File that names the best checkpoint beside it, seen from a run folder and from its folder of checkpoints."""
+"""Paths of the file that names the best checkpoint: from a run folder, and from its folder of checkpoints."""
 
 BUNDLE_FILES = (INFO_FILE, WEIGHTS_FILE)
 REGISTRY_SCHEMES = ("models:/", "runs:/")
@@ -111,7 +111,7 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Reads a model's files, to send them to workers that may reach neither folder nor registry."""
+    """Reads a model's files, to send them to workers that may not have access to folder or registry."""
     return {name: (folder / name).read_bytes() for name in BUNDLE_FILES}
 
 

@@ -1,7 +1,8 @@
-"""Areas by class, in the whole map and by zone, and what the errors of the model mean for them.
+"""Areas by class, in the whole map and by zone, and their adjustment for the errors of the model.
 
 A map that confuses classes counts their areas wrongly. Olofsson et al. (2014), Good practices for estimating area and
-assessing accuracy of land change, Remote Sensing of Environment 148, 42-57, correct it by the confusion matrix:
+assessing accuracy of land change, Remote Sensing of Environment 148, 42-57, correct the areas with the confusion
+matrix:
 
     p_ij = W_i n_ij / n_i.        share of the ground that the map calls i and that is j (equation 4)
     A_j = A_total sum_i p_ij      adjusted area of class j (equations 9 and 11)
@@ -41,7 +42,7 @@ class AdjustedArea:
 
     Attributes:
         areas: estimates (K).
-        half_widths: of their 95 % intervals (K).
+        half_widths: half widths of their 95 % intervals (K).
     """
 
     areas: npt.NDArray[np.float64]
@@ -74,17 +75,17 @@ def adjust(mapped: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> Ad
 
 
 def read_report(uri: str, classes: ClassTable) -> npt.NDArray[np.int64]:
-    """Reads the confusion matrix of an evaluation report.
+    """Reads the confusion matrix from an evaluation report.
 
     Args:
         uri: `report.json` of `pipeline.evaluate`, or a report among the files of a run.
-        classes: of the model.
+        classes: classes of the model.
 
     Returns:
         Test pixels by predicted class (rows) and true class (columns).
 
     Raises:
-        ConfigError: not such a report, of several models, or of other classes.
+        ConfigError: not an evaluation report, or one of several models or of other classes.
     """
     try:
         content = json.loads(storage.read_bytes(uri))
@@ -109,7 +110,7 @@ class AreaTable:
         zones: names; the first, empty, is the whole map.
         counts: pixels by zone and label (Z 256).
         classes: K classes.
-        pixel_hectares: ground of a pixel.
+        pixel_hectares: ground area of a pixel.
         confusion: test pixels by predicted and true class; None: no evaluation report.
     """
 
@@ -144,7 +145,7 @@ class AreaTable:
         return rows
 
     def _adjusted(self, zone: str, counts: npt.NDArray[np.int64]) -> AdjustedArea | None:
-        """The whole map alone: within a zone the errors may be quite different ones."""
+        """Adjusts the areas of the whole map only: within a zone the errors may be quite different."""
         if self.confusion is None or zone:
             return None
         try:
@@ -154,14 +155,14 @@ class AreaTable:
 
     @property
     def untested(self) -> list[str]:
-        """Mapped classes that the evaluation report has no two pixels of, which rules out an adjustment."""
+        """Mapped classes with fewer than two pixels in the evaluation report, for which no adjustment is possible."""
         if self.confusion is None:
             return []
         missing = (self.counts[0, : self.classes.num_classes] > 0) & (self.confusion.sum(axis=1) < 2)
         return [self.classes.names[index] for index in np.flatnonzero(missing)]
 
     def to_csv(self) -> bytes:
-        """Returns the table with a header, comma-separated, hectares and shares unrounded."""
+        """Returns the table as CSV with a header; hectares and shares are not rounded."""
         rows = self.rows()
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n", restval="")
@@ -170,7 +171,7 @@ class AreaTable:
         return text.getvalue().encode()
 
     def to_markdown(self, title: str, comment: str) -> str:
-        """Returns the table for people, with what must be known about it."""
+        """Returns the table as Markdown, with notes on how to read it."""
         rows = self.rows()
         with_interval = "adjusted_hectares" in rows[0]
         head = ["zone", "class", "pixels", "hectares", "share"] + ["adjusted hectares (95 %)"] * with_interval
@@ -206,7 +207,7 @@ class AreaTable:
 
 
 def csv_digest(content: bytes) -> str:
-    """Digest by which a Markdown table knows its CSV file."""
+    """Returns the digest by which a Markdown table identifies its CSV file."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -216,7 +217,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _hectares(value: float) -> str:
-    """Writes hectares with four digits that count, at least two decimals below 100."""
+    """Formats hectares with four significant digits, and at least two decimals below 100."""
     if value == 0 or not math.isfinite(value):
         return "0"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The command line of `pipeline.predict`: words to a `PredictRequest`, everything impossible refused at once."""
+"""The command line of `pipeline.predict`: parses it to a `PredictRequest` and refuses impossible values."""
 
 import argparse
 import math
@@ -26,7 +26,7 @@ def parse_request(command: str, description: str, examples: str, argv: list[str]
     if values.more:
         words = [values.input, values.output, *values.more]
         raise ConfigError(
-            f"{len(words)} words after MODEL ({words[0]} ... {words[-1]}); only INPUT and OUTPUT follow it. Where the "
+            f"{len(words)} words after MODEL ({words[0]} ... {words[-1]}); only INPUT and OUTPUT follow it. If the "
             "shell expanded a pattern, put quotes around it: 'scenes/*.tif' maps/"
         )
     return PredictRequest(
@@ -52,7 +52,7 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("output", metavar="OUTPUT", help="map.tif or map.png for one scene, else a folder (or a submission)")
     add("more", nargs="*", help=argparse.SUPPRESS)
     add("--format", choices=("tif", "png"), default="tif", help="of maps in a folder (default: tif)")
-    add("--bands", metavar="1,2,3", help="bands of the file to look at, from 1, in the model's order")
+    add("--bands", metavar="1,2,3", help="bands of the file to use, from 1, in the model's order")
     add(
         "--scale-range",
         metavar="LOW,HIGH",
@@ -60,7 +60,7 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     )
     add("--nodata", type=float, metavar="V", help="value of pixels without data (default: as in training)")
     add("--page", type=int, metavar="N", help="page of a TIFF of several pages, from 1")
-    add("--resample", action="store_true", help="bring scenes to the ground distance of the training first")
+    add("--resample", action="store_true", help="resample scenes to the pixel size of the training first")
     add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")
     add("--overlay", action="store_true", help="also write OUTPUT.overlay.jpg, the map over the image")
     add(
@@ -71,14 +71,20 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the images of INPUT are tiles of one scene: one map without seams",
     )
-    add("--overwrite", action="store_true", help="map again what is finished; replace files of OUTPUT's name")
-    add("--submission", choices=("loveda", "uavid"), help="make and check what the benchmark's server takes")
+    add(
+        "--overwrite", action="store_true", help="map finished scenes again; replace files with OUTPUT's name"
+    )
+    add(
+        "--submission",
+        choices=("loveda", "uavid"),
+        help="make and check a submission for the benchmark's server",
+    )
 
 
 def _add_products(arguments: argparse.ArgumentParser) -> None:
     add = arguments.add_argument
     add("--confidence", action="store_true", help="also write OUTPUT.confidence.tif, the winning probability")
-    add("--style", action="store_true", help="also write OUTPUT.qml, by which QGIS shows colours and names")
+    add("--style", action="store_true", help="also write OUTPUT.qml, from which QGIS takes colours and names")
     add(
         "--polygons", nargs="?", const="", metavar="FILE.gpkg",
         help="also write the polygons of the map (default: OUTPUT.gpkg), with class, area and mean probability",
@@ -88,7 +94,7 @@ def _add_products(arguments: argparse.ArgumentParser) -> None:
         "--simplify-m",
         type=float,
         metavar="M",
-        help="smooth polygons; features narrower than about M metres go",
+        help="smooth polygons; features narrower than about M metres are removed",
     )
     add("--min-area-m2", type=float, metavar="A", help="parts smaller than A take the class around them")
     add(
@@ -96,7 +102,7 @@ def _add_products(arguments: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write OUTPUT.areas.csv and OUTPUT.areas.md, areas by class",
     )
-    add("--zones", metavar="FILE", help="polygons to count areas in, beside the whole map")
+    add("--zones", metavar="FILE", help="polygons to count areas in, in addition to the whole map")
     add("--zone-field", metavar="NAME", help="attribute that names the zones (default: their number)")
     add(
         "--evaluation-report", metavar="FILE",
@@ -125,7 +131,7 @@ def _add_machines(arguments: argparse.ArgumentParser) -> None:
         help="Ray workers for many scenes (default: 1: this process)",
     )  # fmt: skip
     add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     add(
         "--tracking-uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",

@@ -1,4 +1,4 @@
-"""How much ground a pixel of a map covers. Areas need a CRS whose units are lengths, and nearly true ones."""
+"""The ground area of a pixel of a map. Areas need a CRS whose units are lengths with little distortion."""
 
 import math
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from d2ls.errors import DataError
 from sharding.raster.base import Georeference, crs_text
 
 WEB_MERCATOR = (3857, 3395, 900913, 102100)
-"""EPSG codes of world maps on which an area at 60 degrees counts four times."""
+"""EPSG codes of world maps that enlarge an area at 60 degrees four times."""
 
 
 @dataclass(frozen=True)
 class GroundArea:
-    """Place of a map on a plane.
+    """Georeference of a map in a projected CRS.
 
     Attributes:
-        crs: projected, as rasterio gives it.
+        crs: rasterio's CRS, projected.
         transform: rasterio's Affine from column and row to x and y.
-        square_metres: ground that a pixel covers.
+        square_metres: ground area of a pixel.
     """
 
     crs: Any
@@ -29,22 +29,22 @@ class GroundArea:
 
     @property
     def hectares(self) -> float:
-        """Ground that a pixel covers."""
+        """Ground area of a pixel."""
         return self.square_metres / 10_000
 
 
 def ground_area(name: str, place: Georeference, height: int, width: int, needed_by: str) -> GroundArea:
-    """Returns what a pixel of a scene covers.
+    """Returns the ground area of a pixel of a scene.
 
     Args:
-        name: of the scene, for messages.
-        place: where it lies.
+        name: name of the scene, for messages.
+        place: its georeference.
         height: its rows.
         width: its columns.
         needed_by: options that need areas, for messages.
 
     Raises:
-        DataError: no place, no CRS, or one in which areas are not true; with the line of gdalwarp that helps.
+        DataError: no georeference, no CRS, or one that distorts areas; with the gdalwarp command that helps.
     """
     if place.gcps and not place.placed:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Which scenes a person means, and where the map of each goes."""
+"""The scenes of INPUT, and where the map of each goes."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,26 +16,26 @@ from sharding.raster.scene import IMAGE_SUFFIXES
 
 MAP_SUFFIXES = (".tif", ".tiff", ".png")
 READERS = 16
-"""Files whose headers are read at once."""
+"""Number of files whose headers are read at once."""
 
 Job = tuple[str, str]
-"""A scene, and its map to be."""
+"""A scene, and its map to make."""
 
 
 def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
     """Lists scenes and their maps.
 
-    Hidden files and folders are left out, as in `pipeline.shard`; so are maps that were made here, wherever they lie.
+    Hidden files and folders are left out, as in `pipeline.shard`; so are maps of this program, wherever they are.
 
     Args:
-        source: an image, a folder (with all folders below it), a glob pattern; local, or (but for patterns) a URI.
+        source: an image, a folder (with all folders below it) or a glob pattern; local, or (except for patterns) a URI.
         target: a file for a single scene, else a folder, in which the layout of the source is kept.
         kind: suffix of maps in a folder, `tif` or `png`.
 
     Raises:
         DataError: no image there.
-        ConfigError: a map would replace a scene or another map, one file is to hold many maps, or a name is empty
-            or of another format.
+        ConfigError: a map would replace a scene or another map, one file is named for many maps, or a name is empty or
+            has another format.
     """
     if not source or not target:
         raise ConfigError(f"{'INPUT' if not source else 'OUTPUT'} is empty; name an image or a folder")
@@ -72,7 +72,7 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
 
 
 def list_images(source: str) -> list[str]:
-    """Lists the images of a folder or pattern, without hidden ones and maps that were made here.
+    """Lists the images of a folder or pattern, without hidden files and maps of this program.
 
     Raises:
         DataError: none there.
@@ -84,28 +84,28 @@ def list_images(source: str) -> list[str]:
 
 
 def is_pattern(source: str) -> bool:
-    """Returns whether a local source is a glob pattern (a file of that very name wins)."""
+    """Returns whether a local source is a glob pattern, and not an existing file."""
     return storage.is_local(source) and any(sign in source for sign in "*?[") and not Path(source).exists()
 
 
 def _check_kind(target: str, *, file: bool) -> None:
-    """Refuses a folder in the place of a file, and a file in the place of a folder, before any work.
+    """Refuses a folder where a file is needed, and the other way round, before any work is done.
 
     Raises:
-        ConfigError: says what is there.
+        ConfigError: the message tells what is there.
     """
     kind = storage.info(target).type
     if file and kind == fs.FileType.Directory:
         raise ConfigError(
-            f"{target}: is a folder, its name says a map. Name a file in it ({storage.join(target, 'map.tif')}), or a "
-            "folder without such a suffix"
+            f"{target}: is a folder with the name of a map. Name a file in it ({storage.join(target, 'map.tif')}), or "
+            "a folder without such a suffix"
         )
     if not file and kind == fs.FileType.File:
         raise ConfigError(f"{target}: is a file; name a map (.tif, .png) or a folder as OUTPUT")
 
 
 def _matches(source: str) -> tuple[str, Iterable[str]]:
-    """Returns the folder below which a source's files lie, and the files."""
+    """Returns the folder of a source's files, and the files."""
     if not is_pattern(source):
         return source, _below(source)
     top = _fixed_part(source)
@@ -116,7 +116,7 @@ def _matches(source: str) -> tuple[str, Iterable[str]]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder before the first part that holds a wildcard."""
+    """Returns the folder before the first part with a wildcard."""
     parts = []
     for part in pattern.split("/")[:-1]:
         if any(sign in part for sign in "*?["):
@@ -142,7 +142,7 @@ def _below_local(folder: Path) -> Iterator[str]:
         kept = []
         for name in sorted(folders):
             real = Path(here, name).resolve()
-            if not is_hidden(name) and real not in visited:  # a link can lead back to where it lies
+            if not is_hidden(name) and real not in visited:  # a link can lead back to its own folder
                 visited.add(real)
                 kept.append(name)
         folders[:] = kept
@@ -157,7 +157,7 @@ def _without_maps(files: Iterable[str]) -> list[str]:
 
 
 def _is_ours(file: str) -> bool:
-    """Returns whether a file is a map or a mosaic that was made here."""
+    """Returns whether a file is a map or a mosaic of this program."""
     return read_provenance(file) is not None or MOSAIC_TAG in read_tags(file)
 
 
@@ -192,15 +192,15 @@ def _refuse_clashes(jobs: list[Job]) -> None:
 
 
 def same_file(first: str, second: str) -> bool:
-    """Returns whether two locations are one file, under whatever names."""
+    """Returns whether two locations are the same file, whatever their names."""
     return _identity(first) == _identity(second)
 
 
 def _identity(uri: str) -> str | tuple[int, int]:
-    """What tells a file from others under any of its names; the resolved path where there is no file yet."""
+    """Identifies a file under all its names; for a file that does not exist yet by its resolved path."""
     if not storage.is_local(uri):
         return uri
-    path = os.path.realpath(storage.local_path(uri))  # also through folders that are not there yet
+    path = os.path.realpath(storage.local_path(uri))  # also through folders that do not exist yet
     try:
         status = Path(path).stat()
     except OSError:

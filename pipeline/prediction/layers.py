@@ -1,4 +1,4 @@
-"""Polygon layers that a user lays over scenes: the area to map, and zones to count in."""
+"""Polygon layers over scenes: the area to map, and zones to count in."""
 
 import hashlib
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ class Layer:
     Attributes:
         name: file and layer, for messages.
         polygons: shapes (N) in the CRS of the scene.
-        labels: text that names each in a table (N).
-        notes: what was repaired, projected or left out.
+        labels: name of each in tables (N).
+        notes: texts on what was repaired, projected or left out.
     """
 
     name: str
@@ -43,24 +43,22 @@ class Layer:
 def read_layer(
     path: str, scene: str, place: Georeference, size: tuple[int, int], field: str | None = None
 ) -> Layer:
-    """Reads the polygons of a layer that lie over a scene.
+    """Reads the polygons of a layer that overlap a scene.
 
     Args:
         path: vector file with one layer.
         scene: name of the scene, for messages.
-        place: where the scene lies.
+        place: georeference of the scene.
         size: its rows and columns.
         field: attribute that names the polygons; None: their number, from 1.
 
     Raises:
-        DataError: not readable, other geometries than polygons, no CRS on a side, or no polygon over the scene.
+        DataError: not readable, geometries other than polygons, no CRS in layer or scene, or no polygon on the scene.
     """
     features = read_features(path, columns=(field,) if field else ())
     _require_polygons(features)
     if not place.placed:
-        raise DataError(
-            f"{scene}: has no place, so {path} cannot be laid over it; give it a georeference first"
-        )
+        raise DataError(f"{scene}: has no georeference, so {path} cannot be laid over it; give it one first")
     if not features.crs or not place.crs:
         missing = features.name if not features.crs else scene
         raise DataError(

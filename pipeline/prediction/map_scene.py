@@ -1,4 +1,4 @@
-"""One scene to one label map, window by window, and on after a kill."""
+"""Maps one scene, window by window; an interrupted map is continued."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapReport:
-    """What was made of a scene.
+    """Report on the map of a scene.
 
     Attributes:
         source: the scene.
@@ -43,9 +43,9 @@ class MapReport:
         height: rows of the map.
         width: columns.
         seconds: wall time.
-        notes: choices and warnings a person should see.
-        skipped: whether it was finished before.
-        pixels: number of pixels of each class, and last of those without data.
+        notes: choices and warnings for the user.
+        skipped: whether the map was finished before.
+        pixels: number of pixels of each class; the last entry is for those without data.
     """
 
     source: str
@@ -73,16 +73,16 @@ def map_scene(
     Args:
         predictor: the model.
         source: image, local or by URI.
-        target: where the map goes, `.tif` or `.png`, local or by URI.
-        options: see there.
-        digest: of the model's files; another model never goes on with old parts.
-        owner: names the run, see `outputs.hold`.
+        target: location of the map, `.tif` or `.png`, local or by URI.
+        options: how to map.
+        digest: digest of the model's files; parts of another model are never continued.
+        owner: name of the run, see `outputs.hold`.
         progress: called as windows are done.
 
     Raises:
-        ConfigError: something else stands where the map shall go, or it takes too much, see `plan_scene`.
-        DataError: the scene is missing, damaged, of other bands or another type, or changed meanwhile.
-        StorageError: the map cannot be written, or another process writes it now.
+        ConfigError: another file is in the place of the map, or the scene is too large, see `plan_scene`.
+        DataError: the scene is missing or damaged, has other bands or another type, or has changed meanwhile.
+        StorageError: the map cannot be written, or another process is writing it.
     """
     started = time.monotonic()
     with read_scene(source, options.reading(predictor.info)) as scene:
@@ -103,11 +103,11 @@ def map_scene(
 
 @contextlib.contextmanager
 def read_scene(source: str, reading: Reading = PLAIN) -> Iterator[Scene]:
-    """Opens a scene where it lies; of an object store, formats that are decoded whole are copied first.
+    """Opens a scene in place; from an object store, formats that are decoded whole are copied first.
 
     Args:
         source: image, local or by URI.
-        reading: what is known beyond what the file says.
+        reading: settings that the file does not state.
 
     Raises:
         DataError: missing or unreadable.
@@ -132,7 +132,7 @@ def read_scene(source: str, reading: Reading = PLAIN) -> Iterator[Scene]:
 
 
 def _fetch(source: str, folder: Path) -> Path:
-    """Copies a scene and the files that say where it lies.
+    """Copies a scene and the files with its georeference.
 
     Raises:
         DataError: there is no such scene, or it cannot be read.
@@ -151,7 +151,7 @@ def _fetch(source: str, folder: Path) -> Path:
 
 
 class _Job:
-    """The work on one scene, which this process alone does."""
+    """The work on one scene. Only this process does it."""
 
     def __init__(self, predictor: Predictor, scene: Scene, plan: ScenePlan, options: MapOptions) -> None:
         self.predictor, self.scene, self.plan, self.options = predictor, scene, plan, options
@@ -160,7 +160,7 @@ class _Job:
         )
 
     def run(self, progress: Callable[[Progress], Any]) -> tuple[int, ...]:
-        """Predicts what is missing, writes the files; returns pixels by class."""
+        """Predicts the missing windows, writes the files, and returns pixels by class."""
         parts = self._parts()
         finished = parts.finished()
         if finished < len(self.grid.rows):
@@ -175,17 +175,17 @@ class _Job:
         return pixels
 
     def _check_unchanged(self) -> None:
-        """Refuses a map of two states of a scene.
+        """Checks that the scene did not change while it was mapped.
 
         Raises:
-            DataError: the scene changed or vanished.
+            DataError: the scene changed or was deleted.
         """
         source = self.plan.source
         try:
             same = storage.fingerprint(source) == self.plan.provenance.file_stamp
         except StorageError as error:
             raise DataError(
-                f"{source}: vanished while it was being mapped; put it back and start again"
+                f"{source}: was deleted while it was being mapped; put it back and start again"
             ) from error
         if not same:
             raise DataError(f"{source}: changed while it was being mapped; start again")
@@ -221,7 +221,7 @@ class _Job:
         return read
 
     def _area(self) -> PolygonGrid | None:
-        """The area to map, on the grid that windows are laid over; None: everywhere."""
+        """Returns the area to map, on the grid of the windows; None: everywhere."""
         if self.plan.area is None:
             return None
         polygons, (height, width) = self.plan.area.polygons, self.plan.grid_size
@@ -242,9 +242,9 @@ class _Job:
         return write
 
     def _write(self, parts: Parts) -> tuple[int, ...]:
-        """Writes the files in place, or on this machine's disk and then into the object store."""
+        """Writes the files in place, or for an object store on this machine's disk first."""
         outputs = self.plan.outputs
-        # Somebody may have put a file there in the hours since.
+        # A file may have been put there in the meantime.
         outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
         if storage.is_local(outputs.target):
             local = outputs.moved(str(storage.local_path(outputs.target)))

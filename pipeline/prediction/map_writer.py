@@ -1,6 +1,6 @@
-"""Writing label maps: cloud-optimised GeoTIFF with colour table and class names, PNG, class probabilities.
+"""Writes label maps: cloud-optimised GeoTIFF with colour table and class names, PNG, class probabilities.
 
-Everything is written under a temporary name beside the target, read back, and only then given its name.
+Files are written under a temporary name beside the target, read back, and then renamed.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ PROBABILITY_STEPS = 250
 
 _AUX_MARK = "d2ls_class_names"
 _TILE = 512
-_LITTLE = 64 * 2**20  # bytes on a disk that count as nearly full
+_LITTLE = 64 * 2**20  # a disk with fewer free bytes counts as nearly full
 _COG = {"COMPRESS": "DEFLATE", "BLOCKSIZE": str(_TILE), "BIGTIFF": "IF_SAFER"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape and place of a raster to be written."""
+    """Shape and georeference of a raster to write."""
 
     height: int
     width: int
@@ -56,9 +56,9 @@ def write_labels(
     """Writes a label map as GeoTIFF (`.tif`) or palette PNG (`.png`).
 
     Args:
-        target: local file; replaced where it exists.
+        target: local file; replaced if it exists.
         rows: class ids and 255.
-        layout: size, place, tags.
+        layout: size, georeference, tags.
         classes: names and colours.
         workspace: folder on the same disk for unfinished files; None: beside the target.
 
@@ -90,9 +90,9 @@ def write_steps(
     """Writes bands of quantised probabilities (0..250 and 255) as GeoTIFF; see `write_labels`.
 
     Args:
-        target: local file; replaced where it exists.
-        rows: steps, bands h W (h W where there is one band).
-        layout: size, place, tags.
+        target: local file; replaced if it exists.
+        rows: steps, bands h W (h W for one band).
+        layout: size, georeference, tags.
         names: of the bands.
         workspace: folder on the same disk for unfinished files; None: beside the target.
 
@@ -118,7 +118,7 @@ def quantize(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.uint
 
 
 def color_map(classes: ClassTable) -> dict[int, tuple[int, int, int, int]]:
-    """Colour table of a label raster: classes opaque, 255 transparent, the rest black."""
+    """Returns the colour table of a label raster: classes opaque, 255 transparent, the rest black."""
     table = dict.fromkeys(range(256), (0, 0, 0, 255))
     for index, (red, green, blue) in enumerate(classes.palette):
         table[index] = (red, green, blue, 255)
@@ -127,19 +127,19 @@ def color_map(classes: ClassTable) -> dict[int, tuple[int, int, int, int]]:
 
 
 def aux_file(target: Path) -> Path:
-    """Sidecar in which GDAL keeps the class names of a raster."""
+    """Returns the sidecar file in which GDAL keeps the class names of a raster."""
     return target.with_name(target.name + ".aux.xml")
 
 
 def is_our_aux_file(content: bytes) -> bool:
-    """Returns whether a sidecar of class names was written here; GDAL keeps the mark when it adds to the file."""
+    """Returns whether this program wrote a sidecar of class names; GDAL keeps the mark when it changes the file."""
     return f'<MDI key="{_AUX_MARK}">'.encode() in content
 
 
 def _write_cog(
     target: Path, rows: Rows, layout: Layout, bands: int, describe: Any, workspace: Path | None
 ) -> None:
-    """Writes a plain tiled TIFF first: the cloud-optimised order is only made from a finished file."""
+    """Writes a plain tiled TIFF first: GDAL makes the cloud-optimised layout only from a finished file."""
     profile = {
         "driver": "GTiff", "height": layout.height, "width": layout.width, "count": bands, "dtype": "uint8",
         "nodata": IGNORE, **_place(layout.georeference), "tiled": True, "blockxsize": _TILE, "blockysize": _TILE,
@@ -153,14 +153,14 @@ def _write_cog(
                 describe(file)
             _copy(plain, final)
             if expected != _checksum(final):
-                raise StorageError(f"{target}: what was written does not read back; is the disk full?")
+                raise StorageError(f"{target}: the written file does not read back equal; is the disk full?")
         finally:
             for leftover in (plain, aux_file(plain), aux_file(final)):
                 leftover.unlink(missing_ok=True)
 
 
 def _place(georeference: Georeference) -> dict[str, Any]:
-    """Arguments of rasterio for where a raster lies: transform or ground control points, and CRS."""
+    """Returns rasterio's arguments for the georeference: transform or ground control points, and CRS."""
     if georeference.gcps:
         return {"crs": georeference.gcps_crs, "gcps": list(georeference.gcps)}
     placed = {"transform": georeference.transform} if georeference.placed else {}
@@ -170,7 +170,7 @@ def _place(georeference: Georeference) -> dict[str, Any]:
 def _copy(plain: Path, final: Path) -> None:
     try:
         rasterio.shutil.copy(plain, final, driver="COG", OVERVIEW_RESAMPLING="NEAREST", **_COG)
-    except Exception as error:  # GDAL's own errors, which rasterio names in a private module alone
+    except Exception as error:  # GDAL's own errors, whose classes are in a private module of rasterio
         raise OSError(str(error)) from error
 
 
@@ -214,7 +214,7 @@ def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable, wo
 
 
 def save_image(target: Path, image: Image.Image, workspace: Path | None = None, **options: Any) -> None:
-    """Saves a picture whole or not at all; the format follows the suffix."""
+    """Saves a picture, complete or not at all; the suffix decides the format."""
     file_format = Image.registered_extensions()[target.suffix.lower()]
     with _named(target), atomic_write(target, folder=workspace, sync=False) as partial:
         image.save(partial, file_format, **options)

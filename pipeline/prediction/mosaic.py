@@ -1,4 +1,4 @@
-"""Tiles of one scene as a GDAL virtual raster, so that windows run across them and the map has no seams."""
+"""Joins tiles of one scene in a GDAL virtual raster, so that windows cross their borders and the map has no seams."""
 
 import math
 import os
@@ -24,7 +24,7 @@ _TYPE_NAMES = {
 }  # fmt: skip
 
 ALIGNED = 0.01
-"""How far, in pixels, a tile may be off the grid of the first one."""
+"""Largest distance, in pixels, of a tile from the grid of the first one."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class _Tile:
 
 
 def mosaic_job(source: str, target: str) -> Job:
-    """Joins the images of a folder or pattern; returns the virtual raster, which lies beside the map, and the map.
+    """Joins the images of a folder or pattern in a virtual raster beside the map; returns the raster and the map.
 
     Args:
-        source: folder or pattern of tiles, local. A file (of a `.vrt` too) is one scene already.
+        source: folder or pattern of tiles, local. A single file (also a `.vrt`) is returned unchanged.
         target: the map, a local file.
 
     Raises:
-        ConfigError: the map is no local file, or one of the tiles.
+        ConfigError: the map is not a local file, or is one of the tiles.
         DataError: no tiles, or tiles that do not fit, see `write_mosaic`.
     """
     if Path(source).is_file():
@@ -68,15 +68,15 @@ def mosaic_job(source: str, target: str) -> Job:
 
 
 def write_mosaic(tiles: Sequence[str], target: Path) -> None:
-    """Writes a virtual raster of tiles; where tiles overlap, the last one in order of their names lies on top.
+    """Writes a virtual raster of tiles; if tiles overlap, the last one by name is on top.
 
     Args:
         tiles: local georeferenced rasters of one grid.
-        target: the `.vrt`. A file of the same content is left alone, so that its time says when it changed.
+        target: the `.vrt`. A file with the same content is not written again, so its time is that of the last change.
 
     Raises:
-        DataError: a tile lies on another grid, or has other bands; says how to bring it to that of the first.
-        ConfigError: another file stands in the place of the virtual raster.
+        DataError: a tile has another grid or other bands; the message tells how to convert it.
+        ConfigError: another file is in the place of the virtual raster.
     """
     described = [_tile(path) for path in sorted(tiles)]
     for tile in described[1:]:
@@ -100,7 +100,7 @@ def _tile(path: str) -> _Tile:
             meanings = [meaning.name for meaning in file.colorinterp]
             if not place.placed or not place.crs:
                 raise DataError(
-                    f"{path}: has no place or no CRS, so it is no tile of a mosaic. Take it out of INPUT"
+                    f"{path}: has no georeference or no CRS, so it cannot be a tile of a mosaic. Take it out of INPUT"
                 )
             if "palette" in meanings or place.transform.b or place.transform.d:
                 raise DataError(
@@ -124,10 +124,10 @@ def _tile(path: str) -> _Tile:
 
 
 def _require_same_grid(first: _Tile, tile: _Tile) -> None:
-    """Refuses a tile that does not lie on the grid of the first one.
+    """Refuses a tile that is not on the grid of the first one.
 
     Raises:
-        DataError: with the line of gdalwarp that brings it there.
+        DataError: with the gdalwarp command that converts it.
     """
     a, b = first.place, tile.place
     step_x, step_y = a.transform.a, a.transform.e
@@ -154,7 +154,7 @@ def _require_same_grid(first: _Tile, tile: _Tile) -> None:
         )
     if not _same_nodata(tile.nodata, first.nodata) or tile.masked != first.masked:
         raise DataError(
-            f"{tile.path}: says otherwise than {first.path} which pixels hold no data (nodata {tile.nodata} and "
+            f"{tile.path}: differs from {first.path} in which pixels hold no data (nodata {tile.nodata} and "
             f"{first.nodata}); bring them to one with gdal_edit.py -a_nodata"
         )
 
@@ -191,7 +191,7 @@ def _document(tiles: list[_Tile], folder: Path) -> str:
             SubElement(band, "ColorInterp").text = meaning.capitalize()
         for tile, column, row in placed:
             _source(band, tile, str(number), column, row, folder, nodata)
-    if nodata is None:  # between the tiles nothing is known
+    if nodata is None:  # pixels between the tiles hold no data
         mask = SubElement(SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
         for tile, column, row in placed:
             _source(mask, tile, "mask,1", column, row, folder, None)

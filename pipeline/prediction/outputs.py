@@ -1,4 +1,4 @@
-"""The files that a mapping writes: which may be replaced, and that one process alone works on them."""
+"""The output files of a map: which of them may be replaced, and a lock that lets only one process work on them."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from pipeline.prediction.provenance import Provenance, read_provenance
 from pipeline.prediction.request import MapOptions
 
 SILENT_SECONDS = 300.0
-"""A record of use in an object store that is older than this was left by a killed process of another machine."""
+"""Age from which on a lock record in an object store counts as left by a killed process of another machine."""
 
 _BEAT_SECONDS = 30.0
 
@@ -27,7 +27,7 @@ State = Literal["finished", "outdated", "missing"]
 
 
 class BusyError(StorageError):
-    """Another process works on the same output now."""
+    """Another process is working on the same output."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Outputs:
 
     Attributes:
         target: the map, `.tif` or `.png`, local or by URI.
-        probabilities: also the class probabilities.
-        overlay: also the picture of the map over the image.
-        confidence: also the probability of the winning class.
-        style: also the style for QGIS.
+        probabilities: whether class probabilities are written.
+        overlay: whether a picture of the map over the image is written.
+        confidence: whether the probability of the winning class is written.
+        style: whether the style for QGIS is written.
         polygons: location of the polygons; None: none.
-        areas: also the tables of areas.
+        areas: whether tables of areas are written.
     """
 
     target: str
@@ -63,18 +63,18 @@ class Outputs:
         )  # fmt: skip
 
     def moved(self, target: str) -> Self:
-        """Returns the files under another name of the map; polygons of a name of their own keep it."""
+        """Returns the files for another name of the map; polygons with a name given by the user keep it."""
         own = self.polygons if self.polygons != self.beside("gpkg") else None
         moved = replace(self, target=target)
         return replace(moved, polygons=self.polygons and (own or moved.beside("gpkg")))
 
     def beside(self, ending: str) -> str:
-        """Location of a file that accompanies the map."""
+        """Returns the location of a file that accompanies the map."""
         return f"{self.target.rpartition('.')[0]}.{ending}"
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All of them; the map comes last, as it says that all are finished."""
+        """All files; the map comes last, because it marks all of them as finished."""
         kinds = {
             "probabilities.tif": self.probabilities, "confidence.tif": self.confidence, "overlay.jpg": self.overlay,
             "qml": self.style, "areas.csv": self.areas, "areas.md": self.areas,
@@ -85,17 +85,18 @@ class Outputs:
 
     @property
     def parts(self) -> str:
-        """Folder of the finished rows while the map is being made."""
+        """Folder of finished rows while the map is being made."""
         return f"{self.target}.parts"
 
     def check(self, planned: Provenance, *, overwrite: bool) -> State:
-        """Refuses to replace what is not ours to replace.
+        """Refuses to replace files that this program did not make.
 
-        A map of ours may be completed, or made again where its scene has changed since. All else needs `overwrite`.
+        A map of this program may be completed, or made again if its scene has changed. All other files need
+        `overwrite`.
 
         Returns:
-            `finished`: all files are there, made as planned; `outdated`: one shows the scene before it changed;
-            `missing`: something is still to be made.
+            `finished`: all files exist and were made as planned; `outdated`: one was made before the scene changed;
+            `missing`: a file has to be made.
 
         Raises:
             ConfigError: a file of the user, or another map, is in the way.
@@ -127,7 +128,7 @@ class Outputs:
         return "finished" if existing.is_same_map(planned) else "outdated"
 
     def _check_aux_file(self, overwrite: bool) -> None:
-        """Class names lie in `<map>.aux.xml`, which belongs to the map where there is one."""
+        """Checks `<map>.aux.xml`, which holds the class names of a map."""
         aux = f"{self.target}.aux.xml"
         if overwrite or not self.target.lower().endswith((".tif", ".tiff")) or storage.exists(self.target):
             return
@@ -139,18 +140,18 @@ class Outputs:
 
 @contextlib.contextmanager
 def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
-    """Makes this process the only one that works on a map; yields a function to call now and then meanwhile.
+    """Makes this process the only one that works on a map; yields a function to call from time to time.
 
-    On a local disk the operating system gives the hold up when the process ends in any way. In an object store it is
-    a record that is renewed: one of a dead process of this machine is taken over at once, one of another machine when
-    it was silent for `SILENT_SECONDS`.
+    On a local disk it is a lock, which the operating system releases when the process ends. In an object store it is a
+    record that is renewed: the record of a dead process of this machine is taken over at once, that of another machine
+    after `SILENT_SECONDS` without a renewal.
 
     Args:
         outputs: the files.
-        owner: names the run; processes of one run take over from each other.
+        owner: name of the run; processes of the same run take over from each other.
 
     Raises:
-        BusyError: another process works on it.
+        BusyError: another process is working on it.
         StorageError: the folder of the parts cannot be made.
     """
     if not storage.is_local(outputs.target):
@@ -164,14 +165,14 @@ def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
         lock.acquire()
     except filelock.Timeout:
         raise _busy(outputs) from None
-    except NotImplementedError:  # a file system without locks
+    except NotImplementedError:  # the file system has no locks
         with _hold_record(outputs, owner) as renew:
             yield renew
         return
     except OSError as error:
         raise StorageError(f"{outputs.parts}: cannot be written: {error}") from error
     try:
-        if not (folder / IN_USE).exists():  # the one before has just ended, and removed it
+        if not (folder / IN_USE).exists():  # the previous process has just ended, and removed it
             raise _busy(outputs)
         yield lambda: None
     finally:
@@ -181,9 +182,9 @@ def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
 
 
 def is_held(outputs: Outputs) -> bool:
-    """Returns whether another process of this machine, or of one that shares the disk, works on a map now."""
+    """Returns whether another process of this machine, or of one that shares the disk, is working on a map."""
     if not storage.is_local(outputs.target):
-        return False  # noticed when the work on it begins
+        return False  # reported when the work on it begins
     file = storage.local_path(outputs.parts) / IN_USE
     if not file.exists():
         return False

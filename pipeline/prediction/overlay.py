@@ -1,4 +1,4 @@
-"""A picture of a label map over its image, small enough to look at."""
+"""Draws a label map over its image as a small picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_overlay(
     comment: str,
     workspace: Path | None = None,
 ) -> None:
-    """Writes a JPEG of at most 2048 pixels a side: the image, half covered by the colours of the classes."""
+    """Writes a JPEG of at most 2048 pixels per side: the image, half covered with the colours of the classes."""
     factor = min(1.0, LONGEST_SIDE / max(scene.height, scene.width))
     size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
     shown = list(bands[:3]) if len(bands) >= 3 else [bands[0]] * 3
@@ -46,7 +46,7 @@ def write_overlay(
 
 
 def _thinned(rows: "Rows", scene: tuple[int, int], size: tuple[int, int]) -> "npt.NDArray[np.uint8]":
-    """Takes the nearest pixel of the map for each of the picture's."""
+    """Takes the nearest pixel of the map for each pixel of the picture."""
     labels = np.full(size, IGNORE, np.uint8)
     for top, block in resampled(rows, scene, size):
         labels[top : top + len(block)] = block

@@ -1,8 +1,8 @@
-"""Finished rows of a map in the making, kept so that an interrupted map goes on where it stopped.
+"""Finished rows of an unfinished map, kept so that an interrupted map can be continued.
 
-A folder `<map>.parts` beside the map (also in an object store): `plan.json` says what is being made and how; each band
-of rows is a compressed file. Another plan starts afresh; the finished map takes the folder away. Only files that were
-written here are ever deleted.
+A folder `<map>.parts` beside the map (also in an object store): `plan.json` describes what is made and how; each band
+of rows is a compressed file. With another plan the work starts again. The folder is removed when the map is finished.
+Only files of this program are ever deleted.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ class Parts:
 
     Args:
         uri: folder of the parts.
-        plan: plain values; whatever must be equal for old parts to be of use.
-        kinds: name and number of planes of each raster that is made together, `{"labels": 1}` for instance.
+        plan: plain values; old parts are used only if they are equal.
+        kinds: name and number of planes of each raster that is made, for instance `{"labels": 1}`.
         width: columns of the rasters.
         bands: rows of each band, top down.
 
     Raises:
-        ConfigError: the folder is there and holds files of the user.
+        ConfigError: the folder exists and holds files of the user.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Parts:
         return len(self.bands)
 
     def write(self, index: int, **rasters: npt.NDArray[np.uint8]) -> None:
-        """Keeps a band: one array a kind, h W or planes h W, uint8."""
-        if not self._begun:  # a scene that cannot be read leaves no folder
+        """Writes a band: one array per kind, h W or planes h W, uint8."""
+        if not self._begun:  # only now, so that an unreadable scene leaves no folder
             storage.make_folder(self.uri)
             storage.write_bytes(storage.join(self.uri, PLAN_FILE), self._plan)
             self._begun = True
@@ -78,7 +78,7 @@ class Parts:
             storage.write_bytes(storage.join(self.uri, self._name(kind, index)), content)
 
     def rows(self, kind: str) -> Rows:
-        """Yields all bands of a kind: first row, and pixels (h W, or planes h W where there are several).
+        """Yields all bands of a kind: first row, and pixels (h W, or planes h W for several planes).
 
         Raises:
             StorageError: a band is missing or damaged.
@@ -94,7 +94,7 @@ class Parts:
             yield top, pixels
 
     def remove(self) -> None:
-        """Deletes the parts, the plan as the last of them, and the folder where nothing else is in it."""
+        """Deletes the parts, the plan last, and the folder if it is empty then."""
         self._remove(_OURS)
         remove_empty(self.uri)
         self._begun = False
@@ -110,10 +110,10 @@ class Parts:
 
 
 def check_ours(uri: str) -> None:
-    """Refuses a folder of parts that holds anything else.
+    """Refuses a folder that holds anything but parts.
 
     Raises:
-        ConfigError: names what is in it.
+        ConfigError: names its content.
     """
     kind = storage.info(uri).type
     if kind == fs.FileType.NotFound:
@@ -128,10 +128,10 @@ def check_ours(uri: str) -> None:
 
 
 def _has_our_plan(uri: str, files: int) -> bool:
-    """Returns whether the plan in a folder is ours; a folder with no plan holds no part either."""
+    """Returns whether a folder holds a plan of this program; a folder without a plan must hold no parts."""
     plan = storage.join(uri, PLAN_FILE)
     if not storage.exists(plan):
-        return files <= 2  # a lock, and what a full disk left of the plan
+        return files <= 2  # a lock, and the plan that a full disk cut off
     try:
         return json.loads(storage.read_bytes(plan)).get("product") == PRODUCT
     except (ValueError, AttributeError):
@@ -139,10 +139,10 @@ def _has_our_plan(uri: str, files: int) -> bool:
 
 
 def remove_empty(uri: str) -> None:
-    """Removes a folder where nothing is in it."""
+    """Removes a folder if it is empty."""
     if not storage.is_local(uri):
         if not storage.list_files(uri):
             storage.delete(uri)  # object stores keep a marker
         return
-    with contextlib.suppress(OSError):  # not empty, or not there
+    with contextlib.suppress(OSError):  # not empty, or missing
         storage.local_path(uri).rmdir()

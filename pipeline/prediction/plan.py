@@ -1,4 +1,4 @@
-"""What mapping a scene takes, and whether it can be: known before any window is predicted."""
+"""Plans the mapping of a scene: what it needs, and whether it is possible, before any window is predicted."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -25,10 +25,10 @@ from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions,
 from sharding.raster.scene import Scene
 
 MAX_WINDOWS = 2_000_000
-"""Windows of a scene; at ten a second, more than two days."""
+"""Largest number of windows of a scene; at ten per second they take more than two days."""
 
 LABEL_BYTES, PROBABILITY_BYTES = 0.6, 1.5
-"""Disk that a pixel takes while a map is made (rows, plain and final file), for labels and for each probability.
+"""Bytes per pixel on disk while a map is made (rows, plain and final file), for labels and for each probability.
 
 Measured on maps of an untrained network, which compress badly.
 """
@@ -36,7 +36,7 @@ Measured on maps of an untrained network, which compress badly.
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """What is to be made of a scene.
+    """The plan of a map.
 
     Attributes:
         source: the scene.
@@ -44,16 +44,16 @@ class ScenePlan:
         height: rows of scene and map.
         width: columns.
         bands: positions of the bands that the model sees.
-        size: rows and columns that the scene is resampled to first; None: it is looked at as it is.
-        windows: how many windows that takes.
-        disk: bytes that the work takes at most beside the map, roughly.
-        provenance: goes into the map.
-        notes: choices and warnings that a person should see before the work.
-        finished: all files are there already.
-        ground: what a pixel covers, where an option needs to know; else None.
+        size: rows and columns that the scene is resampled to first; None: it is not resampled.
+        windows: number of windows.
+        disk: approximate upper limit of bytes that the work takes in addition to the map.
+        provenance: written into the map.
+        notes: choices and warnings to print before the work.
+        finished: whether all files exist already.
+        ground: ground area of a pixel if an option needs it; else None.
         area: polygons to map in; None: everywhere.
-        zones: polygons to count in; None: the whole map alone.
-        confusion: of the evaluation report; None: none.
+        zones: polygons to count in; None: only the whole map.
+        confusion: confusion matrix of the evaluation report; None: no report.
     """
 
     source: str
@@ -74,7 +74,7 @@ class ScenePlan:
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns that windows are laid over."""
+        """Rows and columns of the grid of windows."""
         return self.size or (self.height, self.width)
 
 
@@ -93,7 +93,7 @@ def plan_scene(
         model: digest of the model's files.
 
     Raises:
-        ConfigError: something else stands where the map shall go, or it takes more windows or memory than there can be.
+        ConfigError: another file is in the place of the map, or the map needs too many windows or too much memory.
         DataError: the scene has other bands or another type than the model takes.
     """
     outputs = Outputs.of(target, options)
@@ -130,7 +130,7 @@ def plan_scene(
 
 
 def _refuse_own_layers(outputs: Outputs, options: MapOptions) -> None:
-    """Refuses to write over a layer or report that the same call reads.
+    """Refuses to overwrite a layer or report that the same call reads.
 
     Raises:
         ConfigError: names it.
@@ -141,13 +141,13 @@ def _refuse_own_layers(outputs: Outputs, options: MapOptions) -> None:
         for file in outputs.files if path else ():
             if path is not None and same_file(file, path):
                 raise ConfigError(
-                    f"{file}: is the file of {option} and would be written over; name another OUTPUT"
+                    f"{file}: is the file of {option} and would be overwritten; name another OUTPUT"
                 )
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """What options lay over a scene, read and checked."""
+    """Layers that options place over a scene, read and checked."""
 
     ground: GroundArea | None
     area: Layer | None
@@ -174,7 +174,7 @@ class _Layers:
         return tuple(note for layer in (self.area, self.zones) if layer for note in layer.notes)
 
     def settings(self, options: MapOptions) -> dict[str, Any]:
-        """What decides the values of the files; an option that is not used adds nothing."""
+        """Settings that decide the values of the files; an unused option adds nothing."""
         polygons = options.polygons
         values = {
             "min_area_m2": options.min_area_m2,
@@ -192,7 +192,7 @@ def _place_note(scene: Scene, target: str) -> str:
     """Returns a note on a georeference that the map cannot keep."""
     where = scene.georeference
     if where.rpc:
-        return "placed by RPC alone, which are not applied: the map has no coordinates; orthorectify the scene first"
+        return "placed by RPCs only, which are not applied: the map has no coordinates; orthorectify the scene first"
     if target.lower().endswith(".png") and (where.placed or where.gcps):
         return "a PNG keeps no coordinates; name a .tif to keep those of the scene"
     return ""
@@ -205,11 +205,11 @@ def _nodata_note(info: ModelInfo, options: MapOptions) -> str:
 
 
 def check_disk(needed: int, target: str) -> int | None:
-    """Refuses work that a local disk has no room for.
+    """Refuses work that does not fit on a local disk.
 
     Args:
         needed: bytes.
-        target: a file or folder on the disk, there or not.
+        target: a file or folder on the disk; need not exist.
 
     Returns:
         Free bytes; None in an object store.
@@ -232,7 +232,7 @@ def check_disk(needed: int, target: str) -> int | None:
 
 
 def megabytes(count: float) -> str:
-    """Writes a number of bytes as people read it."""
+    """Formats a number of bytes for messages."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
@@ -249,7 +249,7 @@ def _count_windows(name: str, size: tuple[int, int], look: WindowPlan) -> int:
 
 
 def _check_memory(name: str, size: tuple[int, int], look: WindowPlan, info: ModelInfo, windows: int) -> None:
-    """Refuses windows whose pixels and probabilities alone are larger than the machine's memory."""
+    """Refuses windows whose pixels and probabilities are larger than the machine's memory."""
     height, width = (min(side, look.window) for side in size)
     batch = min(look.batch_size, windows)
     planes = len(info.bands) + 2 * info.classes.num_classes

@@ -1,8 +1,8 @@
-"""A label raster to polygons, strip by strip: memory for one strip and for the polygons that reach into the next.
+"""Turns a label raster into polygons, with memory for one strip and the polygons that reach into the next one.
 
-`rasterio.features.shapes` outlines each strip. What touches the border of two strips is joined: both sides get a vertex
-wherever the other has one, so the edges in between match exactly and `shapely.coverage_union_all` removes them. All of
-this is done in pixel coordinates, which are whole numbers: neighbours share their edges without gap or overlap.
+`rasterio.features.shapes` outlines each strip. Polygons that touch the border of two strips are joined. Both sides get
+a vertex wherever the other has one, so their common edges are equal and `shapely.coverage_union_all` removes them.
+Pixel coordinates are whole numbers, so neighbours share edges without gaps or overlaps.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from d2ls.errors import DataError
 
 MAX_SIMPLIFIED_VERTICES = 20_000_000
-"""Simplifying keeps all polygons in memory, about 100 bytes a vertex."""
+"""Simplifying keeps all polygons in memory, about 100 bytes per vertex."""
 
 Geometries = npt.NDArray[np.object_]
 Ints = npt.NDArray[np.int64]
@@ -67,8 +67,8 @@ def simplified(batches: Iterable[Polygons], nodes: "Nodes", tolerance: float, na
     Args:
         batches: polygons in pixel coordinates.
         nodes: complete when `batches` is exhausted.
-        tolerance: features narrower than about this many pixels go, see `shapely.coverage_simplify`.
-        name: of the map, for messages.
+        tolerance: features narrower than about this many pixels are removed, see `shapely.coverage_simplify`.
+        name: name of the map, for messages.
 
     Raises:
         DataError: too many vertices for the memory of a usual machine.
@@ -93,7 +93,7 @@ def simplified(batches: Iterable[Polygons], nodes: "Nodes", tolerance: float, na
 
 
 class Nodes:
-    """Corners of pixels where three or more regions meet: there neighbours need a vertex before they are simplified.
+    """Corners of pixels where three or more regions meet. Neighbours need a vertex there before they are simplified.
 
     Args:
         height: rows of the map.
@@ -108,7 +108,7 @@ class Nodes:
         self._columns: list[Ints] = []
 
     def watch(self, strips: Iterable[Strip]) -> Iterator[Strip]:
-        """Passes strips on and remembers the nodes in them."""
+        """Yields the strips unchanged, and collects the nodes in them."""
         for labels, steps in strips:
             block = labels if self._above is None else np.concatenate([self._above, labels])
             across = block[:, 1:] != block[:, :-1]
@@ -131,7 +131,7 @@ class Nodes:
 
 @dataclass
 class _Region:
-    """A region that touches a border of strips, as far as it is known."""
+    """A region that touches a border of strips: the part seen so far."""
 
     class_id: int
     pixels: int
@@ -140,7 +140,7 @@ class _Region:
     pieces: list[Any] = field(default_factory=list)
 
     def take(self, other: "_Region") -> None:
-        """Adds the pixels and pieces of a region that turned out to be the same one."""
+        """Merges another part of the same region into this one."""
         self.pixels += other.pixels
         self.steps += other.steps
         self.pieces += other.pieces
@@ -148,7 +148,7 @@ class _Region:
 
 
 class _Joiner:
-    """Outlines strips and joins the regions that reach from one into the next.
+    """Outlines strips, and joins regions that continue in the next strip.
 
     Args:
         chosen: for each label value, whether it is outlined (256).
@@ -165,7 +165,7 @@ class _Joiner:
         self.borders: list[Ints] = []  # columns of the vertices on each border, as keys of `_with_vertices`
 
     def add(self, labels: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint8]) -> Polygons:
-        """Outlines a strip; returns the polygons that are finished by it."""
+        """Outlines a strip; returns the polygons that end in it."""
         ids, class_ids, pixels, sums = components(labels, steps)
         shapes, shape_ids = _outlines(ids, self.chosen[labels], self.top)
         touching = np.unique(ids[-1] if self.last_labels is None else ids[[0, -1]])
@@ -258,7 +258,7 @@ def components(
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
     runs = np.cumsum(starts.ravel(), dtype=np.int32).reshape(labels.shape) - 1
     first = np.flatnonzero(starts)
-    # Two runs above each other begin to overlap where one of them begins.
+    # The overlap of two runs above each other starts where one of them starts.
     overlap = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])
     edges = runs[:-1][overlap], runs[1:][overlap]
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(len(first), len(first)))
@@ -300,7 +300,7 @@ def _with_vertices(polygons: Geometries, keys: Ints, stride: int, *, axis: int) 
         polygons: in pixel coordinates, all edges horizontal or vertical.
         keys: sorted; a vertex is written as its fixed coordinate times `stride` plus the other one.
         stride: see `keys`.
-        axis: coordinate that is fixed along the edges in question: 1 for horizontal ones, 0 for vertical ones.
+        axis: the coordinate that is constant along the edges: 1 for horizontal edges, 0 for vertical ones.
     """
     kind, points, (rings_end, polygons_end) = shapely.to_ragged_array(polygons)
     grid = np.rint(points).astype(np.int64)

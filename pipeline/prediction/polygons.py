@@ -1,4 +1,4 @@
-"""The polygons of a label map as a GeoPackage that QGIS opens with colours and class names."""
+"""Writes the polygons of a label map as a GeoPackage, which QGIS opens with colours and class names."""
 
 import datetime
 import os
@@ -41,15 +41,15 @@ def write_polygons(
     tags: Mapping[str, str],
     workspace: Path | None = None,
 ) -> int:
-    """Writes the polygons of a map into layer `classes` of a GeoPackage, and the style beside them in the same file.
+    """Writes the polygons of a map into layer `classes` of a GeoPackage, and their style into the same file.
 
     Args:
         target: local file; replaced where it exists.
         strips: labels and confidence steps, from the top down.
         size: rows and columns of the map.
-        ground: where it lies.
+        ground: its georeference.
         classes: names and colours.
-        options: which classes, and how smooth.
+        options: classes and smoothing.
         tags: metadata of the file.
         workspace: folder on the same disk for the unfinished file; None: beside the target.
 
@@ -91,7 +91,7 @@ def chosen_classes(options: PolygonOptions, classes: ClassTable) -> list[int]:
     """Returns the ids of the classes to outline.
 
     Raises:
-        ConfigError: the model knows no such class.
+        ConfigError: the model has no such class.
     """
     if not options.classes:
         return list(range(classes.num_classes))
@@ -102,7 +102,7 @@ def chosen_classes(options: PolygonOptions, classes: ClassTable) -> list[int]:
 
 
 class _Stream:
-    """Batches of polygons as Arrow record batches; keeps an error, which Arrow's C interface would turn into a text."""
+    """Batches of polygons as Arrow record batches. Stores an error, of which Arrow would pass only the text."""
 
     def __init__(self, batches: Iterable[Polygons], ground: GroundArea, classes: ClassTable) -> None:
         self._batches, self._ground, self._classes = batches, ground, classes
@@ -150,7 +150,7 @@ def _write(path: Path, stream: _Stream, ground: GroundArea, tags: Mapping[str, s
 
 
 def _write_style(path: Path, style: str) -> None:
-    """Adds the table from which QGIS takes the default style of a layer."""
+    """Adds the table with the default style of a layer for QGIS."""
     row = {
         "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
         "styleName": LAYER, "styleQML": style, "styleSLD": "", "useAsDefault": True, "description": "",

@@ -1,4 +1,4 @@
-"""How a scene meets a model: which of its bands, at which ground distance, which of its values."""
+"""Fits a scene to a model: its bands, its pixel size, and its range of values."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GSD_TOLERANCE = 1.25
-"""How far the pixel size may be from the training's, as a factor, before it is warned about."""
+"""Factor between the pixel sizes of scene and training above which there is a warning."""
 
 MAX_ENLARGEMENT = 8
-"""How many times `--resample` enlarges a scene at most, on each side: one pixel becomes 64."""
+"""Largest factor by which `--resample` enlarges each side of a scene: one pixel becomes 64."""
 
 SMALLEST_SIDE = 32
-"""Fewest pixels a side that `--resample` leaves: the deepest stride of the encoders."""
+"""Smallest side, in pixels, that `--resample` may leave: the deepest stride of the encoders."""
 
 
 def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) -> tuple[tuple[int, ...], str]:
@@ -30,13 +30,13 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
     Args:
         scene: the scene.
         info: the model.
-        chosen: band numbers from 1, as a person gave them.
+        chosen: band numbers from 1, as given by the user.
 
     Returns:
-        Positions from 0, and a note where the choice is not plain.
+        Positions from 0, and a note if the choice is not obvious.
 
     Raises:
-        DataError: there is no safe choice; says what is there and how to choose.
+        DataError: there is no safe choice; the message lists the bands and tells how to choose.
     """
     count = len(info.bands)
     names = ", ".join(info.bands)
@@ -69,10 +69,10 @@ def choose_bands(scene: Scene, info: ModelInfo, chosen: Sequence[int] | None) ->
 
 
 def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int, int] | None, str]:
-    """Compares ground distances; returns the grid to resample to (None: the scene's own) and a warning.
+    """Compares pixel sizes; returns the grid to resample to (None: the scene's own) and a warning.
 
     Raises:
-        ConfigError: `resample` without a known pixel size, or over a distance that leaves nothing to see.
+        ConfigError: `resample` without a known pixel size, or by a factor that is too large or too small.
     """
     here, trained = scene.pixel_metres, info.ground_sampling_distance
     if here is None or trained is None:
@@ -122,15 +122,15 @@ def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int
 
 
 def _round(number: float) -> str:
-    """Writes a number with two or three digits that count."""
+    """Formats a number with two or three significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.2g}" if number >= 10 else f"{number:.3g}"
 
 
 def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None) -> None:
-    """Refuses pixels of another type than the model knows.
+    """Refuses pixels of another type than the model was trained on.
 
     Raises:
-        DataError: the types differ and nobody said how they relate.
+        DataError: the types differ, and no range of values is given.
     """
     if limits is None and scene.dtype != info.dtype:
         raise DataError(
@@ -142,7 +142,7 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
 def plan_stretch(
     predictor: Predictor, limits: tuple[float, float] | None
 ) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
-    """Returns what turns the file's values into those the model knows."""
+    """Returns the scaling from the file's values to those of the training."""
     dtype = predictor.info.dtype
     if limits is None:
         return lambda pixels: pixels

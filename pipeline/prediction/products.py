@@ -1,4 +1,4 @@
-"""The finished rows of a map to all files that were asked for."""
+"""Writes all files of a map from its finished rows."""
 
 import contextlib
 import json
@@ -33,11 +33,11 @@ class Products:
     Args:
         info: the model.
         scene: the scene, for the picture.
-        plan: what is to be made of it.
-        options: how it is mapped.
-        parts: its rows, all of them finished.
+        plan: plan of the map.
+        options: how to map.
+        parts: its rows, all finished.
         grid_size: rows and columns of the parts.
-        workspace: folder on the disk of the files for what is unfinished.
+        workspace: folder for unfinished files, on the same disk.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Products:
         self._stack.close()
 
     def write(self, outputs: Outputs) -> tuple[int, ...]:
-        """Writes the files; returns the pixels of each class, and last of those without data.
+        """Writes the files; returns the number of pixels of each class, and as the last entry of those without data.
 
         Raises:
             StorageError: a file cannot be written.
@@ -96,12 +96,12 @@ class Products:
             storage.write_bytes(outputs.beside("qml"), style.encode())
         counts = self._write_areas(outputs, how)
         self._write_polygons(outputs, layout)
-        # The map comes last: it says that all is finished.
+        # The map comes last: it marks all files as finished.
         write_labels(Path(outputs.target), self.labels(), layout, classes, workspace=self.workspace)
         return (*counts[: classes.num_classes].tolist(), int(counts[255]))
 
     def labels(self) -> Rows:
-        """Yields the label map on the grid of the scene, small parts removed."""
+        """Yields the label map on the grid of the scene, with small parts removed."""
         return self._rows("labels") if self._sieved is None else whole(self._sieved)
 
     def _rows(self, kind: str) -> Rows:
@@ -113,7 +113,7 @@ class Products:
         write_steps(Path(target), self._rows(kind), layout, names, workspace=self.workspace)
 
     def _write_areas(self, outputs: Outputs, how: str) -> npt.NDArray[np.int64]:
-        """Counts pixels by class; writes the tables where they were asked for."""
+        """Counts pixels by class; writes the tables if requested."""
         zones, ground = self.plan.zones, self.plan.ground
         polygons = () if zones is None else zones.polygons
         transform = self.scene.georeference.transform
@@ -125,7 +125,7 @@ class Products:
             text = table.to_markdown(
                 Path(outputs.target).name, comment(how, **{TABLE_TAG: csv_digest(content)})
             )
-            # The text comes first: by it the table is known as ours.
+            # The Markdown file comes first: it identifies the table as ours.
             storage.write_bytes(outputs.beside("areas.md"), text.encode())
             storage.write_bytes(outputs.beside("areas.csv"), content)
         return counts[0]

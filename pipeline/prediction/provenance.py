@@ -1,4 +1,4 @@
-"""What a map says about how it was made. A file is known as ours by this, never by its name."""
+"""The record in a map of how it was made. It identifies files of this program; their names do not."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from pipeline.prediction.tags import MAP_TAG, read_tags
 
 @dataclass(frozen=True)
 class Provenance:
-    """Written into map, probabilities and overlay, and beside the parts of a map in the making.
+    """Written into map, probabilities and overlay, and beside the parts of an unfinished map.
 
     Attributes:
         scene: file name of the scene.
-        place: digest of the scene's location; tells scenes of one name apart.
-        stamp: size, time and, in an object store, tag of the scene's file; then what stands for files beside it.
+        place: digest of the scene's location; distinguishes scenes with the same name.
+        stamp: size, time and, in an object store, tag of the scene's file; then the same for files beside it.
         model: digest of the model's files.
-        settings: digest of all else that decides the values of the map and of what is derived from it.
+        settings: digest of all other settings that decide the values of the map and of files derived from it.
     """
 
     scene: str
@@ -36,7 +36,7 @@ class Provenance:
 
         Args:
             source: location of the scene.
-            sidecars: state of the files beside it that say more about it, see `RasterInfo`.
+            sidecars: state of the files beside it that belong to it, see `RasterInfo`.
             model: digest of the model's files.
             settings: plain values.
 
@@ -49,7 +49,7 @@ class Provenance:
 
     @property
     def file_stamp(self) -> str:
-        """The part of `stamp` that is the scene's own file."""
+        """The part of `stamp` for the scene's own file."""
         return self.stamp.partition("+")[0]
 
     def to_json(self) -> str:
@@ -66,7 +66,7 @@ class Provenance:
             return None
 
     def is_same_map(self, other: "Provenance") -> bool:
-        """Returns whether both stand for the same values; a scene that was moved as it is stays the same."""
+        """Returns whether both stand for the same values. A scene that was only moved counts as the same."""
         return replace(self, place="") == replace(other, place="")
 
     def is_earlier_state(self, other: "Provenance") -> bool:
@@ -83,7 +83,7 @@ class Provenance:
 
 
 def read_provenance(uri: str) -> Provenance | None:
-    """Reads what a file says about how it was made; None where it is not ours, or cannot be read."""
+    """Reads the record from a file; None if the file has none, or cannot be read."""
     return Provenance.from_json(read_tags(uri).get(MAP_TAG, ""))
 
 

@@ -1,7 +1,7 @@
-"""Styles that QGIS takes by itself: `map.qml` beside a raster, the table `layer_styles` in a GeoPackage.
+"""Styles that QGIS loads automatically: `map.qml` beside a raster, the table `layer_styles` in a GeoPackage.
 
-QGIS reads the file of a raster's own name when it adds the layer, and for a GeoPackage the row of `layer_styles` whose
-`useAsDefault` is set, so that colours and class names are there at once.
+When QGIS adds a layer, it reads the `.qml` file with the name of the raster, or the row of `layer_styles` in the
+GeoPackage whose `useAsDefault` is set.
 """
 
 from collections.abc import Sequence

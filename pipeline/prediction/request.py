@@ -1,4 +1,4 @@
-"""What a person asks of `pipeline.predict`, as typed values."""
+"""The request of a call of `pipeline.predict`, as typed values."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolygonOptions:
-    """Which polygons of a map are written.
+    """The polygons of a map to write.
 
     Attributes:
         file: the GeoPackage; None: beside the map, under its name.
         classes: names of the classes that are outlined; empty: all.
-        simplify_m: features narrower than about this many metres go; None: edges follow the pixels.
+        simplify_m: features narrower than about this many metres are removed; None: edges follow the pixels.
     """
 
     file: str | None = None
@@ -28,10 +28,10 @@ class PolygonOptions:
 
 @dataclass(frozen=True)
 class AreaOptions:
-    """Which areas are counted.
+    """The areas to count.
 
     Attributes:
-        zones: vector file of polygons to count in, beside the whole map.
+        zones: vector file of polygons to count in, in addition to the whole map.
         zone_field: its attribute that names them; None: their number.
         report: report.json of `pipeline.evaluate`, to adjust the areas for the model's errors.
     """
@@ -43,14 +43,14 @@ class AreaOptions:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How scenes are mapped.
+    """Options for mapping scenes.
 
     Attributes:
         bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
         stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
-        nodata: value of pixels without data, beside what files are tagged with; None: as in the training.
+        nodata: value of pixels without data, in addition to the files' tags; None: as in the training.
         page: page of TIFF files of several pages, from 1.
-        resample: bring scenes to the ground distance of the training first; the map is on the scene's own grid.
+        resample: resample scenes to the pixel size of the training first; the map is on the scene's own grid.
         probabilities: also write the class probabilities.
         overlay: also write a picture of the map over the image.
         confidence: also write the probability of the winning class.
@@ -58,8 +58,8 @@ class MapOptions:
         polygons: also write polygons; None: no.
         areas: also write tables of areas; None: no.
         min_area_m2: smaller parts take the class around them.
-        area: vector file; only what lies in its polygons is read and mapped.
-        overwrite: map again what is finished, and replace whatever stands in the place of the map.
+        area: vector file; only pixels in its polygons are read and mapped.
+        overwrite: map finished scenes again, and replace any file in the place of the map.
     """
 
     bands: tuple[int, ...] | None = None
@@ -79,7 +79,7 @@ class MapOptions:
 
     @property
     def needs_confidence(self) -> bool:
-        """Whether the probability of the winning class is kept."""
+        """Whether the probability of the winning class is stored."""
         return self.confidence or self.polygons is not None
 
     @property
@@ -93,12 +93,12 @@ class MapOptions:
         return ", ".join(name for name, given in options.items() if given)
 
     def reading(self, info: "ModelInfo") -> Reading:
-        """Returns what is known about scenes beyond what they say; the model knows what its training ignored."""
+        """Returns the settings that scenes do not state; the nodata value of the training is stored in the model."""
         return Reading(info.nodata if self.nodata is None else self.nodata, self.page)
 
 
 class WindowPlan(NamedTuple):
-    """How a model looks at a scene: side and overlap (share) of its windows, test-time views, windows at once."""
+    """Windows of a model: side, overlap (share), test-time views, number of windows at once."""
 
     window: int
     overlap: float
@@ -113,7 +113,7 @@ class WindowPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the model looks at a scene; None takes the model's own value.
+    """Settings of the model; None takes the model's own value.
 
     Attributes:
         tta: preset of test-time augmentation.
@@ -134,7 +134,7 @@ class ModelSettings:
         return vars(self).copy()
 
     def windows(self, info: "ModelInfo") -> WindowPlan:
-        """Returns what will be looked through, before the model is loaded."""
+        """Returns the windows that will be used, before the model is loaded."""
         from d2ls.inference import tta_transforms
         from d2ls.inference.predictor import OVERLAP
 
@@ -156,7 +156,7 @@ class PredictRequest:
         target: map, folder or submission.
         kind: suffix of maps in a folder, `tif` or `png`.
         options: how scenes are mapped.
-        settings: how the model looks at them.
+        settings: settings of the model.
         cluster: Ray workers to spread scenes over; one worker is this process.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         submission: name of a benchmark, or None.

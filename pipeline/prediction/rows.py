@@ -1,4 +1,4 @@
-"""A raster as pieces from the top down, so that no raster is ever held whole."""
+"""Rasters as pieces from the top down, so that none is ever held in memory whole."""
 
 import contextlib
 import os
@@ -15,11 +15,11 @@ Rows = Iterator[tuple[int, npt.NDArray[np.uint8]]]
 """Pieces of a raster from the top down: first row, and pixels h W or planes h W."""
 
 STRIP_PIXELS = 2**24
-"""Pixels of the strips that polygons are outlined in; a strip takes about 16 bytes for each of them."""
+"""Pixels of a strip for outlining polygons; each takes about 16 bytes."""
 
 
 def realigned(rows: Rows, height: int) -> Rows:
-    """Cuts pieces of any height into pieces that begin at multiples of `height`."""
+    """Regroups pieces of any height into pieces that begin at multiples of `height`."""
     held: list[npt.NDArray[np.uint8]] = []
     start = count = 0
     for _, block in rows:
@@ -35,7 +35,7 @@ def realigned(rows: Rows, height: int) -> Rows:
 
 
 def resampled(rows: Rows, source: tuple[int, int], target: tuple[int, int]) -> Rows:
-    """Brings rows of one grid to another one over the same ground, by the nearest pixel.
+    """Resamples rows to another grid over the same ground, by nearest neighbour.
 
     Args:
         rows: of the source grid.
@@ -53,7 +53,7 @@ def resampled(rows: Rows, source: tuple[int, int], target: tuple[int, int]) -> R
 
 
 def _nearest(length: int, there: int) -> npt.NDArray[np.intp]:
-    """For each of `length` pixels along an axis, the nearest of `there` pixels that cover the same ground."""
+    """Returns, for each of `length` pixels along an axis, the nearest of `there` pixels over the same ground."""
     return np.minimum((np.arange(length) + 0.5) * there / length, there - 1).astype(np.intp)
 
 
@@ -78,13 +78,13 @@ def sieved(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields a label map in which small regions have taken the class of their largest neighbour.
 
-    `rasterio.features.sieve` needs arrays; they are files that the operating system pages. GDAL leaves a region alone
-    whose neighbours are all too small, which in a noisy map is nearly every one: so sizes are doubled step by step.
+    `rasterio.features.sieve` needs arrays; they are memory-mapped files. GDAL does not change a region whose neighbours
+    are all too small. In a noisy map that is nearly every region, so the size is doubled step by step.
 
     Args:
         rows: the label map.
         size: its rows and columns.
-        min_pixels: regions of fewer pixels go; those that only border on pixels without data stay.
+        min_pixels: regions with fewer pixels are removed, except those that only border on pixels without data.
         workspace: folder for the files, which are deleted afterwards.
     """
     files = [workspace / f".{name}.{os.getpid()}.tmp" for name in ("before", "after", "mask")]

@@ -1,4 +1,4 @@
-"""What `pipeline.predict` does: list the scenes, plan each, print the plan, then map scene by scene."""
+"""Runs `pipeline.predict`: list the scenes, plan each, print the plan, then map scene by scene."""
 
 import sys
 import time
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from d2ls.inference import Predictor
 
 MEASURED_FROM = 10
-"""Batches of windows from which on one is timed beforehand."""
+"""Number of batches of windows from which on one batch is timed first."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What all scenes of a request take.
+    """The plans of all scenes of a request.
 
     Attributes:
-        plans: one a scene that can be mapped.
-        errors: why the others cannot.
+        plans: plans of the scenes that can be mapped.
+        errors: errors of the others.
     """
 
     plans: dict[Job, ScenePlan]
@@ -45,17 +45,17 @@ class Survey:
 
     @property
     def open(self) -> list[ScenePlan]:
-        """Plans of what is not finished."""
+        """Plans of unfinished maps."""
         return [plan for plan in self.plans.values() if not plan.finished]
 
     @property
     def windows(self) -> int:
-        """Windows to do."""
+        """Windows to predict."""
         return sum(plan.windows for plan in self.open)
 
     @property
     def disk(self) -> int:
-        """Bytes that it takes."""
+        """Bytes needed on disk."""
         return sum(plan.disk for plan in self.open)
 
 
@@ -64,7 +64,7 @@ def predict(request: PredictRequest) -> int:
 
     Raises:
         ConfigError: impossible input, output or option.
-        DataError: of the only scene, or how many of several could not be mapped.
+        DataError: the error of the only scene, or the number of scenes that could not be mapped.
         StorageError: no room for the maps, or another process makes them.
     """
     if request.mosaic:
@@ -103,12 +103,12 @@ def map_jobs(request: PredictRequest, jobs: list[Job]) -> int:
 def map_scenes(
     request: PredictRequest, jobs: list[Job], *, tell: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[Job, MapReport | D2LSError]]:
-    """Maps scenes; yields each one as it is done, an error in place of a report where it could not be.
+    """Maps scenes; yields each one when it is done, with a report or an error.
 
     Args:
         request: model and settings.
         jobs: scenes and their maps.
-        tell: takes what a person should know before the work, line by line.
+        tell: called with each line to print before the work.
     """
     with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
         info, digest = read_info(folder, where=request.model), files_digest(folder)
@@ -123,11 +123,11 @@ def map_scenes(
 
 
 def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, digest: str) -> Survey:
-    """Looks at the headers of all scenes and plans each.
+    """Reads the headers of all scenes and plans each.
 
     Raises:
-        D2LSError: of the only scene.
-        BusyError: another process works on one of the maps.
+        D2LSError: the error of the only scene.
+        BusyError: another process is working on one of the maps.
         StorageError: the disk has no room for all of them.
     """
     look = request.settings.windows(info)
@@ -156,7 +156,7 @@ def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, dig
 
 
 def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) -> None:
-    """Reports how much there is to do, and what looks odd; each note once, with the scenes it is about."""
+    """Reports the amount of work and the notes, each once with its scenes."""
     if not survey.open:
         return
     finished = len(survey.plans) - len(survey.open)
@@ -179,7 +179,7 @@ def _tell(survey: Survey, request: PredictRequest, tell: Callable[[str], None]) 
 def _map_open(
     request: PredictRequest, survey: Survey, folder: Path, digest: str, tell: Callable[[str], None]
 ) -> Iterator[tuple[Job, MapReport | D2LSError]]:
-    """Maps what is not finished, in this process or on Ray workers, with progress on the terminal."""
+    """Maps unfinished scenes, in this process or on Ray workers, with progress on the terminal."""
     jobs = [(plan.source, plan.outputs.target) for plan in survey.open]
     done = 0
     with ProgressDisplay("mapping") as display:
@@ -242,7 +242,7 @@ def map_piece(predictor: "Predictor", piece: tuple[Job, MapOptions, str, str]) -
 
 
 def _seconds_per_window(predictor: "Predictor", survey: Survey) -> float | None:
-    """Times a batch, where there are so many that it does not matter; None otherwise."""
+    """Times a batch if there are many; returns None otherwise."""
     if survey.windows < MEASURED_FROM * predictor.batch_size:
         return None
     height, width = (
@@ -250,7 +250,7 @@ def _seconds_per_window(predictor: "Predictor", survey: Survey) -> float | None:
     )
     shape = (predictor.batch_size, height, width, len(predictor.info.bands))
     pixels = np.random.default_rng(0).integers(0, 255, shape).astype(predictor.info.dtype)
-    predictor.window_probabilities(pixels[:1]).cpu()  # the first call makes things ready
+    predictor.window_probabilities(pixels[:1]).cpu()  # the first call is slower
     started = time.monotonic()
     predictor.window_probabilities(pixels).cpu()
     return (time.monotonic() - started) / predictor.batch_size

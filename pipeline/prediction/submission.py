@@ -1,6 +1,6 @@
-"""What the servers of two benchmarks take: LoveDA (ids in a flat zip) and UAVid (colours in folders of sequences).
+"""Submissions to the servers of two benchmarks: LoveDA (ids in a flat zip) and UAVid (colours in folders of sequences).
 
-Written and checked by the same rules; a check names everything that is wrong, not only the first thing.
+They are written and checked by the same rules. A check lists all problems, not only the first one.
 """
 
 import io
@@ -27,21 +27,21 @@ Size = tuple[int, int]
 """Height and width."""
 
 SHOWN = 20
-"""Problems that an error lists before it counts the rest."""
+"""Largest number of problems that an error lists; the rest is counted."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a server takes.
+    """Rules of a server.
 
     Attributes:
         name: of the benchmark.
         classes: ids and colours.
-        colors: pixels are colours (RGB) instead of ids (one channel).
-        names: pattern that every file's path in the submission matches.
+        colors: whether pixels are colours (RGB) instead of ids (one channel).
+        names: pattern that the path of every file in the submission matches.
         count: number of files.
         sizes: allowed sizes.
-        entry: path in the submission for the path of a test image.
+        entry: returns the path in the submission for the path of a test image.
     """
 
     name: str
@@ -78,7 +78,7 @@ RULES: Mapping[str, Rules] = {
 
 
 def encode(rules: Rules, labels: npt.NDArray[np.uint8]) -> bytes:
-    """Writes class ids (H W) as the PNG that the server takes.
+    """Encodes class ids (H W) as the PNG that the server takes.
 
     Raises:
         DataError: a pixel has no class.
@@ -103,18 +103,18 @@ def write(
     expected: Mapping[str, Size] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a submission: a zip where the target ends in `.zip`, else a folder.
+    """Writes a submission: a zip if the target ends in `.zip`, else a folder.
 
     Args:
-        rules: of the benchmark.
-        target: appears when it is complete.
+        rules: rules of the benchmark.
+        target: written complete or not at all.
         entries: path in the submission, and class ids H W.
-        expected: path and size of every test image; the submission is checked by them before it gets its name.
-        overwrite: replace a zip that exists.
+        expected: path and size of every test image, by which the submission is checked before it is renamed.
+        overwrite: replace an existing zip.
 
     Raises:
         ConfigError: it exists already.
-        DataError: a pixel has no class, or the check finds something.
+        DataError: a pixel has no class, or the check finds problems.
         StorageError: it cannot be written.
     """
     refuse_existing(target, overwrite=overwrite)
@@ -129,7 +129,7 @@ def write(
 
 
 def refuse_existing(target: Path, *, overwrite: bool = False) -> None:
-    """Refuses to replace a submission, or whatever else has its name; folders are never replaced.
+    """Refuses to replace a file with the name of the submission; folders are never replaced.
 
     Raises:
         ConfigError: it exists already.
@@ -161,10 +161,10 @@ def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None
         rules: of the benchmark.
         target: zip or folder.
         expected: path and size of every file, from the test images; None: by the rules alone.
-        name: what to call it in the message; empty: `target`.
+        name: its name in the message; empty: `target`.
 
     Raises:
-        DataError: lists what is wrong.
+        DataError: lists all problems.
     """
     listed = problems(rules, target, expected)
     if listed:
@@ -176,12 +176,12 @@ def check(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None
 
 
 def problems(rules: Rules, target: Path, expected: Mapping[str, Size] | None = None) -> list[str]:
-    """Lists what is wrong with a submission; empty where all is well."""
+    """Lists the problems of a submission."""
     listed = []
     try:
         for problem in _problems(rules, target, expected):
             listed.append(problem)  # noqa: PERF402 - what came before an error is kept
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: a password
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last one: a password
         listed.append(f"cannot be read: {error}")
     return listed
 

@@ -1,4 +1,4 @@
-"""Submissions to the servers of LoveDA and UAVid: the test images mapped, written and checked by the server's rules."""
+"""Makes submissions for LoveDA and UAVid: maps the test images, writes them, and checks them by the server's rules."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def submit(request: PredictRequest) -> int:
-    """Makes a submission. What is wrong with the test images is said before anything is predicted.
+    """Makes a submission. The test images are checked before anything is predicted.
 
-    Maps are kept in `OUTPUT.maps` until the submission stands, so an interrupted one goes on.
+    Maps are kept in `OUTPUT.maps` until the submission is complete, so an interrupted one can be continued.
 
     Raises:
-        ConfigError: the model knows other classes, or the output exists already.
+        ConfigError: the model has other classes, or the output exists already.
         DataError: the images are not the benchmark's test images, or the result fails the check.
         StorageError: the output cannot be written.
     """
@@ -59,7 +59,7 @@ def _local_target(target: str) -> Path:
 
 
 def _remove_maps(folder: Path, jobs: list[Job]) -> None:
-    """Deletes the maps that the submission was made of, and the folders where nothing else is in them."""
+    """Deletes the maps of the submission, and their folders if they are empty then."""
     for _, mapped in jobs:
         Path(mapped).unlink(missing_ok=True)
     for below in sorted(folder.rglob("*"), reverse=True):
@@ -69,10 +69,10 @@ def _remove_maps(folder: Path, jobs: list[Job]) -> None:
 
 
 def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submission.Size]:
-    """Returns path in the submission and size of every test image.
+    """Returns the size of every test image by its path in the submission.
 
     Raises:
-        DataError: wrong count, name or size; lists all.
+        DataError: a wrong count, name or size; lists all of them.
     """
     sizes, wrong = {}, []
     for source, _ in jobs:
@@ -95,7 +95,7 @@ def check_images(rules: submission.Rules, jobs: list[Job]) -> dict[str, submissi
 
 
 def check_classes(rules: submission.Rules, info: ModelInfo, model: str) -> None:
-    """Refuses a model whose class ids mean something else on the server.
+    """Refuses a model whose class ids have other meanings on the server.
 
     Raises:
         ConfigError: other classes, or in another order.

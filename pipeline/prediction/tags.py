@@ -1,4 +1,4 @@
-"""What files of a map say about themselves: each carries how it was made, see `provenance`."""
+"""Tags in the files of a map. Each holds the record of how it was made, see `provenance`."""
 
 import contextlib
 import hashlib
@@ -24,17 +24,17 @@ MOSAIC_TAG = "d2ls_mosaic"
 """Tag of a virtual raster of tiles."""
 
 TABLE_TAG = "d2ls_table"
-"""Name of the comment by which a Markdown table knows the CSV file of the same name: its SHA-256."""
+"""Name of the comment in a Markdown table that holds the SHA-256 of the CSV file of the same name."""
 
 
 def comment(provenance: str, **more: str) -> str:
-    """Writes tags for a comment in XML or Markdown, which may not hold two hyphens in a row."""
+    """Formats tags for a comment in XML or Markdown, which must not hold two hyphens in a row."""
     tags = {MAP_TAG: provenance, **more}
     return " ".join(f"{name}={value}" for name, value in tags.items()).replace("--", "\\u002d\\u002d")
 
 
 def read_tags(uri: Path | str) -> dict[str, str]:
-    """Reads the tags of a file; empty where there are none, or it cannot be read."""
+    """Reads the tags of a file; empty if there are none, or if it cannot be read."""
     suffix = Path(uri).suffix.lower()
     try:
         if suffix in (".tif", ".tiff", ".vrt"):
@@ -81,7 +81,7 @@ def _of_text(text: str) -> dict[str, str]:
 
 
 def _of_table(uri: str) -> dict[str, str]:
-    """A CSV file has no place for tags: it is what the Markdown table beside it says it is."""
+    """Returns the tags of a CSV file. It cannot hold tags, so they are in the Markdown table beside it."""
     tags = read_tags(f"{uri.rpartition('.')[0]}.md")
     same = hashlib.sha256(storage.read_bytes(uri)).hexdigest() == tags.get(TABLE_TAG)
     return {MAP_TAG: tags[MAP_TAG]} if same else {}
@@ -89,7 +89,7 @@ def _of_table(uri: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet_gdal() -> Iterator[None]:
-    """Silences the warning about rasters without a place."""
+    """Silences the warning about rasters without a georeference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield

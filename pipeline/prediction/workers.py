@@ -1,4 +1,4 @@
-"""Trained models at work on Ray: each worker holds the model once and takes one piece of work after another."""
+"""Runs trained models on Ray: each worker loads the model once and takes one piece of work after another."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ModelWorker:
-    """Holds a model; made a Ray actor by `spread`.
+    """Holds a model; `spread` runs it as a Ray actor.
 
     Args:
         files: the model's files by name.
@@ -27,7 +27,7 @@ class ModelWorker:
 
     @cached_property
     def predictor(self) -> "Predictor":
-        """The model, loaded by the first piece of work, so that its errors come back as values too."""
+        """The model. The first piece of work loads it, so that its errors are returned as values too."""
         from pipeline.models import load_predictor, unpacked
 
         with unpacked(self.files) as folder:
@@ -36,7 +36,7 @@ class ModelWorker:
     def work(self, function: Callable[..., Any], piece: Any) -> Any:
         """Calls a function with the model and a piece of work.
 
-        Errors that a user can mend come back as values, so that one bad scene does not end the others.
+        Errors that a user can fix are returned as values, so that one bad scene does not stop the others.
         """
         from d2ls.errors import D2LSError
 
@@ -54,17 +54,17 @@ def spread(
     settings: dict[str, Any],
     config: ClusterConfig,
 ) -> Iterator[tuple[int, Any]]:
-    """Works through pieces on Ray actors; yields number and result (or D2LSError) of a piece as it is done.
+    """Works through pieces on Ray actors; yields the number and result (or D2LSError) of each piece when it is done.
 
-    A piece whose worker died is given to another one, as often as `max_failures` allows.
+    If a worker dies, its piece is given to another one, up to `max_failures` times.
 
     Args:
         function: takes the model and a piece; importable by name.
         pieces: plain values.
-        folder: the model's two files; they travel to the workers, who may reach neither folder nor registry.
+        folder: the model's two files; they are sent to the workers, which may not have access to folder or registry.
         where: the model that was asked for, for messages.
         settings: further arguments of `pipeline.models.load_predictor`.
-        config: where Ray is, and how many workers of which size.
+        config: address of Ray, number and size of workers.
 
     Raises:
         ResourceError: no cluster answers, or it holds no worker of this size.

@@ -1,4 +1,4 @@
-"""Registered models in MLflow: what a version holds, who is champion, and how a challenger becomes it.
+"""Registered models in MLflow: the files of a version, and how a challenger becomes champion.
 
 version = register_checkpoint(store, run_id, checkpoint, "d2ls-demo", card=card, recipe=recipe)     # challenger
 folder = versions.download(store, "models:/d2ls-demo@challenger")

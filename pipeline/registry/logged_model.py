@@ -43,7 +43,7 @@ def register_checkpoint(
         store: where the registry is.
         run_id: run that trained it.
         checkpoint_folder: folder or URI that holds `model.safetensors` and `model.json`.
-        name: registered model; made where it is new.
+        name: registered model; created if it is new.
         card: card of the shards it was trained on.
         evaluation: evaluation on the test split, as plain values; logged with the model.
         recipe: the resolved recipe of the run.
@@ -81,7 +81,7 @@ def _check_together(
     evaluation: Mapping[str, Any] | None,
     recipe: "Recipe",
 ) -> None:
-    """Refuses weights, recipe, data and report that do not belong together.
+    """Checks that weights, recipe, data and report belong together.
 
     Raises:
         TrackingError: names what differs.
@@ -104,7 +104,7 @@ def _check_together(
 
 
 def _made_before(store: Store, run_id: str, name: str, tags: Mapping[str, str]) -> str | None:
-    """Returns the logged model that a killed process left without a version; deletes those it left unfinished."""
+    """Returns a logged model that a killed process left without a version; deletes unfinished ones."""
     client, complete = store.client, None
     experiment = client.get_run(run_id).info.experiment_id
     runs.check_not_moved(store.uri, client.get_experiment(experiment))
@@ -129,7 +129,7 @@ def _log_model(
     tags: Mapping[str, str],
     step: int,
 ) -> str:
-    """Makes a logged model of the run, with its files; returns its id."""
+    """Makes a logged model of the run with its files; returns its id."""
     from mlflow.entities import LoggedModelOutput
 
     client = store.client
@@ -190,7 +190,7 @@ def _link_metrics(
         for key in keys
         if key.startswith(("val/", "train/")) or key == "epoch"
         for metric in store.client.get_metric_history(run_id, key)
-        if metric.step == step  # not the newest value: the best checkpoint is seldom the last one
+        if metric.step == step  # not the newest value: the best checkpoint is rarely the last one
     }
     chosen |= {f"test/{key}": value for key, value in scores(evaluation).items()}
     belongs = {

@@ -1,4 +1,4 @@
-"""The model card: what to know before using a registered model."""
+"""The model card: use, data, scores and limits of a registered model."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def scores(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
-    """Picks the numbers of an evaluation that are logged as metrics: means, and IoU by class."""
+    """Returns the scores of an evaluation that are logged as metrics: means, and IoU by class."""
     numbers: dict[str, float] = {}
     values = evaluation or {}
     values = values.get("scores", values)
@@ -75,7 +75,7 @@ def model_card(
 
 
 def network_words(info: ModelInfo) -> str:
-    """Names the network: `D2LS, `resnet18d`, dynamic dictionary, 2 stages`."""
+    """Describes the network: `D2LS, `resnet18d`, dynamic dictionary, 2 stages`."""
     config = info.config
     architecture = config.get("architecture", "d2ls")
     if architecture != "d2ls":
@@ -85,7 +85,7 @@ def network_words(info: ModelInfo) -> str:
 
 
 def _score_lines(numbers: Mapping[str, float], scored: list[str]) -> list[str]:
-    """A line of means and a table of the classes."""
+    """Returns a line of means and a table of the classes."""
     if not numbers:
         return ["Not evaluated on the test split yet."]
     means = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items() if "/" not in key)

@@ -1,6 +1,6 @@
-"""The code in a registered model: the part of `d2ls` that it needs, under a name of its own.
+"""The code in a registered model: the part of `d2ls` that it needs, as a package with a unique name.
 
-MLflow's `code_paths` would put `d2ls` itself on the path, where versions with different code exclude each other.
+MLflow's `code_paths` would put `d2ls` itself on the path, so models with different code could not be loaded together.
 """
 
 import ast
@@ -23,7 +23,7 @@ def write_package(folder: Path, *, root: Path = ROOT) -> str:
     """Copies `NEEDED` and what it imports into `folder/d2ls_<digest>` with renamed imports; returns that name.
 
     Args:
-        folder: created where it does not exist.
+        folder: created if it does not exist.
         root: the package to copy from; tests pass a changed copy.
     """
     files = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in modules(root)}
@@ -39,7 +39,7 @@ def write_package(folder: Path, *, root: Path = ROOT) -> str:
 
 
 def modules(root: Path = ROOT) -> list[Path]:
-    """Returns the files of `NEEDED` and of all that they import from the package, also in functions, sorted."""
+    """Returns the sorted files of `NEEDED` and of all modules of the package that they import, also in functions."""
     files: set[Path] = set()
     waiting = [path for name in NEEDED for path in _files(root, name)]
     while waiting:
@@ -78,7 +78,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _files(root: Path, name: str) -> Iterator[Path]:
-    """Yields the files that run when a dotted name is imported: its own and the packages above it."""
+    """Yields the files that run when a dotted name is imported: its own and those of the packages above it."""
     here = root
     yield here / "__init__.py"
     for part in name.split(".")[1:]:

@@ -38,7 +38,7 @@ def bundle_digest(bundle: Path) -> str:
 
 
 def signature(info: ModelInfo) -> Any:
-    """Returns the signature: any batch, height and width, fixed bands. An inferred one would fix them all."""
+    """Returns the signature, with free batch size, height and width. An inferred signature would fix them."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec

@@ -1,6 +1,7 @@
-"""How a model becomes champion: registered as challenger, scored beside the champion, promoted if it is better.
+"""Promotion: a model is registered as challenger, scored against the champion, and promoted if it is better.
 
-Only this and `pipeline.promote --force` move the alias `champion`. The caller passes in how a model is scored.
+Only this file and `pipeline.promote --force` move the alias `champion`. The caller passes a function that scores
+models.
 """
 
 import math
@@ -25,12 +26,12 @@ Evaluate = Callable[[str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a challenger.
+    """The decision on a challenger.
 
     Attributes:
         version: with its aliases after the decision.
         promoted: whether it is the champion now.
-        reason: why, with the scores.
+        reason: the reason, with the scores.
     """
 
     version: ModelVersion
@@ -50,15 +51,15 @@ def register_and_promote(
     evaluation: Mapping[str, Any],
     evaluate: Evaluate,
 ) -> Decision:
-    """Registers a checkpoint as challenger; makes it champion where the recipe allows it and it scores better.
+    """Registers a checkpoint as challenger; makes it champion if the recipe allows it and it scores better.
 
     Args:
-        store: where the registry is; where the server is away this waits for it.
+        store: the registry; waits for a server that does not answer.
         run_id: run that trained it.
         checkpoint: folder or URI of the checkpoint.
-        recipe: names the model; `registry.promote: never` leaves a challenger.
+        recipe: names the model; with `registry.promote: never` it stays a challenger.
         card: card of the shards.
-        evaluation: of the checkpoint on the test split.
+        evaluation: evaluation of the checkpoint on the test split.
         evaluate: scores the champion on the same data.
     """
     version = patiently(
@@ -79,12 +80,12 @@ def promote_if_better(
     recipe: "Recipe",
     evaluate: Evaluate,
 ) -> Decision:
-    """Makes a version champion if it beats the present one on the same test split.
+    """Makes a version champion if it beats the current champion on the same test split.
 
     Args:
         store: where the registry is.
         version: the challenger.
-        evaluation: its evaluation on the current test split; None: it is made here.
+        evaluation: its evaluation on the current test split; None evaluates it here.
         recipe: names the test split.
         evaluate: scores a version; the champion, and the challenger without an evaluation.
 
@@ -112,14 +113,14 @@ def promote_if_better(
 
 
 def should_promote(challenger: float, champion: float | None) -> tuple[bool, str]:
-    """Decides by scores on the same test split; equal is not better.
+    """Decides by scores on the same test split; the champion stays if they are equal.
 
     Args:
         challenger: mean IoU of the challenger.
-        champion: of the present champion, None where there is none.
+        champion: mean IoU of the current champion, None if there is none.
 
     Returns:
-        The decision, and the reason in words.
+        The decision and its reason.
     """
     if math.isnan(challenger):
         return False, "the test split has no labelled pixel of a scored class, so there is no score"
@@ -131,7 +132,7 @@ def should_promote(challenger: float, champion: float | None) -> tuple[bool, str
 
 
 def candidate(store: Store, name: str, number: str | None = None) -> ModelVersion:
-    """Returns the version that could be promoted: the one with that number, else the challenger.
+    """Returns the version to promote: the one with that number, else the challenger.
 
     Raises:
         TrackingError: no such model or version, or no challenger; names those that exist.
@@ -141,7 +142,9 @@ def candidate(store: Store, name: str, number: str | None = None) -> ModelVersio
     challenger = versions.by_alias(store, name, CHALLENGER)
     if challenger is None and versions.search(store, name):
         raise TrackingError(f"{name}: no version is called {CHALLENGER}; name one: --version N")
-    return challenger or versions.find(store, f"models:/{name}@{CHALLENGER}")  # raises: names the models
+    return challenger or versions.find(
+        store, f"models:/{name}@{CHALLENGER}"
+    )  # raises an error that names the models
 
 
 def _miou(evaluation: Mapping[str, Any]) -> float:

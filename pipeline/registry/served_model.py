@@ -1,8 +1,8 @@
-"""The registered model as MLflow runs it: a script beside the weights, no pickle, no import of this project.
+"""The registered model as MLflow runs it: a script beside the weights, without pickle or imports of this project.
 
 MLflow executes this file by path. The network's code travels with the model as a package whose name carries its
-digest, so versions with different code live in one process, and none takes modules from a checkout or an installed
-release. What `predict` takes and returns stands in the model's signature.
+digest, so versions with different code can be loaded in one process, and none imports modules of a checkout or an
+installed release. The model's signature describes what `predict` takes and returns.
 """
 
 import base64
@@ -62,7 +62,7 @@ class ServedModel(PythonModel):
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # MLflow knows the bare name alone
+        model_input: np.ndarray,  # MLflow passes only the file name
         params: dict[str, Any] | None = None,
     ) -> Any:
         """Maps images.

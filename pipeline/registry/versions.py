@@ -1,4 +1,4 @@
-"""Versions in the registry: found by number or alias, described, given an alias, downloaded."""
+"""Versions in the registry: finds, describes, promotes and downloads them."""
 
 import re
 from collections.abc import Mapping
@@ -52,10 +52,10 @@ def promote(store: Store, name: str, version: str, reason: str) -> ModelVersion:
     """Makes a version the champion and writes the reason into its description.
 
     Args:
-        store: where.
+        store: the registry.
         name: registered model.
         version: its number.
-        reason: why; with the scores that were compared.
+        reason: the reason, with the scores that were compared.
     """
     with connection.named(store.uri, model=name):
         old = by_alias(store, name, CHAMPION)
@@ -75,12 +75,12 @@ def set_alias(store: Store, name: str, alias: str, version: str) -> None:
 
 
 def note(store: Store, name: str, version: str, text: str) -> None:
-    """Adds a dated line to a version's description; drops the oldest lines where the column is full."""
+    """Adds a dated line to a version's description; drops the oldest lines if the column is full."""
     from datetime import UTC, datetime
 
     card, _, decisions = by_version(store, name, version).description.rstrip().partition(DECISIONS)
     lines = [*decisions.strip().splitlines(), f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {text}"]
-    room = run_tags.LONGEST // 2  # for the decisions, if the card is long
+    room = run_tags.LONGEST // 2  # room for the dated lines, if the card is long
     while len(lines) > 1 and sum(map(len, lines)) + len(lines) > room:
         del lines[0]
     ending = f"\n\n{DECISIONS}\n" + "\n".join(lines)[:room] + "\n"
@@ -89,7 +89,7 @@ def note(store: Store, name: str, version: str, text: str) -> None:
 
 
 def search(store: Store, name: str) -> list[ModelVersion]:
-    """Returns all versions, newest first; empty where the name is new."""
+    """Returns all versions, newest first; none if the name is new."""
     with connection.named(store.uri, model=name):
         rows = store.client.search_model_versions(f"name = '{name}'", max_results=1000)
     return sorted(map(_version, rows), key=lambda version: -int(version.version))
@@ -106,12 +106,12 @@ def by_version(store: Store, name: str, version: str) -> ModelVersion:
 
 
 def champion(store: Store, name: str) -> ModelVersion | None:
-    """Returns the champion, None where there is none."""
+    """Returns the champion, None if there is none."""
     return by_alias(store, name, CHAMPION)
 
 
 def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
-    """Returns the version with an alias, None where there is none."""
+    """Returns the version with an alias, None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -152,9 +152,9 @@ def download(store: Store, model_uri: str, folder: Path | None = None) -> Path:
     """Returns a local folder with the bundle of a model.
 
     Args:
-        store: where from.
+        store: the registry.
         model_uri: `models:/name@alias`, `models:/name/version`, `models:/m-<id>` or `runs:/<run id>`.
-        folder: where to put it; None: where it lies, if that is a local disk, else a temporary folder.
+        folder: where to put it; None: its current place if that is local, else a temporary folder.
 
     Raises:
         TrackingError: no such model, or one that this project did not register.
@@ -169,7 +169,7 @@ def download(store: Store, model_uri: str, folder: Path | None = None) -> Path:
 
 
 def recipe_of(store: Store, version: ModelVersion) -> "Recipe":
-    """Returns the recipe that lies with the weights of a version.
+    """Returns the recipe in the files of a version.
 
     Raises:
         TrackingError: its files cannot be fetched.
@@ -183,7 +183,7 @@ def recipe_of(store: Store, version: ModelVersion) -> "Recipe":
 
 
 def _fetch(store: Store, model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:
-    """Returns a local copy of one of the files of a logged model, or where it lies if that is a local disk."""
+    """Returns a local copy of a file of a logged model, or its path if it is local already."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

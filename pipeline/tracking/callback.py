@@ -1,4 +1,4 @@
-"""Logs to MLflow what the training loop reports: metrics by step and epoch, and figures that change with the epochs."""
+"""Logs a training to MLflow: metrics by step and epoch, and figures that change with the epochs."""
 
 import logging
 import queue
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from pipeline.config import Recipe
 
 LOG = logging.getLogger(__name__)
-MOST_POINTS = 2000  # a curve with more points draws slowly and shows nothing more
+MOST_POINTS = 2000  # a curve with more points draws slowly and shows no more detail
 WAITING_FIGURES = 3
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class TrackingCallback(Callback):
-    """Logs a training, on rank 0. Its calls return at once, whatever the state of the store.
+    """Logs a training on rank 0. Calls return at once, even if the store does not answer.
 
     Args:
         store_uri: complete URI of the store.
         run_id: run that the driver opened.
-        spool_folder: local folder for what waits to be sent.
+        spool_folder: local folder for log entries that wait to be sent.
         recipe: the resolved recipe.
         shards: the opened shard set; figures show samples of its val split.
         started: when the run was started first, in seconds since the epoch; system metrics count from there.
@@ -56,7 +56,7 @@ class TrackingCallback(Callback):
     ) -> None:
         file = connection.sqlite_file(store_uri)
         if file is not None and not file.is_file():
-            connection.connect(store_uri)  # raises with the way out
+            connection.connect(store_uri)  # raises an error that tells what to do
         self.recipe, self.shards = recipe, shards
         folder = Path(spool_folder).absolute()
         self.writer = RunWriter(store_uri, run_id, folder)
@@ -70,7 +70,7 @@ class TrackingCallback(Callback):
         self._drawer.start()
 
     def on_step(self, report: StepReport) -> None:
-        """Logs every few steps: the mean of each loss term since the last time, learning rate, speed."""
+        """Logs every few steps: the mean of each loss term since the last log, learning rate, speed."""
         self._steps.append(report)
         for name, value in report.terms.items():
             self._terms.setdefault(name, []).append(float(value))
@@ -87,7 +87,7 @@ class TrackingCallback(Callback):
         self.writer.metrics(values, report.step)
 
     def _speed(self) -> dict[str, float]:
-        """Returns the speed over the steps since the last time: seconds of a step by part, rates as means over time."""
+        """Returns the speed since the last log: seconds of a step by part, and rates as means over time."""
         steps = self._steps
         clocks = {part: sum(step.seconds.get(part, 0.0) for step in steps) for part in ("step", *PARTS)}
         whole = max(clocks["step"], 1e-9)
@@ -118,7 +118,7 @@ class TrackingCallback(Callback):
             self._figures(report, network)
 
     def close(self) -> None:
-        """Draws and sends what waits; what the store does not take in time stays in the spool folder."""
+        """Draws and sends all waiting entries; those that the store does not take in time stay in the spool folder."""
         self._jobs.put(None)
         self._drawer.join(timeout=60.0)
         if self._monitor:
@@ -188,7 +188,7 @@ def run_on_samples(
         shown: N samples.
 
     Returns:
-        N label maps; a dictionary (N K C) a stage, none where the network has none; the static dictionary (K C).
+        N label maps; a dictionary (N K C) per stage, empty if the network has none; the static dictionary (K C).
     """
     device = next(network.parameters()).device
     predictions, vectors, static = [], [], None

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, how it is reached, what is tried again, and the errors when it fails."""
+"""Connection to the MLflow store: its location, its client, retries, and errors."""
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ TRANSIENT = (
     "UNIQUE constraint failed", "IntegrityError", "duplicate key", "Duplicate entry", "is locked", "eadlock",
     "Lock wait timeout", "could not serialize", "already exists",
 )  # fmt: skip
-"""In errors of databases that refuse one of two writers; the next try finds what the other one wrote."""
+"""Texts of the errors of databases that refuse one of two writers; the next attempt sees what the other one wrote."""
 CHATTY = (
     "mlflow.store.db.utils",
     "mlflow.pyfunc",
@@ -42,7 +42,7 @@ CHATTY = (
 
 
 class UnreachableError(TrackingError):
-    """The server does not answer: it may be back in a minute."""
+    """The server does not answer; it may be back in a minute."""
 
 
 def resolve_uri(uri: str | None, folder: Path) -> str:
@@ -73,7 +73,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def artifact_root(uri: str, folder: Path) -> str | None:
-    """Returns where new experiments keep their files; None where a server decides."""
+    """Returns the location of files of new experiments; None if a server decides."""
     if is_server(uri):
         return None
     chosen = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
@@ -85,10 +85,10 @@ def artifact_root(uri: str, folder: Path) -> str | None:
 
 @lru_cache(maxsize=8)
 def connect(uri: str) -> "MlflowClient":
-    """Returns the client of a store; tracking and registry are the same store, nothing global is read.
+    """Returns the client of a store, for tracking and registry, without reading global settings.
 
     Raises:
-        TrackingError: the SQLite file does not exist: a worker on another node would silently make a new one.
+        TrackingError: the SQLite file does not exist. (A worker on another node would silently make a new one.)
     """
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -121,17 +121,17 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def _settings() -> None:
-    """Sets defaults that MLflow only reads from the environment; what the user has set stays."""
+    """Sets defaults of variables that MLflow reads only from the environment; values of the user are kept."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the queue on disk retries for longer
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the queue on disk retries longer
 
 
 def prepare(uri: str) -> None:
     """Prepares the store for many processes: creates a missing SQLite file, checks a database, probes a server.
 
     Raises:
-        TrackingError: says what to do.
+        TrackingError: the message tells what to do.
     """
     if is_server(uri):
         probe(uri)
@@ -158,7 +158,7 @@ def probe(uri: str) -> None:
 
     Raises:
         UnreachableError: the server does not answer.
-        TrackingError: the server refuses; names the way out.
+        TrackingError: the server refuses; the message tells what to do.
     """
     from mlflow.exceptions import MlflowException
 
@@ -179,7 +179,7 @@ def probe(uri: str) -> None:
 
 
 def explain_refusal(uri: str, status: int, text: str) -> str:
-    """Turns a refusal of a server into a message with the way out."""
+    """Turns a refusal of a server into a message that tells what to do."""
     if status == 403 and "host" in text.lower():
         host = uri.split("://", 1)[-1].split("/", 1)[0]
         return (
@@ -197,7 +197,7 @@ def explain_refusal(uri: str, status: int, text: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides the migration lines of a new database and hints on how to write a model."""
+    """Hides log lines on the migration of a new database, and hints on how to write a model."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -213,7 +213,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def named(uri: str, **about: Any) -> Iterator[None]:
-    """Turns MLflow's errors into TrackingError that names the store and what the request was about."""
+    """Turns MLflow's errors into TrackingError, which names the store and the subject of the request."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -225,7 +225,7 @@ def named(uri: str, **about: Any) -> Iterator[None]:
 
 
 def retried(action: Callable[[], Result]) -> Result:
-    """Calls `action`; again where the database refused one of two writers that came at the same moment."""
+    """Calls `action`, and calls it again if the database refused one of two simultaneous writers."""
     for attempt in range(TRIES - 1):
         try:
             return action()
@@ -238,7 +238,7 @@ def retried(action: Callable[[], Result]) -> Result:
 
 
 def patiently(action: Callable[[], Result], seconds: float) -> Result:
-    """Calls `action`; again for up to `seconds` while the server does not answer.
+    """Calls `action`, and repeats it for up to `seconds` while the server does not answer.
 
     Raises:
         UnreachableError: the server did not come back.
@@ -272,7 +272,7 @@ def shown(uri: str) -> str:
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Sets variables of the environment for a moment."""
+    """Sets environment variables within the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""The few samples of the val split that the figures of a run show in every epoch."""
+"""Samples of the val split that the figures of a run show in every epoch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,11 @@ class Shown:
 
 
 def choose(class_pixels: npt.NDArray[np.int64], count: int) -> list[int]:
-    """Picks rows that together show all classes as evenly as possible; the same rows for the same counts.
+    """Picks rows that together show all classes as evenly as possible. The choice depends only on the counts.
 
     Args:
         class_pixels: N K pixel counts.
-        count: number of rows; all rows where there are fewer.
+        count: number of rows; all rows if there are fewer.
     """
     shares = class_pixels / np.maximum(class_pixels.sum(axis=1, keepdims=True), 1)
     seen = np.zeros(class_pixels.shape[1])
@@ -41,7 +41,7 @@ def choose(class_pixels: npt.NDArray[np.int64], count: int) -> list[int]:
 
 
 def load(shards: ShardSet, split: str, count: int, side: int) -> list[Shown]:
-    """Reads the chosen samples, their central windows of at most `side` pixels.
+    """Reads the central windows, of at most `side` pixels, of the chosen samples.
 
     Raises:
         DataError: the split is missing, or a sample is damaged.

@@ -1,6 +1,6 @@
-"""What this project needs of MLflow and MLflow does not document.
+"""Parts of MLflow that this project needs and that MLflow does not document.
 
-tests/unit/pipeline/tracking/test_mlflow_internals.py says which of it a new MLflow version broke.
+tests/unit/pipeline/tracking/test_mlflow_internals.py shows which of them a new MLflow version broke.
 
 - The classes and folders behind an SQL store: `create_database`, `check_schema`, `as_default`.
 - The text of a failed request: `unreachable`.
@@ -23,7 +23,7 @@ _DEFAULT_LOCK = threading.RLock()
 
 VIEW = "d2ls"
 PICTURES = "images"
-"""Artifact folder of the pictures that move with the step."""
+"""Artifact folder of the pictures that change with the step."""
 NAME_WIDTH = 245
 METRICS = {"best/miou": 95, "epoch": 75}
 TAGS = {
@@ -60,8 +60,8 @@ def create_database(file: Path, artifacts: str) -> None:
         try:
             os.link(partial, file)
         except FileExistsError:
-            return  # another process was first; its store is as good
-        except OSError:  # a file system without links
+            return  # another process was first; its store is used
+        except OSError:  # the file system has no hard links
             partial.replace(file)
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", skip_disk_waits)
@@ -69,7 +69,7 @@ def create_database(file: Path, artifacts: str) -> None:
 
 
 def check_schema(uri: str, name: str) -> None:
-    """Refuses a database that another version of MLflow made; MLflow itself would upgrade some, without a copy.
+    """Refuses a database of another version of MLflow. MLflow itself would upgrade some of them without a backup.
 
     Args:
         uri: the database.
@@ -102,9 +102,9 @@ def check_schema(uri: str, name: str) -> None:
 
 @contextlib.contextmanager
 def as_default(database: str) -> Iterator[None]:
-    """Makes a database the process's default store for a moment.
+    """Makes a database the default store of the process within the block.
 
-    A registry in a database looks up logged models in the default store, whichever client asked.
+    A registry in a database looks up logged models in the default store, not in that of the client.
     """
     import mlflow
 
@@ -120,12 +120,12 @@ def as_default(database: str) -> Iterator[None]:
 
 
 def unreachable(error: Exception) -> bool:
-    """Returns whether a request got no answer, or only server errors; MLflow has no class of errors for it."""
+    """Returns whether a request got no answer, or only server errors; MLflow has no error class for that."""
     return "API request to" in str(error) and "failed with exception" in str(error)
 
 
 def picture_of(path: str) -> tuple[str, int]:
-    """Returns key and step of a picture from the path of its small copy, which is written last; else `("", -1)`."""
+    """Returns key and step of a picture from the path of its thumbnail, which is written last; else `("", -1)`."""
     parts = path.rsplit("/", 1)[-1].split("+")
     if len(parts) < 3 or parts[1] != "step" or not path.endswith("+compressed.webp"):
         return "", -1
@@ -133,7 +133,7 @@ def picture_of(path: str) -> tuple[str, int]:
 
 
 def experiment_tags() -> dict[str, str]:
-    """Returns the tags of a new experiment: its kind, what ranks its runs, and the shared view of the run list."""
+    """Returns the tags of a new experiment: its kind, the metric that ranks its runs, and the view of the run list."""
     return {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "val/miou",

@@ -1,4 +1,4 @@
-"""What a run logs beside numbers: tags for the run list, versions, hardware, code, a description."""
+"""What a run logs in addition to metrics: tags for the run list, versions, hardware, code, a description."""
 
 import getpass
 import os
@@ -25,7 +25,7 @@ CUT = "\n\n(cut: MLflow keeps 5000 characters here)"
 
 
 def short(text: str, limit: int = LONGEST) -> str:
-    """Cuts a text to what the columns of every database hold; only SQLite takes any length."""
+    """Cuts a text to the length that the columns of every database hold."""
     return text if len(text) <= limit else f"{text[: limit - len(CUT)]}{CUT}"
 
 
@@ -55,11 +55,11 @@ def run_tags(recipe: "Recipe", card: "DatasetCard", kind: str) -> dict[str, str]
 
 
 def network_tags(recipe: "Recipe", *, swept: bool = False) -> dict[str, str]:
-    """Returns the tags that tell networks and their trainings apart; `-` where a key has no effect.
+    """Returns the tags that tell networks and their trainings apart; `-` if a key has no effect.
 
     Args:
         recipe: the resolved recipe.
-        swept: whether this is a sweep, whose swept keys have no value of their own.
+        swept: whether this is a sweep, in which the swept keys have no single value.
     """
     keys = {
         "architecture": "model.architecture",
@@ -95,16 +95,16 @@ def packages() -> str:
 
 
 def all_packages() -> str:
-    """Returns all installed distributions, one `name==version` a line."""
+    """Returns all installed distributions, one `name==version` per line."""
     lines = {f"{item.metadata['Name']}=={item.version}" for item in metadata.distributions()}
     return "\n".join(sorted(lines, key=str.lower)) + "\n"
 
 
 def code_tags() -> dict[str, str]:
-    """Returns the commit of the checkout and whether it has changes; nothing where there is no git."""
+    """Returns the commit of the checkout and whether it has changes; nothing without git."""
     file = Path(__file__).resolve()
     folder = file.parent
-    if not _git(folder, "ls-files", file.name):  # installed into an environment that lies in another checkout
+    if not _git(folder, "ls-files", file.name):  # installed into an environment inside another checkout
         return {}
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -112,7 +112,7 @@ def code_tags() -> dict[str, str]:
 
 
 def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
-    """Returns a few lines of Markdown: the kind of run, its data and its choices."""
+    """Returns a few lines of Markdown: the kind of run, its data and its settings."""
     train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
     counts = ", ".join(
         f"{split.samples} samples to {role}"

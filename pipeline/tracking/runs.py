@@ -1,4 +1,4 @@
-"""What a run of MLflow says about itself: as a row of a table, as tags, and which run folder it belongs to."""
+"""MLflow runs: as rows of a table, their tags, and their run folders."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME_TAG, FOLDER_TAG, END_TAG = "d2ls.name", "d2ls.run_folder", "d2ls.end"
 COMPLETE_TAG = "d2ls.parameters"
-"""Set when everything that never changes in a run is logged."""
+"""Tag that is set when everything constant in a run has been logged."""
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 NEW_RUN = "To log to a new MLflow run take `run_id` out of {folder}/run.json"
@@ -37,7 +37,7 @@ class RunRow:
         metrics: last value of each metric.
         tags: all tags.
         start: seconds since the epoch.
-        seconds: how long it ran, None while it runs.
+        seconds: its duration, None while it runs.
     """
 
     run_id: str
@@ -51,7 +51,7 @@ class RunRow:
 
     @classmethod
     def of(cls, run: "Run") -> "RunRow":
-        """Takes what a table needs from MLflow's run."""
+        """Converts MLflow's run."""
         info, data = run.info, run.data
         return cls(
             run_id=info.run_id,
@@ -66,7 +66,7 @@ class RunRow:
 
 
 def place_tags(store_uri: str, name: str, folder: str, parent_run_id: str) -> dict[str, str]:
-    """Returns the tags that name a run, its folder and the sweep it is a trial of."""
+    """Returns the tags that name a run, its folder and its sweep."""
     return {
         NAME_TAG: name,
         **({FOLDER_TAG: shown_folder(store_uri, folder)} if folder else {}),
@@ -75,14 +75,14 @@ def place_tags(store_uri: str, name: str, folder: str, parent_run_id: str) -> di
 
 
 def params(recipe: "Recipe", known: Mapping[str, str]) -> "list[Param]":
-    """Returns the flattened recipe as parameters of MLflow, without those that a run has already."""
+    """Returns the flattened recipe as MLflow parameters, without those that a run has already."""
     from mlflow.entities import Param
 
     return [Param(key, short(_text(value))) for key, value in recipe.flat().items() if key not in known]
 
 
 def dataset_input(card: "DatasetCard", uri: str) -> Any:
-    """Describes the shards as a data set of MLflow, which takes 36 characters of a digest."""
+    """Describes the shards as an MLflow data set, whose digest has at most 36 characters."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = {
@@ -104,7 +104,7 @@ def get_run(client: "MlflowClient", store_uri: str, run_id: str, folder: str, st
     """Returns the run that a run folder names.
 
     Raises:
-        TrackingError: the store does not have it, or it was deleted.
+        TrackingError: the store does not have it, or has deleted it.
     """
     from mlflow.exceptions import MlflowException
 
@@ -151,7 +151,7 @@ def check_same_training(
 
 
 def check_not_moved(store_uri: str, experiment: "Experiment") -> None:
-    """Refuses an SQLite store that was moved: MLflow keeps the complete location of an experiment's files.
+    """Refuses an SQLite store that was moved: MLflow stores the absolute path of an experiment's files.
 
     Raises:
         TrackingError: names the link that makes the old location valid.
@@ -170,7 +170,7 @@ def check_not_moved(store_uri: str, experiment: "Experiment") -> None:
 
 
 def shown_folder(store_uri: str, folder: str) -> str:
-    """Writes a run folder as the UI shows it: `runs/name` where it lies beside the store's file, else whole."""
+    """Returns a run folder as the UI shows it: `runs/name` if it is beside the store's file, else the full path."""
     file = sqlite_file(store_uri)
     if file is None or not storage.is_local(folder):
         return folder

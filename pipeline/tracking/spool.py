@@ -1,7 +1,7 @@
-"""A queue on disk of what a run logs, until the store has taken it.
+"""A queue on disk for log entries that the store has not taken yet.
 
-One JSON file an entry, named so that the names sort by age; a picture lies beside its entry. An entry appears whole
-or not at all, and is deleted after the store took it, so a killed process loses no entry.
+Each entry is a JSON file; the names sort by age. A picture is a file beside its entry. An entry appears complete or not
+at all, and is deleted after the store took it, so a killed process loses no entry.
 """
 
 import itertools
@@ -48,8 +48,8 @@ class Spool:
 
     Attributes:
         folder: made on first use.
-        most_entries: from here on entries are refused.
-        most_bytes: from here on pictures are refused.
+        most_entries: number from which on entries are refused.
+        most_bytes: size from which on pictures are refused.
         dropped: how many entries were refused.
     """
 
@@ -62,18 +62,18 @@ class Spool:
     _bytes: int = field(default=0, repr=False)
 
     def put(self, entry: Entry, png: bytes | None = None) -> bool:
-        """Adds an entry; returns False where the queue is full or the disk refuses it."""
+        """Adds an entry; returns False if the queue is full or the disk refuses it."""
         try:
             try:
                 return self._put(entry, png)
-            except FileNotFoundError:  # whoever sent the last entry has just removed the folder
+            except FileNotFoundError:  # the sender of the last entry has just removed the folder
                 return self._put(entry, png)
         except OSError:
             self.dropped += 1
             return False
 
     def oldest(self, count: int) -> list[Entry]:
-        """Returns up to so many entries, oldest first; damaged ones are set aside."""
+        """Returns up to a number of entries, oldest first; sets damaged ones aside."""
         entries = []
         for file in self._files()[:count]:
             try:
@@ -102,7 +102,7 @@ class Spool:
         return len(self._files())
 
     def remove(self) -> None:
-        """Deletes the folder where it is empty."""
+        """Deletes the folder if it is empty."""
         try:
             self.folder.rmdir()
         except OSError:
@@ -133,7 +133,7 @@ class Spool:
             return []
 
     def _measure(self) -> None:
-        """Counts the folder again after deletions; between them `put` keeps count."""
+        """Counts the files again after deletions; in between `put` keeps count."""
         if self._entries >= 0:
             return
         self._entries = self._bytes = 0

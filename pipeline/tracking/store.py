@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PER_REQUEST = 100
-"""Parameters or tags that MLflow takes at once."""
+"""Largest number of parameters or tags in one request."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Store:
 
     Attributes:
         uri: complete URI, the same in every process.
-        artifacts: root for the files of new experiments; None where a server decides.
+        artifacts: root for the files of new experiments; None if a server decides.
     """
 
     uri: str
@@ -41,15 +41,15 @@ class Store:
     def open(
         cls, config: "TrackingConfig | None" = None, *, folder: Path | None = None, create: bool = True
     ) -> Self:
-        """Resolves the store's URI and makes it ready; call once, before any fan-out.
+        """Resolves the store's URI and makes the store ready; call it once, before other processes start.
 
         Args:
-            config: recipe section; its `uri` wins over MLFLOW_TRACKING_URI, that over SQLite in the folder.
-            folder: what relative locations are relative to; None: the working folder.
-            create: whether a missing SQLite store is made; readers pass False.
+            config: recipe section; its `uri` comes before MLFLOW_TRACKING_URI, and that before SQLite in the folder.
+            folder: base of relative paths; None: the working folder.
+            create: whether to make a missing SQLite store; readers pass False.
 
         Raises:
-            TrackingError: the store cannot be reached or made; names what to do.
+            TrackingError: the store cannot be reached or made; the message tells what to do.
         """
         folder = folder or Path.cwd()
         uri = connection.resolve_uri(config.uri if config else None, folder)
@@ -60,22 +60,22 @@ class Store:
 
     @property
     def client(self) -> "MlflowClient":
-        """MLflow's client of this store."""
+        """MLflow client of this store."""
         return connection.connect(self.uri)
 
     def ui_command(self, port: int = 5000) -> str:
-        """Returns the command line that opens the MLflow UI on this store, or its address where it is a server."""
+        """Returns the command line that opens the MLflow UI on this store, or its address if it is a server."""
         if connection.is_server(self.uri):
             return self.uri
         return f"{sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
 
     def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
-        """Returns the address of an experiment's run list in the UI, with the columns that tell runs apart."""
+        """Returns the address of an experiment's run list in the UI, with the columns in which runs differ."""
         root = self.uri if connection.is_server(self.uri) else root
         return mlflow_internals.run_list(root, self.experiment_id(experiment))
 
     def experiment_id(self, name: str) -> str:
-        """Returns the id of an experiment, made where it is new.
+        """Returns the id of an experiment; creates a new one.
 
         Raises:
             TrackingError: it was deleted, its files were moved, or the store refuses.
@@ -119,7 +119,7 @@ class Store:
             kind: `sweep`, `trial`, `training` or `import`.
             folder: location of its run folder.
             parent_run_id: run of the sweep that this is a trial of.
-            keep: called with the id as soon as there is one, so that a process killed right after loses no run.
+            keep: called with the id as soon as it is known, so that a process killed right after it loses no run.
         """
         tags = {
             **run_tags.run_tags(recipe, card, kind),
@@ -147,14 +147,14 @@ class Store:
         store_before: str = "",
         parent_run_id: str = "",
     ) -> None:
-        """Continues a run: its state is RUNNING again, and the tag with the reason of its end is gone.
+        """Continues a run: sets its state to RUNNING, and removes the tag with the reason of its end.
 
         Args:
             run_id: as the run folder keeps it.
             recipe: the resolved recipe.
             card: card of the shards.
             name: of the run.
-            folder: see `verify_run`, as the next two.
+            folder: see `verify_run`, also for the next two.
             folder_before: location of the run folder when the run was opened last.
             store_before: store that the run was opened in.
             parent_run_id: run of the sweep that this is a trial of.
@@ -208,10 +208,10 @@ class Store:
         """Closes a run.
 
         Args:
-            run_id: of the run.
-            status: how it ended.
-            reason: why, in words; kept as a tag.
-            end_time: when, in seconds since the epoch; None: now.
+            run_id: id of the run.
+            status: its final status.
+            reason: why it ended; stored as a tag.
+            end_time: seconds since the epoch; None: now.
         """
         with connection.named(self.uri, run=run_id):
             if reason:
@@ -234,10 +234,10 @@ class Store:
                 connection.retried(partial(self.client.log_batch, run_id, tags=batch))
 
     def send_spooled(self, folder: Path | str) -> int:
-        """Sends what waits in the queue of a run, on this machine; returns how many entries.
+        """Sends the waiting entries of a run on this machine; returns their number.
 
         Raises:
-            TrackingError: the store does not take them; they stay.
+            TrackingError: the store does not take them; they stay in the queue.
         """
         return writer.send_all(self.client, Path(folder))
 
@@ -276,7 +276,7 @@ class Store:
         card: "DatasetCard",
         known: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Logs what never changes in a run; the tag is set last, so that after a kill everything is logged again."""
+        """Logs everything constant in a run. A tag is set last: without it everything is logged again."""
         client = self.client
         for batch in connection.batches(runs.params(recipe, known), PER_REQUEST):
             client.log_batch(run_id, params=batch)

@@ -1,6 +1,6 @@
-"""System metrics of the machine that rank 0 runs on, under the names that MLflow's page for them expects.
+"""System metrics of the machine of rank 0, under the names that the MLflow UI expects.
 
-MLflow's own monitor sends to the store directly, so an absent store would lose the samples; these go through the spool.
+MLflow's own monitor sends samples directly, and loses them if the store is unavailable; here they go through the spool.
 """
 
 import threading
@@ -19,7 +19,7 @@ class Monitor:
 
     Args:
         log: called with the values and the seconds since the start.
-        started: start of the count, in seconds since the epoch; None: now. A resumed run continues its count.
+        started: zero of the time axis, in seconds since the epoch; None: now. A resumed run continues its axis.
         interval: seconds between samples.
     """
 
@@ -48,7 +48,7 @@ class Monitor:
             self._log({f"system/{name}": value for name, value in self.sample().items()}, seconds)
 
     def sample(self) -> dict[str, float]:
-        """Returns the present values, by MLflow's names."""
+        """Returns the current values by MLflow's names."""
         memory, disk, network = psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -65,7 +65,7 @@ class Monitor:
 
 
 def _gpus() -> dict[str, float]:
-    """Returns the memory of this process's GPU, and its load where NVIDIA's library is installed."""
+    """Returns the memory of this process's GPU, and its load if NVIDIA's library is installed."""
     import torch
 
     cuda: Any = torch.cuda

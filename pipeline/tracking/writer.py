@@ -1,4 +1,4 @@
-"""Writes a run from the training process without making training wait: a queue on disk and a thread."""
+"""Writes a run from the training process without delaying the training, through a queue on disk and a thread."""
 
 import io
 import logging
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 BATCH = 500  # entries that are taken from the queue together
 PER_REQUEST = 1000
-"""Metrics that MLflow takes at once."""
+"""Largest number of metrics in one request."""
 LONGEST_WAIT = 30.0
 
 
 class RunWriter:
     """Puts metrics, pictures, texts and tags of a run into a queue on disk; a thread sends each of them once.
 
-    Calls return at once, also where the store is down or slow or refuses. What could not be sent when the writer is
-    closed stays in the folder; `send_all` sends it later.
+    Calls return at once, even if the store is down, slow or refuses. Entries that could not be sent when the writer is
+    closed stay in the folder; `send_all` sends them later.
 
     Args:
         store_uri: complete URI of the store.
         run_id: run that is written to.
         folder: local folder of the queue; entries that an earlier process left there are sent too.
-        connect: makes the client; for tests.
+        connect: makes the client; tests pass their own.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RunWriter:
         self._thread.start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs numbers of one step, without NaN, which databases treat differently."""
+        """Logs numbers of one step. NaN is left out, because databases treat it differently."""
         rows = [[metric_name(key), float(value)] for key, value in values.items() if not math.isnan(value)]
         self._put("metrics", {"rows": rows, "step": step, "time": now()})
 
@@ -76,7 +76,7 @@ class RunWriter:
         self._put("tags", {"tags": {key: run_tags.short(value) for key, value in values.items()}})
 
     def close(self, timeout: float = 30.0) -> int:
-        """Sends what is left for at most so many seconds; returns how many entries stay on disk."""
+        """Sends the remaining entries for at most a number of seconds; returns how many stay on disk."""
         self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._wake.set()
@@ -115,8 +115,8 @@ class RunWriter:
             try:
                 self._send_some(sender)
                 wait = 1.0
-            except Exception as error:  # a store fails in many ways, and none may end training
-                sender = Sender()  # the store may have taken a request that it did not answer
+            except Exception as error:  # a store fails in many ways, and none of them may end the training
+                sender = Sender()  # the store may have processed a request without answering it
                 LOG.info("tracking store %s: %s; trying again", self.store_uri, error)
                 self._closing.wait(timeout=min(wait, max(self._deadline - time.monotonic(), 0.0)))
                 wait = min(2 * wait, LONGEST_WAIT) if not self._closing.is_set() else 0.5
@@ -135,18 +135,18 @@ class RunWriter:
                     return
                 sender.send(connect(self.store_uri), self.spool, entries)
             if not self._closing.is_set():
-                time.sleep(0.2)  # lets a few entries gather
+                time.sleep(0.2)  # lets a few entries accumulate
 
 
 def send_all(client: "MlflowClient", folder: Path) -> int:
-    """Sends what a closed or killed writer left in its folder; returns how many entries.
+    """Sends entries that a closed or killed writer left in its folder; returns their number.
 
     Raises:
         TrackingError: the store does not take them; they stay.
     """
     if not folder.is_dir():
         return 0
-    with locked_folder(folder):  # a writer in its last attempt would send them too
+    with locked_folder(folder):  # a writer that is closing would send them too
         spool, sender, sent = Spool(folder), Sender(), 0
         while entries := spool.oldest(BATCH):
             try:
@@ -165,8 +165,8 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
 class Sender:
     """Sends entries in order, metrics of one run together, and deletes them from the queue.
 
-    A point or a picture whose step the run already has is left out: a process that was killed may have sent an entry
-    that it could not delete, and a resumed training repeats the steps since its last checkpoint.
+    A point or a picture is skipped if the run already has its step: a killed process may have sent an entry without
+    deleting it, and a resumed training repeats the steps since its last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Sender:
         self._guarded(client, spool, metrics)
 
     def _guarded(self, client: "MlflowClient", spool: Spool, entries: list[Entry]) -> None:
-        """Sends; sets an entry aside that the store will never take, so that it does not block the queue."""
+        """Sends entries; one that the store will never take is set aside, so that it does not block the queue."""
         from mlflow.exceptions import MlflowException
 
         if not entries:
@@ -212,7 +212,7 @@ class Sender:
         from mlflow.entities import Metric
 
         run_id = entries[0].run_id
-        new = {  # of two points of a step the later one
+        new = {  # of two points of a step, keep the later one
             (key, entry.values["step"]): Metric(key, value, entry.values["time"], entry.values["step"])
             for entry in entries
             for key, value in entry.values["rows"]
@@ -260,7 +260,7 @@ class Sender:
                 return
             client.log_image(run_id, image, key=key, step=step, timestamp=entry.values["time"])
             self._pictures[run_id].add((key, step))
-            client.log_image(run_id, image, f"figures/{key}.png")  # the newest, easy to find
+            client.log_image(run_id, image, f"figures/{key}.png")  # points to the newest picture
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -278,5 +278,5 @@ def metric_name(text: str) -> str:
 
 
 def now() -> int:
-    """Milliseconds since the epoch, as MLflow counts time."""
+    """Returns milliseconds since the epoch, MLflow's unit of time."""
     return int(time.time() * 1000)

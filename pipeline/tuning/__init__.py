@@ -1,1 +1,1 @@
-"""What a sweep is made of: space, plan, trials, progress, report."""
+"""Sweeps: space, plan, trials, progress, report."""

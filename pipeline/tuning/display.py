@@ -1,4 +1,4 @@
-"""What a sweep prints: its progress, the table of trials, and the commands that come next."""
+"""Output of a sweep: its progress, the table of trials, and the next commands."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.tracking import Store
 
 QUIET_SECONDS = 60.0
-"""After so long without a report of any trial a line says where all of them stand."""
+"""Seconds without a report of any trial after which a line shows the progress of all."""
 
 
 class SweepProgress:
@@ -30,10 +30,10 @@ class SweepProgress:
     Args:
         console: where to print.
         trials: trials to run.
-        epochs: epochs a trial has; None where its length is in steps.
-        running: returns the trials under way, each with the latest of its steps (`progress.json` of its run folder).
+        epochs: epochs of a trial; None if its length is given in steps.
+        running: returns the running trials, each with its latest step (`progress.json` of its run folder).
         before: share of each trial that was done when this session began, by key.
-        quiet: seconds without a report after which trials are looked after.
+        quiet: seconds without a report after which the progress of all trials is printed.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SweepProgress:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)  # a look may be waiting for an object store
+        self._thread.join(timeout=10)  # the thread may be waiting for an object store
 
     def __call__(self, trial: Trial, event: str) -> None:
         """Prints one line."""
@@ -86,10 +86,10 @@ class SweepProgress:
                 self.look()
 
     def look(self) -> None:
-        """Prints where the trials under way stand."""
+        """Prints the progress of the running trials."""
         try:
             under_way = [(trial, at) for trial, at in self._running() if at.get("time", 0.0) > self._begun]
-        except Exception:  # whatever is wrong with a look, the trials go on, and so do later looks
+        except Exception:  # an error here must not stop the trials, nor later looks
             return
         with self._lock:
             standing = []
@@ -107,7 +107,7 @@ class SweepProgress:
         self._console.print(f"  {ended} | {words} | {self._left()}", markup=False, soft_wrap=True)
 
     def _left(self) -> str:
-        """Time left, from what all trials have done in this session (start-up of trials counted in)."""
+        """Estimates the time left from the work of this session, including the start-up of trials."""
         if len(self._ended) >= self._trials:
             return "done"
         done = sum(self._done.values())
@@ -124,7 +124,7 @@ def share_done(progress: Mapping[str, Any]) -> float:
 
 
 def show_trials(console: Console, summary: SweepSummary) -> None:
-    """Prints the trial table and the word about noise."""
+    """Prints the trial table and the verdict on noise."""
     shown: list[tuple[str, Sequence[str], list[list[str]]]] = [
         (f"Trials of {summary.name}", HEADER, summary.rows())
     ]
@@ -144,7 +144,7 @@ def show_trials(console: Console, summary: SweepSummary) -> None:
 def show_next(
     console: Console, store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
 ) -> None:
-    """Prints what one would do next, ready to be copied."""
+    """Prints the next commands, ready to be copied."""
     uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
     lines = [
         ("look at the runs", store.ui_command()),

@@ -1,8 +1,8 @@
 """Asynchronous successive halving (ASHA): which trials are pruned.
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), in the stopping variant of Ray Tune. Ray's
-own scheduler keeps the scores in a pickle; here they come from the trial files, so that a resumed sweep decides by all
-of its trials.
+own scheduler keeps the scores in a pickle. Here they come from the trial files, so a resumed sweep compares all of its
+trials.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,13 @@ from pipeline.tuning.space import trial_recipe
 
 @dataclass(frozen=True)
 class Halving:
-    """Stops a trial at a rung unless it is among the best of those that got there before.
+    """Stops a trial at a rung unless it is among the best of the trials that reached the rung before.
 
     Attributes:
         grace_epochs: epochs before the first rung.
-        reduction_factor: one of so many trials goes on at a rung; rungs are so many times further apart.
-        epochs: epochs of a trial; at the last one nothing is stopped. None: not known (`train.steps`).
+        reduction_factor: the best 1/`reduction_factor` of the trials pass a rung; each rung comes this many times later
+            than the one before.
+        epochs: epochs of a trial; no trial is stopped at its last epoch. None: not known (`train.steps`).
     """
 
     grace_epochs: int
@@ -66,7 +67,7 @@ class Halving:
         return own < float(np.percentile(scores, 100 * (1 - 1 / self.reduction_factor)))
 
     def overdue(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Returns the trials that should have been stopped, but a kill of the sweep came first."""
+        """Returns the trials that should have been stopped before the sweep was killed."""
         known = list(trials)
         return [
             trial

@@ -1,4 +1,4 @@
-"""The plan of a sweep: which trials on which resources. What does not fit is refused with the numbers."""
+"""The plan of a sweep: its trials and their resources. A plan that does not fit is refused, with the numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from pipeline.tuning.space import (
 )
 
 LISTED = 20
-"""Configurations that are listed one by one."""
+"""Largest number of configurations that are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the sweep will do.
+    """The plan of a sweep.
 
     Attributes:
         recipe: the sweep's recipe.
-        chosen: configurations that are known beforehand; none where the search chooses on the way.
-        repeats: further trainings of the best one, with other seeds.
-        concurrent: trials at once; None where that is known when the sweep joins its cluster.
-        resources: what the machine or cluster has and a trial takes, in words.
-        in_vain: swept keys without effect, a sentence each.
+        chosen: configurations that are known beforehand; none if the search chooses them later.
+        repeats: additional trainings of the best configuration, with other seeds.
+        concurrent: trials at once; None if unknown before the sweep joins its cluster.
+        resources: text on the resources of the machine or cluster and of a trial.
+        in_vain: a sentence for each swept key without effect.
     """
 
     recipe: Recipe
@@ -46,16 +46,16 @@ class Plan:
 
     @classmethod
     def make(cls, recipe: Recipe, machines: Cluster | None, *, seeds: int = 1) -> "Plan":
-        """Works out the plan.
+        """Makes the plan.
 
         Args:
             recipe: the sweep's recipe.
-            machines: what the sweep runs on; None if that is not known yet.
+            machines: what the sweep runs on; None if not known yet.
             seeds: number of seeds with which the best configuration is trained.
 
         Raises:
             ConfigError: the space cannot be searched.
-            ResourceError: one trial needs more than there is; shows the arithmetic.
+            ResourceError: one trial needs more resources than there are; shows the arithmetic.
         """
         check_space(recipe)
         chosen = configurations(recipe) if recipe.sweep.search != "tpe" else []
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Configurations that are tried, at most."""
+        """Largest number of configurations that are tried."""
         return len(self.chosen) or self.recipe.sweep.num_trials or 1
 
     def show(self, console: Console) -> None:
@@ -109,7 +109,7 @@ def check_seeds(recipe: Recipe, seeds: int) -> int:
 
 
 def show_plan(recipe: Recipe, *, seeds: int | None = None) -> None:
-    """Prints what a new sweep would do. Nothing is started, joined or written.
+    """Prints the plan of a new sweep, without starting, joining or writing anything.
 
     Raises:
         ConfigError: the space cannot be searched.
@@ -121,7 +121,7 @@ def show_plan(recipe: Recipe, *, seeds: int | None = None) -> None:
 
 
 def _fitting(trial: Recipe, machines: Cluster) -> tuple[int, str]:
-    """Returns how many trials fit at once, and what one takes, in words."""
+    """Returns how many trials fit at once, and a text on the resources of one."""
     workers = trial.cluster.worker_range[0]
     per_worker = machines.per_worker(trial.cluster)
     have = {"CPU": machines.cpus, "GPU": machines.gpus}

@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep on Ray Tune: Tune starts their processes, a searcher says which and which stop."""
+"""Runs the trials of a sweep on Ray Tune: Tune starts processes, a searcher decides what they run and when to stop."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from pipeline.tuning.space import trial_recipe
 from pipeline.tuning.trial_process import TrialContext, TrialProcess
 
 HEAD = {"node:__internal_head__": 0.01}
-"""What a trial with a worker group holds itself: no CPU, so it never starves the workers that it waits for."""
+"""Resources of a trial that has a worker group: no CPU, so it never takes one from the workers that it waits for."""
 
 
 def run_trials(
@@ -31,13 +31,13 @@ def run_trials(
     concurrent: int,
     gpus: float = 0.0,
 ) -> None:
-    """Runs what a searcher proposes, to the end or until the searcher stops it.
+    """Runs the configurations that a searcher proposes, each to its end or until the searcher stops it.
 
     Args:
         name: of the sweep.
         recipe: the sweep's recipe.
         searcher: proposes configurations and stops trials.
-        context: what the trials share.
+        context: shared by all trials.
         events: keeps the records.
         concurrent: trials at once.
         gpus: GPUs of a worker.
@@ -45,12 +45,12 @@ def run_trials(
     Raises:
         KeyboardInterrupt: Tune was asked to stop.
     """
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all were done
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune would return as if all trials were done
     os.environ.setdefault(
         "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
     )  # a trial may fail before its first score
-    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the records say them
-    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # half a second of bookkeeping is no bottleneck here
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the records print them
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # half a second of bookkeeping does not matter here
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other one prints a banner whatever its verbosity
     one = trial_recipe(recipe, {}).cluster
     here = one.worker_range == (1, 1)
@@ -66,7 +66,7 @@ def run_trials(
             num_samples=-1,
             max_concurrent_trials=concurrent,
             scheduler=StoppingScheduler(searcher, events),
-            reuse_actors=here,  # the next trial finds its imports done; a worker group is never used again
+            reuse_actors=here,  # the next trial need not import again; a worker group is never reused
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
@@ -114,20 +114,20 @@ class ProposingSearcher(TuneSearcher):
 
 
 class StoppingScheduler(FIFOScheduler):
-    """Starts trials in their order and stops those that the searcher stops."""
+    """Starts trials in order, and stops those that the searcher rejects."""
 
     def __init__(self, searcher: Searcher, events: TrialEvents) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher, self._events = searcher, events
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decides with this result, which the callback records next."""
+        """Asks the searcher about this result; the callback records it afterwards."""
         now = progressed(self._events.records.trials[trial.config["key"]], result, 0.0)
         return self.STOP if now.status == "started" and self._searcher.tell(now) else self.CONTINUE
 
 
 class RecordingCallback(tune.Callback):
-    """Passes what happens to trials on to the records."""
+    """Passes events of trials on to the records."""
 
     def __init__(self, events: TrialEvents) -> None:
         self._events = events
@@ -135,15 +135,15 @@ class RecordingCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """After a report of a trial."""
+        """Records a report of a trial."""
         self._events.result(trial.config["key"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """After the last report of a trial, or after it was stopped."""
+        """Records the end of a trial, or that it was stopped."""
         self._events.end(trial.config["key"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """After the process of a trial died more often than is allowed."""
+        """Records that the process of a trial died more often than allowed."""
         times = trial.num_failures
         self._events.end(
             trial.config["key"], f"its process died {times} time(s), the last one: {_last_line(trial)}"

@@ -1,7 +1,7 @@
-"""The trial files of a sweep, written by the sweep's own process alone, and what happens to its trials.
+"""The trial files of a sweep. Only the process of the sweep writes them.
 
-What a trial is and how far it got stands in `<sweep>/trials/<key>.json` and not in Ray Tune's pickled state: a sweep
-that was killed starts a new Tune session over the configurations that are not finished.
+Configuration and progress of a trial are in `<sweep>/trials/<key>.json`, not in Ray Tune's pickled state: a resumed
+sweep starts a new Tune session with the configurations that are not finished.
 """
 
 import json
@@ -26,8 +26,8 @@ Arguments = ParamSpec("Arguments")
 class TrialRecords:
     """Trials by key, in memory and in `<folder>/<key>.json`.
 
-    A file that cannot be written now is written with the next change of any trial: a storage that is away for a while
-    does not end a sweep.
+    A file that cannot be written is written again with the next change of any trial, so an unavailable storage does not
+    end a sweep.
 
     Attributes:
         folder: location of the files.
@@ -40,7 +40,7 @@ class TrialRecords:
 
     @classmethod
     def load(cls, folder: str) -> "TrialRecords":
-        """Reads the files of a sweep; none are there before its first trial.
+        """Reads the files of a sweep; there are none before its first trial.
 
         Raises:
             ConfigError: a file is damaged; names it.
@@ -50,7 +50,7 @@ class TrialRecords:
         return cls(folder, {trial.key: trial for trial in map(_read, files)})
 
     def start(self, sweep: str, values: Values) -> Trial:
-        """Notes that a trial starts, or goes on."""
+        """Records that a trial starts or continues."""
         key = trial_key(values)
         trial = self.trials.get(key) or Trial(key, f"{sweep}-{key}", values)
         return self.save(replace(trial, status="started", error=None))
@@ -66,10 +66,10 @@ class TrialRecords:
         return trial
 
     def flush(self) -> None:
-        """Writes what could not be written before.
+        """Writes files that could not be written before.
 
         Raises:
-            StorageError: it still cannot.
+            StorageError: they still cannot be written.
         """
         for key in sorted(self._unsaved):
             content = json.dumps(self.trials[key].to_dict(), indent=2).encode()
@@ -77,13 +77,13 @@ class TrialRecords:
             self._unsaved.discard(key)
 
     def searched(self, recipe: Recipe) -> dict[str, Trial]:
-        """Returns the trials of the search, by key: all but the repeats of the best one with further seeds."""
+        """Returns the trials of the search by key, without the repeats of the best configuration."""
         swept = SEED in recipe.sweep.space
         found = {key: trial for key, trial in self.trials.items() if swept or SEED not in trial.values}
         return dict(sorted(found.items()))
 
     def get(self, values: Values) -> Trial | None:
-        """Returns the trial of a configuration; None where it never started."""
+        """Returns the trial of a configuration; None if it never started."""
         return self.trials.get(trial_key(values))
 
     def ended(self, values: Values) -> bool:
@@ -93,11 +93,11 @@ class TrialRecords:
 
 
 def progressed(trial: Trial, result: Mapping[str, Any], seconds: float) -> Trial:
-    """Returns a trial with what its process reported.
+    """Returns a trial updated by a report of its process.
 
     Args:
-        trial: as it was.
-        result: what is known of `epoch` and its score (`METRIC`), `curve` (scores by epoch), `status` and `error`.
+        trial: the trial before.
+        result: any of `epoch` and its score (`METRIC`), `curve` (scores by epoch), `status` and `error`.
         seconds: wall time so far.
     """
     curve = {**trial.curve, **result.get("curve", {})}
@@ -127,11 +127,11 @@ def _read(uri: str) -> Trial:
 
 @dataclass
 class TrialEvents:
-    """Keeps the records while Tune runs trials, and calls back; all in the sweep's process.
+    """Keeps the records while Tune runs trials, and calls back, in the process of the sweep.
 
     Attributes:
         records: of all trials.
-        on_start: called with a trial that starts or goes on; returns its MLflow run, None: the trial opens its own.
+        on_start: called with a trial that starts or continues; returns its MLflow run, or None if the trial opens one.
         on_event: called with a trial and `epoch`, `finished`, `pruned` or `failed`.
     """
 
@@ -146,21 +146,21 @@ class TrialEvents:
         )  # Tune pickles what it is given, for its own restore
 
     def start(self, sweep: str, values: Mapping[str, Any]) -> Trial:
-        """Notes that a configuration is tried; returns its trial."""
+        """Records that a configuration is tried; returns its trial."""
         trial = self.records.start(sweep, dict(values))
         run_id = _guarded(self.on_start)(trial)
         self._since[trial.key] = time.monotonic() - trial.seconds
         return self.records.save(replace(trial, run_id=run_id)) if run_id else trial
 
     def result(self, key: str, result: Mapping[str, Any]) -> None:
-        """Takes what a trial's process reported."""
+        """Takes a report of a trial's process."""
         seconds = time.monotonic() - self._since[key]
         trial = self.records.save(progressed(self.records.trials[key], result, seconds))
         if trial.status == "started":
             _guarded(self.on_event)(trial, "epoch")
 
     def end(self, key: str, error: str | None = None) -> None:
-        """Notes that Tune has ended a trial: one that did not end by itself was pruned, or failed with an error."""
+        """Records that Tune has ended a trial: pruned, or failed with an error, unless it had ended by itself."""
         trial = self.records.trials[key]
         if trial.status == "started":
             trial = replace(trial, status="failed" if error else "pruned", error=error)
@@ -169,7 +169,7 @@ class TrialEvents:
 
 
 def _guarded(function: "Callable[Arguments, Any]") -> "Callable[Arguments, Any]":
-    """Turns errors of a function into warnings: what reports on trials must not end them."""
+    """Turns errors of a function into warnings: an error in reporting must not end a trial."""
 
     @wraps(function)
     def call(*args: Arguments.args, **keywords: Arguments.kwargs) -> Any:

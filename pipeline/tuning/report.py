@@ -1,4 +1,4 @@
-"""What a sweep found: trials, their configurations, a Markdown report with an honest word about noise."""
+"""Results of a sweep: trials, their configurations, and a Markdown report that compares the lead with the noise."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.tuning.space import describe, trial_key
 
 METRIC = "val/miou"
-"""What ranks trials: mean IoU over the scored classes of the val split."""
+"""Metric that ranks trials: mean IoU over the scored classes of the val split."""
 
 SEED = "seed"
 
@@ -19,14 +19,14 @@ class Trial:
     """One trial of a sweep.
 
     Attributes:
-        key: name by content, see `pipeline.tuning.space.trial_key`.
+        key: hash of the values, see `pipeline.tuning.space.trial_key`.
         name: name of its training run.
         values: swept keys.
         status: `started`, `finished`, `pruned` or `failed`.
         score: best `METRIC` so far, None before the first evaluation.
         epoch: epochs done.
         best_epoch: epoch of `score`.
-        curve: `METRIC` by epoch, from the first session on; the epoch as text, as in JSON.
+        curve: `METRIC` by epoch over all sessions; the epoch as text, as in JSON.
         seconds: wall time.
         run_id: its MLflow run.
         error: why it failed.
@@ -46,7 +46,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether it ran to its end or was pruned: nothing is left to do."""
+        """Whether it ran to its end or was pruned."""
         return self.status in ("finished", "pruned")
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Trials that differ in their seed alone.
+    """Trials that differ only in their seed.
 
     Attributes:
         values: swept keys without the seed.
@@ -73,7 +73,7 @@ class Configuration:
 
     @property
     def mean(self) -> float:
-        """Mean score; minus infinity without any."""
+        """Mean score; minus infinity if there is none."""
         return statistics.fmean(self.scores) if self.scores else -math.inf
 
     @property
@@ -89,13 +89,13 @@ class Configuration:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All trials of a sweep and what follows from them.
+    """All trials of a sweep, and their comparison.
 
     Attributes:
         name: of the sweep.
-        trials: of the search; they decide the order.
+        trials: trials of the search, which decide the order.
         length: of a trial, in words.
-        repeats: the winner's trials with further seeds (`--seeds`); they say how noisy it is and change no order.
+        repeats: trials of the winner with more seeds (`--seeds`); they measure the noise and do not change the order.
     """
 
     name: str
@@ -105,7 +105,8 @@ class SweepSummary:
 
     @property
     def configurations(self) -> list[Configuration]:
-        """Configurations by mean score, best first; ties keep the order of the search, those without a score last."""
+        """Configurations by mean score, best first; ties keep the order of the search; configurations without a score
+        come last."""
         found: dict[str, list[Trial]] = {}
         for trial in self.trials:
             found.setdefault(trial_key(without_seed(trial.values)), []).append(trial)
@@ -114,18 +115,18 @@ class SweepSummary:
 
     @property
     def best(self) -> Configuration | None:
-        """The best configuration whose trials ran to their end, else the best at all; None without any score."""
+        """The best configuration whose trials ran to their end, else the best of all; None without any score."""
         scored = [each for each in self.configurations if each.scores]
         return next(iter([each for each in scored if each.complete] or scored), None)
 
     @property
     def repeated(self) -> Configuration | None:
-        """The best configuration with all its seeds, those of `--seeds` too."""
+        """The best configuration with all its seeds, including those of `--seeds`."""
         best = self.best
         return best and Configuration(best.values, [*best.trials, *self.repeats])
 
     def verdict(self) -> str:
-        """Says whether the winner's lead exceeds the noise, as far as the sweep can know it."""
+        """Returns a text on whether the winner's lead exceeds the noise, as far as the sweep has measured it."""
         best, repeated = self.best, self.repeated
         others = [each for each in self.configurations if each.scores and best and each.values != best.values]
         if best is None or repeated is None or not others:
@@ -137,7 +138,7 @@ class SweepSummary:
                 f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.length}. "
                 "So short a sweep ranks by noise as much as by merit: `--seeds 3` before believing the order."
             )
-        # A runner-up with a single seed is taken to be as noisy as the winner.
+        # A runner-up with a single seed is assumed to be as noisy as the winner.
         variances = [(repeated.deviation**2, len(best.scores)), _spread(second, repeated.deviation)]
         noise = 2 * math.sqrt(sum(variance / seeds for variance, seeds in variances))
         word = "exceeds" if lead > noise else "is within"
@@ -164,7 +165,7 @@ class SweepSummary:
         return bool(self.repeats) or any(len(each.trials) > 1 for each in self.configurations)
 
     def to_markdown(self) -> str:
-        """Returns the report: best configuration, verdict, configurations where there are seeds, all trials."""
+        """Returns the report: best configuration, verdict, configurations (if there are seeds), all trials."""
         best, repeated = self.best, self.repeated
         lines = [f"# Sweep {self.name}", ""]
         if best and repeated:

@@ -38,15 +38,15 @@ from pipeline.tuning.trial_process import TrainTrial, train_trial
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What to sweep, and how.
+    """The request for a sweep.
 
     Attributes:
         recipe: what to sweep; shards are made first if they are missing.
-        name: name of a new sweep; None makes one up.
-        resume: name of a sweep below the recipe's `output_dir` to go on with; it has its own recipe.
-        overrides: with `resume`: `key.sub=value` strings that change that recipe where trials stay comparable.
+        name: name of a new sweep; None generates one.
+        resume: name of a sweep below the recipe's `output_dir` to continue; it has its own recipe.
+        overrides: with `resume`: `key.sub=value` strings that change its recipe, if the trials stay comparable.
         seeds: number of seeds with which the best configuration is trained; None: one, or as before with `resume`.
-        train_trial: trains a trial; tests put their own here.
+        train_trial: trains a trial; tests pass their own.
     """
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class SweepRequest:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep ends with; the later parts are None if `sweep.final` is off."""
+    """Results of a sweep; the later ones are None if `sweep.final` is off."""
 
     name: str
     summary: SweepSummary
@@ -76,7 +76,7 @@ def sweep(request: SweepRequest, *, console: Console | None = None) -> SweepResu
         console: where to print; None: standard output.
 
     Raises:
-        ConfigError: impossible plan, a name that is taken, nothing to resume, or the sweep is running already.
+        ConfigError: an impossible plan, a name that is taken, nothing to resume, or a sweep that is running already.
         ResourceError: no trial fits the machine or cluster.
         TrainingError: every trial failed.
     """
@@ -85,7 +85,7 @@ def sweep(request: SweepRequest, *, console: Console | None = None) -> SweepResu
     if demo.is_demo(recipe):
         demo.introduce(recipe, console)
     _check(recipe)
-    # Ray frees what a pruned trial with several workers held through its dashboard.
+    # Ray frees the resources of a pruned trial with several workers through its dashboard.
     dashboard = trial_recipe(recipe, {}).cluster.worker_range != (1, 1)
     with (
         only_driver(recipe.output_dir, name),
@@ -122,7 +122,7 @@ def _prepare(request: SweepRequest) -> tuple[str, Recipe, int]:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuses what would fail later, before anything is started: plan, output_dir, shards, roles, libraries."""
+    """Checks plan, output_dir, shards, roles and libraries before anything is started."""
     Plan.make(recipe, None if cluster.address_of(recipe.cluster) else cluster.this_machine())
     if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
         checks.quick(recipe)
@@ -130,11 +130,11 @@ def _check(recipe: Recipe) -> None:
     checks.check_architecture(recipe)
     checks.check_storage(recipe.output_dir)
     if not demo.is_demo(recipe) and not storage.exists(recipe.data.root):
-        ShardSet.open(recipe.shards.uri)  # raises the error that they are missing
+        ShardSet.open(recipe.shards.uri)  # raises the error for missing shards
 
 
 def ensure_shards(recipe: Recipe, machines: Cluster, console: Console) -> ShardSet:
-    """Opens the shards of a recipe; makes them first, or what is missing of them, if the raw data are there."""
+    """Opens the shards of a recipe; makes missing ones first if the raw data is there."""
     if demo.is_demo(recipe):
         demo.make_scenes(recipe, console)
     if storage.exists(recipe.data.root):
@@ -169,7 +169,7 @@ def train(sweep: Sweep, recipe: Recipe, best: Configuration) -> TrainResult:
 
 
 def _final_name(sweep: Sweep, recipe: Recipe, best: Mapping[str, Any]) -> str:
-    """Returns `<sweep>-final`; if another configuration has that name already, with the key of this one added."""
+    """Returns `<sweep>-final`, with the key of the configuration if another configuration has that name already."""
     name = f"{sweep.name}-final"
     folder = RunFolder.of(recipe.output_dir, name)
     other = folder.exists() and recipe.changes_since(folder.recipe(), resuming="training")

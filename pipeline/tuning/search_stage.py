@@ -1,4 +1,4 @@
-"""The search of a sweep: from its first trial to its report, on the screen and in MLflow."""
+"""The search stage of a sweep: runs its trials, and reports them on the terminal and in MLflow."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ from pipeline.tuning.trial_process import TrainTrial, TrialContext
 
 
 def search(sweep: Sweep, plan: Plan, train_trial: TrainTrial) -> tuple[SweepSummary, Configuration]:
-    """Runs the trials that are left, then the best configuration with further seeds, and reports.
+    """Runs the remaining trials, then the best configuration with more seeds, and reports.
 
     Args:
         sweep: the sweep.
@@ -57,7 +57,7 @@ def search(sweep: Sweep, plan: Plan, train_trial: TrainTrial) -> tuple[SweepSumm
 
 
 class _Runner:
-    """Runs trials: shows how they go, and opens and ends their MLflow runs."""
+    """Runs trials: shows their progress, and opens and ends their MLflow runs."""
 
     def __init__(self, sweep: Sweep, train_trial: TrainTrial, concurrent: int) -> None:
         self.sweep, self.records = sweep, TrialRecords.load(sweep.trials_uri)
@@ -65,7 +65,7 @@ class _Runner:
         self._concurrent = concurrent
 
     def run(self, searcher: Searcher) -> None:
-        """Runs what a searcher proposes."""
+        """Runs the configurations that a searcher proposes."""
         if not searcher.left:
             return
         sweep, trial = self.sweep, trial_recipe(self.sweep.recipe, {})
@@ -98,7 +98,7 @@ class _Runner:
 
 
 def _repeat(runner: _Runner, best: Mapping[str, Any]) -> list[Trial]:
-    """Trains the best configuration with further seeds, none of which is stopped early; returns these trials."""
+    """Trains the best configuration with more seeds, without stopping any early; returns these trials."""
     sweep, records = runner.sweep, runner.records
     seeds = [sweep.recipe.seed + offset for offset in range(1, sweep.seeds)]
     repeats: list[Values] = [{**best, SEED: seed} for seed in seeds]
@@ -108,7 +108,7 @@ def _repeat(runner: _Runner, best: Mapping[str, Any]) -> list[Trial]:
 
 
 def _open_run(sweep: Sweep, trial: Trial) -> str:
-    """Opens the MLflow run of a trial in this process, which has imported MLflow, so that no trial waits for that."""
+    """Opens the MLflow run of a trial here, where MLflow is imported already, so that no trial waits for its import."""
     recipe = trial_recipe(sweep.recipe, trial.values)
     folder = sweep.folder_of(trial)
     if not folder.exists():
@@ -117,7 +117,7 @@ def _open_run(sweep: Sweep, trial: Trial) -> str:
 
 
 def _end_run(sweep: Sweep, trial: Trial) -> None:
-    """Ends the run folder of a trial if its process could not, and its MLflow run as the folder ended."""
+    """Ends the run folder of a trial if its process could not, then its MLflow run in the same state."""
     folder = sweep.folder_of(trial)
     if trial.status == "pruned":
         folder.end("pruned", f"pruned by {sweep.recipe.sweep.scheduler} after epoch {trial.epoch}")

@@ -1,4 +1,4 @@
-"""What a sweep tries next: a searcher proposes configurations, and is told how their trials do."""
+"""Searchers decide what a sweep tries next: they propose configurations and are told the scores of trials."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -32,7 +32,7 @@ class Searcher(Protocol):
 
 
 class ListSearcher:
-    """Proposes given configurations in their order, whatever their scores are: grid, random search, seeds.
+    """Proposes given configurations in order, whatever the scores: for grid, random search and seeds.
 
     Args:
         configurations: the configurations.
@@ -56,7 +56,7 @@ class ListSearcher:
 
 
 class HalvingSearcher:
-    """Another searcher whose trials stop early by successive halving.
+    """Wraps another searcher, and stops trials early by successive halving.
 
     Args:
         searcher: proposes the configurations.
@@ -73,11 +73,11 @@ class HalvingSearcher:
         return self._searcher.left
 
     def propose(self) -> Values | None:
-        """Returns the next configuration of the other searcher."""
+        """Returns the next configuration of the wrapped searcher."""
         return self._searcher.propose()
 
     def tell(self, trial: Trial) -> bool:
-        """Tells the other searcher; returns whether the trial is too far behind."""
+        """Tells the wrapped searcher; returns whether the trial is too far behind."""
         stop = self._searcher.tell(trial)
         others = [other for other in self._records.trials.values() if other.key != trial.key]
         return stop or (trial.status == "started" and self._rule.stops(trial, others))

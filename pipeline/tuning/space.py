@@ -1,7 +1,7 @@
-"""Which configurations a sweep tries: pure functions from a search space to lists of key values.
+"""The configurations of a sweep: pure functions from a search space to lists of key values.
 
 A configuration is a dictionary of dotted recipe keys. A key appears only where it has an effect (`config.model.NEEDS`)
-and where its own condition (`when`) holds, so configurations that differ in nothing that matters are tried once.
+and where its own condition (`when`) holds, so configurations that differ only in keys without effect are tried once.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from pipeline.config.sweep import Axis
 Values = dict[str, Scalar]
 
 BATCH_KEYS = ("train.global_batch_size", "train.micro_batch_size", "cluster.workers")
-"""Keys that change the batch over which Dice and the contrastive term are taken."""
+"""Keys that change the batch over which Dice and the contrastive term are computed."""
 
 
 def base_recipe(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the sweep's fixed keys, the ground on which trials differ."""
+    """Returns the recipe with the sweep's overrides, which all trials share."""
     return recipe.with_values(recipe.sweep.overrides, where="sweep.overrides")
 
 
@@ -90,10 +90,10 @@ def check_space(recipe: Recipe) -> None:
 
 
 def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
-    """Refuses `key.sub=value` strings that `sweep.overrides` would silently take back.
+    """Refuses `key.sub=value` strings that `sweep.overrides` would silently undo.
 
     Raises:
-        ConfigError: names the key, and how to have it.
+        ConfigError: names the key, and how to set it.
     """
     flat = recipe.flat()
     for key in (override.partition("=")[0].strip() for override in overrides):
@@ -106,7 +106,7 @@ def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
 
 
 def swept_in_vain(recipe: Recipe) -> list[str]:
-    """Says which swept keys have an effect in no configuration, and why; a sentence each."""
+    """Returns a sentence for each swept key that has an effect in no configuration, with the reason."""
     space, flat = recipe.sweep.space, base_recipe(recipe).flat()
 
     def reason(key: str) -> str | None:
@@ -130,7 +130,7 @@ def sample(space: Mapping[str, Axis], flat: Mapping[str, Any], generator: np.ran
 def resolve(
     space: Mapping[str, Axis], flat: Mapping[str, Any], choose: Callable[[str, Axis], Scalar]
 ) -> Values:
-    """Chooses a value for every key that applies; conditions are looked up in the choices, then in `flat`."""
+    """Chooses a value for every key that applies; looks conditions up in the choices, then in `flat`."""
     values: Values = {}
 
     def value_of(key: str) -> Any:
@@ -144,12 +144,12 @@ def resolve(
 
 
 def trial_key(values: Mapping[str, Any]) -> str:
-    """Names a configuration by its content: the same values give the same name, on any machine."""
+    """Returns the name of a configuration, a hash of its values."""
     return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def describe(values: Mapping[str, Any]) -> str:
-    """Writes a configuration the short way: `stages=2 temperature=0.07`."""
+    """Returns a configuration as short text: `stages=2 temperature=0.07`."""
     return (
         " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())
         or "recipe as it stands"
@@ -164,7 +164,7 @@ def _grid(space: Mapping[str, Axis], flat: Mapping[str, Any]) -> Iterator[Values
 
 
 def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
-    """Keys in an order in which every condition is decided before it is asked."""
+    """Orders keys so that each comes after the keys in its condition."""
     pending = dict(space)
     ordered: list[tuple[str, Axis]] = []
     while pending:
@@ -178,7 +178,7 @@ def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
 
 
 def _depends_on(key: str, axis: Axis) -> set[str]:
-    """Keys that decide whether an axis applies."""
+    """Returns the keys that decide whether an axis applies."""
     found = set(axis.when or {})
     while key in NEEDS:
         key = NEEDS[key][0]

@@ -1,4 +1,4 @@
-"""What `--resume` needs: `<output_dir>/<name>/sweep.json`, and a lock that keeps a sweep to one process."""
+"""The state for `--resume`, `<output_dir>/<name>/sweep.json`, and a lock that lets one process run a sweep."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from pipeline.config.recipe import apply_overrides
 
 @dataclass(frozen=True)
 class SweepState:
-    """A sweep as it was last started or resumed.
+    """State of a sweep when it was last started or resumed.
 
     Attributes:
         name: of the sweep.
-        recipe: complete, as plain values, local locations absolute.
+        recipe: the complete recipe, as plain values with absolute local paths.
         seeds: number of seeds with which the best configuration is trained.
     """
 
@@ -30,10 +30,10 @@ class SweepState:
 
     @classmethod
     def load(cls, storage_uri: str, name: str) -> Self:
-        """Reads the state of a sweep; its `output_dir` is the one it lies in now, wherever it was started.
+        """Reads the state of a sweep. Its `output_dir` becomes the folder that it is in now, even if it was moved.
 
         Raises:
-            ConfigError: no such sweep (names those that are there), or a damaged file.
+            ConfigError: no such sweep (names the existing ones), or a damaged file.
         """
         uri = _location(storage_uri, name)
         if not storage.exists(uri):
@@ -51,7 +51,7 @@ class SweepState:
             ) from error
 
     def save(self) -> None:
-        """Writes the state, whole."""
+        """Writes the state."""
         content = json.dumps(asdict(self), indent=2)
         storage.write_bytes(_location(self.recipe["output_dir"], self.name), content.encode())
 
@@ -59,7 +59,7 @@ class SweepState:
         """Returns the recipe to resume with.
 
         Args:
-            overrides: `key.sub=value` strings; keys that decide what a trial computes must be as they were.
+            overrides: `key.sub=value` strings; keys that decide what a trial computes must not change.
 
         Raises:
             ConfigError: such a key has changed.
@@ -83,12 +83,12 @@ def is_output_dir(override: str) -> bool:
 
 @contextmanager
 def only_driver(storage_uri: str, name: str) -> Iterator[None]:
-    """Keeps a sweep to one process of this machine; a process that is killed releases it.
+    """Lets only one process of this machine run a sweep; a killed process releases it.
 
     Raises:
         ConfigError: another process runs the sweep.
     """
-    # Not in the storage: object stores know no locks, and a sweep that is refused should leave nothing there.
+    # Not in the storage: object stores have no locks, and a refused sweep should leave nothing there.
     digest = hashlib.sha256(storage.join(storage_uri, name).encode()).hexdigest()[:16]
     with ExitStack() as held:
         try:

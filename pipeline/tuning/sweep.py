@@ -1,4 +1,4 @@
-"""A sweep under way: its folder, its MLflow run, and what MLflow has to learn when it ends."""
+"""A running sweep: its folder, its MLflow run, and how both end."""
 
 import logging
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep under way.
+    """A running sweep.
 
     Attributes:
         name: name of the sweep.
         recipe: its recipe; all locations are absolute.
-        seeds: number of seeds with which the best configuration is trained, the search's own included.
+        seeds: number of seeds with which the best configuration is trained, including the seed of the search.
         store: MLflow store.
         run_id: MLflow run of the sweep.
         shards: the shard set.
         cluster: what the sweep runs on.
-        console: where it prints.
+        console: where to print.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Sweep:
 def open_sweep(
     name: str, recipe: Recipe, seeds: int, shards: ShardSet, cluster: Cluster, console: Console
 ) -> Iterator[Sweep]:
-    """Opens the MLflow run of a sweep and saves what `--resume` needs; ends the run with the sweep."""
+    """Opens the MLflow run of a sweep and saves the state for `--resume`; ends the run with the sweep."""
     heading(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
     recipe = recipe.with_values({"tracking.uri": store.uri})
@@ -88,17 +88,17 @@ def open_sweep(
 
 
 def _settle(sweep: Sweep) -> None:
-    """Sends MLflow what waits in the folders of the sweep and its trials; the folders keep it if MLflow is away."""
+    """Sends MLflow the waiting log entries of the sweep and its trials; it keeps those that MLflow does not take."""
     folders = [sweep.folder]
     with suppress(D2LSError):  # a damaged record has ended the sweep with its own error
         trials = TrialRecords.load(sweep.trials_uri).trials.values()
         folders = [*map(sweep.folder_of, trials), sweep.folder]
     for folder in folders:
         try:
-            if folder.metadata().get("state") == run_folder.RUNNING:  # its process died with Tune's
+            if folder.metadata().get("state") == run_folder.RUNNING:  # its process ended together with Tune
                 folder.end(run_folder.KILLED)
             tracked_run.settle(sweep.store, folder)
-        except D2LSError as error:  # must not hide what ended the sweep
+        except D2LSError as error:  # must not hide the error that ended the sweep
             _log.warning("%s. `python -m pipeline.doctor` sends what waits and closes the runs", error)
             if isinstance(error, UnreachableError):
                 return

@@ -1,7 +1,7 @@
-"""Optuna's TPE as a searcher: conditional keys, no configuration twice, and finished trials told on resume.
+"""Optuna's TPE as a searcher: with conditional keys, no repeated configuration, and finished trials after a resume.
 
-Ray's own OptunaSearch cannot be told finished trials where the space has conditions, so this asks Optuna directly.
-Imported only where a sweep asks for `search: tpe`.
+Ray's own OptunaSearch cannot be told finished trials if the space has conditions, so this calls Optuna directly. It is
+imported only for `search: tpe`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from pipeline.tuning.report import Trial
 from pipeline.tuning.space import Values, resolve, trial_key
 
 ASKS_PER_TRIAL = 100
-"""How often to ask again for a configuration that was not tried before, until the space counts as exhausted."""
+"""Attempts to get a configuration that was not tried before, after which the space counts as exhausted."""
 
 
 class TreeParzenSearcher:
@@ -26,7 +26,7 @@ class TreeParzenSearcher:
         seed: seed of the sampler.
         finished: configurations with their scores, from an earlier session of the same sweep.
         first: configurations to run before any suggestion (started earlier, not finished).
-        trials: configurations in all, those of earlier sessions counted in.
+        trials: configurations in total, including those of earlier sessions.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TreeParzenSearcher:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         finished = list(finished)
-        # The sampler has moved on by the finished trials: another seed, else it would draw the same start again.
+        # The seed depends on the number of finished trials, else the sampler would draw the first configurations again.
         sampler = optuna.samplers.TPESampler(seed=seed + len(finished), multivariate=True, group=True)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._space, self._flat = space, flat
@@ -55,7 +55,7 @@ class TreeParzenSearcher:
         self._first = list(first)
 
     def propose(self) -> Values | None:
-        """Returns the next configuration; None where the budget or the space is used up."""
+        """Returns the next configuration; None if the budget or the space is used up."""
         if self.left <= 0:
             return None
         for _ in range(ASKS_PER_TRIAL):

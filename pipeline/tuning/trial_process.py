@@ -1,8 +1,8 @@
-"""The process of a trial, as Ray Tune runs it: an epoch is a step, and the process serves the next trial.
+"""The process of a trial, as Ray Tune runs it: an epoch is a step, and the process is reused for the next trial.
 
-A trial with one worker trains here, in the process that holds the worker's resources. One with several workers waits
-here for its worker group. Either way the training is an iterator over epochs: in this process nothing computes between
-two steps, and closing the iterator frees what the trial holds.
+A trial with one worker trains here, in the process that holds the worker's resources. A trial with several workers
+waits here for its worker group. In both cases the training is an iterator over epochs: nothing is computed in this
+process between two steps, and closing the iterator frees the resources of the trial.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -17,19 +17,19 @@ from pipeline.tuning.report import METRIC
 from pipeline.tuning.space import trial_recipe
 
 Training = Generator[dict[str, float], None, Any]
-"""Yields the metrics of an epoch; returns None, or something with a `history` of them."""
+"""Yields the metrics of each epoch; returns None, or an object with a `history` of them."""
 
 TrainTrial = Callable[[Recipe, str, str | None, "TrialContext"], Training]
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What every trial of a sweep shares; plain values, sent to the trial's process.
+    """Plain values that all trials of a sweep share; they are sent to the trial's process.
 
     Attributes:
         recipe: the sweep's recipe.
         parent_run_id: MLflow run of the sweep.
-        train: starts or continues the training of a trial; tests put their own here.
+        train: starts or continues the training of a trial; tests pass their own.
     """
 
     recipe: Mapping[str, Any]
@@ -38,15 +38,15 @@ class TrialContext:
 
 
 def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialContext) -> Training:
-    """Trains a trial: in this process where it has one worker, which then leaves the process as it was.
+    """Trains a trial; one with a single worker in this process, which is then restored to its state before.
 
     Args:
         recipe: of the trial.
         name: of its run.
-        run_id: its MLflow run; None: it opens its own.
+        run_id: its MLflow run; None opens a new one.
         context: what the trials share.
     """
-    # Not at the top: a trial process starts without torch, and only one that trains loads it.
+    # Not at the top: a trial process starts without torch, and loads it only if it trains.
     from pipeline.training.process_state import unchanged_after
     from pipeline.training.run import TrainRequest, train_epochs
 
@@ -65,8 +65,8 @@ def train_trial(recipe: Recipe, name: str, run_id: str | None, context: TrialCon
 class TrialProcess(tune.Trainable):
     """Reports each evaluated epoch: `epoch` and its score (`METRIC`).
 
-    The last report has `status`, `finished` or `failed`, with `error`. Only a process that dies is an error to Tune,
-    which then starts the trial again.
+    The last report has `status`, `finished` or `failed`, with `error`. Tune sees an error only if the process dies; it
+    then starts the trial again.
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:  # type: ignore[override]
@@ -87,9 +87,7 @@ class TrialProcess(tune.Trainable):
             history = end.value.history if end.value else []
             curve = {f"{row['epoch']:.0f}": row[METRIC] for row in history if METRIC in row}
             return {**report, "curve": curve, "status": "finished", "done": True}
-        except (
-            Exception
-        ) as error:  # whatever it was, the report says it beside the trial, and the sweep goes on
+        except Exception as error:  # any error is reported with the trial, and the sweep continues
             words = str(error) if isinstance(error, D2LSError) else f"{type(error).__name__}: {error}"
             return {**report, "status": "failed", "error": words, "done": True}
 

@@ -179,7 +179,7 @@ def _tag(*names):
     return tag
 
 
-@case("image tagged blue, green, red", "refused; `band_order` says what holds: names or positions")
+@case("image tagged blue, green, red", "refused; `band_order` decides: names or positions")
 def _(tmp_path):
     pair(tmp_path, after=_tag("blue", "green", "red"))
     text = "band 1 is 'blue' in the file and 'red' in the recipe, band 3 is 'red' in the file and 'blue' in the recipe"
@@ -282,7 +282,7 @@ def _(tmp_path):
     np.testing.assert_array_equal(labels, ids())
 
 
-@case("image with ground control points only", "they stand in each sample, moved with its window")
+@case("image with ground control points only", "written into each sample, moved with its window")
 def _(tmp_path):
     points = [
         GroundControlPoint(0, 0, 10, 50, 0),
@@ -357,7 +357,7 @@ def _(tmp_path):
     assert "data.custom.nodata: -9999 is no value of uint8 images" in problems(tmp_path, nodata=-9999)
 
 
-@case("an image placed by RPC only", "taken without a georeference, which `--check` says")
+@case("an image placed by RPC only", "taken without a georeference; `--check` reports it")
 def _(tmp_path):
     rpcs = RPC(
         height_off=0, height_scale=1, lat_off=50, lat_scale=1, line_off=64, line_scale=64, long_off=10, long_scale=1,

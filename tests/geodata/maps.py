@@ -83,7 +83,7 @@ def _(tmp_path):
 
 
 @case(
-    "image tagged blue, green, red; model of red, green, blue", "taken by name, and said", command="predict"
+    "image tagged blue, green, red; model of red, green, blue", "taken by name, with a note", command="predict"
 )
 def _(tmp_path):
     def tag(file):
@@ -128,7 +128,7 @@ def _(tmp_path):
 
 @case(
     "PNG or JPEG beside a world file",
-    "placed by it; a PNG map keeps no place, which is said",
+    "placed by it; a PNG map keeps no place, with a note",
     command="predict",
 )
 def _(tmp_path):
@@ -155,7 +155,7 @@ def _(tmp_path):
     assert "page 4 was asked for, the file has 3" in predict(tmp_path / "s.tif", tmp_path / "b.tif", page=4)
 
 
-@case("scene placed by RPC only", "mapped without coordinates, which is said", command="predict")
+@case("scene placed by RPC only", "mapped without coordinates, with a note", command="predict")
 def _(tmp_path):
     sides = ("LINE", "SAMP", "LAT", "LONG", "HEIGHT")
     rpc = {f"{side}_{kind}": "1" for side in sides for kind in ("OFF", "SCALE")}
@@ -167,7 +167,7 @@ def _(tmp_path):
         transform=None,
         after=lambda file: file.update_tags(ns="RPC", **rpc),
     )
-    assert "placed by RPC alone, which are not applied" in predict(source, tmp_path / "map.tif")
+    assert "placed by RPCs only, which are not applied" in predict(source, tmp_path / "map.tif")
 
 
 @case("float32 or int16 pixels, model of 8 bit", "refused; `--scale-range` states the scaling, NaN has no label",
@@ -185,7 +185,7 @@ def _(tmp_path):
         assert (found == expected(pixels()))[40:, 50:].mean() > 0.999
 
 
-@case("pixels of 5 m, model of 0.3 m", "said before the work", command="predict")
+@case("pixels of 5 m, model of 0.3 m", "a warning before the work", command="predict")
 def _(tmp_path):
     source = tif(tmp_path / "s.tif", pixels(), transform=Affine(5, 0, 0, 0, -5, 0))
     text = predict(source, tmp_path / "map.tif", model(gsd=0.3))
@@ -210,7 +210,7 @@ def _(tmp_path):
 
 @case(
     "model of a recipe with `data.custom.nodata` or `band_order: positions`",
-    "scenes are read alike",
+    "scenes are read in the same way",
     command="predict",
 )
 def _(tmp_path):

@@ -116,7 +116,7 @@ def _(tmp_path):
 
 @case(
     "no CRS in the vector file or in the image",
-    "refused, says how to give it one; taken with a note where neither has one",
+    "refused with the fix; taken with a note if neither has one",
 )
 def _(tmp_path):
     own = scene(tmp_path, crs=None)
@@ -162,7 +162,7 @@ def _(tmp_path):
     assert "the layer has no features" in problems(tmp_path, **own)
 
 
-@case("lines and points among the labels", "refused; `buffer_m` says how many metres around them they label")
+@case("lines and points among the labels", "refused; `buffer_m` sets how many metres around them they label")
 def _(tmp_path):
     line = shapely.LineString([PLACE @ (10, 120), PLACE @ (60, 120)])
     own = scene(
@@ -177,7 +177,7 @@ def _(tmp_path):
     assert labels(tmp_path)[117:123, 20].tolist() == [1, 0, 0, 0, 0, 1]
 
 
-@case("multi-part polygons, heights (Z)", "taken; heights are not used, which a note says")
+@case("multi-part polygons, heights (Z)", "taken without heights, with a note")
 def _(tmp_path):
     first, second, third = ground(*BOXES)
     parts = shapely.MultiPolygon([first, second])
@@ -197,7 +197,7 @@ def _(tmp_path):
     assert "1 of 3 geometries were invalid (Self-intersection 1) and were repaired" in notes(tmp_path, **own)
 
 
-@case("two features of one id in a GeoJSON", "both taken, which a note says")
+@case("two features of one id in a GeoJSON", "both taken, with a note")
 def _(tmp_path):
     own = scene(
         tmp_path,
@@ -224,7 +224,7 @@ def _(tmp_path):
     assert problems(tmp_path, **own) == ""
 
 
-@case("a Shapefile without .prj", "refused; `crs` says it")
+@case("a Shapefile without .prj", "refused; set `crs`")
 def _(tmp_path):
     own = scene(tmp_path, file="a.shp", driver="ESRI Shapefile")
     (tmp_path / "a.prj").unlink()
@@ -234,8 +234,8 @@ def _(tmp_path):
 
 
 @case(
-    "a Shapefile in another encoding than it says",
-    "refused as values that are not listed; `encoding` says it",
+    "a Shapefile that states a wrong encoding",
+    "refused as values that are not listed; set `encoding`",
 )
 def _(tmp_path):
     own = scene(tmp_path, file="a.shp", driver="ESRI Shapefile")

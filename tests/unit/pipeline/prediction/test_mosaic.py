@@ -100,10 +100,10 @@ def test_the_same_command_goes_on_and_a_changed_tile_is_noticed(tmp_path) -> Non
         ({"crs": "EPSG:4326"}, "have different CRS"),
         ({"side": 0.4}, "its pixels do not lie on the grid of"),
         ({"column": 50.4}, r"do not lie on the grid of .*gdalwarp -tr 0\.5 0\.5 -tap"),
-        ({"nodata": 0}, "says otherwise than .* which pixels hold no data"),
+        ({"nodata": 0}, "differs from .* in which pixels hold no data"),
         ({"array": pixels()[:1]}, "a mosaic is of tiles of one kind"),
         ({"array": pixels().astype(np.uint16)}, "a mosaic is of tiles of one kind"),
-        ({"crs": None}, "has no place or no CRS"),
+        ({"crs": None}, "has no georeference or no CRS"),
     ],
 )
 def test_tiles_that_do_not_fit_are_refused(tmp_path, second, message) -> None:

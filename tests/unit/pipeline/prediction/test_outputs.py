@@ -182,7 +182,7 @@ def test_a_folder_named_like_a_map_is_refused_before_the_work(tmp_path, model) -
     source = scene_file(tmp_path / "scene.tif")
     (tmp_path / "x.tif").mkdir()
     for target in ("x.tif", "x.tif/"):
-        with pytest.raises(ConfigError, match=r"is a folder, its name says a map\. Name a file in it"):
+        with pytest.raises(ConfigError, match=r"is a folder with the name of a map\. Name a file in it"):
             main(["no/such/model", str(source), f"{tmp_path}/{target}"])
     (tmp_path / "maps").write_text("")
     with pytest.raises(ConfigError, match="is a file; name a map"):

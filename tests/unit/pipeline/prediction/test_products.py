@@ -272,7 +272,7 @@ def test_a_layer_that_is_read_is_never_written_over(tmp_path) -> None:
     source = scene(tmp_path / "s.tif")
     zones = layer(tmp_path / "map.gpkg", shapely.box(400_000, 4_999_955, 400_020, 5_000_000))
     before = zones.read_bytes()
-    with pytest.raises(ConfigError, match=r"map\.gpkg: is the file of --zones and would be written over"):
+    with pytest.raises(ConfigError, match=r"map\.gpkg: is the file of --zones and would be overwritten"):
         run(
             source,
             tmp_path / "map.tif",
