@@ -105,8 +105,7 @@ class SweepSummary:
 
     @property
     def configurations(self) -> list[Configuration]:
-        """Configurations by mean score, best first; ties keep the order of the search; configurations without a score
-        come last."""
+        """Configurations by mean score, best first, then those without a score; ties keep the order of the search."""
         found: dict[str, list[Trial]] = {}
         for trial in self.trials:
             found.setdefault(trial_key(without_seed(trial.values)), []).append(trial)

@@ -83,7 +83,9 @@ def _(tmp_path):
 
 
 @case(
-    "image tagged blue, green, red; model of red, green, blue", "taken by name, with a note", command="predict"
+    "image tagged blue, green, red; model of red, green, blue",
+    "taken by name, with a note",
+    command="predict",
 )
 def _(tmp_path):
     def tag(file):
