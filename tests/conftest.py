@@ -1,7 +1,7 @@
-"""For all tests: one thread, one Ray a process, and nothing that stays behind.
+"""Settings of all tests: one thread, one Ray per process, and no process or file left behind.
 
 `dev.py` runs pytest in two processes, all tests of a file in one of them, so that they share its fixtures; and the slow
-ones, which start servers or a Ray of their own, one after the other in one process.
+tests, which start servers or their own Ray, one after the other in one process.
 """
 
 import multiprocessing.util
@@ -25,7 +25,7 @@ from d2ls.scratch import remove_abandoned
 
 settings.register_profile(
     "d2ls", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)  # a busy machine is no failure
+)  # a busy machine must not fail a test
 settings.load_profile("d2ls")
 
 SERVICES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -45,7 +45,7 @@ DEADLINE = pytest.StashKey[float]()
 
 
 def pytest_collection_modifyitems(items):
-    """The files that use Ray come first, because they take longest."""
+    """Sorts the files that use Ray to the front, because they take longest."""
     with_ray = {item.path for item in items if "ray_cluster" in item.fixturenames}
     items.sort(key=lambda item: item.path not in with_ray)
 
@@ -57,12 +57,12 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left(request, tmp_path_factory):
-    """Gives the tests a temporary folder of their own, and fails where a process or a file stays behind.
+    """Gives the tests a temporary folder, and fails if a process or a file is left behind.
 
-    All processes that tests start inherit TMPDIR, so it tells them from those of others. The path is short, because
-    Ray's sockets lie deep below it and the path of a Unix socket has at most 107 characters.
+    All processes that tests start inherit TMPDIR, which identifies them. The path is short, because Ray's sockets are
+    deep below it and the path of a Unix socket has at most 107 characters.
     """
-    multiprocessing.util.get_temp_dir()  # stays until this process ends; so it is made elsewhere
+    multiprocessing.util.get_temp_dir()  # stays until this process ends, so it is made elsewhere
     folder = Path(tempfile.mkdtemp(prefix="d2-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
@@ -75,7 +75,7 @@ def nothing_is_left(request, tmp_path_factory):
     for process in processes:
         process.kill()
     remove_abandoned(folder)  # a Ray that ends late writes once more into its folder
-    # A process that is killed, as slow tests do, leaves what libraries had open in it; nothing can prevent that.
+    # A process that slow tests kill leaves the temporary files of libraries; nothing can prevent that.
     theirs = ("pymp-", "tmp") if "not slow" not in request.config.option.markexpr else ("pymp-",)
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith(theirs))
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +84,7 @@ def nothing_is_left(request, tmp_path_factory):
 
 
 def started_with(folder):
-    """Processes of the tests, at any depth, but for the helpers of `multiprocessing` that end with this process."""
+    """Yields the processes of the tests at any depth, without helpers of `multiprocessing`, which end with this one."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -92,13 +92,13 @@ def started_with(folder):
             if ours and not any(word in " ".join(process.cmdline()) for word in SERVICES):
                 found.append(process)
         except psutil.Error:
-            continue  # it has ended, or it belongs to somebody else
+            continue  # it has ended, or belongs to another user
     return found
 
 
 @pytest.fixture(scope="session")
 def session_ray(nothing_is_left):
-    """A local Ray with a dashboard, which sweeps need; started once."""
+    """Starts a local Ray once, with a dashboard, which sweeps need."""
     from pipeline.cluster import connect
     from pipeline.config.train import ClusterConfig
 
@@ -109,7 +109,7 @@ def session_ray(nothing_is_left):
 
 @pytest.fixture
 def ray_cluster(session_ray, monkeypatch):
-    """The Ray of this process. What the test calls in this process uses it; so do its child processes."""
+    """Provides the Ray of this process; code called by the test and child processes use it."""
     cluster, variables = session_ray
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

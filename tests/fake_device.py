@@ -1,8 +1,8 @@
 """A fake asynchronous device, for tests of the CUDA path on machines without a GPU.
 
-Arithmetic is done at once, on the CPU. Events and copies are not: they stay in the queue of their stream until the host
-waits for an event behind them, or another stream waits for theirs. As on CUDA, reading an event that has not passed is
-an error ("not ready"), and the target of a copy that has not run holds garbage.
+Arithmetic is done at once, on the CPU. Events and copies stay in the queue of their stream until the host waits for a
+later event, or another stream waits for their event. As on CUDA, reading an event that has not passed is an error ("not
+ready"), and the target of a copy that has not run holds garbage.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class FakeDevice(CudaDevice):
     normalize_over_ranks = Device.normalize_over_ranks
 
     def small_memory(self, network, most):
-        """Makes the network run out of memory half way through a forward pass of more samples than `most`."""
+        """Makes the network run out of memory in the middle of a forward pass of more samples than `most`."""
 
         def refuse(module, inputs):
             if len(inputs[0][0]) > most:

@@ -1,6 +1,6 @@
-"""A pytest plugin that writes down what fault injections came to: `pytest -p tests.fault_table --fault-table FILE`.
+"""A pytest plugin that writes the results of fault injections: `pytest -p tests.fault_table --fault-table FILE`.
 
-A test marked `survives("what happens")` is a row; it says the rest by `record_property("happened", ...)` and
+A test marked `survives("what happens")` is a row; the other cells come from `record_property("happened", ...)` and
 `record_property("difference", ...)`. The page is written after every test, so it outlives an interrupt; rows of tests
 that do not run stay as they are.
 """
@@ -36,7 +36,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def written(target):
-    """Rows of the page that is there."""
+    """Returns the rows of the existing page."""
     lines = target.read_text(encoding="utf-8").splitlines() if target.exists() else []
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return [row for row in cells if row != HEADER]

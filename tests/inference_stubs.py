@@ -1,4 +1,4 @@
-"""Small networks that stand in for D2LS where the subject is what happens around it."""
+"""Small networks that replace D2LS in tests of the code around it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Scale(nn.Module):
 
 
 class LocalStub(nn.Module):
-    """Looks two pixels far: one 5 x 5 convolution with seeded weights."""
+    """One 5 x 5 convolution with seeded weights, which looks two pixels far."""
 
     def __init__(self, bands: int = 3, classes: int = 4, max_value: float = 255.0) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def tiny_bundle(
     gsd: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """A true D2LS network, as small as they come, untrained, as a bundle folder."""
+    """Writes the smallest D2LS network, untrained, as a bundle folder."""
     from d2ls.models import build_model
     from d2ls.models.saving import save_bundle
 

@@ -1,4 +1,4 @@
-"""MLflow's own servers as child processes on loopback, ended with everything they started."""
+"""Runs MLflow's servers as child processes on loopback, and ends them with everything they started."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Returns a port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -24,7 +24,7 @@ def free_port() -> int:
 def mlflow(
     *arguments: str, log: Path, health: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Runs `mlflow ARGUMENTS` until the block ends; enters it when `health` answers 200."""
+    """Runs `mlflow ARGUMENTS` during the block, which starts when `health` answers 200."""
     settings = {
         **os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **(environment or {}),

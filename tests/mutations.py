@@ -1,4 +1,4 @@
-"""Do the tests notice a fault? `python -m tests.mutations` puts in 40 faults, one at a time, and runs the tests.
+"""Do the tests notice faults? `python -m tests.mutations` inserts 40 faults, one at a time, and runs the tests.
 
 Each fault is one changed line in a copy of the tracked files. First come the tests that belong to the changed module,
 then all of the default tier, then the slow ones. The result is `tests/mutations.md`.
@@ -22,7 +22,7 @@ SLOW = "slow and not faults and not cluster and not gpu"
 
 
 class Mutation(NamedTuple):
-    """A fault: what is wrong then, in which file, the text (once in the file) and what stands there instead."""
+    """A fault: its description, the file, a text that occurs once in the file, and its replacement."""
 
     what: str
     file: str
@@ -31,7 +31,7 @@ class Mutation(NamedTuple):
     tests: str
 
     def applied(self, text: str) -> str:
-        """Returns the text with the fault; fails where the place is not found exactly once."""
+        """Returns the text with the fault; fails unless the place is found exactly once."""
         count = text.count(self.old)
         assert count == 1, (
             f"{self.file}: {self.old!r} stands there {count} times; give the mutation another place"
@@ -162,7 +162,7 @@ MUTATIONS = [
 
 
 def main() -> int:
-    """Puts in the faults, or those whose text or file contains a word, and writes the table."""
+    """Inserts the faults, or those whose text or file contains a word, and writes the table."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
         "word", nargs="?", default="", help="only mutations whose description or file has it"
@@ -187,7 +187,7 @@ def main() -> int:
 
 
 def copy_of_tree(folder: Path) -> Path:
-    """Copies what git tracks, and what is new and not ignored."""
+    """Copies the files that git tracks, and new ones that it does not ignore."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\0"
@@ -199,7 +199,7 @@ def copy_of_tree(folder: Path) -> Path:
 
 
 def caught(tree: Path, mutation: Mutation, *, near_only: bool) -> tuple[str, str]:
-    """Returns the tier and the first test that fails with the fault; `-` where none does."""
+    """Returns the tier and the first test that fails with the fault; `-` if none does."""
     file = tree / mutation.file
     sound = file.read_text(encoding="utf-8")
     file.write_text(mutation.applied(sound), encoding="utf-8")
@@ -216,8 +216,8 @@ def caught(tree: Path, mutation: Mutation, *, near_only: bool) -> tuple[str, str
 
 
 def first_failure(tree: Path, marks: str, *tests: str, show: bool = False) -> str | None:
-    """Runs tests of a tree and returns the first that fails, None where all pass."""
-    # No bytecode: it would be told from the source by its size and second alone.
+    """Runs tests of a tree and returns the first that fails, None if all pass."""
+    # No bytecode: Python compares it with the source only by size and second.
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)

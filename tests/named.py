@@ -1,4 +1,4 @@
-"""Tensors that follow from their names alone, so that golden files need not hold weights.
+"""Tensors computed from their names, so that golden files need not hold weights.
 
 A value depends on name and shape only: uniform numbers (a stream that NumPy guarantees) seeded by the SHA-256 of the
 name, scaled so that activations stay of order one.
@@ -44,6 +44,6 @@ def fill(module):
 
 
 def relative_error(found, wanted):
-    """Norm of the difference over norm of what is wanted."""
+    """Returns the norm of the difference divided by the norm of the expected value."""
     found, wanted = (torch.as_tensor(each).detach().double() for each in (found, wanted))
     return float((found - wanted).norm() / wanted.norm())

@@ -1,4 +1,4 @@
-"""Ranks as processes that are started once and then run one function after another, in groups of any size."""
+"""Rank processes that are started once and run one function after another, in groups of any size."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 
 class RankPool:
-    """Starts the process of a rank when a group needs it first, and ends all when it is closed."""
+    """Starts the process of a rank when a group first needs it, and ends all when it is closed."""
 
     def __init__(self):
         self.members = []
@@ -60,7 +60,8 @@ class RankPool:
 def _start(rank):
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(rank, theirs))  # no daemon: loaders start workers
+    # not a daemon, because loaders start workers
+    process = context.Process(target=_serve, args=(rank, theirs))
     process.start()
     theirs.close()
     return process, ours
@@ -75,7 +76,7 @@ def _serve(rank, connection):
             try:
                 dist.init_process_group(backend, meeting, rank=rank, world_size=world_size)
                 answer = None, function(*arguments)
-                dist.barrier()  # none leaves while another still talks to it
+                dist.barrier()  # no rank leaves while another one still talks to it
             except BaseException:
                 answer = traceback.format_exc(), None
             if dist.is_initialized():

@@ -1,7 +1,7 @@
-"""`dev.py served`: a registered model in an environment of its own, made from the model's own list of requirements.
+"""`dev.py served`: a registered model in a fresh environment, made from the model's own list of requirements.
 
-Makes a network, registers it, makes a fresh virtual environment, installs the `requirements.txt` that MLflow keeps with
-the model and nothing else, and there maps an image by MLflow alone, this project being out of reach.
+Registers a network, makes a fresh virtual environment, and installs only the `requirements.txt` that MLflow stores with
+the model. There it maps an image with MLflow, without access to this project.
 """
 
 import argparse
@@ -29,7 +29,7 @@ print(json.dumps(model.predict(np.load("image.npy")).tolist()))
 
 
 def main() -> int:
-    """Runs it for one architecture and says what was installed."""
+    """Runs it for one architecture and prints the installed packages."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--architecture", default="d2ls", help="d2ls, unet, ... (default: d2ls)")
     architecture = arguments.parse_args().architecture
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def requirements(store: Store, folder: Path) -> Path:
-    """Fetches the requirements file that travels with the model."""
+    """Fetches the requirements file of the model."""
     from mlflow.artifacts import download_artifacts
 
     os.environ["MLFLOW_TRACKING_URI"] = store.uri

@@ -1,4 +1,4 @@
-"""Shards made from a few drawn scenes by the parts of `sharding` alone, without a recipe."""
+"""Shards made from a few drawn scenes with `sharding` only, without a recipe."""
 
 from sharding.index_writer import write_index
 from sharding.plan import plan_shards
@@ -13,7 +13,7 @@ def spec_of(raw, uri="unused", **changes):
 
 
 def plan_of(spec):
-    """The plan of a spec whose raw data are sound."""
+    """Returns the plan of a spec with valid raw data."""
     found = scan(spec)
     found.raise_problems()
     return plan_shards(spec, found)

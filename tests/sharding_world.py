@@ -1,4 +1,4 @@
-"""A small data set of one's own, its shard specification, and all stages of sharding in this process."""
+"""A small custom data set, its shard specification, and all steps of sharding in this process."""
 
 from sharding.index_writer import write_index
 from sharding.plan import plan_shards
@@ -13,7 +13,7 @@ CLASSES = (CustomClass("roof", RED), CustomClass("water", BLUE))
 
 
 def build(root, scenes=("a", "b", "c", "d"), codes=(RED, BLUE, GREY), size=(40, 50)):
-    """Writes `<scene>/img/part<n>.png` and `<scene>/lab/part<n>_label.png`, two a scene."""
+    """Writes `<scene>/img/part<n>.png` and `<scene>/lab/part<n>_label.png`, two per scene."""
     for number, scene in enumerate(scenes):
         for part in (1, 2):
             save(root / scene / "img" / f"part{part}.png", texture(10 * number + part, *size))

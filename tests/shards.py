@@ -1,4 +1,4 @@
-"""Tiny true shard sets for tests: webdataset's own writer, an index read back from the tar, and a card."""
+"""Tiny real shard sets for tests: tars by webdataset's own writer, an index read back from them, and a card."""
 
 import io
 import json
@@ -24,7 +24,7 @@ CLASSES = ClassTable.create(
 
 
 def picture(number, height, width, channels=3, dtype="uint8"):
-    """A textured image that differs from sample to sample, and its labels: blocks of all classes and of 255."""
+    """Returns a textured image that differs from sample to sample, and its labels: blocks of all classes and of 255."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (4, 4, channels)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(
@@ -37,7 +37,7 @@ def picture(number, height, width, channels=3, dtype="uint8"):
 
 
 def coordinates(height, width):
-    """An image that says where each pixel is (row in the first channel, column in the second), labels alike."""
+    """Returns an image with the position of each pixel (first channel: row, second: column), and labels of the rows."""
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
     return image, ((rows // 8 + columns // 8) % 4).astype(np.uint8)
@@ -91,7 +91,7 @@ def make_shards(
     tif=None,
     classes=CLASSES,
 ) -> ShardSet:
-    """Writes `counts[i]` samples into shard i of a split, beside splits that are there already; opens the set."""
+    """Writes `counts[i]` samples into shard i of a split, in addition to existing splits; opens the set."""
     from webdataset import TarWriter
 
     (root / split).mkdir(parents=True)

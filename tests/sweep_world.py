@@ -53,7 +53,7 @@ def sweep(*words: str) -> list[str]:
 
 
 def run(place: Path, *words: str, status: int = 0) -> str:
-    """Runs a sweep in a process of its own to its end and returns what it printed."""
+    """Runs a sweep in a new process to its end and returns its output."""
     done = subprocess.run(sweep(*words), cwd=place, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -71,13 +71,13 @@ def trials(place: Path, name: str) -> dict[str, dict]:
 
 
 BREAKS, DIES, DIES_ALWAYS = 0.5, 0.25, 0.125
-"""Learning rates with which a pretended trial raises in epoch 2, or its process ends there: once, or always."""
+"""Learning rates with which a pretended trial raises in epoch 2, or its process ends there, once or always."""
 
 
 def pretend(recipe: Recipe, name: str, run_id: str | None, context):
-    """A trial that trains nothing: its score is its learning rate times the epoch, plus a little for its seed.
+    """Pretends to train a trial: the score is the learning rate times the epoch, plus a little for the seed.
 
-    Like a training it goes on where it was, and writes down what happens to it.
+    Like a training it resumes where it stopped, and it logs its events.
     """
     place = Path(recipe.output_dir, "pretended")
     place.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def note(place: Path, line: str) -> None:
 
 
 def happened(folder: Path, word: str) -> list[list[str]]:
-    """The lines of pretended trials that begin with a word, without it."""
+    """Returns the log lines of pretended trials that begin with a word, without that word."""
     lines = (folder / "runs" / "pretended" / "log.txt").read_text().splitlines()
     return [line.split()[1:] for line in lines if line.split()[0] == word]
 
@@ -133,14 +133,14 @@ def over(*rates: float, **section) -> dict:
 
 
 def run_sweep(recipe: Recipe, console: Console | None = None, **options):
-    """Runs a sweep of pretended trials; trial processes import this module, but not what a sweep needs."""
+    """Runs a sweep of pretended trials; trial processes import this module, but not what only a sweep needs."""
     from pipeline.tuning.run import SweepRequest, sweep
 
     return sweep(SweepRequest(recipe, train_trial=pretend, **options), console=console)
 
 
 def run_pretended(recipe: Recipe, **options):
-    """Runs a sweep of pretended trials in this process; returns its result and what it printed."""
+    """Runs a sweep of pretended trials in this process; returns its result and its output."""
     console = Console(file=io.StringIO(), width=300)
     result = run_sweep(recipe, console, **options)
     return result, console.file.getvalue()

@@ -1,7 +1,7 @@
-"""D2LS exactly as the paper writes it, with no thought of cost: the oracle of the tests, the yardstick of benchmarks.
+"""D2LS exactly as in the paper, without optimisation: the reference for tests and the baseline of benchmarks.
 
-Parts carry the names of the published checkpoint, so `state_dict()` can be given to `load_published`. The published
-modules that no forward pass uses are left out; the key biases are here.
+Parts carry the names of the published checkpoint, so `state_dict()` can be given to `load_published`. Published modules
+that no forward pass uses are left out; the key biases are kept.
 """
 
 import math

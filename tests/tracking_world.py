@@ -102,7 +102,7 @@ def make_recipe(shards: ShardSet, **values: object) -> Recipe:
 
 
 def make_store(folder: Path) -> "Store":
-    """Opens the store `mlflow.db` in a folder; made quickly, as a copy of one that was made before."""
+    """Opens the store `mlflow.db` in a folder. It is a copy of an earlier one, because that is faster."""
     from pipeline.config.tracking import TrackingConfig
     from pipeline.tracking import Store
 
@@ -170,7 +170,7 @@ def _describe(network: "nn.Module", shards: ShardSet, recipe: Recipe) -> "ModelI
 
 @dataclass(frozen=True)
 class Registered:
-    """An untrained network as `models:/d2ls-blobs@challenger`, and all that it was made from."""
+    """An untrained network as `models:/d2ls-blobs@challenger`, with its shards, store and run."""
 
     shards: ShardSet
     recipe: Recipe
@@ -209,7 +209,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def fill_store(folder: Path, epochs: int = 2) -> tuple["Store", str]:
-    """Makes a store that looks used: a sweep of four trials with curves and figures, and a champion.
+    """Fills a store: a sweep of four trials with curves and figures, and a champion.
 
     Returns:
         The store, and the id of the sweep's run.
@@ -287,7 +287,7 @@ def train_falsely(store, run, spool, recipe, shards, network, top, epochs):
 
 @dataclass
 class FakeTrial:
-    """What `sweep_figures` looks at."""
+    """The attributes of a trial that `sweep_figures` uses."""
 
     values: dict[str, object]
     score: float

@@ -1,4 +1,4 @@
-"""Recipes for tiny training runs, and the same runs in plain gloo processes, as a yardstick for those on Ray."""
+"""Recipes for tiny training runs, and the same runs in plain gloo processes, as the reference for those on Ray."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ from tests.training_world import SIZE, tiny_shards
 
 
 def recipe_values(folder, **changes):
-    """A recipe over `<folder>/shards`, which are made on first use; changes are dotted keys with `__`."""
+    """Returns a recipe for `<folder>/shards`, which are made on first use; changes are dotted keys with `__`."""
     shards = folder / "shards"
     if not shards.exists():
         tiny_shards(shards)
@@ -59,7 +59,7 @@ def _train(values, folder):
 
 
 def digest(checkpoint):
-    """SHA-256 over all weights of a checkpoint, wherever it lies."""
+    """Returns the SHA-256 of all weights of a checkpoint on any storage."""
     return _digest(weights_of(checkpoint))
 
 
@@ -69,7 +69,7 @@ def weights_of(checkpoint):
 
 
 def assert_undisturbed(result, expected):
-    """Compares a run on Ray with what `undisturbed` returned; says in words that nothing differs."""
+    """Compares a run on Ray with the result of `undisturbed`; returns a text on the comparison."""
     weights, history = expected
     assert digest(result.last_checkpoint) == weights
     assert [plain(row) for row in result.history] == history

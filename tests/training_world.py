@@ -1,4 +1,4 @@
-"""A tiny network, tiny shards and a trainer made of them without any recipe."""
+"""A tiny network, tiny shards, and a trainer for them, without any recipe."""
 
 import warnings
 from pathlib import Path
@@ -43,7 +43,7 @@ def tiny_shards(root, train=(6, 5), side=SIZE, samples=None):
 
 
 class Recorder(Callback):
-    """Keeps all reports."""
+    """Records all reports."""
 
     def __init__(self):
         self.steps, self.evaluations, self.epochs, self.checkpoints, self.closed = [], [], [], [], 0
@@ -66,7 +66,7 @@ class Recorder(Callback):
 
 
 class StopAfter(Callback):
-    """Ends the run like a kill, after a number of steps of this process."""
+    """Ends the run as a kill would, after a number of steps of this process."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -140,7 +140,7 @@ def make_trainer(
 
 
 def weights(trainer):
-    """All numbers that a later step depends on."""
+    """Returns all numbers that a later step depends on."""
     found = {f"network.{name}": value.clone() for name, value in trainer.network.state_dict().items()}
     state = trainer.optimizer.state_dict()["state"]
     for index, values in state.items():

@@ -60,7 +60,7 @@ def save(path, pixels, palette=None, **profile):
 
 @dataclass(frozen=True)
 class Tree:
-    """A fake data set and what the reader should make of it.
+    """A fake data set and the expected result of its reader.
 
     `splits` counts scenes by split under the protocol `clean`; `mask` is a label image of `train` and `raw` its pixels;
     `stray` is an unknown label that fits its kind.

@@ -1,9 +1,8 @@
-"""Machines to try docs/cluster/own_machines.md on: a laptop's terminal, three hosts and a storage, all of them here.
+"""Machines to try docs/cluster/own_machines.md: a laptop, three hosts and a storage, all simulated on this machine.
 
-    python -m tests.cluster     brings them up and opens a terminal; called again meanwhile, opens one more
+    python -m tests.cluster     brings them up and opens a terminal; called again in the meantime, opens one more
 
-Needs Linux, root, and openssh-server, rsync, iproute2. `exit` in the first terminal ends the machines and clears them
-away.
+Needs Linux, root, and openssh-server, rsync, iproute2. `exit` in the first terminal ends and removes the machines.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ def terminal(process: int) -> int:
 
 
 def running() -> int | None:
-    """Returns the laptop's first process where the machines are up."""
+    """Returns the laptop's first process if the machines are up."""
     with contextlib.suppress(OSError, ValueError):
         process = int(LAPTOP.read_text())
         os.kill(process, 0)
@@ -40,7 +39,7 @@ def running() -> int | None:
 
 
 def main() -> int:
-    """Brings the machines up, or goes to those that are."""
+    """Starts the machines, or connects to running ones."""
     if missing := why_not():
         print(missing, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""What the cluster tests put on the machines: an object store on the head, the checkout's environment, edited files."""
+"""Set-up of the machines in the cluster tests: an object store on the head, the environment, edited files."""
 
 import contextlib
 import subprocess
@@ -15,12 +15,12 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tell-nobody"}
 
 
 def store_environment(estate: Machines) -> dict[str, str]:
-    """Variables by which S3 clients find the object store."""
+    """Returns the variables by which S3 clients find the object store."""
     return {**KEYS, **store_place(estate)}
 
 
 def store_place(estate: Machines) -> dict[str, str]:
-    """Variables that say where the object store is, and tell no secret."""
+    """Returns the variables with the location of the object store, without secrets."""
     return {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{estate.head.address}:{STORE_PORT}"}
 
 
@@ -50,7 +50,7 @@ def object_store(estate: Machines, log: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def own_machines(folder: Path) -> Iterator[tuple[Machines, str]]:
-    """Brings up a laptop and three hosts as docs/cluster/own_machines.md wants them before `ray up`.
+    """Starts a laptop and three hosts in the state that docs/cluster/own_machines.md requires before `ray up`.
 
     Yields:
         The machines, and the URI of the storage that the edited file names. The edit is seen by the laptop alone.
@@ -79,7 +79,7 @@ def prepare(machine: Machine) -> None:
 
 
 def own_machines_file(estate: Machines, storage: str) -> str:
-    """Makes the edits that the page asks for in clusters/own_machines.yaml; returns the file's text."""
+    """Makes the edits of the page in clusters/own_machines.yaml; returns the text of the file."""
     text = CLUSTER_FILE.read_text()
     workers = ", ".join(host.address for host in list(estate.hosts.values())[1:])
     variables = " ".join(f"{key}={value}" for key, value in store_place(estate).items())
@@ -89,7 +89,7 @@ def own_machines_file(estate: Machines, storage: str) -> str:
         "worker_ips: [192.168.1.11, 192.168.1.12]": f"worker_ips: [{workers}]",
         "ssh_user: ubuntu": "ssh_user: root",
         "D2LS_STORAGE=s3://BUCKET/d2ls bash": f"{variables} D2LS_STORAGE={storage} bash",
-        # Two real CPUs carry all machines: each says it has one.
+        # All machines share two real CPUs: each declares one.
         "ray start --head": "ray start --head --num-cpus=1",
         "ray start --address": "ray start --num-cpus=1 --address",
     }

@@ -1,10 +1,10 @@
-"""Machines as namespaces on this one: a laptop, and hosts with an sshd each, on a network that nobody else sees.
+"""Machines simulated by namespaces: a laptop, and hosts with an sshd each, on a private network.
 
     laptop 10.77.0.1 --bridge-- head 10.77.0.2, worker-1 10.77.0.3, worker-2 10.77.0.4
 
-Every machine has its own processes, network, host name, home, /tmp and /dev/shm; they share the read-only rest, the
-Python environment among it. The hosts live in the laptop's process namespace, so ending the laptop ends them all, and
-`ray stop`, which stops whatever Ray it sees, sees one machine.
+Every machine has its own processes, network, host name, home, /tmp and /dev/shm; the rest is shared and read-only,
+including the Python environment. The hosts live in the laptop's process namespace, so ending the laptop ends them all.
+`ray stop` stops every Ray that it sees, and it sees only its machine.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ BINARIES = Path(os.environ.get("VIRTUAL_ENV", ROOT / ".venv")) / "bin"
 
 
 def why_not() -> str:
-    """Says what is missing to run machines here, empty where nothing is."""
+    """Returns what is missing to run machines here; empty if nothing is."""
     if os.name != "posix" or os.geteuid() != 0:
         return "namespaces with their own sshd need root"
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -39,7 +39,7 @@ def why_not() -> str:
 
 
 def command_on(process: int, line: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-    """Returns the command line that runs another one on the machine with this first process."""
+    """Returns a command line that runs another command on the machine with this first process."""
     variables = {
         "HOME": HOME,
         "USER": "root",
@@ -58,7 +58,7 @@ class Machine:
     Attributes:
         name: its host name.
         address: its IPv4 address.
-        process: its first process, as this machine numbers it.
+        process: id of its first process on this machine.
         holder: process that waits for it.
     """
 
@@ -68,7 +68,7 @@ class Machine:
     holder: subprocess.Popen[bytes]
 
     def command(self, line: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
-        """Returns the command line that runs another one there, with nothing inherited but the path."""
+        """Returns a command line that runs another command there; it inherits only the path."""
         return command_on(self.process, line, environment)
 
     def run(
@@ -80,7 +80,7 @@ class Machine:
         timeout: float = 300,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command there and returns what it wrote (both streams as one)."""
+        """Runs a command there and returns its output, both streams as one."""
         done = subprocess.run(
             self.command(["env", f"--chdir={cwd}", *line], environment), text=True, timeout=timeout, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -90,16 +90,16 @@ class Machine:
         return done
 
     def shell(self, script: str, **options: object) -> str:
-        """Runs a script of bash there and returns what it wrote."""
+        """Runs a bash script there and returns its output."""
         return self.run(["bash", "-c", script], **options).stdout  # type: ignore[arg-type]
 
     def processes(self) -> list[int]:
-        """Lists the processes of the machine, as this one numbers them, the first excepted."""
+        """Lists the ids of the machine's processes on this machine, without its first process."""
         space = _space(self.process)
         return [pid for pid in _all_processes() if pid != self.process and _space(pid) == space]
 
     def kill(self) -> None:
-        """Pulls the plug."""
+        """Kills the machine."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
         self.holder.wait(timeout=30)
@@ -121,7 +121,7 @@ class Machines:
 
 @contextlib.contextmanager
 def machines(folder: Path, names: Sequence[str]) -> Iterator[Machines]:
-    """Starts machines, and leaves none of them behind.
+    """Starts machines, and ends all of them after the block.
 
     Args:
         folder: for keys and logs; new.
@@ -155,7 +155,7 @@ def _start(folder: Path, name: str, address: str, inside: Machine | None) -> Mac
     unshare = ["unshare", "-n", "-m", "-p", "-u", "-f", "--mount-proc", "--kill-child=SIGKILL"]
     line = [*enter, *unshare, "bash", str(HERE / "machine.sh"), name, HOME, str(folder), str(ROOT)]
     log = (exchange / "machine.log").open("wb")
-    # Should the tests be killed, the kernel ends the laptop, and with it everything.
+    # If the tests are killed, the kernel ends the laptop, and with it all hosts.
     holder = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *line], stdout=log, stderr=log)
     for _ in range(300):
         if (exchange / "ready").exists():
@@ -183,7 +183,7 @@ def _children(parent: int) -> list[int]:
 
 
 def _network(machine: Machine, script: str) -> None:
-    """Runs a script in the network of a machine, but among the processes of this one."""
+    """Runs a script in the network of a machine, but in the process namespace of this one."""
     subprocess.run(["nsenter", "-t", str(machine.process), "-n", "bash", "-ec", script], check=True)
 
 

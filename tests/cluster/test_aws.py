@@ -1,4 +1,4 @@
-"""ray_cluster.yaml against an AWS that moto plays: the account's stack, then `ray up` as far as the head instance."""
+"""ray_cluster.yaml against an AWS simulated by moto: the account's stack, then `ray up` up to the head instance."""
 
 import base64
 import contextlib
@@ -21,8 +21,8 @@ REGION = "us-west-2"
 
 @pytest.fixture(scope="module")
 def aws(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """Runs moto; yields the variables by which clients find it, with folders of their own: Ray keeps what it found out
-    about an account in the temporary one, and would take an earlier test's for granted."""
+    """Runs moto; yields the variables by which clients find it, with new folders: Ray caches its knowledge of an
+    account in the temporary folder, and would use that of an earlier test."""
     home = tmp_path_factory.mktemp("home")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def client(aws: dict[str, str], name: str) -> Any:
 
 @contextlib.contextmanager
 def ray_up(aws: dict[str, str], tmp_path: Any) -> Iterator[subprocess.Popen[str]]:
-    """Types `ray up` in a process namespace of its own; it never gets past waiting for SSH."""
+    """Runs `ray up` in a new process namespace; it never gets past waiting for SSH."""
     text = (ROOT / "ray_cluster.yaml").read_text().replace("BUCKET/d2ls", "d2ls-test/d2ls")
     file = tmp_path / "ray_cluster.yaml"
     file.write_text(text)
@@ -141,7 +141,7 @@ def check_network(aws: dict[str, str], head: dict[str, Any]) -> None:
         assert rule["Ipv6Ranges"] == []
         assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
     names = {item["GroupName"] for item in ec2.describe_security_groups()["SecurityGroups"]}
-    assert names == {"default", "d2ls-cluster"}  # Ray made none of its own, with SSH open to everyone
+    assert names == {"default", "d2ls-cluster"}  # Ray made no other group, with SSH open to everyone
 
 
 def check_roles(aws: dict[str, str], head: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Three machines, brought up by `ray up`, used and taken down as docs/cluster/own_machines.md says, line by line.
+"""Three machines, started by `ray up`, used and stopped with the commands of docs/cluster/own_machines.md.
 
-The tests of this file are one story and run in order; each block of the page runs as it stands there, on the laptop.
+The tests of this file depend on each other and run in order; each block of the page runs unchanged on the laptop.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ pytestmark = [
 ]
 PAGE = ROOT / "docs" / "cluster" / "own_machines.md"
 QUIET = re.compile(r"^sshd: |^/usr/sbin/sshd |moto_server|^sleep 3600 $")
-"""What runs on a machine with or without a cluster."""
+"""Processes that run on a machine with or without a cluster."""
 
 
 def blocks() -> list[tuple[str, str]]:
-    """The page's blocks of commands: kind (`` or `tunnel`) and text."""
+    """Returns the page's blocks of commands: kind (`` or `tunnel`) and text."""
     return re.findall(r"^```bash ?(\w*)\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def block(word: str) -> str:
-    """The one block with this word in it."""
+    """Returns the one block that contains a word."""
     (found,) = [text for _, text in blocks() if word in text]
     return found
 
@@ -43,14 +43,14 @@ EXPORTS = "\n".join(line for _, text in blocks() for line in text.splitlines() i
 
 
 class World:
-    """The machines, with what the laptop's user does."""
+    """The machines, with the actions of the laptop's user."""
 
     def __init__(self, estate: Machines, storage: str) -> None:
         self.estate, self.storage = estate, storage
         self.tunnels: list[subprocess.Popen[bytes]] = []
 
     def type(self, script: str, timeout: float = 1500) -> str:
-        """Types lines on the laptop; a line that fails ends them."""
+        """Runs lines on the laptop; stops at the first line that fails."""
         started = time.monotonic()
         written = self.estate.laptop.shell(f"set -e\n{EXPORTS}\n{script}", timeout=timeout)
         print(
@@ -115,7 +115,7 @@ def wait_for(true: Callable[[], bool], seconds: float, what: str) -> float:
 
 
 def running(machine: Machine) -> dict[int, str]:
-    """Processes of a machine that a cluster brought."""
+    """Returns the processes of a machine that belong to a cluster."""
     found = {}
     for pid in machine.processes():
         with contextlib.suppress(OSError):
@@ -129,11 +129,11 @@ NOISE = re.compile(
     r"docker\.py|To ensure this mount|V+INFO|VWARN|WARNING util|worker processes have been started|"
     r"config-cache|node_provider\.py|cli_output_helpers|performance bottleneck|^\s*$"
 )
-"""What Ray says at length and nobody needs in a log."""
+"""Lines of Ray that are left out of the log."""
 
 
 def _plain(text: str) -> str:
-    """Takes colours, noise and the checkout's path out of what Ray writes."""
+    """Removes colours, noise and the checkout's path from Ray's output."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{ROOT}/", "").splitlines()
     return "\n".join(line.rstrip()[:160] for line in lines if not NOISE.search(line))
 

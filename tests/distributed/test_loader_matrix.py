@@ -1,6 +1,6 @@
 """Ranks x workers x resume positions: one sample sequence; ranks x workers: one confusion matrix.
 
-Ranks are real processes of a gloo group; the loader itself is told its rank and knows no group.
+Ranks are real processes of a gloo group; the loader gets its rank as an argument and knows no group.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ def evaluated(shards, rank, world_size, workers, group):
 
 
 def run_rank(uri):
-    """One process plays this rank in each of the worlds that have it."""
+    """Runs this rank in each of the world sizes that have it."""
     rank = dist.get_rank()
     groups = {world_size: dist.new_group(range(world_size)) for world_size in RANKS}
     shards = ShardSet.open(uri)

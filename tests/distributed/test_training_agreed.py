@@ -1,4 +1,4 @@
-"""What one rank meets alone ends or changes the run on every rank; one group of two gloo processes tries it all."""
+"""An event on a single rank ends or changes the run on every rank. One group of two gloo processes runs all cases."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.training_world import Recorder, make_trainer, tiny_shards, weights
 
 
 def refused(action):
-    """The error of an action, as text."""
+    """Returns the error of an action as text."""
     try:
         action()
     except D2LSError as error:
@@ -42,7 +42,7 @@ def full_disk(shards, folder, rank):
 
 
 def unreachable(shards, folder, rank):
-    """Rank 0 alone looks into the store, and cannot."""
+    """Only rank 0 reads the store, and fails."""
 
     def listed(root):
         raise StorageError(f"{root}: cannot be reached")
@@ -53,7 +53,7 @@ def unreachable(shards, folder, rank):
 
 
 def not_finite(shards, rank, device, skips):
-    """Rank 1 alone has a value that is not finite in the second step, and finite gradients."""
+    """Only rank 1 has a value that is not finite in the second step; its gradients are finite."""
     told = Recorder()
     trainer = make_trainer(
         shards,
@@ -83,9 +83,9 @@ def not_finite(shards, rank, device, skips):
 
 
 def filled(shards, rank):
-    """Statistics of batch norm after a step of 3 samples in micro-steps of one a rank, and what they should be.
+    """Returns batch norm statistics after a step of 3 samples in micro-steps of one per rank, and the expected ones.
 
-    Rank 1 has no second sample and fills up with one that does not count.
+    Rank 1 has no second sample and adds one that does not count.
     """
     trainer = make_trainer(
         shards, epochs=1, global_batch_size=3, micro_batch_size=1, backbone="test_resnet", lr=0.0
@@ -107,7 +107,7 @@ def filled(shards, rank):
 
 
 def small(shards, rank):
-    """Rank 1 alone has little memory."""
+    """Only rank 1 has little memory."""
     device = FakeDevice()
     trainer = make_trainer(shards, epochs=1, global_batch_size=4, device=device, sample_shape=(3, 64, 64))
     device.small_memory(trainer.network, 1 if rank else 9)
@@ -116,7 +116,7 @@ def small(shards, rank):
 
 
 def broken(shards, rank):
-    """Rank 1 alone fails while memory is tried, with an error that is not the user's."""
+    """Only rank 1 fails in the memory probe, with an internal error."""
     trainer = make_trainer(shards, epochs=1, device=FakeDevice(), sample_shape=(3, 64, 64))
     if rank == 1:
         trainer.network.aggregator.forward = None

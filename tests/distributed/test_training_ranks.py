@@ -24,7 +24,7 @@ def shards(tmp_path_factory):
 
 
 def first_steps(shards, micro_batch_size):
-    """First-step terms and gradient norm of every case, and what an epoch comes to."""
+    """Returns the first-step terms and gradient norm of every case, and the result of an epoch."""
     torch.set_num_threads(1)
     found = {}
     for contrastive, backbone in CASES:
@@ -55,9 +55,9 @@ def with_and_without(shards, micro_batch_size):
 
 @pytest.fixture(scope="module", params=[(1, 2), (2, 2), (4, 1)], ids=["1 rank", "2 ranks", "4 ranks"])
 def several(request, shards, ranks):
-    """Of every rank: the cases without and with accumulation.
+    """Returns, for every rank, the cases without and with accumulation.
 
-    4 ranks have shares 2 2 1 1: with a micro-batch of 1 two of them fill up with a sample that does not count.
+    4 ranks have shares 2 2 1 1: with a micro-batch of 1 two of them add a sample that does not count.
     """
     world_size, micro_batch_size = request.param
     return ranks.run(world_size, with_and_without, shards, micro_batch_size)
@@ -80,7 +80,7 @@ def test_accumulation_averages_micro_steps(alone, several):
 
 
 def cut_and_resumed(shards, folder, global_batch_size):
-    """Whether a run that stopped after three steps and went on equals a whole one."""
+    """Returns whether a run that was stopped after three steps and resumed equals an uninterrupted one."""
     torch.set_num_threads(1)
     options = {"global_batch_size": global_batch_size, "checkpoint_every_steps": 1, "ema": 0.9}
     whole = make_trainer(shards, f"{folder}/whole", **options)
@@ -100,7 +100,7 @@ def test_two_ranks_resume_to_the_last_bit(shards, tmp_path, ranks):
 
 
 def keys_after(shards, folder, stop):
-    """The samples that a run sees, in order, from where it stands on."""
+    """Returns the samples that a run sees from its current step on, in order."""
     torch.set_num_threads(1)
     seen = []
     callbacks = [StopAfter(stop)] if stop else []
@@ -120,7 +120,8 @@ def keys_after(shards, folder, stop):
 
 def test_another_number_of_ranks_goes_on_with_the_next_sample(shards, tmp_path, ranks):
     whole = keys_after(shards, tmp_path / "whole", None)
-    keys_after(shards, tmp_path / "cut", 3)  # the third step is done again: its checkpoint was not written
+    # the third step is repeated, because its checkpoint was not written
+    keys_after(shards, tmp_path / "cut", 3)
     parts = ranks.run(2, keys_after, shards, str(tmp_path / "cut"), None)
     together = [first + second for first, second in zip(*parts, strict=True)]
     assert together == whole[2:]

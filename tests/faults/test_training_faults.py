@@ -1,4 +1,4 @@
-"""Long fault injections: whatever happens in between, the run ends bit for bit as one that nothing happened to."""
+"""Long fault injections: the run ends bit for bit like an undisturbed one."""
 
 import contextlib
 import os
@@ -62,12 +62,12 @@ def start(recipe_file, *words):
 
 
 def hear_interrupts():
-    """Undoes what a shell does to its jobs in the background: they, and what they start, ignore Ctrl-C."""
+    """Restores Ctrl-C, which a shell makes its background jobs and their children ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_all(processes):
-    """Waits until no worker is left, and ends Ray's own agents, which take minutes to notice that Ray is gone."""
+    """Waits until no worker is left, and ends Ray's agents, which take minutes to notice that Ray has ended."""
     agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
     _, alive = psutil.wait_procs([each for each in processes if name_of(each) not in agents], timeout=60)
     assert not alive, "workers outlive their driver"

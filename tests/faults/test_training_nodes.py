@@ -1,4 +1,4 @@
-"""A node is lost in mid-run: three Ray nodes on this machine, all on 127.0.0.1, one of them killed with all it runs."""
+"""A node is lost during a run: one of three Ray nodes on 127.0.0.1 is killed with all its processes."""
 
 import os
 
@@ -41,7 +41,7 @@ class Nodes:
         return [node for node in self._nodes if self.workers(node)]
 
     def keep(self, count):
-        """Kills nodes until so many are left."""
+        """Kills nodes until a number of them is left."""
         while len(self._nodes) > count:
             self.lose(self._nodes[-1])
 
@@ -86,7 +86,7 @@ def expected(folder):
 
 
 def lose_one_after_the_first_epoch(nodes, seen):
-    """Makes a callback that kills the node of a worker, and notes how many workers each later epoch had."""
+    """Makes a callback that kills the node of a worker, and records the number of workers of each later epoch."""
 
     def on_epoch(metrics):
         if metrics["epoch"] == 1:

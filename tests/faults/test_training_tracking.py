@@ -1,4 +1,4 @@
-"""The MLflow server is down for a while: training neither waits nor dies, and afterwards nothing is missing."""
+"""The MLflow server is down for a while: training neither waits nor fails, and in the end nothing is missing."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Inputs that people have, and what each command answers: the rows of one test and of the table in docs/data.md.
+"""Inputs from practice and the answer of each command: the rows of one test and of the table in docs/data.md.
 
 The other files hold the rows. A row is a function that makes its files below `tmp_path` and
 asserts the answer. `python -m tests.geodata` writes the table into docs/data.md.
@@ -16,7 +16,7 @@ Check = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """A row: the command (`shard` or `predict`), the input and the answer in words, and the test."""
+    """A row: the command (`shard` or `predict`), texts on the input and the answer, and the test."""
 
     command: str
     input: str
@@ -53,6 +53,6 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """Returns the text of the document with the present table in it."""
+    """Returns the text of the document with the current table in it."""
     before, after = text.split(BEGIN)[0], text.split(END)[-1]
     return before + table() + after

@@ -1,4 +1,4 @@
-"""Rows about label images, and about which files belong to a data set."""
+"""Rows about label images, and about the files of a data set."""
 
 import shutil
 import unicodedata

@@ -1,4 +1,4 @@
-"""Rows about scenes to be mapped."""
+"""Rows about scenes to map."""
 
 import warnings
 from dataclasses import replace
@@ -28,7 +28,7 @@ def model(**info):
 
 
 def predict(source, target, predictor=None, **options):
-    """Maps a scene; returns its notes in one text, or what it was refused with."""
+    """Maps a scene; returns its notes in one text, or the error."""
     try:
         report = map_scene(predictor or model(), str(source), str(target), MapOptions(**options), digest="d")
     except D2LSError as error:

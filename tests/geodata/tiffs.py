@@ -1,4 +1,4 @@
-"""A small GeoTIFF and what is in it."""
+"""A small GeoTIFF and its content."""
 
 import warnings
 from pathlib import Path

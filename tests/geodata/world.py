@@ -1,4 +1,4 @@
-"""What the rows share: a recipe over a folder of images and label images."""
+"""Shared by the rows: a recipe for a folder of images and label images."""
 
 from d2ls.errors import D2LSError
 from pipeline.config.recipe import parse_recipe
@@ -23,7 +23,7 @@ def recipe(root, *, data=None, **custom):
     }  # fmt: skip
     values = {"source": "custom", "root": str(root), "custom": own, **(data or {})}
     if "split" not in custom:
-        values.setdefault("splits", ["train"])  # no split selects: a role would miss it
+        values.setdefault("splits", ["train"])  # no split selects, because the role would name a missing one
     return parse_recipe({"name": "geo", "data": values, "shards": {"uri": str(root / "shards")}})
 
 

@@ -1,6 +1,6 @@
 """The tests here run on a GPU with `-m gpu`, and on the CPU, with small networks, in the default tests.
 
-They need PyTorch 2.11 or later, timm and what `d2ls` imports: no Ray, no MLflow, no raster library.
+They need PyTorch 2.11 or later, timm and the other imports of `d2ls`, but no Ray, MLflow or raster library.
 """
 
 import os
@@ -10,7 +10,7 @@ import torch
 
 from tests.training_world import tiny_shards
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in one order; read when CUDA starts
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in a fixed order; read when CUDA starts
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,13 @@ def _gpu(request):
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    """Where the test computes."""
+    """Returns the device of the test."""
     return torch.device(request.param, 0 if request.param == "cuda" else None)
 
 
 @pytest.fixture
 def repeatable():
-    """The same numbers in every run, as far as the device can."""
+    """Makes the numbers of every run equal, as far as the device can."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,4 +1,4 @@
-"""Five steps, an exact resume, every precision and layout, and what a GPU alone can show."""
+"""Five steps, an exact resume, every precision and layout, and tests that need a GPU."""
 
 import logging
 import math
@@ -72,7 +72,7 @@ def test_five_steps_and_a_resume_that_goes_on_exactly(
 @pytest.mark.gpu
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
-    """CUDA itself raises where a call waits; the readings of the step before wait by an event, which it allows."""
+    """CUDA raises if a call waits. The values of the previous step are read after an event, which is allowed."""
     trainer = make_trainer(
         shards,
         group=ProcessGroup.current(torch.device("cuda", 0)),
@@ -97,7 +97,7 @@ def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
 
 @pytest.mark.gpu
 def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
-    """Memory is limited in earnest, to what about three of eight samples need."""
+    """Memory is really limited, to the need of about three of eight samples."""
     place, options = torch.device("cuda", 0), {"backbone": "test_resnet", "global_batch_size": 8, "epochs": 1}
     options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
     trainer = make_trainer(shards, group=ProcessGroup.current(place), **options)

@@ -1,4 +1,4 @@
-"""Two processes: over NCCL where there are two GPUs, else both on one GPU over gloo."""
+"""Two processes: over NCCL with two GPUs, else both on one GPU over gloo."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.training_world import Recorder, make_trainer, weights
 
 
 def first_step(shards, global_batch_size, micro_batch_size):
-    """Terms of the first step, and a number that tells weights and statistics apart."""
+    """Returns the terms of the first step, and a number that identifies weights and statistics."""
     torch.set_num_threads(1)
     place = torch.device("cuda", dist.get_rank() % torch.cuda.device_count())
     torch.cuda.set_device(place)
@@ -32,7 +32,7 @@ def first_step(shards, global_batch_size, micro_batch_size):
 @pytest.mark.gpu  # on CPUs: tests/distributed
 @pytest.mark.parametrize("micro_batch_size", [None, 1])
 def test_two_processes_compute_one_step(shards, micro_batch_size):
-    """5 samples, 3 and 2: with a micro-batch of 1 the second process fills up with one that does not count."""
+    """5 samples, 3 and 2: with a micro-batch of 1 the second process adds one that does not count."""
     device = torch.device("cuda", 0)
     told = Recorder()
     make_trainer(

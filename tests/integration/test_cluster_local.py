@@ -1,4 +1,4 @@
-"""A local Ray tells no secret and leaves nothing behind."""
+"""A local Ray reveals no secret and leaves nothing behind."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Maps as the tools of others see them: gdalinfo, which has nothing to do with rasterio's own GDAL."""
+"""Maps as other tools see them: gdalinfo, which does not use rasterio's GDAL."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""From an orthomosaic to what QGIS opens: `pipeline.predict` with a true network, by its command line."""
+"""From an orthomosaic to files for QGIS: the command `pipeline.predict` with a real network."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Evaluation and prediction on true Ray workers give what one process gives."""
+"""Evaluation and prediction on real Ray workers equal those of one process."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ TWO = ClusterConfig(address="local", workers=2)
 
 
 def die_once(predictor, piece):
-    """Kills its own worker the first time a certain piece comes."""
+    """Kills its worker when a certain piece comes the first time."""
     number, marker = piece
     if number == 1 and not os.path.exists(marker):  # noqa: PTH110
         open(marker, "w").close()  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""From a registry and from an object store, through a kill and a full disk."""
+"""Prediction from a registry and an object store, with a kill and a full disk."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def test_a_killed_prediction_goes_on_and_ends_the_same(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "size", ["64k", "220k", "360k"]
-)  # full at the parts, at the plain and at the final TIFF
+)  # the disk is full when the parts, the plain TIFF, the final TIFF are written
 def test_a_full_disk_is_named_and_leaves_no_map(tmp_path, size) -> None:
     small = tmp_path / "small"
     small.mkdir()

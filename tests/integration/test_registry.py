@@ -56,7 +56,7 @@ class World:
         )
 
     def load(self, script: str, **environment: str) -> Any:
-        """Runs a script in a process that knows nothing of this project; returns the JSON it prints last."""
+        """Runs a script in a process without this project; returns the JSON that it prints last."""
         blocked = (
             "import sys\nfor name in ('d2ls', 'pipeline', 'sharding', 'ray'): sys.modules[name] = None\n"
         )

@@ -1,4 +1,4 @@
-"""Sharding as a whole: resumed after a kill, the same on Ray, on S3, read by others, verified."""
+"""Sharding as a whole: resumed after a kill, equal on Ray and on S3, read by other tools, verified."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def recipe(raw, uri, target_mb=0.05, **data):
 
 
 def contents(folder):
-    """Every file of a finished set but the notes of the work itself."""
+    """Returns every file of a finished set except the records of the work itself."""
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): path.read_bytes() for path in files if "manifests" not in path.parts

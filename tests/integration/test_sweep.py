@@ -1,4 +1,4 @@
-"""One real sweep through its command line: shards, two trials in one process, the best one at length, a champion."""
+"""One real sweep through its command line: shards, two trials in one process, the final training, a champion."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(place: Path) -> str:
-    """What the sweep `first` printed."""
+    """Returns the output of the sweep `first`."""
     text = io.StringIO()
     with redirect_stdout(text):
         sweep.main(["tiny.yaml", "--name", "first", *SMALL])

@@ -1,4 +1,4 @@
-"""Two sweeps at once on one store and on a Ray cluster that others started, without custom resources."""
+"""Two sweeps at once on one store and on a running Ray cluster without custom resources."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tests.sweep_world import make_place, run, sweep, tracked, trials
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(2000),  # several sweeps one after the other; a busy machine is no failure
+    pytest.mark.timeout(2000),  # several sweeps one after the other; a busy machine must not fail the test
 ]
 
 CPUS = 2
@@ -35,7 +35,7 @@ SETTINGS = {
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a Ray head of its own, on loopback; ended process by process."""
+    """Starts a Ray head on loopback and yields its address; ends it process by process."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     port = free_port()
@@ -74,7 +74,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def wait_for_head(head: "subprocess.Popen[bytes]", log: Path, seconds: float = 240.0) -> None:
-    """Waits for Ray's own word: its port is open long before a node is there to connect to."""
+    """Waits until Ray reports a node: its port is open long before that."""
     deadline = time.monotonic() + seconds
     while "Ray runtime started" not in log.read_text():
         assert head.poll() is None, log.read_text()
@@ -83,7 +83,7 @@ def wait_for_head(head: "subprocess.Popen[bytes]", log: Path, seconds: float = 2
 
 
 def resources(address: str) -> dict[str, float]:
-    """What is free on the cluster."""
+    """Returns the free resources of the cluster."""
     script = (
         "import json, sys, ray\n"
         "ray.init(address=sys.argv[1], logging_level='ERROR')\n"

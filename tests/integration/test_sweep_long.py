@@ -1,4 +1,4 @@
-"""Long sweeps in processes of their own: real epochs of more than two seconds, pruned, killed and resumed."""
+"""Long sweeps in separate processes: real epochs of more than two seconds, pruned, killed and resumed."""
 
 import random
 import signal
@@ -36,9 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_pruned(place: Path, name: str, epochs: int = 4, ahead: int = 0) -> dict[str, dict]:
-    """All four records of every trial agree, pruned trials stopped, and those that ran on were right to.
+    """Checks that all four records of every trial agree, and that exactly the trials were pruned that should be.
 
-    A worker group trains on while Tune decides: it may be so many epochs ahead of the record.
+    A worker group continues to train while Tune decides: it may be some epochs ahead of the record.
     """
     ended = trials(place, name)
     assert {trial["status"] for trial in ended.values()} == {"finished", "pruned"}
@@ -109,7 +109,7 @@ def kill_when(driver: "subprocess.Popen[bytes]", ready, log: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_sweep_goes_on_as_the_undisturbed_one(place: Path, seed: int):
-    """At a random moment, with one trial at a time: what is pruned then depends on nothing but scores."""
+    """Kills at a random moment. With one trial at a time, pruning depends only on scores."""
     words = ["tiny.yaml", *PRUNING, RATES, "sweep.max_concurrent_trials=1"]
     if not trials(place, "undisturbed"):
         run(place, *words, "--name", "undisturbed")

@@ -1,4 +1,4 @@
-"""What a sweep does with its trials, on a real Ray with trials that only pretend to train."""
+"""How a sweep runs its trials: a real Ray, with trials that only pretend to train."""
 
 import json
 

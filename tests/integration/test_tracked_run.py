@@ -34,7 +34,7 @@ def recipe(shards: ShardSet, store: Store, tmp_path: Path) -> Recipe:
 
 
 def begin(recipe: Recipe, name: str) -> RunFolder:
-    """Makes a run folder, or takes the one that is there, as `pipeline.train` does."""
+    """Makes a run folder, or takes an existing one, as `pipeline.train` does."""
     folder = RunFolder.of(recipe.output_dir, name)
     if not folder.exists():
         folder.create(recipe)
@@ -43,7 +43,7 @@ def begin(recipe: Recipe, name: str) -> RunFolder:
 
 
 def train(recipe: Recipe, shards: ShardSet, folder: RunFolder, *steps: int) -> str:
-    """A training that only logs; returns its MLflow run."""
+    """Logs as a training would; returns the MLflow run."""
     with tracked_run.tracked_run(recipe, shards.card, folder, "training") as (uri, run_id):
         with RunWriter(uri, run_id, folder.spool) as log:
             for step in steps:
@@ -52,7 +52,7 @@ def train(recipe: Recipe, shards: ShardSet, folder: RunFolder, *steps: int) -> s
 
 
 def dead_process() -> str:
-    """The identity of a process that was killed."""
+    """Returns the identity of a process that was killed."""
     return process_identity.this_process().rsplit(":", 2)[0] + ":4194305:1"
 
 

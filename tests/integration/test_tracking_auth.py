@@ -1,4 +1,4 @@
-"""MLflow's own basic-auth app on loopback: credentials of the usual variables are used, and missing ones are named."""
+"""MLflow's own basic-auth app on loopback: the usual variables hold the credentials; an error names missing ones."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Runs in a real SQLite store: what they say, what a training writes, many writers at once."""
+"""Runs in a real SQLite store: their tags, the log of a training, many writers at once."""
 
 import subprocess
 import sys

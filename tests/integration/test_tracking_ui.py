@@ -1,4 +1,4 @@
-"""The MLflow UI, looked at by a headless Chromium: run list, comparison, curves, figures, registered model."""
+"""The MLflow UI in a headless Chromium: run list, comparison, curves, figures, registered model."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""`pipeline.train` on a real local Ray: equal to plain processes, resumable, and every run ends in a right state."""
+"""`pipeline.train` on a real local Ray: equal to plain processes, resumable, and every run ends in the right state."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def state_of(recipe, run_id):
 
 @pytest.fixture(scope="module")
 def finished(session_ray, folder):
-    """A run that nothing disturbed, and what it told."""
+    """Trains without a disturbance; returns the result and the output."""
     told = []
     request = TrainRequest(tiny_recipe(folder), name="finished")
     result = train(request, on_epoch=lambda row: told.append(row["epoch"]), quiet=True)

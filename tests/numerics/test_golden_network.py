@@ -1,4 +1,4 @@
-"""The network computes the same numbers as ever. Set D2LS_GOLDENS to a folder of goldens of the published code to
+"""The network computes the recorded numbers. Set D2LS_GOLDENS to a folder of goldens of the published code to
 hold it to those too (a .json of names and shapes, a .npz of arrays and a recipe.py of weights)."""
 
 import importlib.util

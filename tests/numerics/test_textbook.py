@@ -1,4 +1,4 @@
-"""Ours equals the textbook version in values and in gradients, by every route."""
+"""The network equals the textbook version in values and gradients, with every setting."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The cluster files against the schema of the installed Ray, the recipes, and what they must never hold."""
+"""The cluster files fit the schema of the installed Ray and the recipes, and hold no secrets."""
 
 import json
 import re
@@ -130,7 +130,7 @@ def test_gpu_nodes_come_from_zero_spot_first_and_go_when_idle():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_fits_the_node_types(name):
-    """One worker fits a node, and all workers the nodes there can be."""
+    """One worker fits on a node, and all workers on the largest number of nodes."""
     cluster = load_recipe(name).cluster
     config = load(AWS)
     need = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker or 1}
@@ -192,7 +192,7 @@ RAYJOB = {
     "pod": {"serviceAccountName", "tolerations", "containers", "volumes"},
     "container": {"name", "image", "workingDir", "env", "ports", "resources", "volumeMounts"},
 }  # fmt: skip
-"""Fields of ray.io/v1 (KubeRay 1.5.1) and of pods that the file uses: a misspelt one would be dropped in silence."""
+"""Fields of ray.io/v1 (KubeRay 1.5.1) and of pods that the file uses: a misspelt one would be dropped silently."""
 
 
 def test_rayjob_has_known_fields_and_agrees_with_itself():

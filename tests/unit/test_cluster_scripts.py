@@ -1,4 +1,4 @@
-"""The scripts that run on the nodes of a cluster, one by one, on this machine."""
+"""Runs the scripts for the nodes of a cluster, one by one, on this machine."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ def load(name: str) -> ModuleType:
 
 
 def fake_cache(folder: Path) -> None:
-    """A Hugging Face cache as a download leaves it: blobs, links to them, a name for the commit."""
+    """Makes a Hugging Face cache like that of a download: blobs, links to them, a name for the commit."""
     model = folder / "models--timm--tiny"
     (model / "blobs").mkdir(parents=True)
     (model / "snapshots" / "c0ffee").mkdir(parents=True)

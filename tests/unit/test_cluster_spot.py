@@ -1,4 +1,4 @@
-"""What Ray asks AWS for by ray_cluster.yaml: decided by the installed autoscaler, answered by a cloud without spot."""
+"""The instances that Ray requests with ray_cluster.yaml: its autoscaler against a simulated cloud without spot."""
 
 import time
 from pathlib import Path
@@ -27,7 +27,7 @@ FILE = Path(__file__).resolve().parents[2] / "ray_cluster.yaml"
 
 
 class Cloud(ICloudInstanceProvider):
-    """Has a head; notes what it is asked for, and refuses spot as AWS does without capacity."""
+    """A cloud with a head. It records requests, and refuses spot instances as AWS does without capacity."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, int]] = []
@@ -52,7 +52,7 @@ class Cloud(ICloudInstanceProvider):
 
 
 class Autoscaler:
-    """Ray's own decisions, round by round, with so many workers waiting for a GPU each."""
+    """Ray's own decisions, round by round, with a number of workers that wait for a GPU each."""
 
     def __init__(self, waiting: int) -> None:
         self.cloud, self.monitor = Cloud(), CloudResourceMonitor()
@@ -85,7 +85,7 @@ class Autoscaler:
 
 
 def test_spot_is_asked_for_first_and_again_where_it_was_refused():
-    """As docs/cluster/failures.md says; a Ray that turns to on-demand by itself makes that page better."""
+    """As documented in docs/cluster/failures.md. If a new Ray falls back to on-demand instances, simplify that page."""
     autoscaler = Autoscaler(waiting=1)
     for _ in range(5):
         autoscaler.round()

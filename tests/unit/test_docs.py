@@ -1,4 +1,4 @@
-"""The pages say what the code says."""
+"""The documentation agrees with the code."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_the_site_builds_without_a_broken_link_and_names_all_keys(tmp_path):
     assert built.returncode == 0, built.stderr
     keys = (site / "reference" / "recipe" / "index.html").read_text()
     assert "train.optimizer.weight_decay" in keys
-    assert "class_balance" not in keys  # the name of before is refused
+    assert "class_balance" not in keys  # the old name is refused
 
 
 def test_each_recipe_key_has_a_meaning_a_type_and_a_default_that_people_can_read():

@@ -1,4 +1,4 @@
-"""The faults of tests/mutations.py can still be put in."""
+"""The faults of tests/mutations.py can still be inserted."""
 
 import ast
 

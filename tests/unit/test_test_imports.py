@@ -1,4 +1,4 @@
-"""Unit tests of a package import that package and those below it alone, also through the helpers of the tests."""
+"""Unit tests of a package import only that package and those below it, also through test helpers."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ def imported(file):
 
 
 def reached(file, seen):
-    """Top-level packages that a test file imports, itself or through modules of `tests`."""
+    """Returns the top-level packages that a test file imports, directly or through modules of `tests`."""
     for name in imported(file):
         helper = ROOT.joinpath(*name.split(".")).with_suffix(".py")
         if name.startswith("tests.") and helper.exists() and helper not in seen:

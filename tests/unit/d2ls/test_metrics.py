@@ -52,7 +52,7 @@ def test_unknown_ids_are_refused(kind, predictions, labels):
 
 
 def test_scores_of_absent_classes():
-    """Class 1 is predicted but absent: 0. Class 2 is neither: no value. Class 3 is there, never predicted: 0."""
+    """Class 1 is predicted but absent: 0. Class 2 is neither: no value. Class 3 is present, but never predicted: 0."""
     confusion = np.array([[6, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
     found = score(confusion)
     assert found.iou[:2] == (0.6, 0.0)

@@ -7,7 +7,7 @@ from pipeline.cli import run_command
 
 @pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_a_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given, found):
-    """Spinning ones took 45 times as long beside other work: benchmarks/results/cpu_inference.md."""
+    """Spinning threads took 45 times as long with other work on the machine: benchmarks/results/cpu_inference.md."""
     monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
     if given is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")

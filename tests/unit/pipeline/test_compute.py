@@ -17,7 +17,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
 def test_large_tensors_are_allocated_from_memory_that_was_freed():
-    """Twenty tensors of 16,384 pages each: fresh memory is a page fault a page, kept memory only the first time."""
+    """Twenty tensors of 16,384 pages each: fresh memory costs a fault per page, kept memory only the first time."""
     faults = {
         how: int(subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True).stdout)
         for how in ("returned", "kept")

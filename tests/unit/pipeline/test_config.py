@@ -1,4 +1,4 @@
-"""Recipes: what is accepted, and what a refusal says."""
+"""Recipes: accepted values, and the messages for refused ones."""
 
 from pathlib import Path
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Long work prints a line now and then where the output is not a terminal, and short work prints none."""
+"""If the output is not a terminal, long work prints a line from time to time, and short work none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Figures are pictures of the right kind and say what the data say."""
+"""Figures have the right type and show the data."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command `d2ls`: every command under one name, and help that starts nothing."""
+"""The command `d2ls`: all commands under one name, and a help that imports nothing heavy."""
 
 import importlib
 import os

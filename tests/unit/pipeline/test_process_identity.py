@@ -1,4 +1,4 @@
-"""A process is told from a dead one, from a new one with its number, and from one in another container."""
+"""A process is distinguished from a dead one, from a new one with its id, and from one in another container."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""What `pipeline.train` refuses before anything starts, and what a worker imports."""
+"""Errors of `pipeline.train` before anything starts, and the imports of a worker."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ BEHIND_THEM = {
     "torchgen", "tqdm", "triton", "truststore", "urllib3", "functorch", "mpl_toolkits", "shellingham", "click",
     "colorama",
 }  # fmt: skip
-"""What torch, timm and their hub bring; no cluster, no tracking, no plotting, no data frames."""
+"""Dependencies of torch, timm and their hub: no cluster, tracking, plotting or data frames."""
 
 
 def test_a_worker_imports_what_it_needs_and_nothing_beyond():
@@ -82,7 +82,7 @@ def test_a_run_without_an_epoch_has_no_result(folder):
 
 
 class StoreThatGoesAway:
-    """An MLflow server that is there when a run begins and away when it ends."""
+    """An MLflow server that answers when a run begins, but not when it ends."""
 
     uri = "http://mlflow:5000"
     away = True

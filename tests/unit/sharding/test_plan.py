@@ -1,4 +1,4 @@
-"""Which tile goes into which shard."""
+"""The plan: which tile goes into which shard."""
 
 import os
 import shutil

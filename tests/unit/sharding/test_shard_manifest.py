@@ -1,4 +1,4 @@
-"""The manifest beside a tar, which says that the shard is finished."""
+"""The manifest beside a tar, which marks the shard as finished."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ def tilings(draw, **fixed):
 
 
 def cover(height, width, tiling):
-    """How often each pixel is labelled, by the very functions that cut samples."""
+    """Counts how often each pixel is labelled, with the functions that cut samples."""
     seen = np.zeros((height, width), int)
     number = np.arange(height * width).reshape(height, width)
     for tile in tiles(height, width, tiling):

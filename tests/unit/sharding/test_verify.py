@@ -1,4 +1,4 @@
-"""A finished set read back: every kind of difference has its line."""
+"""A finished set is read back: every kind of difference is reported."""
 
 import json
 
@@ -18,7 +18,7 @@ def made(raw, tmp_path):
 
 
 def change_index(folder, change):
-    """Writes the index anew after a change of its rows."""
+    """Changes the rows of the index and writes it again."""
     rows = pq.read_table(folder / INDEX_FILE).to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_FILE)

@@ -129,7 +129,7 @@ def test_evaluation_skips_only_when_told(shards):
 
 @pytest.mark.parametrize(("verify", "epochs_that_raise"), [("always", 2), ("first", 0), ("never", 0)])
 def test_when_checksums_are_compared(tmp_path, verify, epochs_that_raise):
-    """Tiled TIFF decodes without a complaint where a pixel flipped; the checksum sees it."""
+    """Tiled TIFF with a changed pixel decodes without an error; the checksum detects it."""
     shards = make_shards(tmp_path / "tif", [3], suffix="tif", tif={"compress": "none", "predictor": 1})
     loader = EvaluationLoader(shards, "train", batch_size=3, verify=verify)
     list(loader)

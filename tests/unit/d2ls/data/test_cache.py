@@ -124,7 +124,7 @@ def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(s
         stream.truncate(room)
         files = CachedReader(split, CacheConfig(str(folder), room, local=True))
         first = next(iter(split.files))
-        assert files.read(first, 0, 5)  # no room beside what arrives: read directly
+        assert files.read(first, 0, 5)  # no room besides the arriving shard: read directly
         assert not kept(folder)
         assert not dead.exists()
         assert alive.exists()
@@ -160,7 +160,7 @@ def test_many_processes_share_a_bounded_cache(shards, tmp_path):
     def watch():
         with (folder / ".lock").open("w") as lock:
             while not stop.is_set():
-                fcntl.flock(lock, fcntl.LOCK_EX)  # nothing comes or goes while the files are counted
+                fcntl.flock(lock, fcntl.LOCK_EX)  # no file is added or removed while they are counted
                 largest[0] = max(largest[0], size_of(folder))
                 fcntl.flock(lock, fcntl.LOCK_UN)
                 time.sleep(0.002)

@@ -28,7 +28,7 @@ def shards(tmp_path_factory):
 
 
 def stream(loader):
-    """What the network sees, sample by sample and step by step."""
+    """Yields the input of the network, sample by sample and step by step."""
     return [
         [(key, image.numpy().tobytes(), label.numpy().tobytes()) for key, image, label in samples]
         for samples in (zip(batch.keys, batch.images, batch.labels, strict=True) for batch in loader)
@@ -98,7 +98,7 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
         before = torch.random.get_rng_state()
         assert stream(loader.epoch(2)) == reference
         workers = [worker.pid for worker in worker_processes(loader._pool._loader)]
-        half = iter(loader.epoch(0))  # left in the middle
+        half = iter(loader.epoch(0))  # stopped in the middle
         next(half)
         assert stream(loader.epoch(2, start_step=3)) == reference[3:]
         assert stream(loader.epoch(3)) != reference

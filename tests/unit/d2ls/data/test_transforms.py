@@ -13,7 +13,7 @@ from tests.shards import coordinates
 
 
 class Array:
-    """A picture held in memory that notes which windows were asked for."""
+    """An image in memory that records the requested windows."""
 
     def __init__(self, image, mask):
         self.pixels, self.labels = image, mask
@@ -150,7 +150,7 @@ def test_a_small_partner_leaves_a_border_without_labels():
 
 
 def test_colour_changes_scale_with_the_depth():
-    """16 bits (float32, raw values) see the changes that 8 bits see."""
+    """Images of 16 bits (float32, raw values) get the same changes as images of 8 bits."""
     eight = np.random.default_rng(0).integers(60, 120, (16, 16, 4)).astype(np.uint8)
     deep = eight.astype(np.float32) * np.float32(65535 / 255)
     mask = np.zeros((16, 16), np.uint8)
@@ -205,7 +205,7 @@ def test_albumentations_is_imported_without_a_look_at_the_network_or_a_trace():
 
 
 def test_float_values_beyond_the_range_are_kept_whether_colours_change_or_not():
-    """Evaluation and prediction see them too; within the range nothing differs from an image without such values."""
+    """Evaluation and prediction keep them too. Inside the range the result is that of an image without such values."""
     augmentation = Augmentation(crop_size=8, brightness_contrast=0.5, sharpen=0.3, vertical_flip=0.5)
     transforms = Transforms(augmentation, 1.0)
     inside = np.random.default_rng(0).random((8, 8, 3), np.float32)

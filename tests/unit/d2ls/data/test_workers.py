@@ -1,4 +1,4 @@
-"""What the loader uses of torch beyond its public interface: these tests name what a new torch broke."""
+"""The private parts of torch that the loader uses: these tests show what a new torch broke."""
 
 import torch
 from torch.utils.data import DataLoader

@@ -83,7 +83,7 @@ def test_presets_hold_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("preset", ["flips", "flips_turns"])
 def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
-    """Spelled out with NumPy's own flips and turns."""
+    """Compared with NumPy's flips and turns."""
     network = LocalStub()
     image = picture(20, 20, 3)
 
@@ -136,7 +136,7 @@ def test_the_mean_is_that_of_ttach(preset: str) -> None:
 
 
 def test_enlarging_views_are_those_of_ttach() -> None:
-    """Shrinking ones are not: ours smooth before they shrink, ttach drops pixels."""
+    """Shrinking views differ: ours are smoothed first, ttach drops pixels."""
     image = picture(24, 32, 3)
     network = LocalStub()
     chosen = [TTATransform(v.mirrored, v.turns, scale) for v in PRESETS["flips"] for scale in (1.0, 1.25)]

@@ -76,7 +76,7 @@ def test_a_map_begun_at_any_band_ends_the_same(overlap: int) -> None:
 
 
 def test_batches_run_on_over_the_ends_of_rows_and_are_the_same_ones_from_any_band() -> None:
-    """A network rounds differently by batch size, so a map that goes on must not cut other batches."""
+    """The rounding of a network depends on the batch size, so a resumed map must use the same batches."""
     image, grid = picture(120, 120), Grid(120, 120, 32, 8)
     predictor = Predictor(LocalStub(), model_info())
     seen: list[bytes] = []

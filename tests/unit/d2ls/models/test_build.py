@@ -174,7 +174,7 @@ def test_backbone_weights_from_a_file(tmp_path, kind, bands):
 
 
 def test_timm_translates_the_names_of_the_original_authors(tmp_path):
-    """By `checkpoint_filter_fn` of timm's module of the architecture, which is no documented interface."""
+    """Uses `checkpoint_filter_fn` of timm's module of the architecture, which is not documented."""
     source = {n: torch.randn_like(v) for n, v in timm.create_model("convnext_atto").state_dict().items()}
     names = {"conv_dw": "dwconv", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
     theirs = {}
@@ -253,7 +253,7 @@ def test_normalization():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
 def test_the_network_takes_raw_pixels(dtype):
-    """Of any type; it normalises them itself, and pads afterwards, so that the padding is the mean."""
+    """Pixels of any type. It normalises them itself and pads afterwards, so the padding is the mean."""
     model = build_model(**TINY).eval()
     raw = images(1, size=(37, 50))
     normalized = torch.nn.functional.pad(model.normalization(raw), (0, 2, 0, 3))

@@ -1,4 +1,4 @@
-"""A network as a compiled program, and as a file: what an exported one holds, and what is refused."""
+"""A network as a compiled program and as a file: its content, and refused inputs."""
 
 import json
 

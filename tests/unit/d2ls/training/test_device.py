@@ -1,4 +1,4 @@
-"""The loop on a device that queues its work: same numbers as on the CPU, and nothing is waited for in a step."""
+"""The loop on a device that queues its work: same numbers as on the CPU, and no waiting within a step."""
 
 import contextlib
 import math
@@ -50,7 +50,7 @@ def reported(told):
 
 
 def test_a_device_that_runs_ahead_trains_the_same(shards, tmp_path):
-    """Batches are copied late, values read late; a step is skipped; averages and Lookahead count the steps made."""
+    """Batches are copied late and values read late. A step is skipped; averages and Lookahead count only real steps."""
     options = {"ema": 0.9, "lookahead": True, "poisoned": (4,), "skip_non_finite": 1, "epochs": 2}
     options |= {"checkpoint_every_steps": 2}
     plain, heard = trained(shards, None, folder=tmp_path / "plain", **options)
@@ -71,12 +71,12 @@ def test_the_host_waits_for_a_step_when_the_next_one_is_queued(shards):
     step, waited = trainer.optimizer.step, []
     trainer.optimizer.step = lambda: (waited.append(len(device.runtime.waits)), step())
     trainer.run()
-    assert waited == [0, 1, 2], "before an optimizer step the values of the one before are known, no others"
+    assert waited == [0, 1, 2], "before an optimizer step only the values of the previous step are known"
     assert all(behind > 0 for behind in device.runtime.waits[:-1]), "the device had more to do"
 
 
 class Reads(TorchDispatchMode):
-    """Notes what would make the host wait for a device: values read, and tensors that come from the host."""
+    """Records operations that make the host wait for a device: values read, and tensors from the host."""
 
     def __init__(self):
         self.found = []
@@ -97,7 +97,7 @@ class Reads(TorchDispatchMode):
     ("backbone", "contrastive"), [("test_convnext", "ratio"), ("test_resnet", "infonce")]
 )
 def test_network_and_loss_read_nothing(backbone, contrastive, monkeypatch):
-    """On the meta device, where values do not exist (and autocast neither)."""
+    """Runs on the meta device, which has no values (and no autocast)."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     with torch.device("meta"):

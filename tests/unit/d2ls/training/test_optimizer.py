@@ -66,7 +66,7 @@ def test_lookahead_moves_back_every_sixth_step():
 
 @pytest.mark.parametrize("bad", [5, 6, 8, 12])
 def test_a_step_that_is_not_made_leaves_no_trace(bad):
-    """Neither in weights and moments nor in the counts of AdamW and Lookahead."""
+    """Neither weights and moments nor the counts of AdamW and Lookahead change."""
     runs = []
     for spoiled in (None, bad):
         parameter = torch.nn.Parameter(torch.ones(3))

@@ -67,7 +67,7 @@ def everything(trainer):
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("restored", [True, False])
 def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fits):
-    """With batch norm; before any training, and after a checkpoint was restored; also where memory does not do."""
+    """With batch norm, before any training and after a restored checkpoint, also if memory is too small."""
     options = {"backbone": "test_resnet", "epochs": 1, "ema": 0.9}
     trainer = make_trainer(shards, tmp_path, **options)
     if restored:
@@ -85,7 +85,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fit
 
 
 def test_a_run_on_a_small_device_accumulates(shards, caplog):
-    """And trains as one that was told so."""
+    """The result equals that of a run with that micro-batch in its recipe."""
     runs = []
     for most, micro_batch_size in ((2, None), (99, 2)):
         device, told = FakeDevice(), Recorder()

@@ -1,4 +1,4 @@
-"""A run that stops anywhere and goes on equals one that never stopped, to the last bit."""
+"""A run that is stopped anywhere and resumed equals an uninterrupted one, to the last bit."""
 
 import pytest
 import torch

@@ -126,7 +126,7 @@ def test_settings_train_too(shards, settings):
 
 
 class Failing(Recorder):
-    """Cannot be closed."""
+    """A callback whose `close` raises."""
 
     def close(self):
         super().close()

@@ -13,7 +13,7 @@ from pipeline.cluster.connection import _forwarded, _reach, _start_local
 
 
 def forget_addresses(monkeypatch):
-    """Lets the test change them, and puts them back."""
+    """Lets the test change the addresses, and restores them."""
     for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT"):
         monkeypatch.setenv(name, "")
 

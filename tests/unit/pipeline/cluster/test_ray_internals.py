@@ -1,4 +1,4 @@
-"""What Ray does not document and this project uses: each test names what a new Ray version broke."""
+"""Undocumented parts of Ray that this project uses: each test shows what a new Ray version broke."""
 
 import importlib
 import importlib.util

@@ -29,14 +29,14 @@ FIELDS = (
 
 
 def sure_of(classes, probability=0.97):
-    """Probabilities (4 H W) of a model that is as sure everywhere."""
+    """Returns the probabilities (4 H W) of a model that is equally confident everywhere."""
     result = np.full((4, *classes.shape), (1 - probability) / 3, np.float32)
     np.put_along_axis(result, classes[None].astype(int), np.float32(probability), axis=0)
     return result
 
 
 def labels_with_an_error():
-    """A forest that is water in the labels, and a truth in which it is not."""
+    """Returns labels in which a forest is marked as water, and the truth."""
     truth = np.zeros((40, 50), np.uint8)
     truth[:, 25:] = 3
     labels = truth.copy()

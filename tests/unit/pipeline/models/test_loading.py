@@ -1,4 +1,4 @@
-"""Models by name: what a damaged description says, and that nothing is downloaded or left behind."""
+"""Models by name: errors for damaged descriptions; nothing is downloaded or left behind."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a mapping may replace, where it finds its own maps, and that one process alone works on a map."""
+"""The files that a mapping may replace, how it finds its own maps, and the lock on a map."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Path:
-    """Lets `s3://` mean a folder, so that all code for object stores runs."""
+    """Maps `s3://` to a folder, so that the code for object stores runs."""
     local, top = storage.resolve, tmp_path / "store"
     (top / "b").mkdir(parents=True)
     inside = fs.PyFileSystem(
@@ -312,7 +312,7 @@ def test_two_mappings_at_once_the_second_is_refused(tmp_path, model) -> None:
         finally:
             other.send_signal(signal.SIGKILL)
     assert not target.exists()
-    run(source, target)  # the hold of a killed process ended with it
+    run(source, target)  # a killed process released its lock
     assert not (tmp_path / "map.tif.parts").exists()
 
 

@@ -1,4 +1,4 @@
-"""Polygons of strips are those of the whole raster, each with its pixels and its probability."""
+"""Polygons made by strips equal those of the whole raster, with pixels and probability."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is written beside a map: polygons, style, areas, confidence; small parts and an area of interest."""
+"""Files beside a map: polygons, style, areas, confidence; removal of small parts; an area of interest."""
 
 import csv
 import sqlite3

@@ -1,4 +1,4 @@
-"""What decides who is champion, without a store."""
+"""The decision on the champion, without a store."""
 
 from types import SimpleNamespace
 

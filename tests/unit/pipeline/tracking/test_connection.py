@@ -1,4 +1,4 @@
-"""Where the store is, and what is said when it cannot be reached."""
+"""The location of the store, and the errors if it cannot be reached."""
 
 import base64
 import http.server
@@ -81,7 +81,7 @@ def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Guarded(http.server.BaseHTTPRequestHandler):
-    """Lets in who brings the right Authorization header."""
+    """A server that requires an Authorization header."""
 
     wanted = ""
 

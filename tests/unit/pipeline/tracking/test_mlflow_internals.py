@@ -1,4 +1,4 @@
-"""What MLflow does not document and this project uses: each test names what a new MLflow version broke."""
+"""Undocumented parts of MLflow that this project uses: each test shows what a new MLflow version broke."""
 
 import sqlite3
 from contextlib import closing

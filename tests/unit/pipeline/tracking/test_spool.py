@@ -19,7 +19,7 @@ PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 
 class FakeClient:
-    """Keeps what it is given; `down` makes it raise, `block` makes it hang."""
+    """Records its calls; `down` makes it raise, `block` makes it hang."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int]] = []

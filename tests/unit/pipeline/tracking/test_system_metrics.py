@@ -1,4 +1,4 @@
-"""System metrics of a resumed run go on where they were: their step is the time since the run began."""
+"""System metrics of a resumed run continue: their step is the time since the run began."""
 
 import time
 

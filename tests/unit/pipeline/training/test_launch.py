@@ -15,7 +15,7 @@ JOB = Job(recipe={}, folder="runs/one", name="one", shards="shards")
 
 
 def failing(*errors):
-    """Trainings of three epochs: each but the last raises after its second one, the next goes on from there."""
+    """Trainings of three epochs: each except the last raises after its second epoch, and the next one continues."""
     left, closed = list(errors), []
 
     def epochs(job):

@@ -1,4 +1,4 @@
-"""Trainings one after the other in one process: the next one is not touched by what the one before left."""
+"""Trainings one after the other in one process do not influence each other."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def alone(folder, **changes):
 
 
 def in_turn(recipe, name, stop_after=None):
-    """Trains as a trial does in its process; returns the result, None where it is closed before the end."""
+    """Trains as a trial does in its process; returns the result, None if it is closed before the end."""
     training = unchanged_after(train_epochs(TrainRequest(recipe, track=False, in_process=True), name=name))
     try:
         while True:

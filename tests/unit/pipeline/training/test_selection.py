@@ -16,13 +16,13 @@ from tests.training_world import tiny_shards
 
 
 def relabelled(number, height, width):
-    """The same picture, every class under another one's id."""
+    """Returns the same picture with permuted class ids."""
     image, mask = picture(number, height, width)
     return image, np.where(mask == 255, 255, (mask.astype(int) + 1) % 4).astype(np.uint8)
 
 
 def choices(folder, split):
-    """Trains with the labels of a split permuted; returns what was chosen, and all that it was chosen by."""
+    """Trains with the labels of a split permuted; returns the choices and the values that they depend on."""
     tiny_shards(folder / "shards", samples={split: relabelled} if split else None)
     recipe = tiny_recipe(folder, train__epochs=3, train__optimizer__lr=5e-3)
     shards, group = ShardSet.open(recipe.shards.uri), ProcessGroup()

@@ -1,4 +1,4 @@
-"""Progress of a sweep: reports of trials, and where they stand when none reports."""
+"""Progress of a sweep: reports of trials, and a line on all of them if none reports."""
 
 import io
 import time

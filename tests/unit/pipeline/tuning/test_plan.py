@@ -1,4 +1,4 @@
-"""What a sweep says before it starts: trials, resources; and the arithmetic where it cannot."""
+"""The plan that a sweep prints: trials and resources, or the arithmetic if they do not fit."""
 
 import io
 import sys

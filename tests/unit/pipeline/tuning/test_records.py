@@ -1,4 +1,4 @@
-"""Trial files: what their process reported, and a storage that is away."""
+"""Trial files: reports of trials, and an unavailable storage."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a sweep reports: configurations over seeds, the winner, and whether its lead exceeds the noise."""
+"""The report of a sweep: configurations over seeds, the winner, and whether its lead exceeds the noise."""
 
 import pytest
 

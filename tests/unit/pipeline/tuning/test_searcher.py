@@ -1,4 +1,4 @@
-"""The searchers: what they propose, and which trials stop."""
+"""The searchers: their proposals, and which trials they stop."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Going on with a sweep: by its own recipe, with what may change, never beside a process that still runs it."""
+"""Resuming a sweep: with its own recipe and allowed changes, and never while another process runs it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The TPE search: conditional keys, nothing twice, finished trials counted in."""
+"""The TPE search: conditional keys, no configuration twice, finished trials included."""
 
 from pipeline.config.sweep import Axis
 from pipeline.tuning.report import Trial

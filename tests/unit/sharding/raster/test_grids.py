@@ -41,7 +41,7 @@ def test_labels_of_a_giant_image_are_resampled_by_windows(tmp_path):
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32615"])
 def test_each_pixel_takes_the_label_at_its_centre_in_any_crs(tmp_path, crs):
-    """Compared with a label image that says where each of its pixels is."""
+    """Compared with a label image that holds the position of each of its pixels."""
     height, width = 60, 80
     middle = transform(CRS, crs, [PLACE.c + 15], [PLACE.f - 12])
     step = PIXEL * (1e-5 if crs == "EPSG:4326" else 1.0)

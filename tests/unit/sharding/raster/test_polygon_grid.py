@@ -1,4 +1,4 @@
-"""Polygons read by window are those of `rasterio.features.rasterize` over the whole scene."""
+"""Polygons read by window equal `rasterio.features.rasterize` over the whole scene."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ PLACES = {
 
 
 def stars(seed, count=40, reach=60):
-    """Star-shaped polygons with corners anywhere, in pixels; some lie outside of the scene."""
+    """Returns star-shaped polygons with corners at any position, in pixels; some lie outside of the scene."""
     random = np.random.default_rng(seed)
     angles = np.sort(random.uniform(0, 2 * np.pi, (count, 9)), axis=1)
     radii = random.uniform(0.1, 1, (count, 9)) * random.uniform(0.3, reach, (count, 1))
@@ -30,7 +30,7 @@ def stars(seed, count=40, reach=60):
 
 
 def boxes(seed, count=40):
-    """Rectangles on corners of pixels, as a vectorised raster has them."""
+    """Returns rectangles on corners of pixels, like those of a vectorised raster."""
     random = np.random.default_rng(seed)
     corners = np.sort(random.integers(-5, 180, (count, 2, 2)), axis=1)
     return shapely.box(*corners.reshape(count, 4).T)

@@ -1,4 +1,4 @@
-"""Vector files: what is read, repaired, counted and refused."""
+"""Vector files: reading, repairs, counts and errors."""
 
 import json
 import sqlite3

@@ -24,7 +24,7 @@ BOUNDS = (1000.0, 3000.0, 1400.0, 3300.0)
 
 
 def town(seed, blocks=60, classes=5):
-    """Labelled pixels of blocks that differ much; the last class stands in a tenth of them."""
+    """Returns labelled pixels of very different blocks; the last class occurs in a tenth of them."""
     random = np.random.default_rng(seed)
     pixels = (random.dirichlet([0.3] * classes, blocks) * 250_000).astype(np.int64)
     pixels[:, -1] *= random.random(blocks) < 0.1
@@ -89,7 +89,7 @@ def test_every_block_is_tested_in_one_fold():
     deals = [deal_folds(pixels, k, 5, seed=2) for k in range(1, 6)]
     tested = [[name == "test" for name in deal] for deal in deals]
     assert np.sum(tested, axis=0).tolist() == [1] * 20
-    for first, second in pairwise([*deals, deals[0]]):  # what is val now is tested next
+    for first, second in pairwise([*deals, deals[0]]):  # the val fold is the next test fold
         assert [name == "val" for name in first] == [name == "test" for name in second]
 
 
