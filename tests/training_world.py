@@ -46,7 +46,8 @@ class Recorder(Callback):
     """Records all reports."""
 
     def __init__(self):
-        self.steps, self.evaluations, self.epochs, self.checkpoints, self.closed = [], [], [], [], 0
+        self.steps, self.evaluations, self.epochs, self.checkpoints = [], [], [], []
+        self.ended, self.closed = [], 0
 
     def on_step(self, report):
         self.steps.append(report)
@@ -60,6 +61,9 @@ class Recorder(Callback):
 
     def on_checkpoint(self, uri, report):
         self.checkpoints.append((Path(uri).name, report is not None))
+
+    def on_end(self, ended_early):
+        self.ended.append(ended_early)
 
     def close(self):
         self.closed += 1

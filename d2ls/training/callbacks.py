@@ -64,8 +64,8 @@ class EvaluationReport:
         scores: computed from `confusion`.
         terms: mean training loss terms of the epoch.
         best: whether its mIoU is the highest so far.
-        last: whether the training ends with it.
         seconds: wall time of the evaluation.
+        last: whether the training ends with it.
     """
 
     step: int
@@ -75,8 +75,8 @@ class EvaluationReport:
     scores: Scores
     terms: Mapping[str, float] = field(default_factory=dict)
     best: bool = False
-    last: bool = False
     seconds: float = 0.0
+    last: bool = False
 
 
 class Callback:
@@ -96,6 +96,9 @@ class Callback:
 
     def on_checkpoint(self, uri: str, report: EvaluationReport | None) -> None:
         """Called when a checkpoint is complete, on rank 0, which writes it; `report` is None in mid-epoch."""
+
+    def on_end(self, ended_early: str) -> None:
+        """Called when the training has ended without an error, with the reason if that was before its full length."""
 
     def close(self) -> None:
         """Called at the end of the run, also after an error."""

@@ -8,8 +8,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-STATE_VERSION = 3
-"""Version of what a checkpoint holds beside the model. 3: `ema_updates`; 2: the optimizer counts its own steps."""
+STATE_VERSION = 4
+"""Version of what a checkpoint holds beside the model. 4: `ended_early`; 3: `ema_updates`; 2: the optimizer counts its
+own steps."""
 
 
 @dataclass
@@ -26,6 +27,7 @@ class TrainingState:
         epoch_terms: sums of the loss terms over the steps of the running epoch.
         epoch_count: number of steps in these sums.
         history: flat metrics of every finished epoch.
+        ended_early: why the training has ended before its full length; empty if it has not.
     """
 
     step: int = 0
@@ -37,6 +39,7 @@ class TrainingState:
     epoch_terms: dict[str, float] = field(default_factory=dict)
     epoch_count: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    ended_early: str = ""
 
     def add_terms(self, terms: Mapping[str, float]) -> None:
         """Adds a step's loss terms to the sums of the epoch."""

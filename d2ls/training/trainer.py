@@ -25,6 +25,7 @@ from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
 from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, close_all, flat_metrics
 from d2ls.training.checkpoint import Checkpointer, Completed
 from d2ls.training.device import Device, Precision, Stopwatch, open_device
+from d2ls.training.early_stopping import evaluations_since_best
 from d2ls.training.ema import ExponentialMovingAverage
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.flops import FlopMeter
@@ -52,6 +53,8 @@ class TrainerSettings:
         channels_last: memory layout of the weights; convolutions pass it on to the maps.
         skip_non_finite: steps with a non-finite loss that may be skipped; 0 stops at the first.
         evaluate_every: epochs between evaluations; the end of the training is always evaluated.
+        patience: evaluations without a higher mIoU after which the training ends; None: it never ends early.
+        min_delta: a higher mIoU counts if it is higher by more than this.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
         sample_shape: C H W of the training crop. Where it is known, the FLOPs of a step are counted, and a micro-batch
@@ -67,6 +70,8 @@ class TrainerSettings:
     channels_last: bool = False
     skip_non_finite: int = 0
     evaluate_every: int = 1
+    patience: int | None = None
+    min_delta: float = 0.0
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
     sample_shape: tuple[int, int, int] | None = None
@@ -132,7 +137,7 @@ class Trainer:
     device: Device | None = None
 
     def run(self) -> TrainingState:
-        """Trains to the last epoch, from the newest complete checkpoint where there is one.
+        """Trains to the end, from the newest complete checkpoint where there is one.
 
         Returns:
             The final state.
@@ -154,11 +159,13 @@ class Trainer:
             self._prepare()
             for callback in self.callbacks:
                 callback.on_start(self.state.history)
-            while self.state.step < self.schedule.total_steps:
+            while self.state.step < self.schedule.total_steps and not self.state.ended_early:
                 self._train_epoch()
                 yield self._end_epoch()
             if self.checkpointer:
                 self._report_checkpoint(self.checkpointer.completed(wait=True))
+            for callback in self.callbacks:
+                callback.on_end(self.state.ended_early)
         except GeneratorExit:  # stopped by the caller, which is no error
             self._close()
             raise
@@ -314,21 +321,26 @@ class Trainer:
         """Evaluates, saves and reports an epoch that has ended; returns its flat metrics."""
         self._read_pending_step()
         terms = self.state.take_terms()
-        last = self.state.step == self.schedule.total_steps
-        due = last or self.epoch % self.settings.evaluate_every == 0
-        report = self._evaluate(terms, last=last) if due else None
+        complete = self.state.step == self.schedule.total_steps
+        due = complete or self.epoch % self.settings.evaluate_every == 0
+        report = self._evaluate(terms) if due else None
         best = report is not None and report.best
         metrics = flat_metrics(self.epoch, self.state.step, terms, self.evaluator.classes, report)
         self.state.history.append(metrics)
         if best:
             self.state.best_scores = metrics
-        if last or best or self.epoch % self.settings.checkpoint_every_epochs == 0:
+        if (
+            complete
+            or self.state.ended_early
+            or best
+            or self.epoch % self.settings.checkpoint_every_epochs == 0
+        ):
             self._save(report)
         for callback in self.callbacks:
             callback.on_epoch(metrics)
         return dict(metrics)
 
-    def _evaluate(self, terms: dict[str, float], *, last: bool) -> EvaluationReport:
+    def _evaluate(self, terms: dict[str, float]) -> EvaluationReport:
         self.network.eval()
         start = time.perf_counter()
         with self.ema.applied(self.network) if self.ema else contextlib.nullcontext():
@@ -337,6 +349,10 @@ class Trainer:
             if best:
                 self.state.best_score, self.state.best_epoch = scores.miou, self.epoch
                 self.state.best_step = self.state.step
+            complete = self.state.step == self.schedule.total_steps
+            if not complete and (reason := self._reason_to_end(scores.miou)):
+                self.state.ended_early = reason
+                _log.info("the training ends early: %s", reason)
             report = EvaluationReport(
                 step=self.state.step,
                 epoch=self.epoch,
@@ -345,12 +361,26 @@ class Trainer:
                 scores=scores,
                 terms=terms,
                 best=best,
-                last=last,
+                last=complete or bool(self.state.ended_early),
                 seconds=time.perf_counter() - start,
             )
             for callback in self.callbacks:
                 callback.on_evaluation(report, self.network)
         return report
+
+    def _reason_to_end(self, miou: float) -> str:
+        """Returns why the training ends with an evaluation, the same on every rank; empty if it goes on."""
+        settings, state = self.settings, self.state
+        scores = [row["val/miou"] for row in state.history if "val/miou" in row]
+        scores += [miou] if math.isfinite(miou) else []  # as in the history
+        since = evaluations_since_best(scores, settings.min_delta)
+        if settings.patience and since >= settings.patience:
+            more = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
+            return (
+                f"val mIoU has not risen{more} in {since} evaluation(s) (train.patience); the best is "
+                f"{state.best_score:.4f}, of epoch {state.best_epoch}"
+            )
+        return ""
 
     def _checkpoint_in_epoch(self) -> None:
         if self.checkpointer:

@@ -73,6 +73,11 @@ class TrainConfig(Section):
     """With `skip`, how many steps a run may skip."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between evaluations on the val split; the end of the training is always evaluated."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Early stopping: end after so many evaluations without a higher mIoU on the val split; unset: never. The learning
+    rate follows the full length."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """With `patience`: by how much more the mIoU must rise to count."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")

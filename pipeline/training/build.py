@@ -169,6 +169,8 @@ def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
         channels_last=train.channels_last,
         skip_non_finite=train.non_finite_limit if train.non_finite == "skip" else 0,
         evaluate_every=train.evaluate_every,
+        patience=train.patience,
+        min_delta=train.min_delta,
         checkpoint_every_epochs=train.checkpoint.every_epochs,
         checkpoint_every_steps=train.checkpoint.every_steps,
         sample_shape=(len(card.bands), crop, crop),

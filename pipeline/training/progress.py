@@ -26,6 +26,7 @@ class ProgressWriter(Callback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._latest: dict[str, Any] | None = None
+        self._ended_early = ""
         self._notes: list[str] = []
         self._changed, self._stop = threading.Event(), threading.Event()
         self._pause = LOCAL_SECONDS if storage.is_local(folder.uri) else REMOTE_SECONDS
@@ -71,6 +72,10 @@ class ProgressWriter(Callback):
             extra = {f"speed/{key}": self._latest[key] for key in ("images_per_second", "data_share")}
         self._folder.add_epoch({**metrics, **extra})
 
+    def on_end(self, ended_early: str) -> None:
+        """Keeps the reason for the driver, which ends the run."""
+        self._ended_early = ended_early
+
     def close(self) -> None:
         """Writes the last step and ends the thread."""
         self._stop.set()
@@ -86,7 +91,9 @@ class ProgressWriter(Callback):
         self._write_once()
 
     def _write_once(self) -> None:
-        content = {**(self._latest or {}), "notes": list(self._notes), "time": time.time()}
+        content = {
+            **(self._latest or {}), "notes": list(self._notes), "ended_early": self._ended_early, "time": time.time()
+        }  # fmt: skip
         try:
             storage.write_bytes(self._folder.progress, json.dumps(content).encode(), sync=False)
         except StorageError as error:

@@ -146,7 +146,7 @@ def ended(folder: RunFolder, *, last: bool = False) -> Iterator[None]:
             folder.end(state)
         raise
     if last:
-        folder.end(FINISHED)
+        folder.end(FINISHED, folder.latest().get("ended_early", ""))
 
 
 def _refuse_copy(folder: RunFolder, before: str, run_id: str) -> None:

@@ -99,6 +99,20 @@ def test_two_ranks_resume_to_the_last_bit(shards, tmp_path, ranks):
     assert first == second
 
 
+def ended(shards):
+    """After how many steps a run that never improves ends, and why."""
+    torch.set_num_threads(1)
+    state = make_trainer(shards, epochs=9, patience=1, min_delta=1.0).run()
+    return state.step, len(state.history), state.ended_early
+
+
+def test_ranks_end_early_together(shards, ranks):
+    first, second = ranks.run(2, ended, shards)
+    assert first == second
+    assert first[:2] == (6, 2)
+    assert "has not risen by more than 1 in 1 evaluation(s)" in first[2]
+
+
 def keys_after(shards, folder, stop):
     """Returns the samples that a run sees from its current step on, in order."""
     torch.set_num_threads(1)

@@ -22,7 +22,8 @@ from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
 
 SMALL = [
-    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}",
+    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}", "train.epochs=3",
+    "train.patience=1", "train.min_delta=1.0",  # nothing improves so much: the final training ends in epoch 2
     "sweep.max_concurrent_trials=1", "tracking.figures_every=9", "evaluate.bootstrap=5",
 ]  # fmt: skip
 
@@ -66,6 +67,16 @@ def test_a_sweep_ends_with_a_champion_and_every_record_is_finished(place: Path, 
     )
 
 
+def test_an_early_end_is_said_in_the_log_the_folder_and_mlflow(place: Path, said: str):
+    folder = RunFolder.of("runs", "first-final")
+    reason = "val mIoU has not risen by more than 1 in 1 evaluation(s) (train.patience)"
+    assert f"the training ends early: {reason}" in said
+    assert (folder.metadata()["state"], len(folder.epochs())) == ("finished", 2)
+    assert folder.metadata()["reason"].startswith(reason)
+    row = Store.open(TrackingConfig(), folder=place).run(folder.metadata()["run_id"])
+    assert row.tags["d2ls.end"] == folder.metadata()["reason"]
+
+
 def test_the_second_trial_of_a_process_equals_the_same_training_alone(place: Path, said: str):
     recipe = load_recipe("tiny.yaml", SMALL).anchored()
     last = max(
@@ -105,7 +116,7 @@ def test_model_loads_in_a_fresh_process_without_pickle(place: Path, said: str):
         (["tiny.yaml", "--name", "../out"], r"--name '\.\./out': use up to 128"),
         (["tiny.yaml", "--resume", "a/b"], "--resume 'a/b': use up to 128"),
         (["tiny.yaml", "--resume", "nothing"], "no such sweep"),
-        (["--resume", "first", "train.epochs=9"], "train.epochs was 2, is 9"),
+        (["--resume", "first", "train.epochs=9"], "train.epochs was 3, is 9"),
         (["tiny.yaml", "sweep.space.model.stagse={values: [1]}"], "model.stages"),
         (["tiny.yaml", "roles.val=nothing"], "no split"),
         (["tiny.yaml", "roles.test=train"], "train is also used"),

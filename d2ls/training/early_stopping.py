@@ -1,0 +1,25 @@
+"""When a training ends before its full length, as a function of its scores: nothing has to be saved or restored."""
+
+from collections.abc import Iterable
+
+
+def evaluations_since_best(scores: Iterable[float], min_delta: float = 0.0) -> int:
+    """Counts the evaluations after the last improvement.
+
+    Args:
+        scores: of all evaluations, oldest first; higher is better.
+        min_delta: a score is an improvement if it exceeds the last improvement by more than this.
+
+    Returns:
+        0 if the newest score is an improvement, or if there is none.
+
+    Source:
+        Prechelt, "Early Stopping - But When?" (1998), with patience counted in evaluations as in Keras and Lightning.
+    """
+    best, since = float("-inf"), 0
+    for score in scores:
+        if score > best + min_delta:
+            best, since = score, 0
+        else:
+            since += 1
+    return since
