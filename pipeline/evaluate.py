@@ -11,10 +11,10 @@ DESCRIPTION = (
 EXAMPLES = """\
   python -m pipeline.evaluate models:/d2ls-loveda@champion --shards shards/loveda --split val
   python -m pipeline.evaluate models:/d2ls-loveda/3 models:/d2ls-loveda/4 --shards shards/loveda --split val
-  python -m pipeline.evaluate runs/demo-final --recipe demo                     shards and test split of a recipe
-  python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   on four Ray workers
+  python -m pipeline.evaluate runs/demo-final --recipe demo                     # shards and test split of a recipe
+  python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   # on four Ray workers
   python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.tta=flips --output report
-  python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   suspicious labels for QGIS
+  python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   # suspicious labels for QGIS
 """
 
 

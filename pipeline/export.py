@@ -10,9 +10,9 @@ DESCRIPTION = (
     "name."
 )
 EXAMPLES = """\
-  python -m pipeline.export models:/d2ls-loveda@champion loveda.onnx        any number of images of any size from 64
-  python -m pipeline.export runs/demo-final demo.onnx --size 512           only 512 x 512, as QGIS Deepness needs it
-  python -m pipeline.export runs/demo-final demo.pt2                       for torch.export.load
+  python -m pipeline.export models:/d2ls-loveda@champion loveda.onnx        # any number of images of any size from 64
+  python -m pipeline.export runs/demo-final demo.onnx --size 512           # only 512 x 512, as QGIS Deepness needs it
+  python -m pipeline.export runs/demo-final demo.pt2                       # for torch.export.load
 """
 
 

@@ -11,7 +11,7 @@ DESCRIPTION = (
 EXAMPLES = """\
   python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda
   python -m pipeline.import_published d2ls_loveda.ckpt models/published loveda --register
-  python -m pipeline.evaluate models/published --recipe loveda              then: its scores here
+  python -m pipeline.evaluate models/published --recipe loveda              # then: its scores here
 """
 
 

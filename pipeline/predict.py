@@ -11,7 +11,7 @@ DESCRIPTION = (
 EXAMPLES = """\
   python -m pipeline.predict models:/d2ls-loveda@champion scene.tif map.tif
   python -m pipeline.predict models:/d2ls-loveda@champion rgbn.tif map.tif --bands 1,2,3 --overlay
-  python -m pipeline.predict runs/demo-final scenes/ maps/ --workers 4       a folder, on four Ray workers
+  python -m pipeline.predict runs/demo-final scenes/ maps/ --workers 4       # a folder, on four Ray workers
   python -m pipeline.predict runs/demo-final 'scenes/*.jpg' maps/ --format png
   python -m pipeline.predict runs/demo-final 16bit.tif map.tif --scale-range 0,10000 --probabilities
   python -m pipeline.predict runs/demo-final fine.tif map.tif --resample --tta flips

@@ -12,11 +12,11 @@ DESCRIPTION = (
     "A better champion is never replaced silently."
 )
 EXAMPLES = """\
-  python -m pipeline.promote d2ls-loveda                   the version with the alias challenger
-  python -m pipeline.promote d2ls-loveda --version 7       another version
-  python -m pipeline.promote d2ls-loveda --workers 4       both scored on four Ray workers
-  python -m pipeline.promote d2ls-loveda --shards s3://bucket/loveda-2 --split test     on these data
-  python -m pipeline.promote d2ls-loveda --version 3 --force "version 7 fails on snow"   whatever the scores
+  python -m pipeline.promote d2ls-loveda                   # the version with the alias challenger
+  python -m pipeline.promote d2ls-loveda --version 7       # another version
+  python -m pipeline.promote d2ls-loveda --workers 4       # both scored on four Ray workers
+  python -m pipeline.promote d2ls-loveda --shards s3://bucket/loveda-2 --split test     # on these data
+  python -m pipeline.promote d2ls-loveda --version 3 --force "version 7 fails on snow"   # whatever the scores
 """
 
 

@@ -12,11 +12,11 @@ DESCRIPTION = (
     "and MLflow run all come from that folder. The same weights are registered once."
 )
 EXAMPLES = """\
-  python -m pipeline.register loveda-20260301-120000-ab12           best checkpoint, evaluated on the test split
+  python -m pipeline.register loveda-20260301-120000-ab12           # best checkpoint, evaluated on the test split
   python -m pipeline.register runs/lo1-final --checkpoint last --name d2ls-trial
-  python -m pipeline.register 3f2b8c... --no-evaluation              by MLflow id, without scores
-  python -m pipeline.register s3://bucket/runs/lo1-final --workers 4   scored on four Ray workers
-  python -m pipeline.promote d2ls-loveda                             then: champion, if it scores better
+  python -m pipeline.register 3f2b8c... --no-evaluation              # by MLflow id, without scores
+  python -m pipeline.register s3://bucket/runs/lo1-final --workers 4   # scored on four Ray workers
+  python -m pipeline.promote d2ls-loveda                             # then: champion, if it scores better
 """
 
 

@@ -11,10 +11,10 @@ DESCRIPTION = (
     "Finished shards are kept: a second call makes only what is missing."
 )
 EXAMPLES = """\
-  python -m pipeline.shard loveda data.root=/data/LoveDA          the folder with Train/ and Val/, or their zips
-  python -m pipeline.shard loveda data.root=/data/LoveDA --check  read everything, list all problems, write nothing
-  python -m pipeline.shard loveda --verify                        read the shards back: checksums, counts, digests
-  python -m pipeline.shard loveda --preview-batches seen.png      a picture of what the network is trained on
+  python -m pipeline.shard loveda data.root=/data/LoveDA          # the folder with Train/ and Val/, or their zips
+  python -m pipeline.shard loveda data.root=/data/LoveDA --check  # read everything, list all problems, write nothing
+  python -m pipeline.shard loveda --verify                        # read the shards back: checksums, counts, digests
+  python -m pipeline.shard loveda --preview-batches seen.png      # a picture of what the network is trained on
   python -m pipeline.shard potsdam data.root=/data/Potsdam shards.uri=s3://bucket/potsdam
   python -m pipeline.shard my_recipe.yaml data.codec.compression=zstd shards.target_mb=128
 """

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pipeline.cli import add_recipe, parser, run_command
 
 EXAMPLES = """\
-  python -m pipeline.sweep                          the demo: makes its own data, ends with a registered model
-  python -m pipeline.sweep recipes/loveda.yaml      sweep stage count and temperature as the recipe says
+  python -m pipeline.sweep                          # the demo: makes its own data, ends with a registered model
+  python -m pipeline.sweep recipes/loveda.yaml      # sweep stage count and temperature as the recipe says
   python -m pipeline.sweep loveda sweep.trial_overrides.train.epochs=5 sweep.scheduler=asha
   python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
-      sweep.search=tpe sweep.num_trials=20          search another key as well
-  python -m pipeline.sweep loveda --seeds 3         the best configuration again, with three seeds in total
-  python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      every configuration with three seeds
-  python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         the paper's ablations and a Unet
-  python -m pipeline.sweep loveda --plan            print what would be tried, and on what
+      sweep.search=tpe sweep.num_trials=20          # search another key as well
+  python -m pipeline.sweep loveda --seeds 3         # the best configuration again, with three seeds in total
+  python -m pipeline.sweep loveda sweep.space.seed='{values: [0, 1, 2]}'      # every configuration with three seeds
+  python -m pipeline.sweep loveda sweep=@recipes/sweeps/ablation.yaml         # the paper's ablations and a Unet
+  python -m pipeline.sweep loveda --plan            # print what would be tried, and on what
   python -m pipeline.sweep --resume demo-20261122-143015-ab12
   python -m pipeline.sweep loveda --resume lo1 --seeds 3 cluster.address=ray://head:10001
 """
