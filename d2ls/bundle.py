@@ -39,6 +39,7 @@ class ModelInfo:
         window: side of the training crop in pixels; prediction looks through windows of this size.
         ground_sampling_distance: metres a pixel of the training data, None where unknown.
         dataset: name, protocol and digest of the training data.
+        temperature: logits are divided by it before the softmax, see `d2ls.inference.calibration`; None: never fitted.
         reading: settings with which the training data was read, where its files do not state them (`nodata`,
             `band_order`).
         extra: further entries (run, epoch, scores), shown but not interpreted.
@@ -51,6 +52,7 @@ class ModelInfo:
     dtype: str
     window: int
     ground_sampling_distance: float | None = None
+    temperature: float | None = None
     dataset: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +146,11 @@ class ModelInfo:
         distance = self.ground_sampling_distance
         if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
             yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
+        temperature = self.temperature
+        if temperature is not None and not (
+            isinstance(temperature, int | float) and 0 < temperature < math.inf
+        ):
+            yield f"temperature is {temperature!r}; it is a positive number, or null"
 
 
 def read_info(folder: Path, *, where: str = "") -> ModelInfo:

@@ -1,4 +1,4 @@
-"""Scores from one integer confusion matrix over a whole split. The NumPy side needs no PyTorch."""
+"""Scores from integer counts over a whole split, which add up exactly. The NumPy side needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Ids = TypeVar("Ids", "npt.NDArray[Any]", "Tensor")
+
+BINS = 15
+"""Equal-width bins of the winning probability; bin b holds those above b / 15, up to (b + 1) / 15."""
+
+PROBABILITY_BITS = 24
+"""Probabilities are summed as multiples of 2**-24, the precision of float32 below 1, so that sums are exact."""
 
 
 def confusion_matrix(predictions: Ids, labels: Ids, num_classes: int) -> Ids:
@@ -65,6 +71,61 @@ def _count_torch(predictions: Tensor, labels: Tensor, K: int) -> Tensor:
     return (truth * (K + 1) + found).bincount(minlength=(K + 1) ** 2).view(K + 1, K + 1)
 
 
+def winning_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Returns the class of the highest logit, and its probability by softmax(logits / temperature).
+
+    Args:
+        logits: B K ..., floating point.
+        temperature: does not change the class.
+
+    Returns:
+        Class ids (int64) and probabilities (float32), B ...
+    """
+    logits = logits.float()
+    best, classes = logits.max(dim=1)  # on a CPU several times as fast as argmax
+    return classes, ((logits - best.unsqueeze(1)) / temperature).exp().sum(dim=1).reciprocal()
+
+
+def calibration_counts(confidence: Tensor, predictions: Tensor, labels: Tensor) -> Tensor:
+    """Counts labelled pixels by the probability of the predicted class.
+
+    Args:
+        confidence: that probability, 0..1, any shape.
+        predictions: class ids, the same shape.
+        labels: class ids or 255 (left out), the same shape, on the same device.
+
+    Returns:
+        BINS x 3, int64: pixels, correct pixels, and the sum of the probabilities in steps of 2**-24.
+    """
+    kept = labels != IGNORE
+    steps = (confidence[kept] * 2**PROBABILITY_BITS).nan_to_num(0).round().long()
+    bins = ((steps * BINS - 1) >> PROBABILITY_BITS).clamp(0, BINS - 1)
+    correct = (predictions[kept] == labels[kept]).long()
+    pairs = (2 * bins + correct).bincount(minlength=2 * BINS).view(BINS, 2)
+    sums = steps.new_zeros(BINS).scatter_add_(0, bins, steps)
+    table = steps.new_empty(BINS, 3)
+    table[:, 0], table[:, 1], table[:, 2] = pairs.sum(dim=1), pairs[:, 1], sums
+    return table
+
+
+def expected_calibration_error(counts: npt.NDArray[np.int64]) -> float:
+    """Computes the mean distance of winning probability and accuracy over the bins, weighted by their pixels.
+
+    Args:
+        counts: BINS x 3, of `calibration_counts`; those of parts add up.
+
+    Returns:
+        0..1; NaN without pixels.
+
+    Source:
+        Guo et al. (2017), On calibration of modern neural networks, equation 3.
+    """
+    pixels, correct, steps = counts.T
+    if not pixels.any():
+        return math.nan
+    return float(np.abs(correct - steps / 2**PROBABILITY_BITS).sum() / pixels.sum())
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of K classes, and their means over the scored classes.
@@ -81,6 +142,7 @@ class Scores:
         mf1: mean F1, likewise.
         overall_accuracy: share of correct pixels, over all classes, scored or not; NaN without pixels.
         scored: which classes are in the means.
+        ece: expected calibration error of the winning probability, 0..1; NaN where probabilities were not counted.
     """
 
     iou: tuple[float, ...]
@@ -91,6 +153,7 @@ class Scores:
     mf1: float
     overall_accuracy: float
     scored: tuple[bool, ...]
+    ece: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values; lists instead of tuples."""
@@ -98,12 +161,17 @@ class Scores:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def score(confusion: npt.NDArray[Any] | Tensor, scored: Sequence[bool] | None = None) -> Scores:
+def score(
+    confusion: npt.NDArray[Any] | Tensor,
+    scored: Sequence[bool] | None = None,
+    calibration: npt.NDArray[np.int64] | None = None,
+) -> Scores:
     """Computes scores.
 
     Args:
         confusion: K x K counts, rows are the truth.
         scored: K flags: which classes are in the means; None: all.
+        calibration: BINS x 3, of `calibration_counts`; None: without `ece`.
 
     Raises:
         ConfigError: the flags do not fit the matrix.
@@ -125,6 +193,7 @@ def score(confusion: npt.NDArray[Any] | Tensor, scored: Sequence[bool] | None = 
         mf1=_mean(f1, flags),
         overall_accuracy=_divide(hit.sum(keepdims=True), table.sum(keepdims=True).reshape(1))[0],
         scored=flags,
+        ece=math.nan if calibration is None else expected_calibration_error(calibration),
     )
 
 

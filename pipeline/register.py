@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.cli import add_workers, parser, run_command, scoring_cluster
 
 DESCRIPTION = (
-    "Registers the model of a run as a new version, with model card, signature and evaluation report, and gives it the "
-    "alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --output-dir: weights, recipe "
-    "and MLflow run all come from that folder. The same weights are registered once."
+    "Registers the model of a run as a new version, with temperature, model card, signature and evaluation report, and "
+    "gives it the alias `challenger`. RUN is a run folder, or the name or MLflow id of a run below --output-dir: "
+    "weights, recipe and MLflow run all come from that folder. The same weights are registered once."
 )
 EXAMPLES = """\
   python -m pipeline.register loveda-20260301-120000-ab12           # best checkpoint, evaluated on the test split
@@ -31,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cluster = scoring_cluster(recipe, given.workers, given.address)
 
     def evaluate(checkpoint: str) -> dict[str, Any]:
-        print(f"evaluating {checkpoint} on {recipe.roles.test}")  # noqa: T201
-        return evaluate_recipe(recipe, checkpoint, cluster=cluster, tracking_uri=given.tracking_uri).to_dict()
+        print(  # noqa: T201
+            f"{checkpoint}: fitting the temperature on {recipe.roles.val}, evaluating on {recipe.roles.test}"
+        )
+        uri = given.tracking_uri
+        report = evaluate_recipe(recipe, checkpoint, cluster=cluster, tracking_uri=uri, calibrate=True)
+        return report.to_dict()
 
     request = RegisterRequest(given.tracking_uri, given.name, given.checkpoint)
     version = register_run(folder, request, evaluate if given.evaluation else None)
@@ -53,7 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", default="best", metavar="best|last|FOLDER", help="which weights (default: best)"
     )
     arguments.add_argument(
-        "--no-evaluation", dest="evaluation", action="store_false", help="do not score it on the test split"
+        "--no-evaluation",
+        dest="evaluation",
+        action="store_false",
+        help="do not score it on the test split, and fit no temperature on the val split",
     )
     add_workers(arguments)
     arguments.add_argument(

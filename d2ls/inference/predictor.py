@@ -31,6 +31,7 @@ class Predictor:
         batch_size: windows predicted together.
         window: side of the windows in pixels; None takes the one of the training.
         overlap: overlap of windows as a share of their side.
+        temperature: of the probabilities; None takes the model's own, 1 where it has none. Labels do not depend on it.
 
     Raises:
         ConfigError: an unknown device or preset, an impossible window or overlap.
@@ -46,12 +47,14 @@ class Predictor:
         batch_size: int = 4,
         window: int | None = None,
         overlap: float = OVERLAP,
+        temperature: float | None = None,
     ) -> None:
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network, self.info = network.to(self.device).to(memory_format=torch.channels_last).eval(), info
         self._forward = SlicedForward(self.device)
         self.views = tta_transforms(tta)
         self.batch_size = batch_size
+        self.temperature = (info.temperature or 1.0) if temperature is None else temperature
         self.window = info.window if window is None else window
         self.overlap = overlap
         overlap_pixels(self.window, overlap)
@@ -78,7 +81,10 @@ class Predictor:
         return self._map(image, keep_probabilities=False)[0]
 
     def probabilities(self, image: npt.NDArray[np.generic]) -> Floats:
-        """Computes class probabilities of an image, H W bands (or B H W bands): K H W (B K H W), sum one over K."""
+        """Computes class probabilities of an image, H W bands (or B H W bands): K H W (B K H W), sum one over K.
+
+        They are at the model's temperature.
+        """
         if image.ndim == 4:
             return np.stack([self.probabilities(each) for each in image])
         found = self._map(image, keep_probabilities=True)[1]
@@ -86,13 +92,19 @@ class Predictor:
         return found
 
     def window_probabilities(self, pixels: npt.NDArray[np.generic]) -> Tensor:
-        """Computes probabilities of whole windows in one pass: B H W bands to B K H W float32 on the device."""
+        """Computes probabilities of whole windows in one pass: B H W bands to B K H W float32 on the device.
+
+        They are before the temperature, which follows when windows are blended (`stitch`).
+        """
         raw = torch.from_numpy(np.ascontiguousarray(_plain(pixels)))
         return self.tensor_probabilities(raw.permute(0, 3, 1, 2))
 
     @torch.inference_mode()
     def tensor_probabilities(self, raw: Tensor) -> Tensor:
-        """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device."""
+        """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device.
+
+        They are before the temperature.
+        """
         images = self._on_device(raw)
         if images.is_floating_point() and any(view.scale != 1.0 for view in self.views):
             images = self.network.normalization.fill_missing(images)  # type: ignore[operator, union-attr]
@@ -100,13 +112,20 @@ class Predictor:
 
     @torch.inference_mode()
     def tensor_labels(self, raw: Tensor) -> Tensor:
-        """Predicts class ids of raw images in one pass, B C H W: B H W int64 on the device.
+        """Predicts class ids of raw images in one pass, B C H W: B H W int64 on the device."""
+        return self.tensor_logits(raw).argmax(1)
 
-        Without test-time augmentation this is the class of the highest logit, as in the training loop.
+    @torch.inference_mode()
+    def tensor_logits(self, raw: Tensor) -> Tensor:
+        """Computes class scores of raw images, B C H W: B K H W; softmax(scores / temperature) are the probabilities.
+
+        Without test-time augmentation these are the logits, as in the training loop, with it the logarithms of the mean
+        probabilities.
         """
         if self.views != (TTATransform(),):
-            return self.tensor_probabilities(raw).argmax(1)
-        return self._forward(self.network, self._on_device(raw)).argmax(1)
+            probabilities = self.tensor_probabilities(raw)
+            return probabilities.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+        return self._forward(self.network, self._on_device(raw))
 
     def check(self, bands: int, dtype: str, *, where: str = "image") -> None:
         """Refuses pixels that the network was not trained for.
@@ -145,7 +164,7 @@ class Predictor:
 
         stitch(
             read, self.window_probabilities, write, self.grid(height, width), self.num_classes,
-            batch_size=self.batch_size, keep_probabilities=keep_probabilities,
+            batch_size=self.batch_size, keep_probabilities=keep_probabilities, temperature=self.temperature,
         )  # fmt: skip
         return labels, kept
 

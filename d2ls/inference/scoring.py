@@ -1,12 +1,13 @@
-"""Confusion matrices per sample. All scores of an evaluation are computed from their sums."""
+"""Counts per sample. All scores of an evaluation are computed from their sums."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from d2ls.metrics import confusion_matrix
+from d2ls.metrics import calibration_counts, confusion_matrix, winning_class
 
 if TYPE_CHECKING:
     from d2ls.data import Batch
@@ -22,11 +23,13 @@ class SampleCounts(NamedTuple):
         key: of the sample.
         scene: scene it was cut from.
         confusion: K K pixel counts, rows are the truth; pixels labelled 255 are left out.
+        calibration: 2 BINS 3 counts by winning probability, at temperature 1 and at the model's temperature.
     """
 
     key: str
     scene: str
     confusion: Counts
+    calibration: Counts
 
 
 def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[SampleCounts]:
@@ -36,12 +39,16 @@ def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[Sa
     """
     found = []
     for batch in batches:
-        predicted = predictor.tensor_labels(batch.images)
+        logits = predictor.tensor_logits(batch.images)
+        predicted, plain = winning_class(logits)
+        tempered = plain if predictor.temperature == 1.0 else winning_class(logits, predictor.temperature)[1]
         labels = batch.labels.to(predictor.device)
         for place, (key, scene) in enumerate(zip(batch.keys, batch.scenes, strict=True)):
             if batch.valid[place]:
-                counts = confusion_matrix(predicted[place], labels[place], predictor.num_classes)
-                found.append(SampleCounts(key, scene, counts.cpu().numpy()))
+                pair = predicted[place], labels[place]
+                confusion = confusion_matrix(*pair, predictor.num_classes)
+                bins = torch.stack([calibration_counts(sure[place], *pair) for sure in (plain, tempered)])
+                found.append(SampleCounts(key, scene, confusion.cpu().numpy(), bins.cpu().numpy()))
     return found
 
 
@@ -50,6 +57,9 @@ def merge(entries: Iterable[SampleCounts]) -> list[SampleCounts]:
     merged: dict[str, SampleCounts] = {}
     for entry in entries:
         known = merged.get(entry.key)
-        total = entry.confusion if known is None else known.confusion + entry.confusion
-        merged[entry.key] = entry._replace(confusion=total)
+        if known is not None:
+            entry = entry._replace(
+                confusion=known.confusion + entry.confusion, calibration=known.calibration + entry.calibration
+            )
+        merged[entry.key] = entry
     return [merged[key] for key in sorted(merged)]

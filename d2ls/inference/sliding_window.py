@@ -179,7 +179,7 @@ class Band:
         index: number of the band, top down.
         rows: which rows of the image.
         labels: h W uint8, class ids; 255 where the image has no data.
-        probabilities: K h W float32, zero where the image has no data; None unless asked for.
+        probabilities: K h W float32, at the temperature, zero where the image has no data; None unless asked for.
     """
 
     index: int
@@ -219,6 +219,7 @@ def stitch(
     batch_size: int = 4,
     first_band: int = 0,
     keep_probabilities: bool = False,
+    temperature: float = 1.0,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
     """Predicts every window of a grid and passes on the blended map, band by band from the top.
@@ -233,13 +234,14 @@ def stitch(
         first_band: band to start with. The windows above that contribute to it are predicted again, so that a
             resumed map equals an uninterrupted one.
         keep_probabilities: whether bands include the probabilities.
+        temperature: of these probabilities; applied after blending, so that it cannot change a label.
         progress: called after every batch.
     """
     begin = grid.first_row_reaching(first_band)
     # A resumed map uses the same batches: the rounding of a network depends on the batch size.
     first = begin * len(grid.columns) // batch_size * batch_size
     done, total = 0, len(grid) - first
-    rows = _Rows(grid, num_classes, keep_probabilities)
+    rows = _Rows(grid, num_classes, keep_probabilities, temperature)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
         for batch in _ahead(reader, _batches(read, grid, first, batch_size)):
@@ -286,8 +288,9 @@ class _Rows:
     `strip` holds the part of the current row of windows that the next window to the right overlaps.
     """
 
-    def __init__(self, grid: Grid, num_classes: int, keep_probabilities: bool) -> None:
+    def __init__(self, grid: Grid, num_classes: int, keep_probabilities: bool, temperature: float) -> None:
         self.grid, self.classes, self.keep = grid, num_classes, keep_probabilities
+        self.temperature = temperature
         self.down = [torch.from_numpy(weights) for weights in blend(grid.rows)]
         self.across = [torch.from_numpy(weights) for weights in blend(grid.columns)]
         self.device = torch.device("cpu")
@@ -354,7 +357,7 @@ class _Rows:
         labels[~self.valid] = IGNORE
         kept: Floats | None = None
         if self.keep:
-            kept = self.kept.cpu().numpy()
+            kept = apply_temperature(self.kept, self.temperature).cpu().numpy()
             kept[:, ~self.valid] = 0
         return Band(self.row, self.grid.band(self.row), labels, kept)
 
@@ -367,3 +370,16 @@ def _highest(probabilities: Tensor) -> Tensor:
         labels.masked_fill_(probabilities[index] > best, index)
         torch.maximum(best, probabilities[index], out=best)
     return labels
+
+
+def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
+    """Turns probabilities into those of a temperature, in place: softmax(log(p) / T), which keeps their order.
+
+    Args:
+        probabilities: K H W, sum one over K, or all zero where there is no data.
+        temperature: 1 changes nothing.
+    """
+    if temperature == 1.0:
+        return probabilities
+    probabilities.pow_(1 / temperature)
+    return probabilities.div_(probabilities.sum(dim=0).clamp_min_(torch.finfo(torch.float32).tiny))

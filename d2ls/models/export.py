@@ -40,16 +40,17 @@ class PixelsToProbabilities(nn.Module):
 
     Args:
         network: takes raw pixels, returns an object with `.logits`.
+        temperature: of the probabilities.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.temperature = network, temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Takes raw values as float32, B bands H W; returns B K H W."""
         logits: Tensor = self.network(images).logits
-        return logits.softmax(dim=1)
+        return (logits / self.temperature).softmax(dim=1)
 
 
 def check_target(target: Path, *, overwrite: bool = False) -> None:
@@ -110,7 +111,7 @@ def export_model(
     check_target(target, overwrite=overwrite)
     if size is not None and size < SMALLEST:
         raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels a side at least")
-    model, bands = PixelsToProbabilities(network).eval(), len(info.bands)
+    model, bands = PixelsToProbabilities(network, info.temperature or 1.0).eval(), len(info.bands)
     axes = {0: Dim.AUTO} if size else {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
     example = torch.full((2, bands, size or 98, size or 135), 100.0)
     with torch.no_grad():

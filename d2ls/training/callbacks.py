@@ -61,7 +61,7 @@ class EvaluationReport:
         epoch: epochs done.
         split: name of the evaluated split.
         confusion: K K int64, rows are the truth, summed over all ranks.
-        scores: computed from `confusion`.
+        scores: computed from `confusion`, with `ece`.
         terms: mean training loss terms of the epoch.
         best: whether its mIoU is the highest so far.
         seconds: wall time of the evaluation.
@@ -144,7 +144,9 @@ def flat_metrics(
     metrics |= {f"train/{'loss' if name == 'total' else name}": value for name, value in terms.items()}
     if report is not None:
         scores = report.scores
-        values = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy}
+        values = {
+            "miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy, "ece": scores.ece,
+        }  # fmt: skip
         values |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
         metrics |= {f"val/{name}": value for name, value in values.items() if math.isfinite(value)}
     return metrics

@@ -1,4 +1,4 @@
-"""Exact evaluation: every labelled pixel once, one integer confusion matrix, the same for any number of ranks."""
+"""Exact evaluation: every labelled pixel once, integer counts, the same for any number of ranks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 
 from d2ls.data import Batch
 from d2ls.labels import IGNORE, ClassTable
-from d2ls.metrics import Scores, confusion_matrix, score
+from d2ls.metrics import BINS, Scores, calibration_counts, confusion_matrix, score, winning_class
 from d2ls.training.device import Precision, open_device
 from d2ls.training.process_group import ProcessGroup
 
@@ -43,15 +43,17 @@ class Evaluator:
             network: in evaluation mode, unwrapped; takes raw pixels.
 
         Returns:
-            The confusion matrix over all ranks, K K int64, rows are the truth; and its scores.
+            The confusion matrix over all ranks, K K int64, rows are the truth; and the scores.
         """
         classes, device = self.classes.num_classes, open_device(self.group.device)
         forward = device.inference(self.precision)
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.group.device)
+        calibration = torch.zeros(BINS, 3, dtype=torch.int64, device=self.group.device)
         for batch in self.batches():
             on_device = device.upload(batch)
             labels = on_device.labels.masked_fill(~on_device.valid.view(-1, 1, 1), IGNORE)
-            logits = forward(network, on_device.images)
-            confusion += confusion_matrix(logits.argmax(dim=1), labels.long(), classes)
-        table: npt.NDArray[np.int64] = self.group.all_reduce_sum(confusion).cpu().numpy()
-        return table, score(table, self.classes.scored)
+            predictions, confidence = winning_class(forward(network, on_device.images))
+            confusion += confusion_matrix(predictions, labels.long(), classes)
+            calibration += calibration_counts(confidence, predictions, labels)
+        table, bins = (self.group.all_reduce_sum(counts).cpu().numpy() for counts in (confusion, calibration))
+        return table, score(table, self.classes.scored, bins)

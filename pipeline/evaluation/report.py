@@ -14,10 +14,12 @@ from PIL import Image
 
 from d2ls import storage
 from d2ls.errors import TrackingError
+from d2ls.metrics import BINS
 from pipeline.demo import NAME as DEMO
 from pipeline.evaluation.published import PublishedTable, published_table
 from pipeline.evaluation.result import Evaluation, Interval
-from pipeline.figures import Picture, confusion_figure, prediction_sheet
+from pipeline.figures import Picture, confusion_figure, prediction_sheet, reliability_diagram
+from pipeline.models import NO_TEMPERATURE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +62,14 @@ def _head(evaluations: Sequence[Evaluation]) -> list[str]:
         lines.append(f"No intervals: {reason}.")
     else:
         lines.append("Intervals: 95 %, bootstrap over scenes.")
+    lines.append(
+        f"ECE: expected calibration error of the winning probability, {BINS} bins; in brackets at temperature 1."
+    )
+    fitted = [f"{e.temperature:g} ({e.model})" for e in evaluations if e.temperature is not None]
+    if fitted:
+        lines.append(f"Temperatures: {', '.join(fitted)}.")
+    bare = [evaluation.model for evaluation in evaluations if evaluation.temperature is None]
+    lines.extend(f"Note: {model} has {NO_TEMPERATURE}." for model in bare)
     others = [evaluation.model for evaluation in evaluations if not evaluation.seen]
     lines.extend(f"Note: {model} was trained on other data than these shards." for model in others)
     return lines
@@ -67,8 +77,8 @@ def _head(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _overview(evaluations: Sequence[Evaluation]) -> list[str]:
     lines = [
-        "| model | mIoU | mF1 | OA | mIoU, all classes | mF1, all classes |",
-        "|---|---|---|---|---|---|",
+        "| model | mIoU | mF1 | OA | ECE | mIoU, all classes | mF1, all classes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for evaluation in evaluations:
         spread = evaluation.intervals
@@ -76,12 +86,13 @@ def _overview(evaluations: Sequence[Evaluation]) -> list[str]:
             _number(evaluation.scores.miou, spread.get("miou")),
             _number(evaluation.scores.mf1, spread.get("mf1")),
             _number(evaluation.scores.overall_accuracy, spread.get("overall_accuracy")),
+            f"{_number(evaluation.scores.ece)} ({_number(evaluation.uncalibrated_ece)})",
             _number(evaluation.plain.miou),
             _number(evaluation.plain.mf1),
         ]
         lines.append(f"| {evaluation.model} | {' | '.join(cells)} |")
     majority = evaluations[0].majority
-    cells = [_number(majority.miou), _number(majority.mf1), _number(majority.overall_accuracy), "", ""]
+    cells = [_number(majority.miou), _number(majority.mf1), _number(majority.overall_accuracy), "", "", ""]
     lines.append(f"| *always the most frequent class* | {' | '.join(cells)} |")
     return lines
 
@@ -192,7 +203,7 @@ def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
         f"Evaluated on {evaluation.dataset.get('name')}, split {evaluation.split}, digest "
         f"{evaluation.dataset.get('digest', '')[:12]} (test-time augmentation "
         f"{evaluation.settings.get('tta', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
-        f"OA {scores.overall_accuracy:.4f}"
+        f"OA {scores.overall_accuracy:.4f}, ECE {scores.ece:.4f}"
     )
     versions.note(store, version.name, version.version, text)
     return True
@@ -216,9 +227,8 @@ def prepare_folder(folder: str, models: int, *, overwrite: bool) -> None:
     Raises:
         StorageError: a file of the report exists, or the folder cannot be made.
     """
-    pictures = [
-        f"{name}-{number}.png" for number in range(1, models + 1) for name in ("confusion", "samples")
-    ]
+    kinds = ("confusion", "reliability", "samples")
+    pictures = [f"{name}-{number}.png" for number in range(1, models + 1) for name in kinds]
     for name in () if overwrite else ("report.md", "report.json", *pictures):
         storage.check_free(
             storage.join(folder, name), "name another --output, or replace the report with --overwrite"
@@ -229,7 +239,7 @@ def prepare_folder(folder: str, models: int, *, overwrite: bool) -> None:
 def write_report(
     evaluations: Sequence[Evaluation], folder: str, shards_uri: str, tracking_uri: str | None = None
 ) -> None:
-    """Writes report.md, report.json, and for each model its confusion matrix and its best and worst samples.
+    """Writes report.md, report.json, and pictures of each model: confusion, reliability, best and worst samples.
 
     Raises:
         StorageError: the report cannot be written.
@@ -240,6 +250,7 @@ def write_report(
     for number, evaluation in enumerate(evaluations, 1):
         pictures = {
             "confusion": confusion_figure(evaluation.confusion, evaluation.classes),
+            "reliability": reliability_diagram(evaluation.calibration, evaluation.temperature),
             "samples": samples_sheet(evaluation, shards_uri, tracking_uri),
         }
         for name, picture in pictures.items():

@@ -27,6 +27,7 @@ class EvaluateRequest:
         decoders: decoding processes beside this one; without effect on Ray workers, which decode themselves.
         seed: of the bootstrap.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
+        temperature: of the probabilities; None: the model's own.
     """
 
     model: str
@@ -39,6 +40,7 @@ class EvaluateRequest:
     decoders: int = 0
     seed: int = 0
     tracking_uri: str | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.labels import ClassTable
-from d2ls.metrics import Scores, score
+from d2ls.metrics import BINS, PROBABILITY_BITS, Scores, expected_calibration_error, score
 
 if TYPE_CHECKING:
     from d2ls.inference.scoring import SampleCounts
@@ -36,6 +36,7 @@ class Evaluation:
         seed: of the bootstrap.
         seconds: wall time.
         seen: whether the model was trained on shards with the same digest.
+        temperature: at which the probabilities were counted; None: the model has none, which is 1.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Evaluation:
     seed: int = 0
     seconds: float = 0.0
     seen: bool = True
+    temperature: float | None = None
 
     @cached_property
     def confusion(self) -> Counts:
@@ -55,14 +57,24 @@ class Evaluation:
         return sum((sample.confusion for sample in self.samples), np.zeros((classes, classes), np.int64))
 
     @cached_property
+    def calibration(self) -> Counts:
+        """2 BINS 3 counts by winning probability, at temperature 1 and at `temperature`."""
+        return sum((sample.calibration for sample in self.samples), np.zeros((2, BINS, 3), np.int64))
+
+    @property
+    def uncalibrated_ece(self) -> float:
+        """Expected calibration error at temperature 1."""
+        return expected_calibration_error(self.calibration[0])
+
+    @cached_property
     def scores(self) -> Scores:
         """Scores by the convention of the data set: means over scored classes only."""
-        return score(self.confusion, self.classes.scored)
+        return score(self.confusion, self.classes.scored, self.calibration[1])
 
     @cached_property
     def plain(self) -> Scores:
         """Scores with means over all classes."""
-        return score(self.confusion)
+        return score(self.confusion, calibration=self.calibration[1])
 
     @cached_property
     def majority(self) -> Scores:
@@ -97,7 +109,10 @@ class Evaluation:
         return sorted(((key, float(share)) for key, share in shares), key=lambda pair: (-pair[1], pair[0]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values: `scores` by the data set's convention, `plain`, intervals, confusion, ranking."""
+        """Returns plain values: `scores` by the data set's convention, `plain`, intervals, confusion, ranking ...
+
+        `calibration.bins` are pixels, accuracy and mean probability of each bin of the winning probability.
+        """
         ranked = self.ranked()
         return {
             "model": self.model,
@@ -112,6 +127,12 @@ class Evaluation:
             "plain": named_scores(self.plain, self.classes),
             "majority": named_scores(self.majority, self.classes),
             "intervals": self.intervals,
+            "calibration": {
+                "temperature": self.temperature,
+                "ece": _plain(self.scores.ece),
+                "ece_at_temperature_1": _plain(self.uncalibrated_ece),
+                "bins": [_bin(*row) for row in self.calibration[1].tolist()],
+            },
             "confusion": self.confusion.tolist(),
             "best": [list(pair) for pair in ranked[:5]],
             "worst": [list(pair) for pair in ranked[-5:][::-1]],
@@ -125,7 +146,9 @@ class Evaluation:
 
 def named_scores(scores: Scores, classes: ClassTable) -> dict[str, Any]:
     """Plain values of scores; those of classes by name; None for NaN."""
-    means = {"miou": scores.miou, "mf1": scores.mf1, "overall_accuracy": scores.overall_accuracy}
+    means = {
+        "miou": scores.miou, "mf1": scores.mf1, "overall_accuracy": scores.overall_accuracy, "ece": scores.ece,
+    }  # fmt: skip
     values: dict[str, Any] = {name: _plain(value) for name, value in means.items()}
     for name in ("iou", "f1", "precision", "recall"):
         pairs = zip(classes.names, getattr(scores, name), strict=True)
@@ -182,3 +205,9 @@ def _interval(values: npt.NDArray[np.float64]) -> Interval | None:
 
 def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _bin(pixels: int, correct: int, steps: int) -> tuple[int, float | None, float | None]:
+    if not pixels:
+        return 0, None, None
+    return pixels, correct / pixels, steps / pixels / 2**PROBABILITY_BITS

@@ -22,8 +22,8 @@ from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, ClassTable
 from d2ls.shards import ShardSet
+from pipeline.evaluation.parts import check_fit
 from pipeline.evaluation.request import EvaluateRequest
-from pipeline.evaluation.run import check_fit
 from pipeline.models import fetch_model, load_predictor
 from pipeline.prediction.ground import WEB_MERCATOR
 from pipeline.prediction.polygonize import components

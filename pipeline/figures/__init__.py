@@ -6,7 +6,7 @@ Every figure has its own canvas, so several threads may draw at once.
 from pipeline.figures.canvas import ERROR, MISSING, Picture
 from pipeline.figures.dictionary import dictionary_distances, dictionary_map
 from pipeline.figures.predictions import prediction_sheet
-from pipeline.figures.scores import class_bars, confusion_figure
+from pipeline.figures.scores import class_bars, confusion_figure, reliability_diagram
 from pipeline.figures.trials import sweep_figures
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "dictionary_distances",
     "dictionary_map",
     "prediction_sheet",
+    "reliability_diagram",
     "sweep_figures",
 ]

@@ -1,10 +1,10 @@
-"""Scores of an evaluation: the confusion matrix, and IoU by class."""
+"""Scores of an evaluation: the confusion matrix, IoU by class, and the reliability of probabilities."""
 
 import numpy as np
 import numpy.typing as npt
 
 from d2ls.labels import ClassTable
-from d2ls.metrics import Scores
+from d2ls.metrics import BINS, PROBABILITY_BITS, Scores, expected_calibration_error
 from pipeline.figures.canvas import FAINT, INK, Picture, new_figure, plain, render, shade, short
 
 
@@ -67,4 +67,36 @@ def class_bars(scores: Scores, classes: ClassTable) -> Picture:
         f"IoU by class; mean {scores.miou:.3f} (dashed), overall accuracy {scores.overall_accuracy:.3f}",
         fontsize=11, color=INK, loc="left", pad=8,
     )  # fmt: skip
+    return render(figure)
+
+
+def reliability_diagram(calibration: npt.NDArray[np.integer], temperature: float | None) -> Picture:
+    """Shows the accuracy against the winning probability, and the share of pixels of each bin as bars.
+
+    Args:
+        calibration: 2 BINS 3 counts, at temperature 1 and at the model's temperature.
+        temperature: of the model; None: it has none.
+    """
+    figure = new_figure(5.6, 5.2)
+    axes = figure.add_subplot()
+    pixels = calibration[1, :, 0] / max(calibration[1, :, 0].sum(), 1)
+    axes.bar((np.arange(BINS) + 0.5) / BINS, pixels, width=0.92 / BINS, color=FAINT, label="share of pixels")
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="perfect calibration")
+    curves = {"temperature 1": (calibration[0], "#9467bd")}
+    if temperature not in (None, 1.0):
+        curves[f"temperature {temperature:g}"] = (calibration[1], "#1f77b4")
+    for name, (counts, color) in curves.items():
+        count, correct, steps = counts[counts[:, 0] > 0].T
+        sure = steps / count / 2**PROBABILITY_BITS
+        label = f"{name}: ECE {expected_calibration_error(counts):.3f}"
+        axes.plot(sure, correct / count, "o-", color=color, markersize=4, linewidth=1.4, label=label)
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(0, 1.01)
+    axes.set_xlabel("probability of the predicted class")
+    axes.set_ylabel("accuracy")
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5)
+    plain(axes)
+    axes.set_title("Reliability of the probabilities", fontsize=11, color=INK, loc="left", pad=8)
     return render(figure)

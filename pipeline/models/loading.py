@@ -24,6 +24,9 @@ BEST_FILES = ("checkpoints/best.json", "best.json")
 
 BUNDLE_FILES = (INFO_FILE, WEIGHTS_FILE)
 REGISTRY_SCHEMES = ("models:/", "runs:/")
+NO_TEMPERATURE = (
+    "no temperature, its probabilities are those of the softmax (`python -m pipeline.register` fits one)"
+)
 FORMS = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH, a run folder, a checkpoint folder, or a folder with "
     f"{INFO_FILE} and {WEIGHTS_FILE}"
@@ -108,6 +111,19 @@ def fetch_model(uri: str, *, tracking_uri: str | None = None) -> Iterator[Path]:
         for name in BUNDLE_FILES:
             storage.download(storage.join(location, name), folder / name)
         yield folder
+
+
+def registered_report(uri: str, *, tracking_uri: str | None = None) -> str | None:
+    """Returns the evaluation report that was registered with `models:/` or `runs:/`, as JSON; None: there was none.
+
+    Raises:
+        TrackingError: the registry does not know the model or cannot be reached.
+    """
+    from pipeline.config.tracking import TrackingConfig
+    from pipeline.registry import versions
+    from pipeline.tracking import Store
+
+    return versions.report_of(Store.open(TrackingConfig(uri=tracking_uri), create=False), uri)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

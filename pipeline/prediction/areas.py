@@ -75,11 +75,17 @@ def adjust(mapped: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> Ad
 
 
 def read_report(uri: str, classes: ClassTable) -> npt.NDArray[np.int64]:
-    """Reads the confusion matrix from an evaluation report.
+    """Reads the confusion matrix of an evaluation report from a file; see `parse_report`."""
+    return parse_report(storage.read_bytes(uri), classes, where=uri)
+
+
+def parse_report(text: str | bytes, classes: ClassTable, *, where: str) -> npt.NDArray[np.int64]:
+    """Takes the confusion matrix out of an evaluation report.
 
     Args:
-        uri: `report.json` of `pipeline.evaluate`, or a report among the files of a run.
+        text: `report.json` of `pipeline.evaluate`, a report among the files of a run, or that of a registered model.
         classes: classes of the model.
+        where: names the report in errors.
 
     Returns:
         Test pixels by predicted class (rows) and true class (columns).
@@ -88,17 +94,19 @@ def read_report(uri: str, classes: ClassTable) -> npt.NDArray[np.int64]:
         ConfigError: not an evaluation report, or one of several models or of other classes.
     """
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = json.loads(text)
         content = content if isinstance(content, list) else [content]
         confusions = [(np.array(report["confusion"], np.int64), report["classes"]) for report in content]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{uri}: is not a report of `python -m pipeline.evaluate` ({error!r})") from error
+        raise ConfigError(f"{where}: is not a report of `python -m pipeline.evaluate` ({error!r})") from error
     if len(confusions) != 1:
-        raise ConfigError(f"{uri}: holds the reports of {len(confusions)} models; name one of a single model")
+        raise ConfigError(
+            f"{where}: holds the reports of {len(confusions)} models; name one of a single model"
+        )
     confusion, rows = confusions[0]
     names = tuple(row["name"] for row in rows)
     if names != classes.names:
-        raise ConfigError(f"{uri}: is about {', '.join(names)}, the model knows {', '.join(classes.names)}")
+        raise ConfigError(f"{where}: is about {', '.join(names)}, the model knows {', '.join(classes.names)}")
     return np.ascontiguousarray(confusion.T)
 
 

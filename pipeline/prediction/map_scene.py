@@ -167,7 +167,8 @@ class _Job:
             stitch(
                 self._reader(), self.predictor.window_probabilities, self._writer(parts),
                 self.grid, self.predictor.num_classes, batch_size=self.predictor.batch_size, first_band=finished,
-                keep_probabilities=self.options.probabilities or self.options.needs_confidence, progress=progress,
+                keep_probabilities=self.options.needs_probabilities, temperature=self.predictor.temperature,
+                progress=progress,
             )  # fmt: skip
         self._check_unchanged()
         pixels = self._write(parts)

@@ -12,6 +12,7 @@ from d2ls import storage
 from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, StorageError
 from d2ls.inference import overlap_pixels, span_count
+from pipeline.models import NO_TEMPERATURE
 from pipeline.prediction.areas import read_report
 from pipeline.prediction.ground import GroundArea, ground_area
 from pipeline.prediction.inputs import same_file
@@ -117,7 +118,8 @@ def plan_scene(
         check_ours(outputs.parts)
     changed = "changed since it was mapped, it is mapped again" if state == "outdated" else ""
     notes = (
-        changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options), *layers.notes
+        changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options),
+        _temperature_note(info, options), *layers.notes,
     )  # fmt: skip
     planes = info.classes.num_classes * options.probabilities + options.needs_confidence
     return ScenePlan(
@@ -166,7 +168,7 @@ class _Layers:
             ground,
             read_layer(options.area, scene.name, place, size) if options.area else None,
             read_layer(areas.zones, scene.name, place, size, areas.zone_field) if areas.zones else None,
-            read_report(areas.report, info.classes) if areas.report else None,
+            _confusion(areas, info),
         )
 
     @property
@@ -188,6 +190,12 @@ class _Layers:
         return {name: value for name, value in values.items() if value is not None}
 
 
+def _confusion(areas: AreaOptions, info: ModelInfo) -> npt.NDArray[np.int64] | None:
+    if areas.report:
+        return read_report(areas.report, info.classes)
+    return None if areas.tested is None else np.array(areas.tested, np.int64)
+
+
 def _place_note(scene: Scene, target: str) -> str:
     """Returns a note on a georeference that the map cannot keep."""
     where = scene.georeference
@@ -202,6 +210,12 @@ def _nodata_note(info: ModelInfo, options: MapOptions) -> str:
     if options.nodata is not None or info.nodata is None:
         return ""
     return f"pixels of value {info.nodata:g} hold no data, as in the training; --nodata names another value"
+
+
+def _temperature_note(info: ModelInfo, options: MapOptions) -> str:
+    return (
+        f"the model has {NO_TEMPERATURE}" if options.needs_probabilities and info.temperature is None else ""
+    )
 
 
 def check_disk(needed: int, target: str) -> int | None:

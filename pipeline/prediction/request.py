@@ -34,11 +34,13 @@ class AreaOptions:
         zones: vector file of polygons to count in, in addition to the whole map.
         zone_field: its attribute that names them; None: their number.
         report: report.json of `pipeline.evaluate`, to adjust the areas for the model's errors.
+        tested: without a report, its counts: test pixels by predicted class and true class; None: not adjusted.
     """
 
     zones: str | None = None
     zone_field: str | None = None
     report: str | None = None
+    tested: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class MapOptions:
     def needs_confidence(self) -> bool:
         """Whether the probability of the winning class is stored."""
         return self.confidence or self.polygons is not None
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether any file holds probabilities."""
+        return self.probabilities or self.needs_confidence
 
     @property
     def measured_by(self) -> str:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,14 @@ from d2ls.errors import ConfigError, D2LSError, DataError
 from d2ls.inference import Progress
 from pipeline import process_identity
 from pipeline.console import ProgressDisplay, format_duration
-from pipeline.models import fetch_model, files_digest, load_predictor
+from pipeline.models import (
+    REGISTRY_SCHEMES,
+    fetch_model,
+    files_digest,
+    load_predictor,
+    registered_report,
+)
+from pipeline.prediction.areas import parse_report
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
 from pipeline.prediction.mosaic import mosaic_job
@@ -112,6 +119,7 @@ def map_scenes(
     """
     with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
         info, digest = read_info(folder, where=request.model), files_digest(folder)
+        request = _with_registered_report(request, info, tell)
         survey = survey_scenes(request, jobs, info, digest)
         yield from survey.errors.items()
         _tell(survey, request, tell)
@@ -120,6 +128,25 @@ def map_scenes(
                 yield job, MapReport(*job, plan.height, plan.width, 0.0, plan.notes, skipped=True)
         if survey.open:
             yield from _map_open(request, survey, folder, digest, tell)
+
+
+def _with_registered_report(
+    request: PredictRequest, info: ModelInfo, tell: Callable[[str], None]
+) -> PredictRequest:
+    """Takes the report that was registered with a model where areas are counted and no other report is named."""
+    areas, model = request.options.areas, request.model
+    if areas is None or areas.report or not model.startswith(REGISTRY_SCHEMES):
+        return request
+    text = registered_report(model, tracking_uri=request.tracking_uri)
+    if text is None:
+        tell(
+            f"note: {model} was registered without an evaluation report, so areas are not adjusted for its errors; "
+            "name one with --evaluation-report"
+        )
+        return request
+    counts = parse_report(text, info.classes, where=f"evaluation report of {model}")
+    areas = replace(areas, tested=tuple(map(tuple, counts.tolist())))
+    return replace(request, options=replace(request.options, areas=areas))
 
 
 def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, digest: str) -> Survey:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,15 @@ from d2ls.errors import TrackingError
 from d2ls.scratch import scratch_folder
 from pipeline.registry.model_card import model_card, scores
 from pipeline.registry.model_files import bundle_digest, fetch_bundle, save_model
-from pipeline.registry.versions import CHALLENGER, CHAMPION, ModelVersion, by_version, search, set_alias
+from pipeline.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    REPORT_FILE,
+    ModelVersion,
+    by_version,
+    search,
+    set_alias,
+)
 from pipeline.tracking import Store, connection, mlflow_internals, run_tags, runs
 from pipeline.tracking.writer import PER_REQUEST, metric_name, now
 
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import Recipe
 
 BUNDLE_TAG = "bundle_digest"
+TEMPERATURE_TAG = "temperature"
 
 
 def register_checkpoint(
@@ -37,7 +47,8 @@ def register_checkpoint(
 ) -> ModelVersion:
     """Registers the model of a checkpoint as a new version and gives it the alias `challenger`.
 
-    The same weights of the same run are registered once: a second call returns the first version.
+    The same weights of the same run are registered once: a second call returns the first version, unless that has no
+    temperature and the evaluation brings one.
 
     Args:
         store: where the registry is.
@@ -45,7 +56,7 @@ def register_checkpoint(
         checkpoint_folder: folder or URI that holds `model.safetensors` and `model.json`.
         name: registered model; created if it is new.
         card: card of the shards it was trained on.
-        evaluation: evaluation on the test split, as plain values; logged with the model.
+        evaluation: evaluation on the test split, as plain values; logged with the model, which keeps its temperature.
         recipe: the resolved recipe of the run.
         step: optimizer step of the checkpoint, for the linked metrics.
 
@@ -58,13 +69,18 @@ def register_checkpoint(
         info = ModelInfo.from_json((bundle / INFO_FILE).read_text(encoding="utf-8"))
         _check_together(str(checkpoint_folder), info, card, evaluation, recipe)
         digest = bundle_digest(bundle)
+        temperature = (evaluation or {}).get("calibration", {}).get("temperature")
         for version in search(store, name):
-            if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id:
+            complete = temperature is None or TEMPERATURE_TAG in version.tags
+            if version.tags.get(BUNDLE_TAG) == digest and version.run_id == run_id and complete:
                 known = by_version(store, name, version.version)  # a search returns no aliases
                 if CHAMPION in known.aliases:
                     return known  # the champion is not also a challenger
                 set_alias(store, name, CHALLENGER, version.version)
                 return by_version(store, name, version.version)
+        if temperature is not None:
+            info = replace(info, temperature=temperature)
+            (bundle / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
         step = step or int(info.extra.get("step", 0))
         text = run_tags.short(model_card(info, card, recipe, evaluation, run_id))
         tags = _tags(info, card, recipe, evaluation, digest)
@@ -148,11 +164,7 @@ def _log_model(
                 "model_card": ("README.md", text),
                 "recipe": ("recipe.yaml", recipe.to_yaml()),
                 "dataset_card": ("card.json", card.to_json()),
-                **(
-                    {"evaluation": ("evaluation.json", json.dumps(evaluation, indent=2))}
-                    if evaluation
-                    else {}
-                ),
+                **({"evaluation": (REPORT_FILE, json.dumps(evaluation, indent=2))} if evaluation else {}),
             }
             for file, content in files.values():
                 Path(scratch, file).write_text(content, encoding="utf-8")
@@ -269,5 +281,6 @@ def _tags(
         "architecture": str(info.config.get("architecture", "d2ls")),
         "backbone": str(info.config.get("backbone", "")),
         "stages": str(info.config.get("stages", "-")),
+        **({} if info.temperature is None else {TEMPERATURE_TAG: f"{info.temperature:g}"}),
         **({"report_miou": f"{numbers['miou']:.4f}"} if "miou" in numbers else {}),
     }

@@ -62,6 +62,8 @@ def model_card(
             f"## Scores on `{recipe.roles.test}`",
             *_score_lines(numbers, scored),
             "",
+            _calibration(info, recipe, evaluation),
+            "",
             "## Limits",
             f"- learned at {resolution} through windows of {info.window} pixels; the network looks at its whole "
             "window, so other windows or resolutions change its answers",
@@ -99,6 +101,20 @@ def _score_lines(numbers: Mapping[str, float], scored: list[str]) -> list[str]:
             *(f"| {key} | {value:.4f} |" for key, value in by_class.items()),
         ]
     return lines
+
+
+def _calibration(info: ModelInfo, recipe: "Recipe", evaluation: Mapping[str, Any] | None) -> str:
+    """How far the probabilities can be trusted."""
+    if info.temperature is None:
+        return "Probabilities are those of the softmax; no temperature was fitted."
+    found = (evaluation or {}).get("calibration", {})
+    before, after = found.get("ece_at_temperature_1"), found.get("ece")
+    errors = (
+        f"; expected calibration error on `{recipe.roles.test}` {before:.4f} without it, {after:.4f} with it"
+        if before is not None and after is not None
+        else ""
+    )
+    return f"Probabilities are at temperature {info.temperature:g}, fitted on split `{recipe.roles.val}`{errors}."
 
 
 def _scenes(card: "DatasetCard") -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from d2ls.bundle import INFO_FILE
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 DECISIONS = "## Decisions"
+REPORT_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,25 @@ def recipe_of(store: Store, version: ModelVersion) -> "Recipe":
         file = _fetch(store, version.uri, _model_id(store, version.uri), "recipe.yaml", scratch)
         where = f"recipe.yaml of {version.uri}"
         return parse_recipe(read_yaml(file.read_text(encoding="utf-8"), where=where), where=where)
+
+
+def report_of(store: Store, model_uri: str) -> str | None:
+    """Returns the evaluation report that lies with the weights of a model, as JSON; None: registered without one.
+
+    Args:
+        store: where from.
+        model_uri: see `download`.
+
+    Raises:
+        TrackingError: no such model, or its files cannot be fetched.
+    """
+    model_id = _model_id(store, model_uri)
+    with connection.named(store.uri, model=model_uri):
+        files = store.client.list_logged_model_artifacts(model_id, "artifacts")
+    if not any(PurePosixPath(file.path).name == REPORT_FILE for file in files):
+        return None
+    with scratch_folder("report") as scratch:
+        return _fetch(store, model_uri, model_id, REPORT_FILE, scratch).read_text(encoding="utf-8")
 
 
 def _fetch(store: Store, model_uri: str, model_id: str, name: str, folder: Path | None) -> Path:

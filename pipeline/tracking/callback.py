@@ -108,6 +108,7 @@ class TrackingCallback(Callback):
         names = self.shards.card.classes.names
         scores = report.scores
         values = {"val/miou": scores.miou, "val/mf1": scores.mf1, "val/oa": scores.overall_accuracy}
+        values["val/ece"] = scores.ece
         values |= {f"val/iou/{name}": iou for name, iou in zip(names, scores.iou, strict=True)}
         values |= {f"epoch/{_loss(name)}": value for name, value in report.terms.items()}
         values |= {"epoch": float(report.epoch), "speed/evaluation_seconds": report.seconds}

@@ -177,9 +177,11 @@ def _final_name(sweep: Sweep, recipe: Recipe, best: Mapping[str, Any]) -> str:
 
 
 def evaluate(sweep: Sweep, recipe: Recipe, trained: TrainResult) -> Evaluation:
-    """Scores the trained network on the test split and prints the scores."""
+    """Fits the temperature on the val split, scores the trained network on the test split and prints the scores."""
     heading(sweep.console, f"evaluation on {recipe.roles.test!r}, which selected nothing")
-    evaluation = evaluate_recipe(recipe, trained.best_checkpoint, cluster=_scoring_cluster(sweep, recipe))
+    evaluation = evaluate_recipe(
+        recipe, trained.best_checkpoint, cluster=_scoring_cluster(sweep, recipe), calibrate=True
+    )
     evaluation = replace(evaluation, model=f"{trained.name}, epoch {trained.best_epoch}")
     report.show(sweep.console, [evaluation])
     return evaluation

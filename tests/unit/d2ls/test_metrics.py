@@ -1,4 +1,4 @@
-"""Confusion matrix and scores."""
+"""Confusion matrix, calibration and scores."""
 
 import math
 
@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from d2ls.errors import ConfigError, LabelError
-from d2ls.metrics import confusion_matrix, score
+from d2ls.metrics import (
+    BINS,
+    calibration_counts,
+    confusion_matrix,
+    expected_calibration_error,
+    score,
+    winning_class,
+)
 
 
 @pytest.fixture
@@ -75,3 +82,61 @@ def test_only_scored_classes_are_in_the_means():
     assert math.isnan(score(np.zeros((2, 2), np.int64)).miou)
     with pytest.raises(ConfigError, match="flags"):
         score(confusion, [True])
+
+
+@pytest.fixture
+def logits():
+    """Logits (6 5 16 12) of a network that is too sure, and labels that it often meets."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(6, 5, 16, 12, generator=generator)
+    drawn = torch.rand(6, 1, 16, 12, generator=generator)
+    labels = ((logits / 2).softmax(1).cumsum(1) < drawn).sum(1).clamp(max=4).to(torch.uint8)
+    labels[:, :3] = 255
+    return logits, labels
+
+
+def brute_force_error(logits, labels, temperature):
+    """Guo et al. (2017), equation 3, pixel by pixel."""
+    bins = [[] for _ in range(BINS)]
+    for pixel, label in zip(logits.movedim(1, -1).reshape(-1, 5).double(), labels.flatten(), strict=True):
+        if label != 255:
+            probabilities = (pixel / temperature).softmax(0)
+            confidence = probabilities.max().item()
+            place = next(b for b in range(BINS) if confidence <= (b + 1) / BINS + 1e-12)
+            bins[place].append((confidence, float(probabilities.argmax() == label)))
+    total = sum(map(len, bins))
+    means = [(len(found), *np.mean(found, axis=0)) for found in bins if found]
+    return sum(count / total * abs(accuracy - confidence) for count, confidence, accuracy in means)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_calibration_error_is_that_of_the_formula(logits, temperature):
+    scores, labels = logits
+    predictions, confidence = winning_class(scores, temperature)
+    assert torch.equal(predictions, scores.argmax(1))
+    counts = calibration_counts(confidence, predictions, labels).numpy()
+    wanted = brute_force_error(scores, labels, temperature)
+    assert 0.01 < wanted < 0.5
+    assert expected_calibration_error(counts) == pytest.approx(wanted, abs=1e-7)
+    assert score(np.eye(5), calibration=counts).ece == expected_calibration_error(counts)
+    assert counts[:, 0].sum() == (labels != 255).sum()
+
+
+def test_calibration_counts_of_any_parts_add_up_to_the_last_bit(logits):
+    scores, labels = logits
+    predictions, confidence = winning_class(scores)
+    whole = calibration_counts(confidence, predictions, labels)
+    order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(0))
+    flat = (confidence.flatten()[order], predictions.flatten()[order], labels.flatten()[order])
+    parts = zip(*(values.tensor_split([7, 8, 500]) for values in flat), strict=True)
+    assert torch.equal(sum(calibration_counts(*part) for part in parts), whole)
+
+
+def test_bins_hold_their_upper_edge_and_what_is_not_a_number_counts_as_zero():
+    confidence = torch.tensor([1 / BINS - 1e-6, 1 / BINS + 1e-6, 0.5, 1.0, math.nan])
+    counts = calibration_counts(
+        confidence, torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.uint8)
+    )
+    assert counts[:, 0].nonzero().flatten().tolist() == [0, 1, 7, 14]
+    assert counts[0].tolist() == [2, 2, round((1 / BINS - 1e-6) * 2**24)]
+    assert math.isnan(expected_calibration_error(np.zeros((BINS, 3), np.int64)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d2ls.labels import ClassTable
-from d2ls.metrics import score
+from d2ls.metrics import BINS, score
 from pipeline import figures
 
 CLASSES = ClassTable.create(
@@ -58,6 +58,15 @@ def test_confusion_and_bars_take_absent_classes() -> None:
     check(figures.confusion_figure(confusion, CLASSES))
     check(figures.class_bars(score(confusion, CLASSES.scored), CLASSES))
     check(figures.class_bars(score(np.zeros((3, 3), np.int64), CLASSES.scored), CLASSES))
+
+
+@pytest.mark.parametrize("temperature", [None, 1.7])
+def test_the_reliability_diagram_takes_empty_bins(temperature: float | None) -> None:
+    calibration = np.zeros((2, BINS, 3), np.int64)
+    check(figures.reliability_diagram(calibration, temperature))
+    calibration[:, 9] = 40, 20, 40 * round(0.63 * 2**24)
+    calibration[:, 14] = 90, 60, 90 * round(0.97 * 2**24)
+    check(figures.reliability_diagram(calibration, temperature))
 
 
 def test_distances_are_those_of_the_contrastive_term() -> None:

@@ -11,20 +11,30 @@ from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
-from d2ls.metrics import score
-from d2ls.models.saving import load_bundle
+from d2ls.metrics import BINS, expected_calibration_error, score
+from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
 from pipeline.evaluate import main
+from pipeline.evaluation.parts import SplitPart
 from pipeline.evaluation.published import published_table, published_tables
 from pipeline.evaluation.report import markdown
 from pipeline.evaluation.request import EvaluateRequest
 from pipeline.evaluation.result import Evaluation, bootstrap
-from pipeline.evaluation.run import SplitPart, count_part, evaluate
+from pipeline.evaluation.run import count_part, evaluate, evaluate_recipe
+from pipeline.evaluation.temperature import fit_temperature, sum_slopes
 from pipeline.models import load_model
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
+from tests.tracking_world import make_checkpoint, make_recipe
+from tests.tracking_world import make_shards as blobs
+
+BINS_OF_NOTHING = np.zeros((2, BINS, 3), np.int64)
+
+
+def counted(confusion) -> list[SampleCounts]:
+    return [SampleCounts("k", "s", confusion, BINS_OF_NOTHING)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,11 @@ def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int
     assert [entry.key for entry in merged] == [entry.key for entry in evaluation.samples]
     for one, two in zip(merged, evaluation.samples, strict=True):
         np.testing.assert_array_equal(one.confusion, two.confusion)
+        np.testing.assert_array_equal(one.calibration, two.calibration)
+    slopes = [
+        sum_slopes(predictor, replace(part, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
+    np.testing.assert_allclose(np.sum(slopes, axis=0), sum_slopes(predictor, part), rtol=1e-6)
 
 
 def test_large_samples_are_cut_into_windows_and_counted_once(tmp_path) -> None:
@@ -97,7 +112,7 @@ def test_a_model_for_other_classes_or_bands_is_refused(world, tmp_path) -> None:
 def test_convention_and_plain_differ_by_the_scored_classes() -> None:
     table = ClassTable.create(["a", "b", "c"], [(1, 1, 1), (2, 2, 2), (3, 3, 3)], [True, True, False])
     counts = np.array([[5, 1, 2], [0, 7, 1], [3, 0, 4]])
-    found = Evaluation("m", {}, "s", table, [SampleCounts("k", "s", counts)])
+    found = Evaluation("m", {}, "s", table, counted(counts))
     assert found.scores.miou == pytest.approx((5 / 11 + 7 / 9) / 2)
     assert found.plain.miou == pytest.approx((5 / 11 + 7 / 9 + 4 / 10) / 3)
     assert found.scores.overall_accuracy == found.plain.overall_accuracy == pytest.approx(16 / 23)
@@ -150,7 +165,7 @@ def test_published_figures_stand_apart(source: str) -> None:
     palette = [(i, i, i) for i in range(len(names))]
     counts = np.eye(len(names), dtype=np.int64)
     data = {"name": "my set", "source": source}
-    found = Evaluation("m", data, "val", ClassTable.create(names, palette), [SampleCounts("k", "s", counts)])
+    found = Evaluation("m", data, "val", ClassTable.create(names, palette), counted(counts))
     text = markdown([found])
     assert "Not measured here" in text
     assert all(len(row) == len(table.columns) for row in table.rows.values())
@@ -161,7 +176,7 @@ def test_published_rows_of_uavid_meet_our_class_order() -> None:
     names = ["building", "road", "tree", "lowveg", "movingcar", "staticcar", "human", "clutter"]
     counts = np.diag(np.arange(1, 9)) + np.eye(8, k=1, dtype=np.int64) * 3
     table = ClassTable.create(names, [(i, i, i) for i in range(8)])
-    found = Evaluation("m", {"source": "uavid"}, "val", table, [SampleCounts("k", "s", counts)])
+    found = Evaluation("m", {"source": "uavid"}, "val", table, counted(counts))
     line = next(line for line in markdown([found]).splitlines() if line.startswith("| Clutter |"))
     assert f"{100 * found.scores.iou[7]:.2f}" in line
 
@@ -169,7 +184,7 @@ def test_published_rows_of_uavid_meet_our_class_order() -> None:
 def test_a_class_that_never_comes_has_no_value(evaluation) -> None:
     counts = np.zeros((4, 4), np.int64)
     counts[0, 0] = 9
-    found = Evaluation("m", {}, "s", CLASSES, [SampleCounts("k", "s", counts)])
+    found = Evaluation("m", {}, "s", CLASSES, counted(counts))
     assert math.isnan(found.scores.iou[3])
     assert json.loads(found.to_json())["scores"]["iou"]["forest"] is None
     assert found.scores.miou == 1
@@ -181,7 +196,8 @@ def test_the_command_compares_models_and_writes_a_report(world, tmp_path, capsys
     assert main([model, other, "--shards", shards, "--split", "test", "--output", str(tmp_path / "out")]) == 0
     assert len(json.loads((tmp_path / "out" / "report.json").read_text())) == 2
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "confusion-1.png", "confusion-2.png", "report.json", "report.md", "samples-1.png", "samples-2.png",
+        "confusion-1.png", "confusion-2.png", "reliability-1.png", "reliability-2.png", "report.json", "report.md",
+        "samples-1.png", "samples-2.png",
     ]  # fmt: skip
     assert "by class" in capsys.readouterr().out
 
@@ -218,3 +234,51 @@ def test_everything_is_on_the_cpu_without_grad(world) -> None:
     labels = predictor.tensor_labels(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
     assert labels.shape == (1, 40, 40)
     assert not labels.requires_grad
+
+
+def test_a_temperature_changes_probabilities_alone(world, evaluation) -> None:
+    """And it is the one at which the labels are most likely, on the split that it was fitted on."""
+    request = EvaluateRequest(*world, "test", bootstrap=0)
+    temperature = fit_temperature(request)
+    assert temperature is not None
+    assert temperature != 1
+    tempered = evaluate(replace(request, temperature=temperature))
+    np.testing.assert_array_equal(tempered.confusion, evaluation.confusion)
+    assert tempered.uncalibrated_ece == evaluation.scores.ece
+    assert tempered.scores.ece < tempered.uncalibrated_ece
+    values = json.loads(tempered.to_json())
+    assert values["scores"]["ece"] == values["calibration"]["ece"] == tempered.scores.ece
+    assert values["calibration"]["ece_at_temperature_1"] == evaluation.scores.ece
+    assert sum(row[0] for row in values["calibration"]["bins"]) == values["labelled_pixels"]
+    text = markdown([tempered])
+    assert f"Temperatures: {temperature:g} ({world[0]})." in text
+    assert f"| {tempered.scores.ece:.4f} ({evaluation.scores.ece:.4f}) |" in text
+    assert "no temperature" not in text
+    assert markdown([evaluation]).count("has no temperature") == 1
+
+
+def test_a_bundle_with_a_temperature_is_scored_at_it(world, tmp_path, evaluation) -> None:
+    network, info = load_bundle(Path(world[0]))
+    save_bundle(tmp_path, network, replace(info, temperature=2.5))
+    found = evaluate(EvaluateRequest(str(tmp_path), world[1], "test", bootstrap=0))
+    assert found.temperature == 2.5
+    np.testing.assert_array_equal(found.calibration[0], evaluation.calibration[1])
+    assert found.scores.ece == expected_calibration_error(found.calibration[1]) != found.uncalibrated_ece
+
+
+def test_a_recipe_fits_the_temperature_on_val_and_scores_on_test(tmp_path, monkeypatch) -> None:
+    shards = blobs(tmp_path / "shards", side=32)
+    recipe = make_recipe(shards, **{"model.backbone": "test_convnext", "evaluate.bootstrap": 0})
+    model = str(make_checkpoint(tmp_path / "model", shards, recipe))
+    opened, real = [], SplitPart.batches
+
+    def batches(part, on_progress=None):
+        opened.append(part.split)
+        return real(part, on_progress)
+
+    monkeypatch.setattr(SplitPart, "batches", batches)
+    found = evaluate_recipe(recipe, model, calibrate=True)
+    assert opened == ["val", "test"]
+    val = EvaluateRequest(model, shards.uri, "val")
+    assert found.temperature == fit_temperature(val)
+    assert evaluate_recipe(recipe, model).temperature is None
