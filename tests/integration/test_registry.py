@@ -129,8 +129,8 @@ def test_temperature_and_report_lie_with_the_model_and_make_a_version_of_one_wit
         world.checkpoint / "model.safetensors"
     ).read_bytes()
     assert read_info(bundle) == replace(read_info(world.checkpoint), temperature=1.5)
-    for name in (version.uri, f"runs:/{run}"):
-        assert json.loads(versions.report_of(world.store, name) or "") == CALIBRATED
+    assert json.loads(versions.report_of(world.store, version.uri) or "") == CALIBRATED
+    assert json.loads(versions.report_of(world.store, f"runs:/{world.run_id}") or "") == EVALUATION
     with pytest.raises(TrackingError, match="models: "):
         versions.report_of(world.store, "models:/d2ls-unknown/1")
 
