@@ -1,7 +1,7 @@
 """Checks over the scenes of a whole data set: splits and roles, band names, pixel types, no scene in two splits."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from sharding.raster.bands import band_text, contradiction
 from sharding.raster.base import INTEGER_TYPES
 from sharding.sources.base import Scene, Source, nearest
 from sharding.spec import ShardSpec
+from sharding.tiling import Tiling
 
 
 def split_problems(spec: ShardSpec, splits: set[str]) -> list[str]:
@@ -83,6 +84,24 @@ def nodata_problems(nodata: float | None, dtype: str) -> list[str]:
     return [
         f"data.custom.nodata: {nodata:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
     ]
+
+
+def padding_warnings(scenes: Sequence[ScannedScene], tilings: Mapping[str, Tiling]) -> list[str]:
+    """Lists the splits whose tiles would be mostly padding, because their images are smaller than a tile."""
+    warnings = []
+    for split, tiling in tilings.items():
+        places = [item.scene.region or item.info for item in scenes if item.scene.split == split]
+        sizes = [(place.height, place.width) for place in places]
+        if tiling.size is None or not sizes:
+            continue
+        filled = np.minimum(sizes, tiling.size).prod(axis=1).mean() / tiling.size**2
+        if filled < 0.5:
+            height, width = np.median(sizes, axis=0).astype(int)
+            warnings.append(
+                f"split {split}: tiles have {tiling.size} x {tiling.size} pixels, images about {height} x {width}: "
+                f"{1 - filled:.0%} of the tiles is padding. Lower the size in data.tiling"
+            )
+    return warnings
 
 
 def check_scene_splits(scenes: Sequence[ScannedScene], source: Source, problems: list[str]) -> str:

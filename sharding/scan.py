@@ -12,6 +12,7 @@ from sharding.consistency import (
     check_scene_splits,
     common_dtype,
     nodata_problems,
+    padding_warnings,
     role_problems,
     split_problems,
 )
@@ -133,6 +134,7 @@ def scan(spec: ShardSpec) -> Scan:
         spec.codec.check(len(indices), dtype)
     problems += nodata_problems(source.reading.nodata, dtype)
     scale = find_scale(spec, bands, dtype, scanned, problems)
+    tilings = {item.scene.split: spec.tiling_of(item.scene.split, source) for item in scanned}
     return Scan(
         classes=source.classes,
         codes=codes,
@@ -142,7 +144,7 @@ def scan(spec: ShardSpec) -> Scan:
         dtype=dtype,
         max_value=full_scale(spec, dtype),
         scale=scale,
-        tilings={item.scene.split: spec.tiling_of(item.scene.split, source) for item in scanned},
+        tilings=tilings,
         scenes=tuple(scanned),
         unlabelled=dict(hidden),
         scene_check=scene_check,
@@ -153,7 +155,7 @@ def scan(spec: ShardSpec) -> Scan:
         custom_classes=custom,
         left_out=(*source.left_out, *_left_out(spec, all_scenes)),
         notes=(*source.notes, *headers.notes),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *padding_warnings(scanned, tilings)),
         problems=tuple(problems),
     )
 

@@ -1,5 +1,6 @@
 """What `python -m pipeline.shard` prints: progress, tables, problems."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from sharding.make import Progress
     from sharding.raster import RasterInfo
     from sharding.validate import Validation
+
+PLACES = re.compile(r" in \d+ pixels, first at row \d+ column \d+")
+"""Of unknown labels: counts and places, as `d2ls.labels` writes them."""
 
 SHOWN_VALUES = 3
 """Values in a cell of the table of `--check`; the rest is counted."""
@@ -116,10 +120,14 @@ def print_validation(validation: "Validation", root: str) -> None:
 
 
 def merge_alike(lines: Iterable[str]) -> list[str]:
-    """Of lines `file: text` with the same text, returns the first and the number of the others."""
+    """Of lines `file: text` with the same text, returns the first and the number of the others.
+
+    Counts and places of unknown labels differ from file to file; they are not compared.
+    """
     groups: dict[str, list[str]] = {}
     for line in lines:
-        groups.setdefault(line.partition(": ")[2] or line, []).append(line)
+        text = PLACES.sub("", line.partition(": ")[2] or line)
+        groups.setdefault(text, []).append(line)
     return [
         group[0]
         if len(group) == 1
@@ -191,5 +199,6 @@ def print_batches(path: Path, count: int, recipe: "Recipe") -> None:
     """Prints what the picture of batches shows."""
     from rich.console import Console
 
-    what = f"the first {count} batches of {recipe.train.global_batch_size}, split {recipe.roles.train}"
+    batches = f"the first {count} batches" if count > 1 else "the first batch"
+    what = f"{batches} of {recipe.train.global_batch_size}, split {recipe.roles.train}"
     Console().print(f"{path}: {what}, epoch 0, seed {recipe.seed}", soft_wrap=True, highlight=False)

@@ -7,6 +7,7 @@ import sharding.validate
 from d2ls.errors import DataError
 from sharding.scan import scan
 from sharding.sources.custom_spec import CustomClass
+from sharding.tiling import Tiling
 from sharding.validate import LabelCounts, require_labels, validate
 from tests.sharding_world import BLUE, GREY, RED, build, custom_spec, make, spec
 from tests.trees import save, texture
@@ -98,6 +99,15 @@ def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     assert len(found.warnings) == len(warnings)
     for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):
         assert text.startswith(expected)
+
+
+def test_tiles_that_are_mostly_padding_are_a_warning(tmp_path):
+    build(tmp_path, size=(40, 50))
+    tiling = {"train": Tiling(128), "val": Tiling(48), "default": Tiling(None)}
+    assert scan(spec(tmp_path, "out", tiling=tiling)).warnings == (
+        "split train: tiles have 128 x 128 pixels, images about 40 x 50: 88% of the tiles is padding. "
+        "Lower the size in data.tiling",
+    )
 
 
 def test_a_class_without_a_pixel_in_a_split_stands_in_the_card(tmp_path):

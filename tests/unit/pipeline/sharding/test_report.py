@@ -69,8 +69,10 @@ def test_problems_stand_below_the_table(tmp_path, capsys):
 
 def test_one_problem_of_many_files_is_told_once_with_paths_below_the_root(tmp_path, capsys, monkeypatch):
     build(tmp_path / "raw", scenes="abcd")
-    for path in (tmp_path / "raw").glob("?/lab/*.png"):
-        save(path, np.full((40, 50, 3), (1, 2, 3), np.uint8))
+    for number, path in enumerate(sorted((tmp_path / "raw").glob("?/lab/*.png"))):
+        labels = np.full((40, 50, 3), (1, 2, 3), np.uint8)
+        labels[:number] = (255, 0, 0)
+        save(path, labels)
     monkeypatch.chdir(tmp_path)
     status, shown = run_check(tmp_path.relative_to(tmp_path), capsys)
     assert status == 1
