@@ -1,6 +1,6 @@
 """One flat builder: from plain values to a network."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -10,13 +10,14 @@ from d2ls.models.attention import Route, cheaper_route
 from d2ls.models.backbone import Backbone
 from d2ls.models.baselines import Baseline, build_baseline, check_library
 from d2ls.models.d2ls import D2LS, DictionaryHead, PlainHead
-from d2ls.models.decoder import Decoder, PlainDecoder
+from d2ls.models.decoder import Decoder, PlainDecoder, equalize_sub_pixels
 from d2ls.models.dictionary import DynamicDictionary, Modulator, StaticDictionary
 from d2ls.models.interactor import FourierPosition, Interactor
 from d2ls.models.normalization import Normalization, backbone_normalization
 from d2ls.models.weights import load_backbone
 
 DictionaryKind = Literal["dynamic", "static", "none"]
+UpsamplingInit = Literal["published", "icnr"]
 MOST_STAGES = 6
 
 
@@ -38,6 +39,7 @@ def build_model(
     static_branch: bool = True,
     freeze_backbone: bool = False,
     drop_path: float = 0.0,
+    upsampling_init: UpsamplingInit = "published",
     normalization: dict[str, Any] | None = None,
     route: Route | None = None,
 ) -> D2LS | Baseline:
@@ -62,6 +64,8 @@ def build_model(
             there is none unless the dictionary is dynamic.
         freeze_backbone: keep the backbone as it is: no gradient, and evaluation mode.
         drop_path: stochastic depth rate of the backbone.
+        upsampling_init: initial weights of D2LS before its pixel shuffles: published (independent), or icnr (the
+            sub-pixels of a pixel start equal, see `equalize_sub_pixels`).
         normalization: values of `Normalization.to_json`; None: the backbone's own for three bands, and mean 0, std 1
             for other counts.
         route: how the attentions are computed; None: the cheaper one for this many classes.
@@ -71,6 +75,8 @@ def build_model(
         WeightsError: the weight file does not fit.
     """
     _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights)
+    if upsampling_init not in get_args(UpsamplingInit):
+        raise ConfigError(f"upsampling_init is {upsampling_init!r}; allowed are published, icnr")
     if architecture != "d2ls":
         check_library(architecture)
     encoder = Backbone(
@@ -108,7 +114,19 @@ def build_model(
             decoder=Decoder(embed_dim),
             static_branch=static_branch,
         )
-    return D2LS(encoder, fuse, head, normalization=normalize, config=config)
+    network = D2LS(encoder, fuse, head, normalization=normalize, config=config)
+    if upsampling_init == "icnr":
+        for layer in _layers_before_upsampling(network):
+            equalize_sub_pixels(layer)
+    return network
+
+
+def _layers_before_upsampling(network: D2LS) -> list[nn.Linear]:
+    """Returns the layers whose outputs are summed to E; a norm over all of its channels keeps equal ones equal."""
+    fuse, head = network.aggregator, network.head
+    stages: Any = head.interactor.stages if isinstance(head, DictionaryHead) else ()
+    first: Any = fuse.mix if isinstance(fuse, Aggregator) else fuse.projection
+    return [first, *(stage.read_dictionary.out for stage in stages)]
 
 
 def _normalization(backbone: str, bands: int, values: dict[str, Any] | None) -> Normalization:

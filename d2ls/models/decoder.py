@@ -1,8 +1,12 @@
 """From refined pixel features and class vectors to logits at input resolution."""
 
+import torch
 from torch import Tensor, nn
 
 from d2ls.models import pixel_ops
+
+SUB_PIXELS = 16
+"""Consecutive channels of E that the two pixel shuffles turn into the 4 x 4 sub-pixels of one pixel."""
 
 
 class Upsampler(nn.Module):
@@ -65,3 +69,19 @@ class PlainDecoder(nn.Module):
         """Computes logits (B K 4*height 4*width) from pixel features (B N C)."""
         vectors = self.classify.weight.expand(len(features), -1, -1)
         return self.upsampler(features, vectors, size) + self.classify.bias[:, None, None]
+
+
+@torch.no_grad()
+def equalize_sub_pixels(layer: nn.Linear) -> None:
+    """Gives the 16 sub-pixels of a pixel equal weights: each row that writes E becomes the first of its 16.
+
+    Where this is done to all layers that write E, the logits of an untrained network are constant over 4 x 4 pixels.
+    Source: ICNR, Aitken et al. 2017 (arXiv 1707.02937).
+
+    Args:
+        layer: writes E or is added to it; C outputs in the order of `pixel_ops.upsample`.
+    """
+    for values in (layer.weight, layer.bias):
+        if values is not None:
+            blocks = values.unflatten(0, (-1, SUB_PIXELS))
+            blocks.copy_(blocks[:, :1].clone().expand_as(blocks))

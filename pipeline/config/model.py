@@ -12,6 +12,7 @@ Architecture = Literal["d2ls", "unet", "unetplusplus", "manet", "linknet", "fpn"
 NEEDS: dict[str, tuple[str, tuple[Scalar, ...]]] = {
     "model.dictionary": ("model.architecture", ("d2ls",)),
     "model.aggregator": ("model.architecture", ("d2ls",)),
+    "model.upsampling_init": ("model.architecture", ("d2ls",)),
     "model.stages": ("model.dictionary", ("dynamic", "static")),
     "model.static_branch": ("model.dictionary", ("dynamic",)),
     "loss.static_weight": ("model.static_branch", (True,)),
@@ -67,6 +68,9 @@ class ModelConfig(Section):
     """Train the head alone."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the backbone."""
+    upsampling_init: Literal["published", "icnr"] = "published"
+    """Initial weights before the pixel shuffles of D2LS: `published`, independent; `icnr`: the 4 x 4 sub-pixels of a
+    pixel start equal. Without effect on weights that `init` brings."""
 
 
 class LossConfig(Section):

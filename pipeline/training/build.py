@@ -69,6 +69,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> D2LS | Baseli
         static_branch=model.static_branch,
         freeze_backbone=model.freeze_backbone,
         drop_path=model.drop_path,
+        upsampling_init=model.upsampling_init,
         normalization=Normalization(card.mean, card.std, card.max_value, card.scale).to_json()
         if own_statistics
         else None,

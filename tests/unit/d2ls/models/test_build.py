@@ -122,6 +122,22 @@ def test_frozen_backbone_stays_in_evaluation_mode():
     assert not any(module.training for module in model.backbone.modules())
 
 
+@pytest.mark.parametrize(
+    "switch", [{}, {"stages": 0}, {"dictionary": "none"}, {"aggregator": False}], ids=str
+)
+def test_icnr_lets_the_sub_pixels_of_a_pixel_start_equal(switch):
+    torch.manual_seed(0)
+    x = images(1, size=(64, 96))
+    logits = {}
+    for init in ("published", "icnr"):
+        with torch.no_grad():
+            logits[init] = build_model(**{**TINY, **switch}, upsampling_init=init).eval()(x).logits
+    blocks = {init: value.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4) for init, value in logits.items()}
+    assert blocks["icnr"].std(-1).max() < 1e-5
+    assert blocks["published"].std(-1).min() > 1e-3
+    assert blocks["icnr"].mean(-1).std() > 1e-3
+
+
 def test_bf16_autocast_is_close():
     torch.manual_seed(0)
     model = build_model(**TINY).train()
@@ -147,6 +163,7 @@ def test_cheaper_route_is_absorbed_for_few_classes():
         ({"num_classes": 1}, "2 classes"),
         ({"dictionary": "magic"}, "dynamic, static, none"),
         ({"candidates": 1}, "candidates"),
+        ({"upsampling_init": "zeros"}, "published, icnr"),
         ({"embed_dim": 100}, "multiple"),
         ({"pretrained": True, "weights": "a.pth"}, "both"),
         ({"bands": 2, "normalization": {"mean": [0.0], "std": [1.0]}}, "bands"),
