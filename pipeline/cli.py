@@ -37,8 +37,12 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"{option} is now {new}")
         options = self.parse_intermixed_args(args, namespace)
         default, recipe = self.get_default("recipe"), getattr(options, "recipe", None)
-        if default and recipe and "=" in recipe and not Path(recipe).is_file():
+        if default and recipe and ("=" in recipe or recipe[0] == "@") and not Path(recipe).is_file():
             options.recipe, options.overrides = default, [recipe, *options.overrides]
+        if any(override.startswith("@") for override in getattr(options, "overrides", None) or ()):
+            from pipeline.config.recipe import expand_files
+
+            options.overrides = expand_files(options.overrides)
         return options
 
 
@@ -72,7 +76,7 @@ def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None
         "overrides",
         nargs="*",
         metavar="key.sub=value",
-        help="change any key of the recipe, e.g. train.epochs=10 (values are YAML)",
+        help="change any key of the recipe, e.g. train.epochs=10 (values are YAML); @FILE sets all keys in a YAML file",
     )
     recipe.completer, overrides.completer = _complete_recipe, _complete_key
 

@@ -1,6 +1,7 @@
-"""The encoder: any timm backbone that gives four maps at strides 4, 8, 16 and 32."""
+"""The encoder: any timm backbone that gives four maps at strides 4, 8, 16 and 32, or a plain vision transformer."""
 
 import difflib
+import functools
 import inspect
 import sys
 from collections.abc import Sequence
@@ -8,9 +9,12 @@ from typing import Any, Self
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls.errors import ConfigError, WeightsError
+from d2ls.models import feature_pyramid
+from d2ls.models.feature_pyramid import SimpleFeaturePyramid
 
 STRIDES = (4, 8, 16, 32)
 
@@ -18,16 +22,22 @@ STRIDES = (4, 8, 16, 32)
 class Backbone(nn.Module):
     """Wraps a timm backbone: four maps, channels first, channels and strides as timm describes them.
 
+    A plain vision transformer (timm's `VisionTransformer` and `Eva`: DINOv2, DINOv3, EVA-02, DeiT, CLIP) has one map
+    instead. Its last one, behind its closing norm, goes through a `SimpleFeaturePyramid`, which starts from random
+    weights and is trained like the head. Images are padded with zeros to multiples of the patch, timm interpolates
+    position embeddings to the size, and a map at another stride than 16 is resized bilinearly to that one.
+
     Args:
         name: timm's name, with or without a weight tag (`convnext_base.fb_in1k`).
         bands: channels of the input image.
         pretrained: take timm's weights; this may download.
         drop_path: stochastic depth rate, for the architectures that have it.
-        freeze: no gradient, and evaluation mode always.
+        freeze: no gradient to timm's network, and evaluation mode always.
 
     Attributes:
         channels: channels of the four maps, shallowest first.
-        strides: strides of all maps of the trunk, shallowest first, among them the four.
+        strides: strides of all maps that timm gives, shallowest first, among them the four.
+        multiple: number that height and width of the images must be a multiple of.
 
     Raises:
         ConfigError: unknown name (near ones are listed), or no four maps at these strides.
@@ -44,51 +54,89 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.bands = name, bands
-        self.trunk = _create(name, bands=bands, pretrained=pretrained, drop_path=drop_path)
+        self.patch = _patch(name)
+        self.trunk = _create(
+            name, bands=bands, pretrained=pretrained, drop_path=drop_path, plain=self.patch is not None
+        )
+        self.neck: SimpleFeaturePyramid | None = None
+        self.channels_last = False
+        if self.patch is None:
+            self._describe_maps()
+        else:
+            self.neck = SimpleFeaturePyramid(self.trunk.embed_dim)
+            self.strides, self.channels, self.multiple = STRIDES, self.neck.channels, STRIDES[-1]
+        self.levels = tuple(self.strides.index(stride) for stride in STRIDES)
+        self.frozen = freeze
+        if freeze:
+            self.trunk.requires_grad_(False).eval()
+
+    def _describe_maps(self) -> None:
+        """Takes strides and channels from timm's description of the trunk."""
         self.strides = tuple(self.trunk.feature_info.reduction())
         if not set(STRIDES) <= set(self.strides):
             raise ConfigError(
-                f"backbone {name!r} gives maps at strides {list(self.strides)}; {list(STRIDES)} are needed"
+                f"backbone {self.name!r} gives maps at strides {list(self.strides)}; {list(STRIDES)} are needed, or a "
+                "transformer of timm's classes VisionTransformer and Eva"
             )
-        self.levels = tuple(self.strides.index(stride) for stride in STRIDES)
-        self.channels = tuple(self.trunk.feature_info.channels()[level] for level in self.levels)
+        self.channels = tuple(map(self.width_at, STRIDES))
         self.channels_last = "NHWC" in str(getattr(self.trunk, "output_fmt", ""))
-        self.frozen = freeze
-        if freeze:
-            self.requires_grad_(False).eval()
+        self.multiple = STRIDES[0]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, *, from_stride_2: bool = False) -> list[Tensor]:
         """Computes the maps.
 
         Args:
-            images: B bands H W, float, normalised; H and W multiples of 4.
+            images: B bands H W, float, normalised; H and W multiples of `multiple`.
+            from_stride_2: begin with the map at stride 2, where there is one.
 
         Returns:
             F1..F4, B C_i H_i W_i, strides 4, 8, 16, 32, shallowest first.
         """
         maps = self._maps(images)
+        if from_stride_2 and 2 in self.strides:
+            return [maps[self.strides.index(2)], *(maps[level] for level in self.levels)]
         return [maps[level] for level in self.levels]
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Computes the four maps, and before them the one at stride 2 where the trunk has it."""
-        maps = self._maps(images)
-        return [
-            features for features, stride in zip(maps, self.strides, strict=True) if stride in (2, *STRIDES)
-        ]
+    def width_at(self, stride: int) -> int:
+        """Returns the channels of timm's map at one of `strides`."""
+        width: int = self.trunk.feature_info.channels()[self.strides.index(stride)]
+        return width
 
     def classifier(self) -> Any:
         """Returns the classifier network that the trunk is a part of, without memory for its weights."""
-        with torch.device("meta"):
-            return timm.create_model(self.name, in_chans=self.bands)
+        return _described(self.name, self.bands)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
+        if self.neck is not None and self.patch is not None:
+            return self.neck(_at_stride_16(self._last_map(images, self.patch), self.patch, images))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.trunk(images)
         return [features.permute(0, 3, 1, 2) for features in maps] if self.channels_last else list(maps)
 
+    def _last_map(self, images: Tensor, patch: int) -> Tensor:
+        """Computes the closing map of a transformer, B C ceil(H/patch) ceil(W/patch)."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % patch, 0, -height % patch))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            (features,) = self.trunk.forward_intermediates(
+                padded, indices=1, norm=True, intermediates_only=True
+            )
+        return features
+
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode; a frozen backbone stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
+        """Sets the mode; timm's network stays in evaluation mode where it is frozen."""
+        super().train(mode)
+        self.trunk.train(mode and not self.frozen)
+        return self
+
+
+def _at_stride_16(features: Tensor, patch: int, images: Tensor) -> Tensor:
+    """Resizes a map of patches, which may reach beyond the images, to one value each 16 x 16 pixels of the images."""
+    if patch == feature_pyramid.STRIDE:
+        return features
+    height, width = (side // feature_pyramid.STRIDE for side in images.shape[-2:])
+    resized = F.interpolate(features, scale_factor=patch / feature_pyramid.STRIDE, mode="bilinear")
+    return resized[..., :height, :width]
 
 
 def flat_name(name: str) -> str:
@@ -96,18 +144,17 @@ def flat_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any:
+def _create(name: str, *, bands: int, pretrained: bool, drop_path: float, plain: bool) -> Any:
     architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        raise ConfigError(
-            f"timm has no backbone {architecture!r}; similar names: {', '.join(near) or 'none'}"
-        )
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    if _accepts(architecture, "strict_img_size"):
-        options["strict_img_size"] = False
+    if plain:
+        options |= {"dynamic_img_size": True, "num_classes": 0}
+    else:
+        options["features_only"] = True
+        if _accepts(architecture, "strict_img_size"):
+            options["strict_img_size"] = False
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=bands, **options)
+        network: Any = timm.create_model(name, pretrained=pretrained, in_chans=bands, **options)
     except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:8]) or "none"
         raise ConfigError(
@@ -119,6 +166,36 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float) -> Any
             "once, name a file in model.weights with model.pretrained=false, or train from scratch with "
             "model.pretrained=false"
         ) from error
+    if plain:  # what only a classifier uses would have no gradient
+        network.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    return network
+
+
+def _patch(name: str) -> int | None:
+    """Returns the patch size of a plain transformer, None for any other network.
+
+    Raises:
+        ConfigError: timm has no such network.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        raise ConfigError(
+            f"timm has no backbone {architecture!r}; similar names: {', '.join(near) or 'none'}"
+        )
+    network = _described(architecture)
+    strides = {
+        entry["reduction"] for entry in getattr(network, "feature_info", ()) if isinstance(entry, dict)
+    }
+    any_size = "dynamic_img_size" in inspect.signature(type(network)).parameters
+    return strides.pop() if len(strides) == 1 and any_size else None
+
+
+@functools.lru_cache(maxsize=8)
+def _described(name: str, bands: int = 3) -> Any:
+    """Returns timm's classifier of this name without memory for its weights; not to be changed."""
+    with torch.device("meta"):
+        return timm.create_model(name, in_chans=bands)
 
 
 def _accepts(architecture: str, option: str) -> bool:

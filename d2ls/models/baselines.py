@@ -19,6 +19,8 @@ BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segf
 
 LIBRARY = "segmentation_models_pytorch"
 DEEPEST_STRIDE = 32
+WIDTHS = "d2ls-widths"
+"""Name by which the library finds the encoder that only describes the maps."""
 
 
 class Baseline(nn.Module):
@@ -59,7 +61,7 @@ class Baseline(nn.Module):
         """
         height, width = images.shape[-2:]
         padded = pad(self.normalization(images), DEEPEST_STRIDE)
-        maps = self.backbone.pyramid(padded)
+        maps = self.backbone(padded, from_stride_2=True)
         if 2 not in self.backbone.strides:  # these decoders expect a map there, if only one without channels
             half = [side // 2 for side in padded.shape[-2:]]
             maps = [padded.new_empty(len(padded), 0, *half), *maps]
@@ -89,9 +91,11 @@ def build_baseline(
     check_library(architecture)
     import segmentation_models_pytorch as smp
 
-    encoder = f"tu-{backbone.name.split('.')[0]}"
-    try:  # the decoder gets its widths from the encoder that is built with it, which is dropped
-        whole = smp.create_model(architecture, encoder, None, backbone.bands, num_classes)
+    at_stride_2 = backbone.width_at(2) if 2 in backbone.strides else 0
+    widths = [backbone.bands, at_stride_2, *backbone.channels]
+    smp.encoders.encoders[WIDTHS] = {"encoder": _Widths, "params": {"out_channels": widths}}
+    try:
+        whole = smp.create_model(architecture, WIDTHS, None, backbone.bands, num_classes)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"architecture {architecture!r} cannot be built behind backbone {backbone.name!r}: {error}"
@@ -99,6 +103,19 @@ def build_baseline(
     return Baseline(
         backbone, whole.decoder, whole.segmentation_head, normalization=normalization, config=config
     )
+
+
+class _Widths(nn.Module):
+    """Stands in for an encoder of the library while a decoder is built: the channels of the maps, and no weights."""
+
+    output_stride = DEEPEST_STRIDE
+
+    def __init__(self, out_channels: list[int], **_: Any) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def set_in_channels(self, *_: Any, **__: Any) -> None:
+        """Does nothing: `out_channels` begins with the bands already."""
 
 
 def check_library(architecture: str) -> None:

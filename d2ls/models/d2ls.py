@@ -12,7 +12,6 @@ from d2ls.models.dictionary import DynamicDictionary, Modulator, StaticDictionar
 from d2ls.models.interactor import FourierPosition, Interactor
 from d2ls.models.normalization import Normalization
 
-PATCH = 4
 SMALLEST = 32
 
 
@@ -141,7 +140,8 @@ class D2LS(nn.Module):
 
         Args:
             images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
-                padded with zeros at the lower and right edge to a multiple of 4, at least 32, and the logits cropped.
+                padded with zeros at the lower and right edge to a multiple of 4 (32 behind a plain transformer), at
+                least 32, and the logits cropped.
             auxiliary: whether the static branch is computed; None: in training only. Without effect where the
                 network has no such branch.
 
@@ -149,14 +149,14 @@ class D2LS(nn.Module):
             The output, logits B K H W.
         """
         height, width = images.shape[-2:]
-        maps = self.backbone(pad(self.normalization(images)))
+        maps = self.backbone(pad(self.normalization(images), self.backbone.multiple))
         fused = self.aggregator(maps)
         output: D2LSOutput = self.head(fused, maps[-1], self.training if auxiliary is None else auxiliary)
         return crop(output, height, width)
 
 
-def pad(images: Tensor, multiple: int = PATCH) -> Tensor:
-    """Pads with zeros at the lower and right edge to multiples of 4 (or another number), and to 32 at least."""
+def pad(images: Tensor, multiple: int) -> Tensor:
+    """Pads with zeros at the lower and right edge to multiples of a number, and to 32 at least."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, _padded(width, multiple) - width, 0, _padded(height, multiple) - height))
 

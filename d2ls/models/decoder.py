@@ -83,5 +83,5 @@ def equalize_sub_pixels(layer: nn.Linear) -> None:
     """
     for values in (layer.weight, layer.bias):
         if values is not None:
-            blocks = values.unflatten(0, (-1, SUB_PIXELS))
+            blocks = values.view(-1, SUB_PIXELS, *values.shape[1:])
             blocks.copy_(blocks[:, :1].clone().expand_as(blocks))

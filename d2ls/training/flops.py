@@ -82,12 +82,12 @@ def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
 
 
 def _without_backward(network: nn.Module, counter: FlopCounterMode) -> float:
-    """Returns the forward FLOPs of a frozen backbone: it comes first, so that nothing flows back through it."""
+    """Returns the forward FLOPs of a frozen trunk: it comes first, so that nothing flows back through it."""
     backbone = getattr(network, "backbone", None)
-    if backbone is None or any(parameter.requires_grad for parameter in backbone.parameters()):
+    if backbone is None or any(parameter.requires_grad for parameter in backbone.trunk.parameters()):
         return 0.0
-    counts = counter.get_flop_counts()[f"{type(network).__name__}.backbone"]
-    return float(sum(counts.values()))
+    counts, name = counter.get_flop_counts(), f"{type(network).__name__}.backbone"
+    return float(sum(counts[name].values()) - sum(counts.get(f"{name}.neck", {}).values()))
 
 
 def peak_tflops(name: str, precision: Precision) -> float | None:

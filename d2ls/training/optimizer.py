@@ -107,7 +107,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         scale = 1.0
-        if name.startswith("backbone."):
+        if name.startswith("backbone.trunk."):
             scale = backbone_lr_factor * layer_decay ** (deepest - depths.get(name, deepest))
         by_scale.setdefault(scale, []).append(parameter)
     return [{"params": by_scale[scale], "lr_scale": scale} for scale in sorted(by_scale, reverse=True)]

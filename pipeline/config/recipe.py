@@ -211,13 +211,13 @@ def parse_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Sets `key.sub=value` strings in nested plain values, in their order; returns a new dictionary.
 
-    The value is YAML, or `@file.yaml`: what stands in that file.
+    The value is YAML, or `@file.yaml`: what stands in that file. `@file.yaml` alone sets every key of that file.
 
     Raises:
         ConfigError: no `=`, a value that is not YAML, or no such file.
     """
     result = dict(values)
-    for override in overrides:
+    for override in expand_files(overrides):
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
@@ -228,6 +228,37 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         value = read_yaml(text, where=f"override {override!r}")
         result = set_keys(result, {key.strip(): value})
     return result
+
+
+def expand_files(overrides: Iterable[str]) -> list[str]:
+    """Replaces each `@file.yaml` among `key.sub=value` strings by one such string for every value in that file.
+
+    Raises:
+        ConfigError: no such file, or it holds no mapping.
+    """
+    expanded = []
+    for override in overrides:
+        if not override.startswith("@"):
+            expanded.append(override)
+            continue
+        try:
+            text = _value_file(override[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
+        values = read_yaml(text, where=f"override {override!r}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: the file holds no mapping of keys to values")
+        expanded += [f"{key}={json.dumps(value)}" for key, value in _leaves(values)]
+    return expanded
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Returns dotted keys and values of nested mappings; lists are values."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _value_file(name: str) -> Path:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import timm
 
 from d2ls.errors import ConfigError
 from d2ls.models import BASELINES
@@ -92,6 +93,33 @@ def test_every_search_that_ships_fits_every_recipe(file: Path):
         recipe = load_recipe(name, [f"sweep=@{file}"])
         assert len(configurations(recipe)) > 1
         assert swept_in_vain(recipe) == []
+
+
+def test_a_file_of_overrides_sets_its_keys_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "more.yaml"
+    file.write_text("model: {stages: 2, backbone: 'on'}\ntrain: {optimizer: {lr: 1.0e-3}}\n")
+    recipe = parse("model.stages=4", "model.drop_path=0.2", f"@{file}", "train.optimizer.lr=2e-3")
+    assert (recipe.model.stages, recipe.model.drop_path, recipe.model.backbone) == (2, 0.2, "on")
+    assert recipe.train.optimizer.lr == pytest.approx(2e-3)
+    arguments = cli.parser("pipeline.sweep", "", "")
+    cli.add_recipe(arguments, default="demo")
+    given = arguments.parse_args([f"@{file}", "seed=1"])
+    assert given.recipe == "demo"
+    assert given.overrides[0] == "model.stages=2"
+    assert given.overrides[-1] == "seed=1"
+    with pytest.raises(ConfigError, match=r"'@nowhere\.yaml'.*cannot be read"):
+        parse("@nowhere.yaml")
+    file.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="no mapping"):
+        parse(f"@{file}")
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "encoders").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_encoder_that_ships_fits_every_recipe(file: Path):
+    for name in recipe_names():
+        recipe = load_recipe(name, [f"@recipes/encoders/{file.name}"])
+        assert recipe.model.backbone in timm.list_pretrained()
+        assert recipe.without_effect(["model.drop_path", "train.optimizer.layer_decay"]) == []
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train.epochs={"])

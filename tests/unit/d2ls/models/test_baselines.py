@@ -23,7 +23,12 @@ def images(batch=2, bands=3, size=(64, 96)):
 
 @pytest.mark.parametrize(
     ("architecture", "backbone"),
-    [*((name, "test_convnext") for name in BASELINES), ("unet", "resnet18"), ("unet", "test_resnet")],
+    [
+        *((name, "test_convnext") for name in BASELINES),
+        ("unet", "resnet18"),
+        ("unet", "test_resnet"),
+        *((name, "test_vit") for name in BASELINES),
+    ],
 )
 def test_every_parameter_gets_a_gradient_at_odd_sizes(architecture, backbone):
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -12,8 +13,11 @@ import torch
 from torch import nn
 
 from d2ls.errors import ConfigError, WeightsError
+from d2ls.inference import Predictor
 from d2ls.models import Normalization, backbone_normalization, build_model, load_published
 from d2ls.models.attention import cheaper_route
+from d2ls.models.backbone import _at_stride_16
+from tests.inference_stubs import model_info
 
 TINY = {"backbone": "convnext_atto", "num_classes": 4, "stages": 1}
 SWITCHES = [
@@ -37,6 +41,8 @@ BACKBONES = [
     "resnet18",
     "tf_efficientnetv2_b0",
     "mobilenetv3_small_100",
+    "test_vit",
+    "eva02_tiny_patch14_224",
 ]
 
 
@@ -119,7 +125,7 @@ def test_seed_decides_weights_and_config_rebuilds():
 def test_frozen_backbone_stays_in_evaluation_mode():
     model = build_model(**{**TINY, "backbone": "resnet18", "freeze_backbone": True}).train()
     assert model.training
-    assert not any(module.training for module in model.backbone.modules())
+    assert not any(module.training for module in model.backbone.trunk.modules())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_cheaper_route_is_absorbed_for_few_classes():
     ("values", "part"),
     [
         ({"backbone": "convnxt_atto"}, "convnext_atto"),
-        ({"backbone": "vit_tiny_patch16_224"}, "strides"),
+        ({"backbone": "cait_xxs24_224"}, "strides .* VisionTransformer and Eva"),
         ({"stages": 7}, "0 to 6"),
         ({"num_classes": 1}, "2 classes"),
         ({"dictionary": "magic"}, "dynamic, static, none"),
@@ -172,6 +178,42 @@ def test_cheaper_route_is_absorbed_for_few_classes():
 def test_wrong_values_are_refused(values, part):
     with pytest.raises(ConfigError, match=part):
         build_model(**{**TINY, **values})
+
+
+def test_a_plain_transformer_stays_frozen_while_its_pyramid_learns():
+    model = build_model(**{**TINY, "backbone": "test_vit", "freeze_backbone": True}).train()
+    assert not any(module.training for module in model.backbone.trunk.modules())
+    assert all(module.training for module in model.backbone.neck.modules())
+    model(images()).logits.square().mean().backward()
+    assert all(parameter.grad is None for parameter in model.backbone.trunk.parameters())
+    assert all(parameter.grad is not None for parameter in model.backbone.neck.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["d2ls", "fpn"])
+def test_a_plain_transformer_maps_a_scene_by_windows(architecture):
+    torch.manual_seed(0)
+    model = build_model(**{**TINY, "backbone": "test_vit", "architecture": architecture})
+    scene = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    predictor = Predictor(model, model_info(window=64), device="cpu")
+    probabilities = predictor.probabilities(scene)
+    assert probabilities.shape == (4, 70, 101)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_a_plain_transformer_is_read_behind_its_closing_norm_and_at_the_true_places():
+    """Maps of 14 x 14 patches are resized to 16 x 16 pixels, at the same places of the image."""
+    torch.manual_seed(0)
+    backbone = build_model(**{**TINY, "backbone": "test_vit"}).eval().backbone
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        tokens = backbone.trunk.forward_features(x)[:, backbone.trunk.num_prefix_tokens :]
+        expected = backbone.neck(tokens.mT.unflatten(2, (4, 6)))
+        for ours, theirs, stride in zip(backbone(x), expected, (4, 8, 16, 32), strict=True):
+            assert ours.shape == (1, 256, 64 // stride, 96 // stride)
+            torch.testing.assert_close(ours, theirs)
+    centres = 14 * torch.arange(10.0) + 7
+    resized = _at_stride_16(centres.expand(1, 1, 7, 10), 14, torch.empty(1, 3, 96, 128))
+    torch.testing.assert_close(resized, (16 * torch.arange(8.0) + 8).expand(1, 1, 6, 8))
 
 
 @pytest.mark.parametrize("kind", ["whole", "ours"])

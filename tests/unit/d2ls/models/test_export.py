@@ -107,6 +107,16 @@ def test_a_fixed_size_leaves_the_number_of_images_free(tmp_path):
         run(PIXELS)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("backbone", ["test_vit", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_plain_transformer_is_exported_for_any_size(tmp_path, backbone, suffix):
+    torch.manual_seed(0)
+    network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=64, heads=4)
+    assert export_model(network, model_info(), tmp_path / f"model.{suffix}") < 1e-4
+
+
 def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: lambda images: torch.zeros(1))
     with pytest.raises(WeightsError, match="differs from the network"):

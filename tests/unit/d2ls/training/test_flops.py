@@ -47,12 +47,23 @@ def test_a_run_tells_its_rate_and_trains_the_same(tmp_path):
         assert report.terms == other.terms
 
 
-def test_nothing_flows_back_through_a_frozen_backbone():
-    options = {"backbone": "test_convnext", "num_classes": 4, "stages": 1, "embed_dim": 32, "heads": 2}
+@pytest.mark.parametrize("change", [{}, {"architecture": "fpn"}, {"backbone": "test_vit"}], ids=str)
+def test_nothing_flows_back_through_a_frozen_backbone(change):
+    options = {
+        "backbone": "test_convnext",
+        "num_classes": 4,
+        "stages": 1,
+        "embed_dim": 32,
+        "heads": 2,
+    } | change
     free, frozen = build_model(**options), build_model(**options, freeze_backbone=True)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        frozen.backbone(torch.zeros(1, 3, 64, 64))
-    saved = 2 * counter.get_total_flops()
+    backbone = frozen.backbone
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        backbone(torch.zeros(1, 3, 64, 64))
+    with FlopCounterMode(display=False) as neck, torch.no_grad():
+        if backbone.neck is not None:
+            backbone.neck(torch.zeros(1, backbone.trunk.embed_dim, 4, 4))
+    saved = 2 * (whole.get_total_flops() - neck.get_total_flops())
     assert training_flops(free, (3, 64, 64)) - training_flops(frozen, (3, 64, 64)) == saved > 0
 
 

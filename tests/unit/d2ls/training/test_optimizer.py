@@ -17,12 +17,12 @@ def test_every_parameter_is_in_one_group(network):
     assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "convnext_atto"])
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "convnext_atto", "test_vit"])
 def test_rates_fall_towards_the_stem(backbone):
     with torch.device("meta"):
         network = build_model(backbone=backbone, num_classes=4, stages=0, embed_dim=32, heads=2)
     depths = backbone_depths(network)
-    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.")]
+    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.trunk.")]
     assert set(depths) == set(names)
     assert depths[names[0]] == 0
     assert depths[names[-1]] == max(depths.values()) > 2
