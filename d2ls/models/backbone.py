@@ -17,6 +17,7 @@ from d2ls.models import feature_pyramid
 from d2ls.models.feature_pyramid import SimpleFeaturePyramid
 
 STRIDES = (4, 8, 16, 32)
+RGB = (0, 1, 2)
 
 
 class Backbone(nn.Module):
@@ -30,6 +31,7 @@ class Backbone(nn.Module):
     Args:
         name: timm's name, with or without a weight tag (`convnext_base.fb_in1k`).
         bands: channels of the input image.
+        rgb: which of them are red, green and blue; see `fit_bands`.
         pretrained: take timm's weights; this may download.
         drop_path: stochastic depth rate, for the architectures that have it.
         freeze: no gradient to timm's network, and evaluation mode always.
@@ -48,16 +50,18 @@ class Backbone(nn.Module):
         name: str,
         *,
         bands: int = 3,
+        rgb: Sequence[int] = RGB,
         pretrained: bool = False,
         drop_path: float = 0.0,
         freeze: bool = False,
     ) -> None:
         super().__init__()
-        self.name, self.bands = name, bands
+        self.name, self.bands, self.rgb = name, bands, tuple(rgb)
         self.patch = _patch(name)
-        self.trunk = _create(
-            name, bands=bands, pretrained=pretrained, drop_path=drop_path, plain=self.patch is not None
-        )
+        make = functools.partial(_create, name, drop_path=drop_path, plain=self.patch is not None)
+        self.trunk = make(bands=bands, pretrained=pretrained and bands == 3)
+        if pretrained and bands != 3:
+            self._load_three_bands(make(bands=3, pretrained=True).state_dict())
         self.neck: SimpleFeaturePyramid | None = None
         self.channels_last = False
         if self.patch is None:
@@ -69,6 +73,15 @@ class Backbone(nn.Module):
         self.frozen = freeze
         if freeze:
             self.trunk.requires_grad_(False).eval()
+
+    def _load_three_bands(self, weights: dict[str, Tensor]) -> None:
+        ours = self.trunk.state_dict()
+        self.trunk.load_state_dict(
+            {
+                name: value if value.shape == ours[name].shape else fit_bands(value, self.bands, self.rgb)
+                for name, value in weights.items()
+            }
+        )
 
     def _describe_maps(self) -> None:
         """Takes strides and channels from timm's description of the trunk."""
@@ -137,6 +150,38 @@ def _at_stride_16(features: Tensor, patch: int, images: Tensor) -> Tensor:
     height, width = (side // feature_pyramid.STRIDE for side in images.shape[-2:])
     resized = F.interpolate(features, scale_factor=patch / feature_pyramid.STRIDE, mode="bilinear")
     return resized[..., :height, :width]
+
+
+def fit_bands(weight: Tensor, bands: int, rgb: Sequence[int] = RGB) -> Tensor:
+    """Fits the weights of a convolution that reads three-band images to other bands.
+
+    More than three bands: red, green and blue keep their filters, and the others share the mean of the three equally.
+    So an image with zeros in them gives what it gave before, and equal bands give at most 4/3 of it. Fewer bands, or
+    ones without red, green and blue: each gets the sum of the three filters over the number of bands, so that equal
+    bands give what a grey image gave.
+
+    Args:
+        weight: O 3 h w.
+        bands: n, number of bands.
+        rgb: places of red, green and blue among them; empty where one is missing.
+
+    Returns:
+        O n h w.
+    """
+    if bands == 3:
+        return weight
+    if bands < 3 or not rgb:
+        return (weight.sum(1, keepdim=True) / bands).repeat(1, bands, 1, 1)
+    fitted = (weight.mean(1, keepdim=True) / (bands - 3)).repeat(1, bands, 1, 1)
+    fitted[:, list(rgb)] = weight
+    return fitted
+
+
+def rgb_places(names: Sequence[str]) -> tuple[int, ...]:
+    """Returns the places of red, green and blue among named bands; empty unless all three are there."""
+    lower = [name.lower() for name in names]
+    colours = ("red", "green", "blue")
+    return tuple(lower.index(colour) for colour in colours) if set(colours) <= set(lower) else ()
 
 
 def flat_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """One flat builder: from plain values to a network."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from d2ls.errors import ConfigError
 from d2ls.models.aggregator import Aggregator, DeepestOnly
 from d2ls.models.attention import Route, cheaper_route
-from d2ls.models.backbone import Backbone
+from d2ls.models.backbone import RGB, Backbone
 from d2ls.models.baselines import Baseline, build_baseline, check_library
 from d2ls.models.d2ls import D2LS, DictionaryHead, PlainHead
 from d2ls.models.decoder import Decoder, PlainDecoder, equalize_sub_pixels
@@ -31,6 +32,7 @@ def build_model(
     weights: str | None = None,
     weights_by_order: bool = False,
     bands: int = 3,
+    rgb: Sequence[int] = RGB,
     embed_dim: int = 256,
     heads: int = 8,
     candidates: int = 4,
@@ -55,6 +57,7 @@ def build_model(
         weights: use a local file of backbone weights (.safetensors, .pth) instead.
         weights_by_order: match its entries by order instead of by names; see `load_backbone`.
         bands: channels of the images.
+        rgb: which of more than three bands are red, green and blue, and keep the pretrained filters; empty: none are.
         embed_dim: C, a multiple of 16 and of twice the heads.
         heads: H.
         candidates: R, at least 2.
@@ -74,13 +77,13 @@ def build_model(
         ConfigError: an unknown backbone or architecture, a baseline without its library, or an impossible value.
         WeightsError: the weight file does not fit.
     """
-    _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights)
+    _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights, bands, rgb)
     if upsampling_init not in get_args(UpsamplingInit):
         raise ConfigError(f"upsampling_init is {upsampling_init!r}; allowed are published, icnr")
     if architecture != "d2ls":
         check_library(architecture)
     encoder = Backbone(
-        backbone, bands=bands, pretrained=pretrained, drop_path=drop_path, freeze=freeze_backbone
+        backbone, bands=bands, rgb=rgb, pretrained=pretrained, drop_path=drop_path, freeze=freeze_backbone
     )
     if weights is not None:
         load_backbone(encoder, weights, by_order=weights_by_order)
@@ -147,6 +150,8 @@ def _check(
     dictionary: str,
     pretrained: bool,
     weights: str | None,
+    bands: int,
+    rgb: Sequence[int],
 ) -> None:
     if num_classes < 2:
         raise ConfigError(f"num_classes is {num_classes}; a dictionary needs at least 2 classes")
@@ -158,5 +163,7 @@ def _check(
         raise ConfigError(f"dictionary is {dictionary!r}; allowed are dynamic, static, none")
     if dictionary == "dynamic" and candidates < 2:
         raise ConfigError(f"candidates is {candidates}; mixing needs at least 2 (or set dictionary: static)")
+    if bands > 3 and rgb and (len(set(rgb)) != 3 or not all(0 <= place < bands for place in rgb)):
+        raise ConfigError(f"rgb is {tuple(rgb)}; it names three of the bands 0 to {bands - 1}, or is empty")
     if pretrained and weights is not None:
         raise ConfigError(f"both pretrained and weights ({weights}) are given; remove one of them")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
-from d2ls.models.backbone import Backbone, flat_name
+from d2ls.models.backbone import Backbone, fit_bands, flat_name
 
 State = Mapping[str, Tensor]
 SHOWN = 4
@@ -125,9 +124,10 @@ def _timm_filter(classifier: nn.Module) -> Callable[[dict[str, Tensor], nn.Modul
 
 
 def _fit_bands(backbone: Backbone, state: dict[str, Tensor], ours: State) -> dict[str, Tensor]:
-    """Adapts the first convolution of a three-band file to another number of bands, as timm does."""
-    for name, value in state.items():
-        same = name in ours and value.dim() == 4 and value.shape[1] == 3
-        if same and ours[name].shape[1] == backbone.bands != 3:
-            return {**state, name: adapt_input_conv(backbone.bands, value)}
-    return state
+    """Fits the convolutions of a three-band file that read the image to the bands of the backbone."""
+    return {
+        name: fit_bands(value, backbone.bands, backbone.rgb)
+        if name in ours and value.dim() == 4 and value.shape[1] == 3 and ours[name].shape[1] == backbone.bands
+        else value
+        for name, value in state.items()
+    }

@@ -9,6 +9,7 @@ from d2ls.bundle import ModelInfo
 from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader, evaluation_window
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LS, Baseline, Normalization, build_model
+from d2ls.models.backbone import rgb_places
 from d2ls.shards import DatasetCard, ShardSet
 from d2ls.training.callbacks import Callback
 from d2ls.training.checkpoint import Checkpointer
@@ -64,6 +65,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> D2LS | Baseli
         weights=model.weights,
         weights_by_order=model.weights_by_order,
         bands=len(card.bands),
+        rgb=rgb_places(card.bands),
         dictionary=model.dictionary,
         aggregator=model.aggregator,
         static_branch=model.static_branch,
@@ -75,7 +77,7 @@ def network(recipe: Recipe, card: DatasetCard, store: str = "") -> D2LS | Baseli
         else None,
     )
     if model.init:
-        load_initial(built, model.init, tracking_uri=store or recipe.tracking.uri)
+        load_initial(built, model.init, card.bands, tracking_uri=store or recipe.tracking.uri)
     return built
 
 

@@ -16,7 +16,7 @@ from d2ls.errors import ConfigError, WeightsError
 from d2ls.inference import Predictor
 from d2ls.models import Normalization, backbone_normalization, build_model, load_published
 from d2ls.models.attention import cheaper_route
-from d2ls.models.backbone import _at_stride_16
+from d2ls.models.backbone import RGB, _at_stride_16, fit_bands, rgb_places
 from tests.inference_stubs import model_info
 
 TINY = {"backbone": "convnext_atto", "num_classes": 4, "stages": 1}
@@ -172,6 +172,7 @@ def test_cheaper_route_is_absorbed_for_few_classes():
         ({"upsampling_init": "zeros"}, "published, icnr"),
         ({"embed_dim": 100}, "multiple"),
         ({"pretrained": True, "weights": "a.pth"}, "both"),
+        ({"bands": 4, "rgb": (1, 2, 4)}, "bands 0 to 3"),
         ({"bands": 2, "normalization": {"mean": [0.0], "std": [1.0]}}, "bands"),
     ],
 )
@@ -230,6 +231,56 @@ def test_backbone_weights_from_a_file(tmp_path, kind, bands):
         saved = {n.replace("_", "."): v for n, v in safetensors.torch.load_file(path).items()}
         assert all(torch.equal(value, saved[name]) for name, value in trunk.items())
     assert model(x[:, :1].expand(-1, bands, -1, -1)).logits.shape == (1, 4, 64, 64)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("way", ["timm", "file"])
+def test_more_bands_keep_the_pretrained_filters_of_red_green_and_blue(tmp_path, monkeypatch, backbone, way):
+    three = build_model(**{**TINY, "backbone": backbone}).eval().backbone
+    rgb, values = (3, 1, 2), {**TINY, "backbone": backbone, "bands": 5, "rgb": (3, 1, 2)}
+    if way == "file":
+        safetensors.torch.save_file(three.trunk.state_dict(), tmp_path / "a.safetensors")
+        values["weights"] = str(tmp_path / "a.safetensors")
+    else:
+        create = timm.create_model
+
+        def fetched(*words, pretrained=False, **options):
+            network = create(*words, **options)
+            if pretrained:
+                network.load_state_dict(three.trunk.state_dict(), strict=False)
+            return network
+
+        monkeypatch.setattr("timm.create_model", fetched)
+        values["pretrained"] = True
+    five = build_model(**values).eval().backbone
+    if five.neck is not None:
+        five.neck.load_state_dict(three.neck.state_dict())
+    (stem,) = [name for name, value in five.trunk.named_parameters() if value.shape[1:2] == (5,)]
+    assert torch.equal(five.trunk.state_dict()[stem][:, list(rgb)], three.trunk.state_dict()[stem])
+    x = torch.randn(1, 3, 64, 64)
+    padded = torch.zeros(1, 5, 64, 64)
+    padded[:, list(rgb)] = x
+    with torch.no_grad():
+        for ours, theirs in zip(five(padded), three(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_bands_are_fitted_so_that_equal_ones_give_about_what_grey_gave():
+    weight = torch.randn(8, 3, 7, 7)
+    grey = weight.sum(1)
+    for bands, rgb, factor in (
+        (1, (), 1),
+        (2, (), 1),
+        (3, (), 1),
+        (4, (), 1),
+        (13, (), 1),
+        (4, RGB, 4 / 3),
+        (13, RGB, 4 / 3),
+    ):
+        torch.testing.assert_close(fit_bands(weight, bands, rgb).sum(1), factor * grey, rtol=1e-4, atol=1e-4)
+    assert fit_bands(weight, 13, RGB)[:, 3:].std() > 0
+    assert rgb_places(("NIR", "Blue", "Red", "Green")) == (2, 3, 1)
+    assert rgb_places(("nir", "red", "green", "swir")) == ()
 
 
 def test_timm_translates_the_names_of_the_original_authors(tmp_path):
