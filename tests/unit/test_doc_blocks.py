@@ -35,7 +35,7 @@ from tests.shards import CLASSES, make_shards
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOREIGN = {
-    "aws", "cd", "curl", "export", "git", "kubectl", "sed", "source",
+    "aws", "cd", "cp", "curl", "export", "git", "kubectl", "sed", "source",
     "gdal_translate", "gdalbuildvrt", "gdalwarp", "ogr2ogr",
     "mlflow", "pip", "ray",
 }  # fmt: skip
