@@ -112,8 +112,8 @@ def run_all(lines: list[list[str]]) -> int:
 
 def set_up() -> None:
     """Makes or refreshes the environment; does nothing where it matches pyproject.toml and constraints.txt."""
-    wanted = fingerprint()
-    if STAMP.is_file() and STAMP.read_text() == wanted:
+    state = fingerprint()
+    if STAMP.is_file() and STAMP.read_text() == state:
         return
     print(f"Setting up {ENVIRONMENT} (some minutes and about 7 GB, once)", flush=True)
     python = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -125,7 +125,7 @@ def set_up() -> None:
         "--constraint", "constraints.txt", "--editable", ".[dev]",
     )  # fmt: skip
     pip(python, "-m", "compileall", "-q", "d2ls", "sharding", "pipeline")
-    STAMP.write_text(wanted)
+    STAMP.write_text(state)
 
 
 def pip(python: Path, *words: str) -> None:

@@ -98,8 +98,8 @@ def main():
                 results[way].append(measure(way, busy))
         for way, turns in results.items():
             wall, work = (min(column) for column in zip(*turns, strict=True))
-            each = ", ".join(f"{cpu:.1f}" for _, cpu in turns)
-            print(f"| {busy} | {way} | {wall:.1f} | {work:.1f} | {each} |", flush=True)
+            repeats = ", ".join(f"{cpu:.1f}" for _, cpu in turns)
+            print(f"| {busy} | {way} | {wall:.1f} | {work:.1f} | {repeats} |", flush=True)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 

@@ -65,7 +65,7 @@ def build(network, options):
 def scalar(network, output, labels, loss):
     """What is differentiated: the mean of the maps, or the training loss (with the static branch and the ratio)."""
     if network == "backbone":
-        return sum(each.float().mean() for each in output)
+        return sum(map_.float().mean() for map_ in output)
     if network == "textbook":
         output = D2LSOutput(output[0], output[1], output[3][0], output[2])
     return loss(output, labels).total

@@ -274,7 +274,7 @@ def ways(data, augmentation, count, codecs):
 
 
 def peers(python, data, augmentation, count):
-    found = {}
+    results = {}
     for name in ("litdata", "mosaicml", "energon"):
         command = [
             python,
@@ -287,10 +287,10 @@ def peers(python, data, augmentation, count):
         ]
         made = subprocess.run(command, capture_output=True, text=True)
         try:
-            found[name] = json.loads(made.stdout.splitlines()[-1])
+            results[name] = json.loads(made.stdout.splitlines()[-1])
         except (IndexError, ValueError):
             print(f"{name}: did not run: {made.stderr.strip().splitlines()[-1:]}")
-    return found
+    return results
 
 
 def main():
@@ -308,15 +308,15 @@ def main():
     torch.set_num_threads(1)
     augmentation = replace(FULL, mosaic=options.mosaic)
     table = ways(options.data, augmentation, options.samples, options.codecs)
-    found = {name: [] for name in table}
+    results = {name: [] for name in table}
     for _ in range(options.rounds):
         for name, way in table.items():
-            found[name].append(next(way))
+            results[name].append(next(way))
         for name, value in (
             peers(options.peers, options.data, augmentation, options.samples).items() if options.peers else ()
         ):
-            found.setdefault(name, []).append(value)
-    median = {name: 1000 * statistics.median(values) for name, values in found.items()}
+            results.setdefault(name, []).append(value)
+    median = {name: 1000 * statistics.median(values) for name, values in results.items()}
     print(f"mosaic {options.mosaic}: CPU ms a sample, samples/s a core, times as fast as folder")
     for name, value in median.items():
         print(f"{name:16} {value:7.2f} {1000 / value:7.1f} {median['folder'] / value:6.2f}")

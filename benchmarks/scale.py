@@ -188,12 +188,12 @@ def main() -> None:
             options.shard_mb, options.rate,
         )  # fmt: skip
         check_elastic(setting, tuple(world for world in (1, 8, gpus) if world <= gpus * options.batch))
-        found, worked = simulate(setting), arithmetic(setting, gradient)
+        plan, worked = simulate(setting), arithmetic(setting, gradient)
         exchange = worked["exchange_mb"] * 8 / 1000 / options.link_gbit if setting.nodes > 1 else 0.0
         seconds, peak = plan_cost(setting)
         print(
-            f"| {gpus} | {setting.nodes} | {found['steps']} | {found['repeats']} | {found['fetched']:.3f} "
-            f"| {found['node_gb']:.1f} | {found['held_gb']:.1f} | {worked['samples_s']:.0f} | {worked['mb_s']:.0f} "
+            f"| {gpus} | {setting.nodes} | {plan['steps']} | {plan['repeats']} | {plan['fetched']:.3f} "
+            f"| {plan['node_gb']:.1f} | {plan['held_gb']:.1f} | {worked['samples_s']:.0f} | {worked['mb_s']:.0f} "
             f"| {worked['requests_s']:.0f} | {worked['exchange_mb']:.0f} | {exchange:.3f} "
             f"| {exchange * worked['steps_s']:.0%} | {seconds:.2f} | {peak:.1f} |"
         )

@@ -120,27 +120,27 @@ def speed(options):
         if options.raw is None:
             write_scenery(raw, scenes={"Train": options.scenes}, size=options.size)
         spec = shard_spec(recipe(raw, folder / "out", codec={"name": "png"}))
-        found = scan(spec)
-        tasks = plan_shards(spec, found).tasks
-        encoded = plan_shards(shard_spec(recipe(raw, folder / "out")), found).tasks
-        print(f"{len(found.scenes)} scenes, {len(tasks)} shards, PNG kept as it is")
+        scanned = scan(spec)
+        tasks = plan_shards(spec, scanned).tasks
+        encoded = plan_shards(shard_spec(recipe(raw, folder / "out")), scanned).tasks
+        print(f"{len(scanned.scenes)} scenes, {len(tasks)} shards, PNG kept as it is")
         import webdataset  # noqa: F401
 
         cv2.setNumThreads(1)
         runs = {
-            "(a) decode images and labels, 1 process": lambda n: timed(decode_only, found.scenes),
+            "(a) decode images and labels, 1 process": lambda n: timed(decode_only, scanned.scenes),
             "shards, 1 process (b)": lambda n: timed(shard_all, tasks, str(folder / f"one{n}")),
             "shards as TIFF (the default codec), 1 process": lambda n: timed(
                 shard_all, encoded, str(folder / f"tif{n}")
             ),
             "(c) ShardWriter, PNG bytes copied, image not decoded": lambda n: timed(
-                shard_writer, found.scenes, found.codes, folder / f"writer{n}"
+                shard_writer, scanned.scenes, scanned.codes, folder / f"writer{n}"
             ),
             "(c) ShardWriter, images decoded and encoded": lambda n: timed(
-                shard_writer_decoding, found.scenes, found.codes, folder / f"full{n}"
+                shard_writer_decoding, scanned.scenes, scanned.codes, folder / f"full{n}"
             ),
             "(a) with 2 processes": lambda n: in_processes(
-                decode_job, [found.scenes[0::2], found.scenes[1::2]], ""
+                decode_job, [scanned.scenes[0::2], scanned.scenes[1::2]], ""
             ),
             "shards, 2 processes": lambda n: in_processes(
                 shard_all, [tasks[0::2], tasks[1::2]], str(folder / f"two{n}")

@@ -77,9 +77,9 @@ def train_here(job, started):
 def ray_worker(job):
     """What Ray Train runs."""
     started = time.time()
-    found = train_here(job, started)
-    if found["rank"] == 0:
-        Path(job["answer"]).write_text(json.dumps(found))
+    results = train_here(job, started)
+    if results["rank"] == 0:
+        Path(job["answer"]).write_text(json.dumps(results))
 
 
 def torchrun_worker(job):
@@ -88,9 +88,9 @@ def torchrun_worker(job):
 
     started = time.time()
     dist.init_process_group("gloo")
-    found = train_here(job, started)
-    if found["rank"] == 0:
-        Path(job["answer"]).write_text(json.dumps(found))
+    results = train_here(job, started)
+    if results["rank"] == 0:
+        Path(job["answer"]).write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
@@ -152,17 +152,17 @@ class Bench:
         return self._found(job, start)
 
     def _found(self, job, start):
-        found = json.loads(Path(job["answer"]).read_text())
+        results = json.loads(Path(job["answer"]).read_text())
         return {
-            **{key: found[key] for key in ("wall", "cpu", "beside", "images")},
-            "to the train function": found["started"] - start,
-            "imports": found["imported"] - found["started"],
-            "to the first step": found["first_step"] - found["imported"],
+            **{key: results[key] for key in ("wall", "cpu", "beside", "images")},
+            "to the train function": results["started"] - start,
+            "imports": results["imported"] - results["started"],
+            "to the first step": results["first_step"] - results["imported"],
         }
 
 
 def median(rounds):
-    return {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    return {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
 
 
 def measure(bench, given):
@@ -185,44 +185,46 @@ def measure(bench, given):
         "torchrun, 2 workers, Ray idle beside it": lambda: bench.torchrun(2),
         "Ray Train, 2 workers": lambda: bench.ray(2),
     }
-    found = {} if given.beside_ray else run_all(plain, given.rounds)
+    results = {} if given.beside_ray else run_all(plain, given.rounds)
     start = time.time()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.connect(parse_recipe(bench.values).cluster))
         print(f"Ray itself started in {time.time() - start:.1f} s", flush=True)
-        found |= run_all(beside, given.rounds)
-    return found
+        results |= run_all(beside, given.rounds)
+    return results
 
 
 def run_all(kinds, rounds):
-    found = {name: [] for name in kinds}
+    results = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, run in kinds.items():
-            found[name].append(run())
-            print(f"  {name}: {found[name][-1]['wall'] * 1e3:.0f} ms", flush=True)
-    return {name: median(each) for name, each in found.items()}
+            results[name].append(run())
+            print(f"  {name}: {results[name][-1]['wall'] * 1e3:.0f} ms", flush=True)
+    return {name: median(result) for name, result in results.items()}
 
 
-def show(found, steps):
+def show(results, steps):
     print("\n| run | wall ms a step | CPU ms a step | beside the loop's thread | images/s | start (s) |")
     print("|---|---|---|---|---|---|")
-    for name, each in found.items():
-        begin = [f"{each[key]:.1f}" for key in ("to the train function", "imports", "to the first step")]
-        rate = each["images"] / each["wall"] * (2 if "two such" in name else 1)
-        times = f"{each['wall'] * 1e3:.1f} | {each['cpu'] * 1e3:.1f} | {each['beside'] / each['cpu']:.1%}"
+    for name, result in results.items():
+        begin = [f"{result[key]:.1f}" for key in ("to the train function", "imports", "to the first step")]
+        rate = result["images"] / result["wall"] * (2 if "two such" in name else 1)
+        times = (
+            f"{result['wall'] * 1e3:.1f} | {result['cpu'] * 1e3:.1f} | {result['beside'] / result['cpu']:.1%}"
+        )
         print(f"| {name} | {times} | {rate:.1f} | {', '.join(begin)} |")
 
     def ratio(first, second, key="cpu"):
-        return found[first][key] / found[second][key]
+        return results[first][key] / results[second][key]
 
     print("\n| ratio | |\n|---|---|")
     for workers in ("1 worker", "2 workers"):
         value = ratio(f"Ray Train, {workers}", f"torchrun, {workers}, Ray idle beside it")
         print(f"| CPU a step, Ray Train over torchrun, {workers} | {value:.3f} |")
     one, two = "torchrun, 1 worker", "torchrun, 2 workers"
-    if one not in found:
+    if one not in results:
         return
-    kept = found[f"{one}, checkpoints"]
+    kept = results[f"{one}, checkpoints"]
     ceiling = ratio(one, "half a batch, two such processes at once", "wall")
     for workers, name in (("1 worker", one), ("2 workers", two)):
         value = ratio(f"Ray Train, {workers}", name, "wall")
@@ -233,10 +235,10 @@ def show(found, steps):
     )
     print(f"| the same work in two processes that never talk (what the machine gives) | {ceiling:.2f} |")
     print(
-        f"| wall a step with a checkpoint every {steps} steps over none | {kept['wall'] / found[one]['wall']:.3f} |"
+        f"| wall a step with a checkpoint every {steps} steps over none | {kept['wall'] / results[one]['wall']:.3f} |"
     )
     print(
-        f"| CPU a step with a checkpoint every {steps} steps over none | {kept['cpu'] / found[one]['cpu']:.3f} |"
+        f"| CPU a step with a checkpoint every {steps} steps over none | {kept['cpu'] / results[one]['cpu']:.3f} |"
     )
 
 

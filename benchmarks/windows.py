@@ -59,17 +59,17 @@ def by_distance(model: Predictor, image, window, bins):
     for top in range(0, height - window + 1, half):
         for left in range(0, width - window - half + 1, half):
             pair = np.stack([image[top : top + window, left + s : left + s + window] for s in (0, half)])
-            found = (
+            results = (
                 model.tensor_labels(torch.from_numpy(np.ascontiguousarray(pair.transpose(0, 3, 1, 2))))
                 .cpu()
                 .numpy()
             )
-            differ = found[0][:, half:] != found[1][:, :half]
+            differ = results[0][:, half:] != results[1][:, :half]
             distance = np.minimum(column, half - 1 - column)
             place = np.digitize(distance, bins) - 1
-            for each in range(len(counts)):
-                counts[each] += differ[:, place == each].size
-                wrong[each] += differ[:, place == each].sum()
+            for index in range(len(counts)):
+                counts[index] += differ[:, place == index].size
+                wrong[index] += differ[:, place == index].sum()
     return wrong / np.maximum(counts, 1)
 
 
@@ -108,16 +108,16 @@ def main() -> None:
     print("|---|---|---|")
     for overlap in values.overlaps:
         plain = mapped(model, image, trained, overlap)
-        found = [
+        results = [
             disagreement(plain, shifted(model, image, trained, overlap, more), valid) for more in (0, 13)
         ]
-        print(f"| {overlap} | {found[0]:.2%} | {found[1]:.2%} |", flush=True)
+        print(f"| {overlap} | {results[0]:.2%} | {results[1]:.2%} |", flush=True)
 
     if min(image.shape[0], image.shape[1] - trained // 2) >= trained:
         bins = [edge for edge in (0, 8, 16, 32, 64, 128, 256) if edge < trained // 4] + [trained // 4 + 1]
-        found = by_distance(model, image, trained, bins)
+        results = by_distance(model, image, trained, bins)
         print("\n| distance to the nearer window edge, pixels | disagreement of the two windows |\n|---|---|")
-        for (low, high), value in zip(itertools.pairwise(bins), found, strict=True):
+        for (low, high), value in zip(itertools.pairwise(bins), results, strict=True):
             print(f"| {low} to {high} | {value:.2%} |")
 
 

@@ -85,8 +85,8 @@ def pull(uri: str, cache: Path) -> int:
 
 
 def _same(uri: str, file: Path) -> bool:
-    found = storage.info(uri)
-    return bool(found.is_file and found.size == file.stat().st_size and "refs" not in file.parts)
+    state = storage.info(uri)
+    return bool(state.is_file and state.size == file.stat().st_size and "refs" not in file.parts)
 
 
 def main() -> int:

@@ -275,11 +275,11 @@ def _listed(
     """Lists the values of some pixels (H W) with their counts and first positions in the file."""
     codes, first, counts = np.unique(raw[strange], return_index=True, return_counts=True)
     positions = np.argwhere(strange)
-    found = []
+    listed = []
     for code, index, count in zip(codes.tolist()[:5], first, counts, strict=False):
         row, column = (positions[index] + origin).tolist()
-        found.append(f"{text(code)} in {count} pixels, first at row {row} column {column}")
-    return "; ".join(found) + (f" and {len(codes) - 5} more" if len(codes) > 5 else "")
+        listed.append(f"{text(code)} in {count} pixels, first at row {row} column {column}")
+    return "; ".join(listed) + (f" and {len(codes) - 5} more" if len(codes) > 5 else "")
 
 
 def _raise_unknown(
@@ -293,9 +293,9 @@ def _raise_unknown(
 ) -> None:
     allowed = [_unpack(code) for code in known] if as_color else known
     kind = "colour" if as_color else "id"
-    found = _listed(raw, unknown, origin, lambda code: str(_unpack(code) if as_color else code))
+    listed = _listed(raw, unknown, origin, lambda code: str(_unpack(code) if as_color else code))
     raise LabelError(
-        f"{where}: unknown label {kind} {found}. Known: {allowed}. "
+        f"{where}: unknown label {kind} {listed}. Known: {allowed}. "
         f"Correct the label image, or name the {kind}: as `label_values` of a class in data.custom.classes, as ignored "
         "in data.custom.ignored or, of a published data set, in data.treat_as_ignored."
     )

@@ -55,8 +55,10 @@ def confusion_matrix(predictions: Ids, labels: Ids, num_classes: int) -> Ids:
 def _count_numpy(predictions: npt.NDArray[Any], labels: npt.NDArray[Any], K: int) -> npt.NDArray[np.int64]:
     """Counts into (K+1) x (K+1); the last row and column hold ids that do not exist."""
     kept = labels != IGNORE
-    truth, found = (_confined_numpy(ids[kept].astype(np.int64), K) for ids in (labels, predictions))
-    return np.bincount(truth * (K + 1) + found, minlength=(K + 1) ** 2).reshape(K + 1, K + 1).astype(np.int64)
+    truth, estimate = (_confined_numpy(ids[kept].astype(np.int64), K) for ids in (labels, predictions))
+    return (
+        np.bincount(truth * (K + 1) + estimate, minlength=(K + 1) ** 2).reshape(K + 1, K + 1).astype(np.int64)
+    )
 
 
 def _confined_numpy(ids: npt.NDArray[np.int64], K: int) -> npt.NDArray[np.int64]:
@@ -66,9 +68,9 @@ def _confined_numpy(ids: npt.NDArray[np.int64], K: int) -> npt.NDArray[np.int64]
 def _count_torch(predictions: Tensor, labels: Tensor, K: int) -> Tensor:
     """As `_count_numpy`, on the device of the labels."""
     kept = labels != IGNORE
-    truth, found = (ids.to(labels.device)[kept].long() for ids in (labels, predictions))
-    truth, found = (ids.where((ids >= 0) & (ids < K), ids.new_full((), K)) for ids in (truth, found))
-    return (truth * (K + 1) + found).bincount(minlength=(K + 1) ** 2).view(K + 1, K + 1)
+    truth, estimate = (ids.to(labels.device)[kept].long() for ids in (labels, predictions))
+    truth, estimate = (ids.where((ids >= 0) & (ids < K), ids.new_full((), K)) for ids in (truth, estimate))
+    return (truth * (K + 1) + estimate).bincount(minlength=(K + 1) ** 2).view(K + 1, K + 1)
 
 
 def winning_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,11 @@ class Browser:
             f"--window-size={WIDTH},{HEIGHT}", f"--user-data-dir={profile}", "--force-device-scale-factor=1",
             "--disable-background-networking", "--no-first-run",
         ]  # fmt: skip
-        wanted = {
+        capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": options, "binary": shutil.which("chromium")},
         }
-        session = _post(f"{driver}/session", {"capabilities": {"alwaysMatch": wanted}})
+        session = _post(f"{driver}/session", {"capabilities": {"alwaysMatch": capabilities}})
         self._url = f"{driver}/session/{session['sessionId']}"
 
     def open(self, address: str, words: list[str]) -> None:

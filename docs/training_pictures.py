@@ -87,7 +87,7 @@ def picture_of_terminal(command: str, lines: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         drawing, target = Path(scratch, "terminal.svg"), Path(scratch, "terminal.png")
         drawing.write_text(console.export_svg(title="training"))
-        width, height = (round(float(each)) for each in _view_box(drawing.read_text()))
+        width, height = (round(float(item)) for item in _view_box(drawing.read_text()))
         subprocess.run(
             [
                 "chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -102,9 +102,9 @@ def picture_of_terminal(command: str, lines: list[str]) -> None:
 
 
 def _view_box(drawing: str) -> list[str]:
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
-    assert found
-    return list(found.groups())
+    match = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
+    assert match
+    return list(match.groups())
 
 
 def picture_of_step(trace: Path) -> None:
@@ -136,7 +136,7 @@ def _draw_thread(axis: Any, events: list[dict[str, Any]], first: float, last: fl
     """Draws nested boxes, one row a depth."""
     open_until: list[float] = []
     names = sorted({event["name"] for event in events})
-    for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
+    for event in sorted(events, key=lambda item: (item["ts"], -item["dur"])):
         while open_until and open_until[-1] <= event["ts"]:
             open_until.pop()
         depth, start, length = len(open_until), (event["ts"] - first) / 1e3, event["dur"] / 1e3

@@ -65,8 +65,8 @@ def write_orthomosaic(folder, *, size=4000, scene=500, seed=0):
 
 def _digitised(labels, place):
     """Draws polygons around the labels: outlines as a person clicks them, a pixel or so off."""
-    found = rasterio.features.shapes(labels, (labels > 0) & (labels < len(KINDS)), transform=place)
-    pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in found]
+    outlines = rasterio.features.shapes(labels, (labels > 0) & (labels < len(KINDS)), transform=place)
+    pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in outlines]
     shapes = shapely.simplify(np.array([shape for shape, _ in pairs]), PIXEL)
     classes = np.array([value for _, value in pairs])
     there = shapely.area(shapes) >= 4 * PIXEL**2

@@ -55,18 +55,18 @@ def check_versions() -> Finding:
 
 def versions() -> dict[str, str]:
     """Returns installed versions by package, with that of Python and of this project."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("d2ls-pipeline", *PACKAGES):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
-def describe_versions(found: dict[str, str]) -> str:
+def describe_versions(installed: dict[str, str]) -> str:
     """Returns versions as one line."""
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
 
 
 def check_memory_disk() -> Finding:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         from pipeline.sharding.run import check_raw_data
 
-        validation = check_raw_data(recipe, inline=options.no_ray)
+        validation = check_raw_data(recipe, no_ray=options.no_ray)
         report.print_validation(validation, recipe.data.root)
         return 1 if validation.scan.problems else 0
     if options.verify:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipeline.sharding.run import ensure_shards
 
         with ProgressDisplay(f"sharding {recipe.name}") as display:
-            card = ensure_shards(recipe, progress=report.progress_of(display), inline=options.no_ray)
+            card = ensure_shards(recipe, progress=report.progress_of(display), no_ray=options.no_ray)
         report.print_summary(card, uri)
     return 0
 

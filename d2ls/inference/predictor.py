@@ -77,7 +77,7 @@ class Predictor:
             DataError: wrong band count, type or shape.
         """
         if image.ndim == 4:
-            return np.stack([self.predict(each) for each in image])
+            return np.stack([self.predict(one) for one in image])
         return self._map(image, keep_probabilities=False)[0]
 
     def probabilities(self, image: npt.NDArray[np.generic]) -> Floats:
@@ -86,10 +86,10 @@ class Predictor:
         They are at the model's temperature.
         """
         if image.ndim == 4:
-            return np.stack([self.probabilities(each) for each in image])
-        found = self._map(image, keep_probabilities=True)[1]
-        assert found is not None
-        return found
+            return np.stack([self.probabilities(one) for one in image])
+        maps = self._map(image, keep_probabilities=True)[1]
+        assert maps is not None
+        return maps
 
     def window_probabilities(self, pixels: npt.NDArray[np.generic]) -> Tensor:
         """Computes probabilities of whole windows in one pass: B H W bands to B K H W float32 on the device.

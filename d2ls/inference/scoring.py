@@ -37,7 +37,7 @@ def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[Sa
 
     A sample that comes in several windows gives several entries; `merge` adds them up.
     """
-    found = []
+    counted = []
     for batch in batches:
         logits = predictor.tensor_logits(batch.images)
         predicted, plain = winning_class(logits)
@@ -48,8 +48,8 @@ def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[Sa
                 pair = predicted[place], labels[place]
                 confusion = confusion_matrix(*pair, predictor.num_classes)
                 bins = torch.stack([calibration_counts(sure[place], *pair) for sure in (plain, tempered)])
-                found.append(SampleCounts(key, scene, confusion.cpu().numpy(), bins.cpu().numpy()))
-    return found
+                counted.append(SampleCounts(key, scene, confusion.cpu().numpy(), bins.cpu().numpy()))
+    return counted
 
 
 def merge(entries: Iterable[SampleCounts]) -> list[SampleCounts]:

@@ -149,10 +149,10 @@ class Recipe(Section):
         What is switched off (none, false, 0) is left out: to say so once more is no mistake.
         """
         flat = self.flat()
-        found = [(key, unmet(key, flat.get)) for key in keys if flat.get(key) not in ("none", False)]
+        needs = [(key, unmet(key, flat.get)) for key in keys if flat.get(key) not in ("none", False)]
         return [
             f"{key} has no effect: {need[0]} is {flat[need[0]]}, it counts with {' or '.join(map(str, need[1]))}"
-            for key, need in found
+            for key, need in needs
             if need
         ]
 

@@ -124,13 +124,13 @@ def write_suspects(
         predictor = load_predictor(
             folder, where=request.model, tta=request.tta, batch_size=request.batch_size
         )
-    found: list[tuple[Suspect, dict[str, Any]]] = []
+    places: list[tuple[Suspect, dict[str, Any]]] = []
     for suspects, meta in _samples(predictor, shards, request.split, min_probability):
-        found += [(suspect, meta) for suspect in suspects]
-        if len(found) > 2 * MAX_PLACES:
-            found = _best(found)
-    write_layers(target, _best(found), shards.card.classes)
-    return min(len(found), MAX_PLACES)
+        places += [(suspect, meta) for suspect in suspects]
+        if len(places) > 2 * MAX_PLACES:
+            places = _best(places)
+    write_layers(target, _best(places), shards.card.classes)
+    return min(len(places), MAX_PLACES)
 
 
 def check_target(target: str, requests: int, *, overwrite: bool) -> Path:
@@ -149,8 +149,8 @@ def check_target(target: str, requests: int, *, overwrite: bool) -> Path:
     return storage.local_path(target)
 
 
-def _best(found: list[tuple[Suspect, dict[str, Any]]]) -> list[tuple[Suspect, dict[str, Any]]]:
-    return sorted(found, key=lambda pair: (-pair[0].score, pair[1]["key"]))[:MAX_PLACES]
+def _best(places: list[tuple[Suspect, dict[str, Any]]]) -> list[tuple[Suspect, dict[str, Any]]]:
+    return sorted(places, key=lambda pair: (-pair[0].score, pair[1]["key"]))[:MAX_PLACES]
 
 
 def _samples(

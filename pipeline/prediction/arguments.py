@@ -191,12 +191,12 @@ def _refuse_products_of_submission(values: argparse.Namespace) -> None:
 def _options(values: argparse.Namespace) -> MapOptions:
     _refuse_products_of_submission(values)
     _positive(values.min_area_m2, "--min-area-m2", "square metres")
-    stretch = _numbers(values.scale_range, "--scale-range", float)
-    if stretch is not None and (len(stretch) != 2 or not all(map(math.isfinite, stretch))):
+    scale_range = _numbers(values.scale_range, "--scale-range", float)
+    if scale_range is not None and (len(scale_range) != 2 or not all(map(math.isfinite, scale_range))):
         raise ConfigError(
             f"--scale-range {values.scale_range}: give the low and the high value, for instance 0,10000"
         )
-    if stretch is not None and not stretch[0] < stretch[1]:
+    if scale_range is not None and not scale_range[0] < scale_range[1]:
         raise ConfigError(
             f"--scale-range {values.scale_range}: give the low value first, for instance 0,10000"
         )
@@ -206,7 +206,7 @@ def _options(values: argparse.Namespace) -> MapOptions:
         nodata=values.nodata,
         page=values.page,
         bands=_numbers(values.bands, "--bands", int),
-        stretch=stretch,
+        scale_range=scale_range,
         resample=values.resample,
         probabilities=values.probabilities,
         overlay=values.overlay,

@@ -20,7 +20,7 @@ from pipeline.prediction.map_writer import aux_file, quantize
 from pipeline.prediction.outputs import Outputs, hold
 from pipeline.prediction.parts import Parts
 from pipeline.prediction.plan import ScenePlan, check_disk, plan_scene
-from pipeline.prediction.preprocessing import plan_stretch
+from pipeline.prediction.preprocessing import plan_scaling
 from pipeline.prediction.products import Products
 from pipeline.prediction.request import MapOptions, WindowPlan
 from sharding.raster.base import Reading
@@ -205,7 +205,7 @@ class _Job:
 
     def _reader(self) -> Any:
         scene, plan = self.scene, self.plan
-        stretch = plan_stretch(self.predictor, self.options.stretch)
+        scale = plan_scaling(self.predictor, self.options.scale_range)
         area = self._area()
 
         def read(window: Window) -> tuple["npt.NDArray[Any]", "npt.NDArray[np.bool_] | None"]:
@@ -217,7 +217,7 @@ class _Job:
             pixels, valid = scene.read(rows, columns, plan.bands, plan.size)
             if inside is not None:
                 valid = inside if valid is None else valid & inside
-            return stretch(pixels), valid
+            return scale(pixels), valid
 
         return read
 

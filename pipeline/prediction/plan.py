@@ -99,14 +99,14 @@ def plan_scene(
     """
     outputs = Outputs.of(target, options)
     bands, band_note = choose_bands(scene, info, options.bands)
-    check_type(scene, info, options.stretch)
+    check_type(scene, info, options.scale_range)
     size, size_note = plan_grid(scene, info, options.resample)
     rows, columns = size or (scene.height, scene.width)
     windows = _count_windows(scene.name, (rows, columns), look)
     _check_memory(scene.name, (rows, columns), look, info, windows)
     settings = {
         "height": scene.height, "width": scene.width, "bands": bands, "size": size, "window": look.window,
-        "overlap": look.overlap, "views": [asdict(view) for view in look.views], "stretch": options.stretch,
+        "overlap": look.overlap, "views": [asdict(view) for view in look.views], "scale_range": options.scale_range,
         "nodata": options.reading(info).nodata, "page": options.page,
     }  # fmt: skip
     layers = _Layers.of(scene, info, options)

@@ -139,7 +139,7 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
         )
 
 
-def plan_stretch(
+def plan_scaling(
     predictor: Predictor, limits: tuple[float, float] | None
 ) -> Callable[["npt.NDArray[Any]"], "npt.NDArray[Any]"]:
     """Returns the scaling from the file's values to those of the training."""
@@ -153,9 +153,9 @@ def plan_stretch(
     ends = np.array(predictor.info.normalization.get("scale") or ((0.0, top),), np.float32)
     darkest, brightest = ends[:, 0], ends[:, 1]
 
-    def stretch(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
+    def scale(pixels: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         share = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
         scaled = darkest + share * (brightest - darkest)
         return scaled if dtype == "float32" else np.rint(np.nan_to_num(scaled)).astype(dtype)
 
-    return stretch
+    return scale

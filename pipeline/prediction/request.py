@@ -49,7 +49,7 @@ class MapOptions:
 
     Attributes:
         bands: numbers of the file's bands, from 1, in the order of the model's; None chooses by count or name.
-        stretch: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
+        scale_range: file values that stand for 0 and for the model's highest value; None takes pixels as they are.
         nodata: value of pixels without data, in addition to the files' tags; None: as in the training.
         page: page of TIFF files of several pages, from 1.
         resample: resample scenes to the pixel size of the training first; the map is on the scene's own grid.
@@ -65,7 +65,7 @@ class MapOptions:
     """
 
     bands: tuple[int, ...] | None = None
-    stretch: tuple[float, float] | None = None
+    scale_range: tuple[float, float] | None = None
     nodata: float | None = None
     page: int | None = None
     resample: bool = False

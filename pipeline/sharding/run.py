@@ -20,29 +20,29 @@ from sharding.validate import Validation, validate
 
 
 def ensure_shards(
-    recipe: Recipe, *, progress: Callable[[Progress], None] | None = None, inline: bool = False
+    recipe: Recipe, *, progress: Callable[[Progress], None] | None = None, no_ray: bool = False
 ) -> DatasetCard:
     """Makes the shards of a recipe, or what is missing of them; returns the card of the finished set.
 
     Args:
         recipe: the recipe.
         progress: called after each shard.
-        inline: work in this process, without Ray.
+        no_ray: work in this process, without Ray.
 
     Raises:
         DataError, LabelError, StorageError: see `sharding.make.make_shards`.
     """
-    return make_shards(shard_spec(recipe), _runner(recipe, inline), progress)
+    return make_shards(shard_spec(recipe), _runner(recipe, no_ray), progress)
 
 
-def check_raw_data(recipe: Recipe, *, inline: bool = False) -> Validation:
+def check_raw_data(recipe: Recipe, *, no_ray: bool = False) -> Validation:
     """Reads every image and label image of a recipe and lists all problems; writes nothing.
 
     Args:
         recipe: the recipe.
-        inline: work in this process, without Ray.
+        no_ray: work in this process, without Ray.
     """
-    return validate(scan(shard_spec(recipe)), _runner(recipe, inline))
+    return validate(scan(shard_spec(recipe)), _runner(recipe, no_ray))
 
 
 def shard_spec(recipe: Recipe) -> ShardSpec:
@@ -108,5 +108,5 @@ def _custom_vectors(vectors: VectorsConfig) -> CustomVectors:
     return CustomVectors(**{**values, "layers": tuple(CustomLayer(**layer) for layer in values["layers"])})
 
 
-def _runner(recipe: Recipe, inline: bool) -> TaskRunner:
-    return run_here if inline else RayTasks(recipe.cluster, recipe.data.root)
+def _runner(recipe: Recipe, no_ray: bool) -> TaskRunner:
+    return run_here if no_ray else RayTasks(recipe.cluster, recipe.data.root)

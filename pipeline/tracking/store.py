@@ -257,7 +257,7 @@ class Store:
 
     def search(self, filter_string: str, experiment_ids: Sequence[str] | None = None) -> list[RunRow]:
         """Returns the runs that pass MLflow's filter, newest first, of some experiments or of all."""
-        chosen = experiment_ids or [each.experiment_id for each in self.client.search_experiments()]
+        chosen = experiment_ids or [item.experiment_id for item in self.client.search_experiments()]
         rows: list[RunRow] = []
         token: str | None = None
         while True:

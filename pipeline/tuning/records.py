@@ -79,8 +79,8 @@ class TrialRecords:
     def searched(self, recipe: Recipe) -> dict[str, Trial]:
         """Returns the trials of the search by key, without the repeats of the best configuration."""
         swept = SEED in recipe.sweep.space
-        found = {key: trial for key, trial in self.trials.items() if swept or SEED not in trial.values}
-        return dict(sorted(found.items()))
+        selected = {key: trial for key, trial in self.trials.items() if swept or SEED not in trial.values}
+        return dict(sorted(selected.items()))
 
     def get(self, values: Values) -> Trial | None:
         """Returns the trial of a configuration; None if it never started."""

@@ -106,17 +106,17 @@ class SweepSummary:
     @property
     def configurations(self) -> list[Configuration]:
         """Configurations by mean score, best first, then those without a score; ties keep the order of the search."""
-        found: dict[str, list[Trial]] = {}
+        by_values: dict[str, list[Trial]] = {}
         for trial in self.trials:
-            found.setdefault(trial_key(without_seed(trial.values)), []).append(trial)
-        grouped = [Configuration(without_seed(trials[0].values), trials) for trials in found.values()]
-        return sorted(grouped, key=lambda each: -each.mean)
+            by_values.setdefault(trial_key(without_seed(trial.values)), []).append(trial)
+        grouped = [Configuration(without_seed(trials[0].values), trials) for trials in by_values.values()]
+        return sorted(grouped, key=lambda config: -config.mean)
 
     @property
     def best(self) -> Configuration | None:
         """The best configuration whose trials ran to their end, else the best of all; None without any score."""
-        scored = [each for each in self.configurations if each.scores]
-        return next(iter([each for each in scored if each.complete] or scored), None)
+        scored = [config for config in self.configurations if config.scores]
+        return next(iter([config for config in scored if config.complete] or scored), None)
 
     @property
     def repeated(self) -> Configuration | None:
@@ -127,7 +127,11 @@ class SweepSummary:
     def verdict(self) -> str:
         """Returns a text on whether the winner's lead exceeds the noise, as far as the sweep has measured it."""
         best, repeated = self.best, self.repeated
-        others = [each for each in self.configurations if each.scores and best and each.values != best.values]
+        others = [
+            config
+            for config in self.configurations
+            if config.scores and best and config.values != best.values
+        ]
         if best is None or repeated is None or not others:
             return "One scored configuration: nothing to compare."
         second = others[0]
@@ -155,13 +159,15 @@ class SweepSummary:
     def summary_rows(self) -> list[list[str]]:
         """Returns the cells of the table of configurations, mean and deviation over seeds, best first."""
         best, repeated = self.best, self.repeated
-        shown = [repeated if best and each.values == best.values else each for each in self.configurations]
-        return [_summary_row(rank, each) for rank, each in enumerate(filter(None, shown), start=1)]
+        shown = [
+            repeated if best and config.values == best.values else config for config in self.configurations
+        ]
+        return [_summary_row(rank, config) for rank, config in enumerate(filter(None, shown), start=1)]
 
     @property
     def has_seeds(self) -> bool:
         """Whether any configuration ran with more than one seed."""
-        return bool(self.repeats) or any(len(each.trials) > 1 for each in self.configurations)
+        return bool(self.repeats) or any(len(config.trials) > 1 for config in self.configurations)
 
     def to_markdown(self) -> str:
         """Returns the report: best configuration, verdict, configurations (if there are seeds), all trials."""
@@ -204,15 +210,15 @@ def _row(rank: int, trial: Trial) -> list[str]:
     return [str(rank), describe(trial.values), score, str(trial.epoch), trial.status, minutes, trial.name]
 
 
-def _summary_row(rank: int, each: Configuration) -> list[str]:
-    deviation = each.deviation
-    minutes = statistics.fmean(trial.seconds for trial in each.trials) / 60
+def _summary_row(rank: int, config: Configuration) -> list[str]:
+    deviation = config.deviation
+    minutes = statistics.fmean(trial.seconds for trial in config.trials) / 60
     return [
         str(rank),
-        describe(each.values),
-        f"{each.mean:.4f}" if each.scores else "-",
+        describe(config.values),
+        f"{config.mean:.4f}" if config.scores else "-",
         "-" if deviation is None else f"{deviation:.4f}",
-        str(len(each.scores)),
+        str(len(config.scores)),
         f"{minutes:.1f}",
     ]
 

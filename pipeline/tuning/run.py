@@ -142,7 +142,7 @@ def ensure_shards(recipe: Recipe, machines: Cluster, console: Console) -> ShardS
         # Tasks on other nodes cannot read raw data on the disk of this machine.
         no_ray = storage.is_local(recipe.data.root) and machines.nodes > 1
         with ProgressDisplay(f"sharding {recipe.name}") as display:
-            card = make_shards(recipe, progress=progress_of(display), inline=no_ray)
+            card = make_shards(recipe, progress=progress_of(display), no_ray=no_ray)
         print_summary(card, recipe.shards.uri)
     shards = ShardSet.open(recipe.shards.uri)
     checks.check_roles(recipe, shards)

@@ -51,13 +51,13 @@ def configurations(recipe: Recipe) -> list[Values]:
     check_space(recipe)
     flat = base_recipe(recipe).flat()
     if recipe.sweep.search == "grid":
-        found: Iterator[Values] = _grid(recipe.sweep.space, flat)
+        candidates: Iterator[Values] = _grid(recipe.sweep.space, flat)
     else:
         generator = np.random.default_rng(recipe.seed)
-        found = (
+        candidates = (
             sample(recipe.sweep.space, flat, generator) for _ in range(50 * (recipe.sweep.num_trials or 1))
         )
-    unique = {trial_key(values): values for values in found}
+    unique = {trial_key(values): values for values in candidates}
     chosen = list(unique.values())[: recipe.sweep.num_trials]
     for values in chosen:
         trial_recipe(recipe, values)
@@ -137,8 +137,8 @@ def resolve(
         return values.get(key, flat.get(key))
 
     for key, axis in _ordered(space):
-        wanted = (axis.when or {}).items()
-        if not unmet(key, value_of) and all(value_of(other) == value for other, value in wanted):
+        conditions = (axis.when or {}).items()
+        if not unmet(key, value_of) and all(value_of(other) == value for other, value in conditions):
             values[key] = choose(key, axis)
     return values
 
@@ -179,11 +179,11 @@ def _ordered(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
 
 def _depends_on(key: str, axis: Axis) -> set[str]:
     """Returns the keys that decide whether an axis applies."""
-    found = set(axis.when or {})
+    keys = set(axis.when or {})
     while key in NEEDS:
         key = NEEDS[key][0]
-        found.add(key)
-    return found
+        keys.add(key)
+    return keys
 
 
 def _draw(axis: Axis, generator: np.random.Generator) -> Scalar:

@@ -94,22 +94,22 @@ class _Deal:
 
     Args:
         blocks: share of each class, and of all pixels, that lies in each block (B C).
-        wanted: share of each split (S).
+        shares: share of each split (S).
         seed: order of equally large blocks.
     """
 
-    def __init__(self, blocks: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64], seed: int) -> None:
-        self._blocks, self._wanted = blocks, wanted[:, None]
+    def __init__(self, blocks: npt.NDArray[np.float64], shares: npt.NDArray[np.float64], seed: int) -> None:
+        self._blocks, self._shares = blocks, shares[:, None]
         self._order = random.Random(seed).sample(range(len(blocks)), len(blocks))
         self._order.sort(key=lambda block: -float(blocks[block].max()))
         self._owner = np.full(len(blocks), -1)
-        self._lacking = np.repeat(self._wanted, blocks.shape[1], axis=1)
+        self._lacking = np.repeat(self._shares, blocks.shape[1], axis=1)
 
     def run(self) -> list[int]:
         """Returns the number of the split of each block."""
         for left, block in zip(range(len(self._order), 0, -1), self._order, strict=True):
-            empty = np.flatnonzero(~np.isin(np.arange(len(self._wanted)), self._owner))
-            candidates = empty if len(empty) >= left else np.arange(len(self._wanted))
+            empty = np.flatnonzero(~np.isin(np.arange(len(self._shares)), self._owner))
+            candidates = empty if len(empty) >= left else np.arange(len(self._shares))
             growth = self._error(self._lacking - self._blocks[block]) - self._error(self._lacking)
             self._give(block, int(candidates[growth[candidates].argmin()]))
         while any(self._move(block) or self._swap(block) for block in self._order):
@@ -118,7 +118,7 @@ class _Deal:
 
     def _error(self, lacking: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Returns the squared deviation of each split, relative to its share (S)."""
-        return np.asarray((lacking**2 / self._wanted).sum(axis=1))
+        return np.asarray((lacking**2 / self._shares).sum(axis=1))
 
     def _give(self, block: int, split: int) -> None:
         if self._owner[block] >= 0:
@@ -146,8 +146,8 @@ class _Deal:
         owners = self._owner[others]
         change = self._blocks[others] - self._blocks[block]
         error = self._error(self._lacking)
-        here = ((self._lacking[owner] - change) ** 2).sum(axis=1) / self._wanted[owner]
-        there = ((self._lacking[owners] + change) ** 2).sum(axis=1) / self._wanted[owners, 0]
+        here = ((self._lacking[owner] - change) ** 2).sum(axis=1) / self._shares[owner]
+        there = ((self._lacking[owners] + change) ** 2).sum(axis=1) / self._shares[owners, 0]
         gain = error[owner] + error[owners] - here - there
         if not len(others) or gain.max() <= LEAST_GAIN:
             return False

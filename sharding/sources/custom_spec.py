@@ -173,7 +173,7 @@ def label_codes(spec: CustomSpec) -> LabelCodes:
             names = [f"class {spec.classes[k].name!r}" if k != IGNORE else "ignored" for k in (other, value)]
             raise ConfigError(
                 f"data.custom: code {code} has two meanings, {' and '.join(names)}; "
-                "take it out of one (codes of a class, or data.custom.ignored)"
+                "take it out of one (`label_values` of a class, or data.custom.ignored)"
             )
     ids = {code: value for code, value in codes.items() if isinstance(code, int)}
     colors = {code: value for code, value in codes.items() if not isinstance(code, int)}

@@ -122,13 +122,13 @@ class SplitLists:
             lines = composed(ref.read().decode("utf-8-sig")).splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{ref}: not a text file in UTF-8, as {key} needs it: {error}") from error
-        found: list[str] = []
+        matched: list[str] = []
         strange: list[str] = []
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith("#"):
                 continue
             keys = self._look_up(line)
-            found += keys if len(keys) == 1 else []
+            matched += keys if len(keys) == 1 else []
             if len(keys) != 1:
                 strange.append(
                     f"line {number} ({line.strip()!r}) fits {len(keys) or 'no'} image{'s' * bool(keys)}"
@@ -138,9 +138,9 @@ class SplitLists:
                 f"{ref}: {len(strange)} of {len(lines)} lines name no image, or several: {strange[0]}. Images are "
                 f"called {self._example!r}; correct {key} or data.custom.images, or take the lines out"
             )
-        elif not found:
+        elif not matched:
             problems.append(f"{ref}: names no image; correct {key}")
-        return found
+        return matched
 
     def _look_up(self, line: str) -> list[str]:
         first = line.replace(",", " ").replace(";", " ").split()[:1]

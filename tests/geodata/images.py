@@ -365,7 +365,7 @@ def _(tmp_path):
         samp_den_coeff=[1.0] + [0.0] * 19, samp_num_coeff=[0.0] * 20,
     )  # fmt: skip
     pair(tmp_path, crs=None, transform=None, rpcs=rpcs)
-    found = check_raw_data(recipe(tmp_path), inline=True).scan
+    found = check_raw_data(recipe(tmp_path), no_ray=True).scan
     assert not found.problems
     assert "placed by RPC only" in str(found.notes)
 
@@ -445,7 +445,7 @@ def _(tmp_path):
     batch = next(iter(TrainingLoader(ShardSet.open(str(tmp_path / "shards")), "train", **LOADING).epoch(0)))
     assert batch.images.dtype == torch.float32
     assert (batch.images.isnan().all(1) == (batch.labels == IGNORE)).all()
-    checked = check_raw_data(recipe(tmp_path, data={"scale": [0, 0.1]}), inline=True)
+    checked = check_raw_data(recipe(tmp_path, data={"scale": [0, 0.1]}), no_ray=True)
     assert "of band red lie outside" in str(checked.scan.warnings)
     assert "of band red lie outside" in str(shard(tmp_path, data={"scale": [0, 0.1]}).extra["warnings"])
 
@@ -501,5 +501,5 @@ def _(tmp_path):
     assert len(warnings) == 1
     assert "the highest training pixel is 3987" in warnings[0]
     assert "data.max_value=4000" in warnings[0]
-    assert warnings[0] in check_raw_data(recipe(tmp_path), inline=True).scan.warnings
+    assert warnings[0] in check_raw_data(recipe(tmp_path), no_ray=True).scan.warnings
     assert "warnings" not in shard(tmp_path, data={"max_value": 4000}).extra

@@ -197,7 +197,7 @@ def _(tmp_path):
     classes = recipe(tmp_path).to_dict()["data"]["custom"]["classes"]
     classes[2]["scored"] = False
     shard(tmp_path, split=split, classes=classes)
-    found = check_raw_data(recipe(tmp_path, split=split, classes=classes), inline=True).scan
+    found = check_raw_data(recipe(tmp_path, split=split, classes=classes), no_ray=True).scan
     assert (found.problems, len(found.warnings)) == ((), 2)
     assert "roles.test names the split 'test'" in found.warnings[0]
     assert "class 'c' has no pixel" in found.warnings[1]
@@ -222,12 +222,12 @@ def _(tmp_path):
     mask = ids()
     mask[:100] = 255
     pair(tmp_path, mask=mask)
-    found = check_raw_data(recipe(tmp_path), inline=True).scan
+    found = check_raw_data(recipe(tmp_path), no_ray=True).scan
     assert found.problems == ()
     assert any(
         "split 'train': 78% of the pixels are ignored, more than 50%" in text for text in found.warnings
     )
-    found = check_raw_data(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), inline=True).scan
+    found = check_raw_data(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), no_ray=True).scan
     assert any("the only class is 'ground'" in text for text in found.warnings)
 
 

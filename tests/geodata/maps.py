@@ -181,7 +181,7 @@ def _(tmp_path):
             array[:, :30, :40] = np.nan
         source = tif(tmp_path / f"{dtype}.tif", array)
         assert "--scale-range" in predict(source, tmp_path / f"{dtype}.map.tif")
-        assert predict(source, tmp_path / f"{dtype}.map.tif", stretch=(-100.0, 155.0)) == ""
+        assert predict(source, tmp_path / f"{dtype}.map.tif", scale_range=(-100.0, 155.0)) == ""
         found = read(tmp_path / f"{dtype}.map.tif")
         assert ((found == 255) == np.isnan(array[0].astype(np.float32))).all()
         assert (found == expected(pixels()))[40:, 50:].mean() > 0.999

@@ -29,20 +29,20 @@ def recipe(root, *, data=None, **custom):
 
 def shard(root, **custom):
     """Makes the shards of `recipe`; returns its card."""
-    return ensure_shards(recipe(root, **custom), inline=True)
+    return ensure_shards(recipe(root, **custom), no_ray=True)
 
 
 def problems(root, **custom):
     """All that `pipeline.shard --check` lists, in one text; a refused recipe counts as well."""
     try:
-        return "\n".join(check_raw_data(recipe(root, **custom), inline=True).scan.problems)
+        return "\n".join(check_raw_data(recipe(root, **custom), no_ray=True).scan.problems)
     except D2LSError as error:
         return str(error)
 
 
 def notes(root, **custom):
     """The notes of `pipeline.shard --check`, in one text."""
-    return "\n".join(check_raw_data(recipe(root, **custom), inline=True).scan.notes)
+    return "\n".join(check_raw_data(recipe(root, **custom), no_ray=True).scan.notes)
 
 
 def samples(root):

@@ -70,13 +70,13 @@ elif point == "rename":
     Path.replace = dying(Path.replace)
 else:
     sharding.write.storage.write_bytes = dying(sharding.write.storage.write_bytes)
-ensure_shards(load_recipe("loveda", sys.argv[3:]), inline=True)
+ensure_shards(load_recipe("loveda", sys.argv[3:]), no_ray=True)
 """
 
 
 @pytest.mark.parametrize(("point", "count"), [("sample", 8), ("rename", 3), ("manifest", 4)])
 def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, count):
-    whole = ensure_shards(recipe(raw, tmp_path / "whole"), inline=True)
+    whole = ensure_shards(recipe(raw, tmp_path / "whole"), no_ray=True)
     target = tmp_path / "killed"
     overrides = [f"data.root={raw}", f"shards.uri={target}", "shards.target_mb=0.05", "name=tiny"]
     overrides.append("data.options={}")  # as `recipe` makes it
@@ -96,7 +96,7 @@ def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, cou
     }
     assert before
     calls = []
-    card = ensure_shards(recipe(raw, target), inline=True, progress=calls.append)
+    card = ensure_shards(recipe(raw, target), no_ray=True, progress=calls.append)
     assert card.digest == whole.digest
     assert len(calls) == calls[-1].total_shards - len(before)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
@@ -106,26 +106,26 @@ def test_a_kill_leaves_finished_shards_and_no_half_one(raw, tmp_path, point, cou
 def test_a_second_run_does_nothing_and_a_changed_file_only_its_shard(raw, tmp_path):
     shutil.copytree(raw, tmp_path / "raw")
     source = recipe(tmp_path / "raw", tmp_path / "out")
-    first = ensure_shards(source, inline=True)
+    first = ensure_shards(source, no_ray=True)
     calls = []
-    assert ensure_shards(source, inline=True, progress=calls.append) == first
+    assert ensure_shards(source, no_ray=True, progress=calls.append) == first
     assert calls == []
     mask = next((tmp_path / "raw" / "Val" / "Urban" / "masks_png").glob("*.png"))
     other = mask.parents[2] / "Rural" / "masks_png"
     mask.write_bytes(next(other.glob("*.png")).read_bytes())
-    changed = ensure_shards(source, inline=True, progress=calls.append)
+    changed = ensure_shards(source, no_ray=True, progress=calls.append)
     assert len(calls) == 1
     assert changed.digest != first.digest
     assert changed.splits["train"] == first.splits["train"]
     next((tmp_path / "out").glob("test/*.tar")).unlink()
-    assert ensure_shards(source, inline=True, progress=calls.append) == changed
+    assert ensure_shards(source, no_ray=True, progress=calls.append) == changed
     assert len(calls) == 2
 
 
 def test_another_plan_leaves_no_shard_of_the_former(raw, tmp_path):
-    ensure_shards(recipe(raw, tmp_path / "out", target_mb=0.02), inline=True)
+    ensure_shards(recipe(raw, tmp_path / "out", target_mb=0.02), no_ray=True)
     many = len(list((tmp_path / "out").rglob("*.tar")))
-    card = ensure_shards(recipe(raw, tmp_path / "out", target_mb=10), inline=True)
+    card = ensure_shards(recipe(raw, tmp_path / "out", target_mb=10), no_ray=True)
     tars = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.tar")}
     assert tars == {shard.path for split in card.splits.values() for shard in split.shards}
     assert len(tars) < many
@@ -133,7 +133,7 @@ def test_another_plan_leaves_no_shard_of_the_former(raw, tmp_path):
 
 
 def test_ray_workers_give_the_same_bytes_and_the_same_errors(raw, tmp_path, ray_cluster):
-    ensure_shards(recipe(raw, tmp_path / "one"), inline=True)
+    ensure_shards(recipe(raw, tmp_path / "one"), no_ray=True)
     ensure_shards(recipe(raw, tmp_path / "two"))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     bad = tmp_path / "bad"
@@ -153,7 +153,7 @@ def test_ray_workers_give_the_same_bytes_and_the_same_errors(raw, tmp_path, ray_
 def test_tar_and_stock_webdataset_read_a_shard(raw, tmp_path):
     import webdataset
 
-    card = ensure_shards(recipe(raw, tmp_path / "out", codec={"name": "png"}), inline=True)
+    card = ensure_shards(recipe(raw, tmp_path / "out", codec={"name": "png"}), no_ray=True)
     shards = ShardSet.open(str(tmp_path / "out"))
     path = tmp_path / "out" / card.splits["train"].shards[0].path
     listed = subprocess.run(
@@ -176,8 +176,8 @@ def test_tar_and_stock_webdataset_read_a_shard(raw, tmp_path):
 
 
 def test_png_files_that_are_tiles_already_are_kept_as_they_are(raw, tmp_path):
-    ensure_shards(recipe(raw, tmp_path / "png", codec={"name": "png"}), inline=True)
-    ensure_shards(recipe(raw, tmp_path / "tif"), inline=True)
+    ensure_shards(recipe(raw, tmp_path / "png", codec={"name": "png"}), no_ray=True)
+    ensure_shards(recipe(raw, tmp_path / "tif"), no_ray=True)
     shards = ShardSet.open(str(tmp_path / "png"))
     files = {path.read_bytes() for path in Path(raw).rglob("images_png/*.png")}
     for row in shards.index.to_pylist():
@@ -187,7 +187,7 @@ def test_png_files_that_are_tiles_already_are_kept_as_they_are(raw, tmp_path):
 
 
 def test_verify_finds_what_was_damaged(raw, tmp_path):
-    card = ensure_shards(recipe(raw, tmp_path / "out"), inline=True)
+    card = ensure_shards(recipe(raw, tmp_path / "out"), no_ray=True)
     uri = str(tmp_path / "out")
     assert verify(uri) == card
     path = tmp_path / "out" / card.splits["val"].shards[0].path
@@ -224,27 +224,27 @@ def s3(monkeypatch):
 
 
 def test_shards_on_s3_are_those_on_disk(raw, tmp_path, s3):
-    local = ensure_shards(recipe(raw, tmp_path / "out"), inline=True)
-    remote = ensure_shards(recipe(raw, s3), inline=True)
+    local = ensure_shards(recipe(raw, tmp_path / "out"), no_ray=True)
+    remote = ensure_shards(recipe(raw, s3), no_ray=True)
     assert remote == local
     assert verify(s3) == remote
     calls = []
-    assert ensure_shards(recipe(raw, s3), inline=True, progress=calls.append) == remote
+    assert ensure_shards(recipe(raw, s3), no_ray=True, progress=calls.append) == remote
     assert calls == []
     import boto3
 
     boto3.client("s3").delete_object(Bucket="shards", Key=f"set/{remote.splits['train'].shards[1].path}")
-    assert ensure_shards(recipe(raw, s3), inline=True, progress=calls.append) == remote
+    assert ensure_shards(recipe(raw, s3), no_ray=True, progress=calls.append) == remote
     assert len(calls) == 1
 
 
 def test_the_official_zip_archives_are_read_in_place(raw, tmp_path):
     for part in ("Train", "Val"):
         shutil.make_archive(str(tmp_path / "zips" / part), "zip", raw, part)
-    unpacked = ensure_shards(recipe(raw, tmp_path / "a", splits=["train", "val"]), inline=True)
+    unpacked = ensure_shards(recipe(raw, tmp_path / "a", splits=["train", "val"]), no_ray=True)
     with pytest.raises(Exception, match=r"Train\.zip: MD5 is .*de2b196043ed9b4af1690b3f9a7d558f"):
-        ensure_shards(recipe(tmp_path / "zips", tmp_path / "b"), inline=True)
-    zipped = ensure_shards(recipe(tmp_path / "zips", tmp_path / "b", check_archives=False), inline=True)
+        ensure_shards(recipe(tmp_path / "zips", tmp_path / "b"), no_ray=True)
+    zipped = ensure_shards(recipe(tmp_path / "zips", tmp_path / "b", check_archives=False), no_ray=True)
     assert zipped.digest == unpacked.digest
 
 
@@ -293,11 +293,11 @@ def test_of_two_commands_on_one_target_the_second_waits_and_finds_the_work_done(
     target, calls = tmp_path / "out", []
     with ThreadPoolExecutor(1) as pool:
         with only_writer(str(target)):
-            second = pool.submit(ensure_shards, recipe(raw, target), inline=True, progress=calls.append)
+            second = pool.submit(ensure_shards, recipe(raw, target), no_ray=True, progress=calls.append)
             while "another command is writing" not in caplog.text:
                 assert not second.done(), second.result()
                 time.sleep(0.05)
-            first = ensure_shards(recipe(raw, tmp_path / "elsewhere"), inline=True)
+            first = ensure_shards(recipe(raw, tmp_path / "elsewhere"), no_ray=True)
             shutil.copytree(tmp_path / "elsewhere", target, dirs_exist_ok=True)
             assert not second.done()
         assert second.result(60) == first

@@ -53,7 +53,7 @@ def test_reads_the_tree(tree, tmp_path):
 @every_source
 def test_splits_keep_scenes_apart_or_say_unknown(tree, tmp_path):
     tree.build(tmp_path / "raw")
-    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), inline=True)
+    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), no_ray=True)
     assert {name: split.scenes > 0 for name, split in card.splits.items()} == dict.fromkeys(tree.splits, True)
     assert card.scene_check == tree.scene_check
     assert card.extra.get("unlabelled", {}) == tree.hidden
@@ -75,7 +75,7 @@ def test_labels_become_class_ids(tree, tmp_path):
     np.testing.assert_array_equal(ids, wanted)
     assert set(np.unique(ids)) - {255} == set(range(source.classes.num_classes))
 
-    ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", "data.tiling={default: {}}"), inline=True)
+    ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", "data.tiling={default: {}}"), no_ray=True)
     shards = ShardSet.open(str(tmp_path / "out"))
     found = [
         sample(shards, name, k) for name in shards.splits for k in range(shards.card.splits[name].samples)
@@ -93,10 +93,10 @@ def test_an_unknown_label_stops_with_file_value_count_and_position(tree, tmp_pat
     value = str(tree.stray).replace("(", r"\(").replace(")", r"\)")
     message = rf"{tree.mask}: unknown label (id|colour) {value} in 2 pixels, first at row 5 column 7"
     with pytest.raises(LabelError, match=message):
-        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), inline=True)
+        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), no_ray=True)
     assert not list((tmp_path / "out").glob("*.json"))
     stray = f"data.treat_as_ignored=[{list(tree.stray) if isinstance(tree.stray, tuple) else tree.stray}]"
-    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", stray), inline=True)
+    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", stray), no_ray=True)
     assert card.extra["unexpected_labels"] == {str(tree.stray): 2}
 
 
@@ -105,7 +105,7 @@ def test_a_missing_mask_is_listed_and_nothing_is_written(tree, tmp_path):
     tree.build(tmp_path / "raw")
     (tmp_path / "raw" / tree.mask).unlink()
     with pytest.raises(DataError, match=r"1 problem\(s\) in the raw data.*\n.*no (full )?label image for it"):
-        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), inline=True)
+        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), no_ray=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -114,7 +114,7 @@ def test_the_digest_is_of_content_not_of_place(tree, tmp_path):
     digests = []
     for place in ("a", "b/c"):
         tree.build(tmp_path / place)
-        card = ensure_shards(recipe(tree, tmp_path / place, tmp_path / place / "out"), inline=True)
+        card = ensure_shards(recipe(tree, tmp_path / place, tmp_path / place / "out"), no_ray=True)
         digests.append(
             (card.digest, [shard.blake3 for split in card.splits.values() for shard in split.shards])
         )
@@ -122,7 +122,7 @@ def test_the_digest_is_of_content_not_of_place(tree, tmp_path):
     raw = read_mask(tree, tmp_path / "a")
     raw[0, 0] = next(code for code in tree.codes if (raw[0, 0] != code).any())
     save(tmp_path / "a" / tree.mask, raw, tree.palette)
-    changed = ensure_shards(recipe(tree, tmp_path / "a", tmp_path / "changed"), inline=True)
+    changed = ensure_shards(recipe(tree, tmp_path / "a", tmp_path / "changed"), no_ray=True)
     assert changed.digest != digests[0][0]
 
 
@@ -149,7 +149,7 @@ def test_paper_protocols_do_as_the_released_scripts(tmp_path):
     save(frame / "Images" / "000000.png", texture(1, 2160, 3840))
     save(frame / "Labels" / "000000.png", np.zeros((2160, 3840, 3), np.uint8))
     card = ensure_shards(
-        recipe(TREES["uavid"], tmp_path / "uavid", tmp_path / "out", "data.protocol=paper"), inline=True
+        recipe(TREES["uavid"], tmp_path / "uavid", tmp_path / "out", "data.protocol=paper"), no_ray=True
     )
     assert card.splits["train"].samples == 8
     assert card.splits["train"].class_pixels[7] == 2048 * 3840
@@ -161,10 +161,10 @@ def test_paper_protocols_do_as_the_released_scripts(tmp_path):
 def test_potsdam_takes_other_imagery_and_labels(tmp_path):
     TREES["potsdam"].build(tmp_path / "raw")
     more = ("data.options.imagery=RGBIR", "data.options.eval_labels=full", "data.options.drop=[]")
-    card = ensure_shards(recipe(TREES["potsdam"], tmp_path / "raw", tmp_path / "out", *more), inline=True)
+    card = ensure_shards(recipe(TREES["potsdam"], tmp_path / "raw", tmp_path / "out", *more), no_ray=True)
     assert card.bands == ("red", "green", "blue", "nir")
     assert card.splits["train"].scenes == 3
-    eroded = ensure_shards(recipe(TREES["potsdam"], tmp_path / "raw", tmp_path / "eroded"), inline=True)
+    eroded = ensure_shards(recipe(TREES["potsdam"], tmp_path / "raw", tmp_path / "eroded"), no_ray=True)
     assert eroded.extra["labels"] == {"train": "full", "val": "eroded", "test": "eroded"}
     assert eroded.splits["test"].ignored_pixels > card.splits["test"].ignored_pixels
     _, _, meta = sample(ShardSet.open(str(tmp_path / "out")), "train")
@@ -179,11 +179,11 @@ def test_a_cloud_scene_in_two_splits_is_refused_and_can_be_divided_anew(tmp_path
         old = tmp_path / "raw" / folder / "train" / "LC81570412014106LGN00_0.png"
         old.rename(tmp_path / "raw" / folder / "val" / old.name)
     with pytest.raises(DataError, match=r"'LC81570412014106LGN00' in train and val.*resplit=true"):
-        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), inline=True)
-    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", "data.protocol=paper"), inline=True)
+        ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out"), no_ray=True)
+    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", "data.protocol=paper"), no_ray=True)
     assert card.scene_check == "shared"
     card = ensure_shards(
-        recipe(tree, tmp_path / "raw", tmp_path / "out2", "data.options.resplit=true"), inline=True
+        recipe(tree, tmp_path / "raw", tmp_path / "out2", "data.options.resplit=true"), no_ray=True
     )
     assert card.scene_check == "disjoint"
 

@@ -130,16 +130,16 @@ def test_bands_are_chosen_by_number_or_name_or_refused(tmp_path) -> None:
         run(plain, tmp_path / "e.tif", bands=(1, 2, 5))
 
 
-def test_other_depths_need_a_stretch(tmp_path) -> None:
+def test_other_depths_need_a_scale_range(tmp_path) -> None:
     array = pixels(dtype="uint16")
     source = scene_file(tmp_path / "s.tif", array)
     with pytest.raises(DataError, match=r"uint16, the model was trained on uint8.*--scale-range"):
         run(source, tmp_path / "map.tif")
-    run(source, tmp_path / "map.tif", stretch=(0.0, 10_000.0))
+    run(source, tmp_path / "map.tif", scale_range=(0.0, 10_000.0))
     scaled = np.rint(array * np.float32(255 / 10_000)).astype(np.uint8)
     assert (read(tmp_path / "map.tif") == expected(scaled)).mean() > 0.999
     with pytest.raises(ConfigError, match="low value first"):
-        run(source, tmp_path / "other.tif", stretch=(5.0, 5.0))
+        run(source, tmp_path / "other.tif", scale_range=(5.0, 5.0))
     assert not (tmp_path / "other.tif.parts").exists()
 
 
