@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""One environment, made on first use, and the few things one does with it. Needs Python 3.11 to 3.13 and pip, no more.
+"""Makes the environment on first use and runs the common tasks in it. Needs only Python 3.11 to 3.13 and pip.
 
     python3 dev.py demo               set up, then run the demo (`python -m pipeline.sweep`)
-    python3 dev.py test               set up, then check all that a commit needs: some minutes
+    python3 dev.py test               set up, then run all checks for a commit: some minutes
     python3 dev.py test all           also real kills, servers, a browser, S3 and serving: half an hour
     python3 dev.py test slow          only what `all` adds
     python3 dev.py test unit          a part of it: lint, types, imports, unit, numerics, distributed, integration
-    python3 dev.py test --cov         words for pytest: with the coverage of branches
+    python3 dev.py test --cov         arguments for pytest: with the coverage of branches
     python3 dev.py faults             long fault injections
     python3 dev.py cluster            hosts in network namespaces, brought up by `ray up`
-    python3 dev.py gpu                what only a CUDA device shows: tests, then benchmarks
-    python3 dev.py served             a registered model in a fresh environment with its own requirements alone
+    python3 dev.py gpu                tests and benchmarks that need a CUDA device
+    python3 dev.py served             a registered model in a fresh environment with only its own requirements
     python3 dev.py docs               the documentation as a site in site/; broken links are errors
     python3 dev.py bench [NAME]       benchmarks
     python3 dev.py setup              only the environment
@@ -111,7 +111,7 @@ def run_all(lines: list[list[str]]) -> int:
 
 
 def set_up() -> None:
-    """Makes or refreshes the environment; does nothing where it matches pyproject.toml and constraints.txt."""
+    """Makes or refreshes the environment; does nothing if it matches pyproject.toml and constraints.txt."""
     state = fingerprint()
     if STAMP.is_file() and STAMP.read_text() == state:
         return
@@ -129,15 +129,15 @@ def set_up() -> None:
 
 
 def pip(python: Path, *words: str) -> None:
-    """Runs one installation step and stops with its own words where it fails."""
+    """Runs one installation step; exits with its output if it fails."""
     if subprocess.run([str(python), *words], cwd=ROOT, check=False).returncode:
         sys.exit(
-            f"setting up failed in: {' '.join(words)}\nMend the cause shown above and call again; it goes on."
+            f"setting up failed in: {' '.join(words)}\nFix the cause shown above and call again; it continues."
         )
 
 
 def fingerprint() -> str:
-    """Names the state that the environment must match."""
+    """Returns a digest of the files that the environment must match."""
     content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
     return f"{sys.version_info[:2]} {hashlib.sha256(content).hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""What does it cost to evaluate on a CPU, alone and beside other programs?
+"""The cost of an evaluation on a CPU, alone and with other programs on the machine.
 
     python benchmarks/cpu_inference.py
     python benchmarks/cpu_inference.py --backbone convnext_atto --megapixels 10 --busy 0 1 2
@@ -7,7 +7,7 @@ Batches of 4 windows of 512 pixels through D2LS, raw pixels in, class ids out, i
 
     spin      the whole batch in one forward pass; torch's threads spin while they wait for each other
     sleep     the same with OMP_WAIT_POLICY=PASSIVE
-    slices    a thread of its own for each part of the batch (`d2ls.inference`)
+    slices    one thread for each part of the batch (`d2ls.inference`)
     commands  slices, and freed memory is kept (`pipeline.compute`): what the commands do
 
 Each way is a fresh process, as the policy is read when torch is loaded; ways take turns. `busy` is the number of

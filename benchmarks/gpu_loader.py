@@ -34,7 +34,7 @@ from d2ls.training.trainer import Trainer, TrainerSettings
 
 
 class Rows(Callback):
-    """Prints a row an epoch."""
+    """Prints a row per epoch."""
 
     def __init__(self, batch):
         self.batch, self.steps = batch, []

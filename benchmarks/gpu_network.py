@@ -4,9 +4,9 @@
     python benchmarks/gpu_network.py --device cpu --backbone convnext_atto --size 64 --batches 1 --modes fp32 --steps 1
 
 Needs torch (2.11 or later) and timm, and this checkout; nothing else of the project. A setting that does not fit into
-memory, or that the device lacks, is a row that says so. A TFLOP counts the multiplications and additions of the bare
-formula (`FlopCounterMode` on the textbook network for both networks), so that a cheaper route shows as more of them;
-MFU is their share of the device's peak at this precision, where it is known.
+memory, or that the device lacks, gives a row with the reason. A TFLOP counts the multiplications and additions of the
+bare formula (`FlopCounterMode` on the textbook network for both networks), so that a cheaper route shows as more of
+them; MFU is their share of the device's peak at this precision, where it is known.
 
 Aims: a training step at most 1.25 times the bare backbone's, and 1.4 times as fast as the textbook network's.
 """
@@ -63,7 +63,7 @@ def build(network, options):
 
 
 def scalar(network, output, labels, loss):
-    """What is differentiated: the mean of the maps, or the training loss (with the static branch and the ratio)."""
+    """Returns the value to differentiate: the mean of the maps, or the training loss with all its terms."""
     if network == "backbone":
         return sum(map_.float().mean() for map_ in output)
     if network == "textbook":
@@ -72,7 +72,7 @@ def scalar(network, output, labels, loss):
 
 
 def gflop(network, training, options):
-    """GFLOP an image of a step, by the textbook formula."""
+    """Returns the GFLOP per image of a step, by the textbook formula."""
     model = build("backbone" if network == "backbone" else "textbook", options)
     images = torch.randn(1, 3, options.size, options.size)
     labels = torch.zeros(1, options.size, options.size, dtype=torch.long)
@@ -93,7 +93,7 @@ def prepare(network, mode, options):
 
 
 def measure(network, mode, batch, training, options):
-    """Runs one setting; returns seconds a step and peak bytes."""
+    """Runs one setting; returns seconds per step and peak bytes."""
     model = prepare(network, mode, options).train(training)
     layout = torch.channels_last if "channels_last" in mode else torch.contiguous_format
     images = torch.randn(batch, 3, options.size, options.size, device=options.device).to(memory_format=layout)
@@ -131,7 +131,7 @@ def timed(step, options):
 
 
 def rows(training, options):
-    """One line a setting; ratios are step times under the very same settings."""
+    """Yields a line per setting; ratios are those of step times with the same settings."""
     work = {network: gflop(network, training, options) for network in ("backbone", "textbook")}
     for mode in options.modes:
         for batch in options.batches:

@@ -226,7 +226,7 @@ def by_opencv(mode, content):
 
 
 def stages(data, augmentation, codec, count):
-    """CPU milliseconds a sample in each stage of ours."""
+    """Returns CPU milliseconds per sample in each stage of our loader."""
     spent: dict[str, float] = {}
 
     def timed(name, function):

@@ -2,8 +2,8 @@
 
     PYTHON -m benchmarks.loader_peers litdata|mosaicml|energon DATA COUNT MOSAIC
 
-Converts the data first where it is not there yet; prints CPU seconds a sample. Its Python needs the loader's own
-dependencies (albumentations, opencv, pyarrow, webdataset) beside the peer.
+Converts the data first if needed; prints CPU seconds per sample. Its Python needs the dependencies of our loader
+(albumentations, opencv, pyarrow, webdataset) and the peer.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""What window and lanes do to shuffling and to bytes read, and how fast a million samples are planned.
+"""The effect of window and lanes on shuffling and on bytes read, and the time to plan a million samples.
 
     python -m benchmarks.loader_plan
 
-Simulated index: for `quality` 100 shards of 64 samples, 16 neighbouring samples a scene; for `million` 2000 shards of
+Simulated index: for `quality` 100 shards of 64 samples, 16 neighbouring samples per scene; for `million` 2000 shards of
 500. Nothing is decoded.
 """
 
@@ -46,7 +46,7 @@ def quality(lanes, window, ranks=4):
 
 
 def fetches(table, room):
-    """Shards that a least-recently-used cache with room for so many has to fetch."""
+    """Counts the shards that a least-recently-used cache of a given size fetches."""
     cache, count = OrderedDict(), 0
     for shard in table.ravel().tolist():
         count += shard not in cache

@@ -1,4 +1,4 @@
-"""Does the memory of the loader grow? Runs epoch after epoch with workers and writes one line of memory now and then.
+"""Does the memory of the loader grow? Runs epochs with workers and writes a line on memory from time to time.
 
     nice python benchmarks/loader_soak.py SHARDS CURVE.csv --minutes 21
 

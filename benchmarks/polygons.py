@@ -1,8 +1,8 @@
-"""How long polygonising a map takes, and how much memory: strips joined, beside `rasterio.features.shapes` alone.
+"""Time and memory of polygonising a map: joined strips, compared with `rasterio.features.shapes` alone.
 
     python benchmarks/polygons.py [--side 20000] [--cell 60]
 
-Each way runs in a process of its own over the same map, which is made first: Voronoi cells of about `--cell` pixels
+Each way runs in a separate process over the same map, which is made first: Voronoi cells of about `--cell` pixels
 with ragged borders, a quarter of the side mirrored. `shapes` reads the raster in one piece and drops each outline as it
 comes; `polygonize` also adds up the confidence under each polygon; `geopackage` is what `predict --polygons` does: it
 writes them too.

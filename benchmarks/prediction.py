@@ -1,11 +1,11 @@
-"""How fast and in how much memory are big scenes mapped?
+"""Speed and memory of mapping large scenes.
 
     python benchmarks/prediction.py rate                 whole `predict` against the bare network on ready tensors
     python benchmarks/prediction.py memory               peak memory by side of the scene, up to 30000 (minutes)
 
-`rate` maps a made, textured GeoTIFF with a true D2LS network. `memory` uses a network of one convolution, so that what
-is measured is the way through the scene; the scene is a sparse tiled TIFF with a textured tile here and there.
-`--curve FILE.png` draws the resident memory of the largest one over time.
+`rate` maps a synthetic, textured GeoTIFF with a real D2LS network. `memory` uses a network of one convolution, so that
+it measures only the code around the network; the scene is a sparse tiled TIFF with a few textured tiles. `--curve
+FILE.png` draws the resident memory of the largest one over time.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def stub_network() -> torch.nn.Module:
 
 
 def bare_rate(predictor: Predictor, window: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Pixels a second, and a second of processor time, of the network alone on a tensor that lies ready."""
+    """Returns pixels per second, and per second of processor time, of the network alone on a tensor in memory."""
     images = torch.randn(batch, 3, window, window, device=predictor.device)
     synchronize = torch.cuda.synchronize if predictor.device.type == "cuda" else lambda: None
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def bare_rate(predictor: Predictor, window: int, batch: int, seconds: float) -> 
 
 
 def rate(values: argparse.Namespace) -> None:
-    """Alternates bare network and whole mapping, and compares windows a second."""
+    """Alternates the bare network and the whole mapping, and compares windows per second."""
     predictor = Predictor(
         true_network(values.backbone), info(values.window), batch_size=values.batch, overlap=0.25
     )
@@ -160,7 +160,7 @@ def draw(path: Path, side: int, result: dict) -> None:
 
 
 def one(values: argparse.Namespace) -> None:
-    """One scene of `memory`, in this process."""
+    """Maps one scene of `memory` in this process."""
     with tempfile.TemporaryDirectory() as folder:
         scene = Path(folder, "scene.tif")
         maker = [sys.executable, __file__, "make", "--side", str(values.side), "--path", str(scene)]

@@ -1,12 +1,12 @@
-"""Does the loader's plan hold for 1 to 512 GPUs, and what do storage and network carry? Simulation and arithmetic.
+"""Does the plan of the loader work for 1 to 512 GPUs, and what do storage and network carry? A simulation.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --gpus 64 512 --samples 10000000 --link-gbit 100
 
-Simulated, with the loader's own plan (nothing is read): steps, repeats, what each node fetches of the shards, how many
-shards it holds at once, that every sample comes once, and what the plan of an epoch costs one rank. Worked out: samples
-a second, requests, bytes and time of a gradient exchange, bytes and time of a checkpoint. `--rate` is the
-samples a second that one GPU takes: measure yours with a short training (speed/images_per_second); the default is a
+Simulated, with the loader's own plan and without reading anything: steps, repeats, the shards that each node fetches
+and holds at once, that every sample occurs once, and the cost of planning an epoch for one rank. Computed: samples per
+second, requests, bytes and time of a gradient exchange, bytes and time of a checkpoint. `--rate` is the number of
+samples per second that one GPU takes: measure yours with a short training (speed/images_per_second); the default is a
 round number, not a measurement.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from d2ls.data.sampler import EpochPlan, epoch_plan, rank_lanes
 
 CHUNK_MB = 8.0
-"""What the cache reads from the object store at a time: a request."""
+"""Bytes that the cache reads from the object store in one request."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Setting:
     Attributes:
         gpus: ranks.
         gpus_per_node: ranks that share a cache.
-        batch: samples a GPU and step.
+        batch: samples per GPU and step.
         samples: of the training split.
         sample_mb: bytes of one in its shard, in MB.
         shard_mb: size of a shard.
-        rate: samples a second and GPU.
+        rate: samples per second and GPU.
     """
 
     gpus: int
@@ -92,7 +92,7 @@ def simulate(setting: Setting) -> dict[str, float]:
 
 
 def _held(touched: np.ndarray) -> int:
-    """Most shards that are still or again needed at any step: between their first and last use."""
+    """Returns the largest number of shards in use at any step, that is, between their first and last use."""
     steps = np.repeat(np.arange(len(touched)), touched.shape[1])
     flat = touched.ravel()
     names, index = np.unique(flat, return_inverse=True)
@@ -107,7 +107,7 @@ def _held(touched: np.ndarray) -> int:
 
 
 def check_elastic(setting: Setting, worlds: tuple[int, ...] = (1, 8, 64)) -> None:
-    """One global batch dealt to other numbers of ranks holds the same samples in the same order."""
+    """Checks that a global batch holds the same samples in the same order for any number of ranks."""
     plan = setting.plan(epoch=3)
     lanes = plan.global_batch_size
     whole = plan.schedule(range(lanes)).rows
@@ -141,7 +141,7 @@ def network_bytes(backbone: str) -> tuple[int, int]:
 
 
 def arithmetic(setting: Setting, gradient: int) -> dict[str, float]:
-    """What storage and network carry, once everything is warm, and in the first epoch."""
+    """Returns the load of storage and network, in the first epoch and later."""
     second = setting.gpus * setting.rate
     ring = 2 * (setting.gpus - 1) / setting.gpus * gradient
     return {

@@ -3,7 +3,7 @@
     python benchmarks/shards.py speed  [--scenes 48] [--size 1024] [--workers 2]
     python benchmarks/shards.py codecs [--images FOLDER]
 
-`speed` shards a LoveDA-like tree of procedural scenes and compares with (a) merely decoding the same images and labels,
+`speed` shards a LoveDA-like tree of procedural scenes and compares with (a) only decoding the same images and labels,
 (b) one process, (c) webdataset's own ShardWriter fed with the same tiles. `codecs` measures size, encoding, whole
 decoding and decoding of a 512-pixel crop, on procedural scenes or on the images of a folder.
 """
@@ -50,7 +50,7 @@ def shard_all(tasks, uri):
 
 
 def shard_writer(scenes, codes, folder):
-    """What one would write by hand with webdataset: same labels, same files, tars of the same size."""
+    """Writes shards directly with webdataset: same labels, same files, tars of the same size."""
     import webdataset
 
     folder.mkdir(parents=True)
@@ -147,7 +147,7 @@ def speed(options):
             ),
         }
         times = {name: [] for name in runs}
-        for _ in range(options.repeat):  # in turn, so that a busy neighbour hits all alike
+        for _ in range(options.repeat):  # in turn, so that other work on the machine affects all alike
             for name, job in runs.items():
                 times[name].append(job(len(times[name])))
         wall = {name: min(pair[0] for pair in pairs) for name, pairs in times.items()}

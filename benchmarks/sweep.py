@@ -1,13 +1,13 @@
-"""What does a trial cost beside its training loop, and what do `pipeline.train` and resuming a sweep cost?
+"""The cost of a trial in addition to its training loop, and the cost of `pipeline.train` and of resuming a sweep.
 
     python -m benchmarks.sweep               # about six minutes on two cores
 
-The same tiny sweep, one trial at a time, runs with short and with long trials. The first trial takes the time from its
-proposal to its end, a later one that between the ends of two trials; what grows with the epochs is the loop, the rest
-is the cost of a trial: its process, imports, MLflow, checkpoints and figures. The yardstick is a plain Python process
-that trains the same network on the same data by the same loop, without Ray and MLflow; `pipeline.train` trains it with
-MLflow. Then the finished sweep is resumed: nothing is left to do. The results belong into benchmarks/results/sweep.md
-with date, hardware and load.
+The same tiny sweep, one trial at a time, runs with short and with long trials. The time of the first trial is that from
+its proposal to its end, the time of a later one that between the ends of two trials. The part that grows with the
+epochs is the loop; the rest is the cost of a trial: its process, imports, MLflow, checkpoints and figures. The
+reference is a plain Python process that trains the same network on the same data with the same loop, without Ray and
+MLflow; `pipeline.train` trains it with MLflow. Then the finished sweep is resumed, with nothing left to do. The results
+belong into benchmarks/results/sweep.md with date, hardware and load.
 """
 
 import argparse

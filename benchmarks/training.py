@@ -1,10 +1,10 @@
-"""What does Ray Train cost over the same loop under torchrun, what a second worker brings, what does a checkpoint cost?
+"""The cost of Ray Train compared with torchrun, the gain of a second worker, and the cost of a checkpoint.
 
     python -m benchmarks.training                 # about eight minutes on two cores
     python -m benchmarks.training --steps 200 --backbone convnext_atto --side 256
 
-Each kind of run is made `--rounds` times, in turn; the median counts. CPU seconds are those of a worker process from
-the end of their first step to the end of their last, all threads: they hold on a busy machine too, wall times do not.
+Each kind of run is made `--rounds` times, in turn; the median counts. CPU seconds are those of all threads of a worker
+process from the end of the first step to the end of the last; unlike wall times, they are valid on a busy machine.
 "beside the loop's thread" is the share of a worker's CPU time that its other threads take (Ray's own, gloo's); start is
 the time to the train function, that of the imports, and that to the first step.
 
@@ -28,7 +28,7 @@ SAMPLES = 80
 
 
 def train_here(job, started):
-    """The loop as one rank of whatever group there is; returns what the clock says."""
+    """Runs the loop as one rank of the current process group; returns the times."""
     import torch
 
     from d2ls.shards import ShardSet
@@ -75,7 +75,7 @@ def train_here(job, started):
 
 
 def ray_worker(job):
-    """What Ray Train runs."""
+    """The training function of Ray Train."""
     started = time.time()
     results = train_here(job, started)
     if results["rank"] == 0:
@@ -83,7 +83,7 @@ def ray_worker(job):
 
 
 def torchrun_worker(job):
-    """What torchrun runs."""
+    """The training function of torchrun."""
     import torch.distributed as dist
 
     started = time.time()

@@ -1,10 +1,10 @@
-"""What does it cost to read polygons as labels, window by window, against rasterising the whole at once?
+"""The cost of reading polygons as labels window by window, compared with rasterising the whole scene at once.
 
     python benchmarks/vectors.py [--polygons 100000] [--size 20000]
 
 Star-shaped polygons of about 80 pixels, six classes, over one scene. `whole` is `rasterio.features.rasterize` alone,
 with the geometries in memory; `windows` is what sharding does: read and repair the GeoPackage, index it, and rasterise
-each window of 2048 pixels. Each runs in a process of its own; time is its CPU time, memory its peak.
+each window of 2048 pixels. Each runs in a separate process; time is its CPU time, memory its peak.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How much does the window change the map, and which overlap does that defend?
+"""How much does the window change the map, and which overlap does that justify?
 
     python benchmarks/windows.py MODEL SCENE [--bands 1,2,3] [--windows 256 384 512 768] [--overlaps 0 0.125 0.25 0.5]
 
@@ -6,10 +6,10 @@ D2LS pools its whole window, lets the dictionary attend to every pixel of it, an
 same pixel in another window may get another class. Three tables are printed:
 
 1. disagreement of maps by window size, each against the training window (same overlap);
-2. disagreement between the map and the one whose grid is shifted by half a stride, by overlap: what is left of the
-   choice of grid after blending; once by a multiple of 32 pixels, the deepest stride, and once by 13 pixels more;
-3. disagreement between a window's own answer and its neighbour's, by distance to the window's edge: where a window
-   knows least. The overlap should reach as far as this curve falls.
+2. disagreement between the map and the one whose grid is shifted by half a stride, by overlap: the remaining influence
+   of the grid after blending; once by a multiple of 32 pixels, the deepest stride, and once by 13 pixels more;
+3. disagreement between a window's own answer and its neighbour's, by distance to the window's edge: where a window is
+   least reliable. The overlap should cover the distance over which this curve falls.
 
 Disagreement is the share of pixels (with data, 64 pixels inside the scene) whose class differs.
 """

@@ -37,7 +37,7 @@ class ModelInfo:
         bands: names of the image channels, in order.
         dtype: `uint8`, `uint16` or `float32` (NaN: a band without data), of the raw pixels.
         window: side of the training crop in pixels; prediction looks through windows of this size.
-        ground_sampling_distance: metres a pixel of the training data, None where unknown.
+        ground_sampling_distance: metres per pixel of the training data, None if unknown.
         dataset: name, protocol and digest of the training data.
         temperature: logits are divided by it before the softmax, see `d2ls.inference.calibration`; None: never fitted.
         reading: settings with which the training data was read, where its files do not state them (`nodata`,
@@ -145,7 +145,7 @@ class ModelInfo:
             yield f"dtype is {self.dtype!r}; allowed are {', '.join(PIXEL_TYPES)}"
         distance = self.ground_sampling_distance
         if distance is not None and not (isinstance(distance, int | float) and 0 < distance < math.inf):
-            yield f"ground_sampling_distance is {distance!r}; it is metres a pixel, or null"
+            yield f"ground_sampling_distance is {distance!r}; it is metres per pixel, or null"
         temperature = self.temperature
         if temperature is not None and not (
             isinstance(temperature, int | float) and 0 < temperature < math.inf

@@ -57,7 +57,7 @@ def corners(ring, left, top):
 
 
 def main(argv=None):
-    """Command line."""
+    """Parses the command line and draws the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

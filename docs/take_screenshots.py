@@ -40,7 +40,7 @@ localStorage['mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'] = 'true';
 HIDE_PATH = """
 [...document.querySelectorAll('*')].filter(e => e.innerText && e.innerText.trim().startsWith('Path:')
     && e.children.length < 4).forEach(e => e.style.visibility = 'hidden');
-"""  # where the store lies on this machine is nobody's business
+"""  # hides the path of the store on this machine
 EXPAND = """
 document.querySelectorAll('button[aria-label="Hide banner"]').forEach(b => b.click());
 document.querySelectorAll('button[aria-label="Toggle sidebar"]').forEach(b => b.click());
@@ -50,7 +50,7 @@ document.querySelectorAll('button[aria-label="Toggle sidebar"]').forEach(b => b.
 
 
 class Browser:
-    """A headless Chromium, spoken to by the WebDriver protocol.
+    """A headless Chromium, controlled through the WebDriver protocol.
 
     Args:
         driver: address of chromedriver.
@@ -73,10 +73,10 @@ class Browser:
         self._url = f"{driver}/session/{session['sessionId']}"
 
     def open(self, address: str, words: list[str]) -> None:
-        """Opens a page and waits until all the words are on it.
+        """Opens a page and waits until it shows all the words.
 
         Raises:
-            TimeoutError: they never are; the error holds what is there instead.
+            TimeoutError: some words did not appear; the message holds the text of the page.
         """
         _post(f"{self._url}/url", {"url": address})
         deadline = time.monotonic() + PATIENCE
@@ -109,7 +109,7 @@ class Browser:
 
 
 def main() -> None:
-    """Parses, photographs, says where the pictures are."""
+    """Parses, takes the pictures, prints their paths."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument(
         "--tracking-uri", help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
@@ -139,7 +139,7 @@ def take(store: Store, output: Path, settle: float = 8.0) -> list[Path]:
 
 
 def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
-    """Finds what to show: name to address, words that must appear, JavaScript to run before the photograph."""
+    """Returns the pages to show: name to address, words that must appear, JavaScript to run before the picture."""
     client = store.client
     sweep = next(row for row in store.search("tags.kind = 'sweep'") if store.children(row.run_id))
     trials = store.children(sweep.run_id)
@@ -216,7 +216,7 @@ def browser(settle: float = 8.0) -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def _process(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """Runs a command in a process group of its own, and ends the group."""
+    """Runs a command in a new process group, and ends the group."""
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -231,7 +231,7 @@ def _process(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 
 def _scroll_to(pattern: str) -> str:
-    """JavaScript that scrolls to the innermost element whose whole text matches."""
+    """Returns JavaScript that scrolls to the innermost element whose whole text matches."""
     return (
         f"const all = [...document.querySelectorAll('*')].filter(e => e.innerText && /^{pattern}$/.test(e.innerText"
         ".replace(/\\s+/g, ' ').trim())); if (all.length) all[all.length - 1].scrollIntoView({block: 'start'});"

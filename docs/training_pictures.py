@@ -36,7 +36,7 @@ SMALLEST = 0.004
 
 
 def main() -> None:
-    """Trains in a terminal of its own, and draws both pictures."""
+    """Trains in a new terminal, and draws both pictures."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("recipe")
     arguments.add_argument("overrides", nargs="*")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def watch(command: list[str]) -> bytes:
-    """Runs a command in a terminal; returns what it wrote up to the last progress line."""
+    """Runs a command in a terminal; returns its output up to the last progress line."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "xterm-256color"}
@@ -72,7 +72,7 @@ def watch(command: list[str]) -> bytes:
 
 
 def screen(written: bytes) -> list[str]:
-    """Returns the lines that a terminal would show; what was erased is gone."""
+    """Returns the lines that a terminal would show, without erased ones."""
     text = re.sub(r"\x1b\[\?25[lh]", "", written.decode(errors="replace")).replace("\r\n", "\n")
     lines = [re.split(r"\r?\x1b\[2K|\r", line)[-1] for line in text.split("\n")]
     return [re.sub(r"\x1b\[1A", "", line) for line in lines if line.strip()][-ROWS:]
@@ -108,7 +108,7 @@ def _view_box(drawing: str) -> list[str]:
 
 
 def picture_of_step(trace: Path) -> None:
-    """Draws what the threads of rank 0 did during one recorded step, callers above what they called."""
+    """Draws the calls of the threads of rank 0 during one recorded step, callers above callees."""
     events = [
         event
         for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -133,7 +133,7 @@ def picture_of_step(trace: Path) -> None:
 
 
 def _draw_thread(axis: Any, events: list[dict[str, Any]], first: float, last: float) -> None:
-    """Draws nested boxes, one row a depth."""
+    """Draws nested boxes, one row per depth."""
     open_until: list[float] = []
     names = sorted({event["name"] for event in events})
     for event in sorted(events, key=lambda item: (item["ts"], -item["dur"])):

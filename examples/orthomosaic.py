@@ -1,11 +1,11 @@
-"""A made orthomosaic with its polygons, as an office has them: `ortho.tif`, `labels.gpkg`, `area.gpkg`.
+"""Makes an orthomosaic and its polygons, like those of a survey: `ortho.tif`, `labels.gpkg`, `area.gpkg`.
 
     python examples/orthomosaic.py data/town --size 4000
     python -m pipeline.shard own_polygons data.root=data/town --check
 
 Procedural scenes stand side by side on a UTM grid of 0.5 m. `labels.gpkg` has two layers: `land`, polygons whose
-attribute `kind` says what they are (buildings are `house` or `hall`), and `trees`, points. Two polygons are invalid and
-some are `unclear`, as in real files. `area.gpkg` has the outline of what was labelled.
+attribute `kind` names the class (buildings are `house` or `hall`), and `trees`, points. Two polygons are invalid and
+some are `unclear`, as in real files. `area.gpkg` has the outline of the labelled ground.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def write_orthomosaic(folder, *, size=4000, scene=500, seed=0):
     """Writes the three files; returns the labels that the polygons were drawn from (size size).
 
     Args:
-        folder: made where it is not there.
+        folder: created if it does not exist.
         size: side of the orthomosaic in pixels, a multiple of `scene`.
         scene: side of a procedural scene.
         seed: another seed, another town.
@@ -64,7 +64,7 @@ def write_orthomosaic(folder, *, size=4000, scene=500, seed=0):
 
 
 def _digitised(labels, place):
-    """Draws polygons around the labels: outlines as a person clicks them, a pixel or so off."""
+    """Draws polygons around the labels, with outlines that are off by about a pixel, as if drawn by hand."""
     outlines = rasterio.features.shapes(labels, (labels > 0) & (labels < len(KINDS)), transform=place)
     pairs = [(shapely.geometry.shape(shape), int(value)) for shape, value in outlines]
     shapes = shapely.simplify(np.array([shape for shape, _ in pairs]), PIXEL)
@@ -86,14 +86,14 @@ def _kinds(shapes, classes):
 
 
 def _trees(woods, seed):
-    """Some trees at the edge of the woods."""
+    """Returns some trees at the edge of the woods."""
     edge = shapely.buffer(shapely.union_all(woods), 8).boundary
     places = np.random.default_rng(seed).uniform(0, edge.length, 40)
     return shapely.line_interpolate_point(edge, np.sort(places))
 
 
 def main(argv=None):
-    """Command line."""
+    """Parses the command line and writes the files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,7 +4,7 @@
     python examples/webdataset_pipeline.py data/shards/my train --epoch 3 --start-step 10
 
 `PlannedSource` takes the place of webdataset's shard list, splitters and tar reader; every later stage is
-webdataset's or your own. Each sample stands once in an epoch, for any number of ranks and workers.
+webdataset's or your own. Each sample occurs once in an epoch, for any number of ranks and workers.
 """
 
 import argparse

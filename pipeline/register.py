@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--output-dir", metavar="FOLDER", help="folder of the run folders (default: runs, as in recipes)"
     )
-    arguments.add_argument("--name", help="registered model (default: as the run's recipe says)")
+    arguments.add_argument("--name", help="registered model (default: the name in the run's recipe)")
     arguments.add_argument(
         "--checkpoint", default="best", metavar="best|last|FOLDER", help="which weights (default: best)"
     )

@@ -6,7 +6,7 @@ from pipeline.cli import add_recipe, parser, run_command
 
 EXAMPLES = """\
   python -m pipeline.sweep                          # the demo: makes its own data, ends with a registered model
-  python -m pipeline.sweep recipes/loveda.yaml      # sweep stage count and temperature as the recipe says
+  python -m pipeline.sweep recipes/loveda.yaml      # sweep stage count and temperature as in the recipe
   python -m pipeline.sweep loveda sweep.trial_overrides.train.epochs=5 sweep.scheduler=asha
   python -m pipeline.sweep loveda 'sweep.space.train.optimizer.lr={low: 1e-5, high: 1e-3, log: true}' \\
       sweep.search=tpe sweep.num_trials=20          # search another key as well

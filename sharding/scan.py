@@ -46,7 +46,7 @@ class Scan:
         unlabelled: split to number of images whose labels the publisher keeps.
         scene_check: `disjoint`, `unknown`, or `shared` (only under the protocol `paper`).
         license: licence of the data.
-        ground_sampling_distance: metres a pixel, or None.
+        ground_sampling_distance: metres per pixel, or None.
         extra: entries that the source adds to the card.
         train_split: the split to train on.
         custom_classes: the recipe declares the classes, so that the user can correct them.

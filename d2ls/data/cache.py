@@ -143,7 +143,7 @@ class ShardCache:
         """Downloads a shard into the cache, or waits for the process that does; returns False if there is no room.
 
         Raises:
-            ShardError: what arrived is not what the card says.
+            ShardError: the downloaded shard differs from the card.
             StorageError: the shard or the folder cannot be read or written.
         """
         target = self._folder / self.name(shard)

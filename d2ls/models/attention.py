@@ -19,7 +19,7 @@ Route = Literal["absorbed", "projected"]
 
 
 def cheaper_route(num_classes: int, embed_dim: int, heads: int) -> Route:
-    """Chooses the route with fewer multiplications a pixel."""
+    """Chooses the route with fewer multiplications per pixel."""
     width = embed_dim // 2
     absorbed = 2 * num_classes * heads * embed_dim
     projected = 2 * width * (embed_dim + num_classes)
@@ -61,7 +61,8 @@ class DictionaryToPixelAttention(CrossAttention):
             position: P, N C.
 
         Returns:
-            B S K C; and E unchanged, which the next operation must use (`pixel_kernels.AttendPixels` says why).
+            B S K C; and E unchanged, which the next operation must use (for the reason see
+            `pixel_kernels.AttendPixels`).
         """
         q = self.split(self.query(queries)) * self.scale
         attend = self._absorbed if self.route == "absorbed" else self._projected

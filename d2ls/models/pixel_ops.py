@@ -25,7 +25,7 @@ def attend_pixels(features: Tensor, position: Tensor, rows: Tensor) -> tuple[Ten
 
     Returns:
         The context, B T R C, for each row a weighted mean of E; and E itself, which the next operation must use
-        (`pixel_kernels.AttendPixels` says why).
+        (for the reason see `pixel_kernels.AttendPixels`).
     """
     features, position, rows = _common_dtype(features, position, rows)
     if torch.compiler.is_compiling():

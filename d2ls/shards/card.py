@@ -59,7 +59,7 @@ class DatasetCard:
         max_value: value that stands for 1.0; statistics are over pixel / max_value. 1 for `float32`.
         mean: per channel, over the unpadded pixels with data of the training split, clipped to `scale`.
         std: likewise.
-        ground_sampling_distance: metres a pixel, None where unknown.
+        ground_sampling_distance: metres per pixel, None if unknown.
         tiling: size, stride and padding of each split, as in the recipe.
         codec: image codec and its settings.
         scene_check: `disjoint` (no scene in two splits) or `unknown` (the data set names no scenes).

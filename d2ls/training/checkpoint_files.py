@@ -145,7 +145,7 @@ def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
 
 
 def write_failure(error: Exception, folder: Path) -> str:
-    """Returns why writing to a folder failed; PyTorch's message for a full disk does not say it."""
+    """Returns why writing to a folder failed; PyTorch's message for a full disk does not tell."""
     full = shutil.disk_usage(folder.parent).free < FULL_DISK_BYTES and "No space" not in str(error)
     return f"No space left on the disk of {folder.parent} ({error})" if full else str(error)
 

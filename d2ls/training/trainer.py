@@ -217,7 +217,7 @@ class Trainer:
         )
 
     def _plan_micro_batches(self) -> MicrobatchPlan:
-        """Cuts the global batch as the settings say, or smaller where the memory of a GPU is."""
+        """Cuts the global batch as in the settings, or into smaller parts that fit into the memory of a GPU."""
         settings, world_size = self.settings, self.group.world_size
         plan = MicrobatchPlan.create(settings.global_batch_size, world_size, settings.micro_batch_size)
         if settings.sample_shape is not None:

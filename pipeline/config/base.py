@@ -1,4 +1,4 @@
-"""What all recipe sections share: frozen, strict, and errors that name the key and the way out."""
+"""Base of all recipe sections: frozen, strict, with errors that name the key and tell what to do."""
 
 import difflib
 import json
@@ -36,7 +36,7 @@ class Section(BaseModel):
         try:
             text = json.dumps(values)
         except TypeError as error:
-            raise ConfigError(f"{where}: a value is of a type that recipes do not know: {error}") from error
+            raise ConfigError(f"{where}: a value has a type that recipes do not support: {error}") from error
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
@@ -54,7 +54,7 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
-    """Turns one pydantic error into a line: key, what is wrong, what is allowed."""
+    """Turns one pydantic error into a line: the key, the problem, the allowed values."""
     location = [part for part in detail["loc"] if not _is_union_branch(part)]
     key = ".".join(str(part) for part in location) or "recipe"
     if detail["type"] == "extra_forbidden":
@@ -69,7 +69,7 @@ def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Says what the nearest allowed spellings are, or what is allowed at all."""
+    """Returns the nearest allowed spellings as a question, or else all allowed ones."""
     allowed = list(allowed)
     close = difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
     return (

@@ -144,9 +144,9 @@ class Recipe(Section):
         return [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in differing]
 
     def without_effect(self, keys: Iterable[str]) -> list[str]:
-        """Says which of some dotted keys change nothing in this recipe, and why; a sentence each.
+        """Returns a sentence for each of some dotted keys that has no effect in this recipe, with the reason.
 
-        What is switched off (none, false, 0) is left out: to say so once more is no mistake.
+        Values that switch something off (none, false, 0) are left out: setting them again is not a mistake.
         """
         flat = self.flat()
         needs = [(key, unmet(key, flat.get)) for key in keys if flat.get(key) not in ("none", False)]

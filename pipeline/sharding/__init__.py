@@ -1,1 +1,1 @@
-"""What `python -m pipeline.shard` does: recipe to spec, tasks on Ray, tables and pictures."""
+"""The code of `python -m pipeline.shard`: recipe to spec, tasks on Ray, tables and pictures."""

@@ -1,4 +1,4 @@
-"""A picture of what the network is trained on: the first augmented batches with their labels."""
+"""A picture of the training input: the first augmented batches with their labels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `python -m pipeline.shard` prints: progress, tables, problems."""
+"""Output of `python -m pipeline.shard`: progress, tables, problems."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ SHOWN_VALUES = 3
 
 
 def progress_of(display: ProgressDisplay) -> Callable[["Progress"], None]:
-    """Returns a function that shows the state of sharding: shards, samples and megabytes a second."""
+    """Returns a function that shows the state of sharding: shards, samples and megabytes per second."""
 
     def show(state: "Progress") -> None:
         rate = state.bytes / 1e6 / max(state.seconds, 1e-6)
@@ -34,7 +34,7 @@ def progress_of(display: ProgressDisplay) -> Callable[["Progress"], None]:
 
 
 def print_summary(card: DatasetCard, uri: str) -> None:
-    """Prints the tables of splits and classes, and what is worth knowing."""
+    """Prints the tables of splits and classes, and notes."""
     from rich.console import Console
 
     console = Console()
@@ -58,7 +58,7 @@ def print_summary(card: DatasetCard, uri: str) -> None:
 SCENE_CHECKS = {
     "disjoint": "yes, checked",
     "unknown": "unknown, the data set does not name its scenes",
-    "shared": "NO, some stand in several (as published); scores will be too good",
+    "shared": "NO, some are in several (as published); scores will be too good",
 }
 
 
@@ -79,7 +79,7 @@ def split_table(card: DatasetCard) -> Any:
 
 
 def class_table(card: DatasetCard) -> Any:
-    """Makes the table of classes: share of the labelled pixels a split."""
+    """Makes the table of classes: share of the labelled pixels of each split."""
     from rich.table import Table
 
     table = Table()
@@ -95,7 +95,7 @@ def class_table(card: DatasetCard) -> Any:
 
 
 def print_validation(validation: "Validation", root: str) -> None:
-    """Prints what `--check` validation: the table of splits, what is left out, notes, warnings, problems."""
+    """Prints the result of `--check`: the table of splits, omitted files, notes, warnings, problems."""
     from rich.console import Console
 
     scan = validation.scan
@@ -120,7 +120,7 @@ def print_validation(validation: "Validation", root: str) -> None:
 
 
 def merge_alike(lines: Iterable[str]) -> list[str]:
-    """Of lines `file: text` with the same text, returns the first and the number of the others.
+    """Merges lines `file: text` with the same text: returns the first one with the number of the others.
 
     Counts and places of unknown labels differ from file to file; they are not compared.
     """
@@ -137,7 +137,7 @@ def merge_alike(lines: Iterable[str]) -> list[str]:
 
 
 def validation_table(validation: "Validation") -> Any:
-    """Makes the table of `--check`: a column a split, what the files are above, shares of the classes below."""
+    """Makes the table of `--check`, a column per split: properties of the files above, shares of the classes below."""
     from rich.table import Table
 
     scan = validation.scan
@@ -172,7 +172,8 @@ def validation_table(validation: "Validation") -> Any:
 
 
 def several(values: Sequence[str]) -> str:
-    """Lists different values, one a line, the most frequent first; of many only the first ones and a count."""
+    """Lists different values, one per line, the most frequent first; only the first ones and a count if there are
+    many."""
     frequent = [value for value, _ in Counter(values).most_common()]
     shown = "\n".join(frequent[:SHOWN_VALUES])
     return shown + (f"\n{len(frequent) - SHOWN_VALUES} more" if len(frequent) > SHOWN_VALUES else "")
@@ -196,7 +197,7 @@ def print_verified(card: DatasetCard, uri: str) -> None:
 
 
 def print_batches(path: Path, count: int, recipe: "Recipe") -> None:
-    """Prints what the picture of batches shows."""
+    """Prints a description of the picture of batches."""
     from rich.console import Console
 
     batches = f"the first {count} batches" if count > 1 else "the first batch"

@@ -1,4 +1,4 @@
-"""Shards of a recipe, made or checked on Ray or in this process."""
+"""Makes or checks the shards of a recipe, on Ray or in this process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from sharding.validate import Validation, validate
 def ensure_shards(
     recipe: Recipe, *, progress: Callable[[Progress], None] | None = None, no_ray: bool = False
 ) -> DatasetCard:
-    """Makes the shards of a recipe, or what is missing of them; returns the card of the finished set.
+    """Makes the missing shards of a recipe; returns the card of the finished set.
 
     Args:
         recipe: the recipe.

@@ -1,4 +1,4 @@
-"""Sharding on Ray: a Ray task an item, a bounded number at a time, on this machine if only it holds the raw data."""
+"""Sharding on Ray: a Ray task per item, a bounded number at a time, on this machine if only it holds the raw data."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ class RayTasks:
     def __call__(
         self, function: Callable[[Item, Extra], Result], items: Sequence[Item], extra: Extra
     ) -> Iterator[Result]:
-        """Yields `function(item, extra)` for each item as it finishes; errors of ours come out as they were raised."""
+        """Yields `function(item, extra)` for each item as it finishes; errors of this project keep their type."""
         if not items:
             return
         with connect(self._cluster) as cluster:
@@ -50,7 +50,7 @@ def _options(this_node: bool) -> tuple[dict[str, Any], float]:
         return {"num_cpus": 1, "max_retries": 3}, ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     node_id = ray.get_runtime_context().get_node_id()
     (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)  # type: ignore[no-untyped-call]
-    cpus = resources.get("CPU", 0)  # 0 on heads that are kept free of work
+    cpus = resources.get("CPU", 0)  # 0 on heads that run no work
     affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return {"num_cpus": min(1, cpus), "max_retries": 3, "scheduling_strategy": affinity}, cpus
 
@@ -80,7 +80,7 @@ def _single_threaded(function: Callable[[Item, Extra], Result], item: Item, extr
 
 
 def _result(reference: Any) -> Any:
-    """Returns a result; raises an error of ours as it was raised in the worker."""
+    """Returns a result; raises an error of this project as it was raised in the worker."""
     try:
         return ray.get(reference)
     except RayTaskError as error:

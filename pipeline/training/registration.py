@@ -24,7 +24,7 @@ class RegisterRequest:
 
     Attributes:
         tracking_uri: MLflow store; None: the one that the run was logged to.
-        name: registered model; None: as the run's recipe says.
+        name: registered model; None takes the name in the run's recipe.
         checkpoint: `best`, `last`, or the location of a folder with a model of this run.
     """
 

@@ -3,7 +3,7 @@
 <output_dir>/<run name>/
     recipe.yaml       the resolved recipe
     run.json          name, MLflow run, state, driver process
-    history.jsonl     a line of metrics an epoch
+    history.jsonl     a line of metrics per epoch
     progress.json     the latest step, for the progress display
     profile.json.gz   trace of some steps, with --profile
     failure.json      error that trying again does not fix

@@ -101,7 +101,7 @@ def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
         if fixed != flat.get(key):
             raise ConfigError(
                 f"{key}={flat[key]}: sweep.overrides sets {fixed} in all trials and the final training; "
-                f"say sweep.overrides.{key}={flat[key]}, or sweep.overrides={{}} for the recipe's own values"
+                f"set sweep.overrides.{key}={flat[key]}, or sweep.overrides={{}} for the recipe's own values"
             )
 
 

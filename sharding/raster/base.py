@@ -138,7 +138,7 @@ class Raster(ABC):
 
     Args:
         ref: the file.
-        info: what its header says.
+        info: its header.
         georeference: where it lies.
         reading: settings that the file does not state.
     """
@@ -164,7 +164,7 @@ class Raster(ABC):
 
         Args:
             window: part of the result; None: all of it.
-            bands: positions of the wanted bands, from 0; None: all.
+            bands: positions of the bands to read, from 0; None: all.
             grid: rows and columns of a raster over the same ground, to resample to; None: the file's own.
 
         Returns:

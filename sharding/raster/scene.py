@@ -34,7 +34,7 @@ class Scene:
         count: bands of the file, an alpha channel among them.
         alpha: position of the alpha channel, from 0; None where there is none.
         dtype: type of the pixels that `read` returns: uint8, uint16 or float32.
-        band_names: name of each band in lower case, empty where the file does not say.
+        band_names: name of each band in lower case, empty if the file names none.
         georeference: where it lies.
     """
 
@@ -58,11 +58,11 @@ class Scene:
         Args:
             rows: first and one-past-last row, on the grid of the result.
             columns: likewise.
-            bands: positions of the wanted bands, from 0.
+            bands: positions of the bands to read, from 0.
             grid: rows and columns of a raster that covers the same ground, to resample to; None: the scene's own.
 
         Returns:
-            Pixels (h w bands), and where the wanted bands hold data (h w; None: everywhere).
+            Pixels (h w bands), and where these bands hold data (h w; None: everywhere).
 
         Raises:
             DataError: damaged, or deleted meanwhile.
