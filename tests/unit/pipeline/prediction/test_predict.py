@@ -212,7 +212,7 @@ def test_a_scene_that_vanishes_or_changes_meanwhile_leaves_no_map(tmp_path) -> N
     model = predictor()
     for number, change in enumerate((Path.unlink, lambda path: path.write_bytes(b"x"))):
         source = scene_file(tmp_path / f"{number}.tif", pixels())
-        with pytest.raises(DataError, match=r"vanished|changed|cannot be read"):
+        with pytest.raises(DataError, match=r"was deleted|changed|cannot be read"):
             map_scene(
                 model, str(source), str(tmp_path / "map.tif"), MapOptions(), digest="d",
                 progress=lambda p, source=source, change=change: change(source) if source.exists() else None,
