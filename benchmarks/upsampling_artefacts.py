@@ -120,7 +120,7 @@ def main():
         places = [f"data.root={folder}/scenes/LoveDA", f"shards.uri={folder}/shards"]
         recipe = load_recipe("demo", places)
         make_scenes(recipe, Console(quiet=True))
-        ensure_shards(recipe, inline=True)
+        ensure_shards(recipe, no_ray=True)
         common = [*places, f"train.epochs={given.epochs}", f"train.evaluate_every={marks[0]}"]
         for seed in range(given.seeds):
             for init in INITS:

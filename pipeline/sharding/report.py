@@ -172,8 +172,7 @@ def validation_table(validation: "Validation") -> Any:
 
 
 def several(values: Sequence[str]) -> str:
-    """Lists different values, one per line, the most frequent first; only the first ones and a count if there are
-    many."""
+    """Lists different values, one per line, the most frequent first; of many only the first ones and a count."""
     frequent = [value for value, _ in Counter(values).most_common()]
     shown = "\n".join(frequent[:SHOWN_VALUES])
     return shown + (f"\n{len(frequent) - SHOWN_VALUES} more" if len(frequent) > SHOWN_VALUES else "")

@@ -70,7 +70,7 @@ def test_impossible_rules(options, message):
 
 def test_a_layer_has_an_attribute_or_a_class():
     for given in ({}, {"attribute": "kind", "class_name": "road"}):
-        with pytest.raises(ConfigError, match="give one of attribute"):
+        with pytest.raises(ConfigError, match="give either attribute"):
             CustomLayer(("land",), **given)
 
 
