@@ -33,9 +33,7 @@ class Mutation(NamedTuple):
     def applied(self, text: str) -> str:
         """Returns the text with the fault; fails unless the place is found exactly once."""
         count = text.count(self.old)
-        assert count == 1, (
-            f"{self.file}: {self.old!r} stands there {count} times; give the mutation another place"
-        )
+        assert count == 1, f"{self.file}: {self.old!r} occurs {count} times; change the text of the mutation"
         return text.replace(self.old, self.new)
 
 
@@ -106,7 +104,7 @@ MUTATIONS = [
              "scores.miou > self.state.best_score", "scores.miou >= self.state.best_score",
              "tests/unit/d2ls/training/test_checkpoint.py tests/unit/d2ls/training/test_trainer.py"),
     Mutation("each rank evaluates its own share", "d2ls/training/evaluator.py",
-             "self.group.all_reduce_sum(confusion).cpu()", "confusion.cpu()",
+             "self.group.all_reduce_sum(counts).cpu()", "counts.cpu()",
              "tests/distributed/test_training_ranks.py"),
     Mutation("batch norm over ranks keeps the biased variance", "d2ls/training/batch_norm.py",
              "variance * count / (count - 1).clamp_min(1)", "variance",
