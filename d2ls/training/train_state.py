@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 STATE_VERSION = 4
-"""Version of what a checkpoint holds beside the model. 4: `ended_early`; 3: `ema_updates`; 2: the optimizer counts its
-own steps."""
+"""Version of what a checkpoint holds beside the model. 4: `ended_early`, `seconds`; 3: `ema_updates`; 2: the optimizer
+counts its own steps."""
 
 
 @dataclass
@@ -28,6 +28,7 @@ class TrainingState:
         epoch_count: number of steps in these sums.
         history: flat metrics of every finished epoch.
         ended_early: why the training has ended before its full length; empty if it has not.
+        seconds: time spent up to the newest checkpoint, over all sessions, as rank 0 measures it.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class TrainingState:
     epoch_count: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     ended_early: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     def add_terms(self, terms: Mapping[str, float]) -> None:
         """Adds a step's loss terms to the sums of the epoch."""

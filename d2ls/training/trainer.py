@@ -55,6 +55,8 @@ class TrainerSettings:
         evaluate_every: epochs between evaluations; the end of the training is always evaluated.
         patience: evaluations without a higher mIoU after which the training ends; None: it never ends early.
         min_delta: a higher mIoU counts if it is higher by more than this.
+        time_budget: seconds, over all sessions of the run, after which the training ends with the running step; None:
+            no limit.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
         sample_shape: C H W of the training crop. Where it is known, the FLOPs of a step are counted, and a micro-batch
@@ -72,6 +74,7 @@ class TrainerSettings:
     evaluate_every: int = 1
     patience: int | None = None
     min_delta: float = 0.0
+    time_budget: float | None = None
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None
     sample_shape: tuple[int, int, int] | None = None
@@ -84,7 +87,7 @@ class _PendingStep:
     Attributes:
         number: optimizer steps done with it.
         names: of the values: the loss terms and `gradient_norm`.
-        read: waits for the values, and for 1 where the step was left out (else 0), and returns them.
+        read: waits for the values and the two flags of `WeightUpdate.apply`, and returns them.
         keys: samples of this rank.
         learning_rate: of the first parameter group.
         data_seconds: time spent waiting for the loader.
@@ -155,6 +158,7 @@ class Trainer:
 
         Closing the iterator stops the training after that epoch; its checkpoints are then complete.
         """
+        self._started, self._time_is_up = time.perf_counter(), False
         try:
             self._prepare()
             for callback in self.callbacks:
@@ -204,6 +208,7 @@ class Trainer:
             restored = self.checkpointer.restore(self.network, self.optimizer, self.ema)
             if restored is not None:
                 self.state = restored
+                self._started -= restored.seconds
                 _log.info("going on after step %d", restored.step)
 
     def _count_flops(self) -> FlopMeter:
@@ -240,6 +245,8 @@ class Trainer:
             start = time.perf_counter()
             batch = next(batches)
             self._train_step(batch, start)
+            if self._time_is_up:
+                break
             self._checkpoint_in_epoch()
 
     def _train_step(self, batch: Batch, start: float) -> None:
@@ -251,7 +258,7 @@ class Trainer:
         terms = self._gradients(batch, watch)
         self._read_pending_step()
         with watch.part("optimizer"):
-            values = self._update.apply(terms)
+            values = self._update.apply(terms, stop=self.group.is_main and self._budget_is_used())
         self.state.step += 1
         self._pending = _PendingStep(
             number=self.state.step,
@@ -271,7 +278,8 @@ class Trainer:
         step, self._pending = self._pending, None
         if step is None:
             return
-        *numbers, left_out = step.read()
+        *numbers, left_out, stop = step.read()
+        self._time_is_up = self._time_is_up or bool(stop)
         values = dict(zip(step.names, numbers, strict=True))
         if left_out:
             self._update.uncount()
@@ -322,7 +330,7 @@ class Trainer:
         self._read_pending_step()
         terms = self.state.take_terms()
         complete = self.state.step == self.schedule.total_steps
-        due = complete or self.epoch % self.settings.evaluate_every == 0
+        due = complete or self._time_is_up or self.epoch % self.settings.evaluate_every == 0
         report = self._evaluate(terms) if due else None
         best = report is not None and report.best
         metrics = flat_metrics(self.epoch, self.state.step, terms, self.evaluator.classes, report)
@@ -371,6 +379,13 @@ class Trainer:
     def _reason_to_end(self, miou: float) -> str:
         """Returns why the training ends with an evaluation, the same on every rank; empty if it goes on."""
         settings, state = self.settings, self.state
+        if settings.time_budget is not None:
+            self._time_is_up = self._time_is_up or self.group.broadcast(self._budget_is_used())
+            if self._time_is_up:
+                return (
+                    f"the time budget of {settings.time_budget / 60:g} min (train.time_budget) is used up after step "
+                    f"{state.step} of {self.schedule.total_steps}"
+                )
         scores = [row["val/miou"] for row in state.history if "val/miou" in row]
         scores += [miou] if math.isfinite(miou) else []  # as in the history
         since = evaluations_since_best(scores, settings.min_delta)
@@ -382,6 +397,10 @@ class Trainer:
             )
         return ""
 
+    def _budget_is_used(self) -> bool:
+        budget = self.settings.time_budget
+        return budget is not None and time.perf_counter() - self._started >= budget
+
     def _checkpoint_in_epoch(self) -> None:
         if self.checkpointer:
             self._report_checkpoint(self.checkpointer.completed())
@@ -392,6 +411,7 @@ class Trainer:
             self._save()
 
     def _save(self, report: EvaluationReport | None = None) -> None:
+        self.state.seconds = time.perf_counter() - self._started
         if self.checkpointer:
             previous = self.checkpointer.save(self.state, self.network, self.optimizer, self.ema, report)
             self._report_checkpoint(previous)

@@ -44,19 +44,21 @@ class WeightUpdate:
         """Saves the running statistics, which the forward pass changes."""
         self._statistics.save()
 
-    def apply(self, terms: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, terms: Mapping[str, Tensor], *, stop: bool = False) -> Tensor:
         """Updates everything from the gradients of the parameters, and clears these.
 
         Args:
             terms: loss terms of the step, scalars on the device, equal on all ranks.
+            stop: whether this rank asks that the training ends; travels with the verdict, without a wait of its own.
 
         Returns:
-            The terms, the gradient norm before clipping, and 1 where the step was left out, else 0; float64, on the
-            device.
+            The terms, the gradient norm before clipping, 1 where the step was left out, else 0, and 1 where a rank
+            asked for the end, else 0; float64, on the device.
         """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         values = torch.stack([value.detach().double() for value in (*terms.values(), norm)])
-        found_inf = self._found_inf(values)
+        flags = self._flags(values, stop)
+        found_inf = flags[0]
         if self._clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
         self._optimizer.found_inf = found_inf
@@ -65,7 +67,7 @@ class WeightUpdate:
         if self._ema:
             self._ema.update(self._network, found_inf)
         self._optimizer.zero_grad()
-        return torch.cat([values, found_inf.double().view(1)])
+        return torch.cat([values, flags.double()])
 
     def uncount(self) -> None:
         """Takes the latest step out of the counts of the host: it was left out."""
@@ -73,7 +75,8 @@ class WeightUpdate:
         if self._ema:
             self._ema.uncount_update()
 
-    def _found_inf(self, values: Tensor) -> Tensor:
-        """Returns 1 where a value is not finite on any rank, else 0; float32, on the device."""
-        own = (~values.isfinite()).any().float()
+    def _flags(self, values: Tensor, stop: bool) -> Tensor:
+        """Returns whether a value is not finite on any rank, and whether any rank asks to stop; float32, 1 or 0."""
+        infinite = (~values.isfinite()).any().float()
+        own = torch.stack([infinite, torch.full_like(infinite, float(stop))])
         return self._group.all_reduce_sum(own).clamp(max=1.0)

@@ -28,13 +28,14 @@ _FREE = (
     "data.root", "description",
 )  # fmt: skip
 FREE_ON_RESUME: dict[Literal["training", "sweep"], tuple[str, ...]] = {
-    "training": (*_FREE, "sweep."),
+    "training": (*_FREE, "sweep.", "train.time_budget"),
     "sweep": (*_FREE, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials"),
 }
 """Keys, or beginnings of keys, that may change when a training or a sweep is resumed.
 
-None of them decides what is computed. Shards and raw data may lie elsewhere than before: checkpoints know them by their
-digest. The trials of a sweep that have ended stay comparable with those to come.
+None of them decides what a step computes; `train.time_budget` decides how many there are, which depends on the machine.
+Shards and raw data may lie elsewhere than before: checkpoints know them by their digest.
+The trials of a sweep that have ended stay comparable with those to come.
 """
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

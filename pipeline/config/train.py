@@ -1,5 +1,6 @@
 """Recipe sections `train` and `cluster`."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -44,6 +45,21 @@ class CheckpointConfig(Section):
     """Epochs between checkpoints at epoch ends."""
 
 
+_DURATION = re.compile(r"(?:([\d.]+)\s*h)?\s*(?:([\d.]+)\s*m(?:in)?)?\s*(?:([\d.]+)\s*s)?")
+
+
+def _seconds(duration: float | str) -> float:
+    """Returns a duration in seconds; 0 for a text that is none."""
+    if not isinstance(duration, str):
+        return 60.0 * duration
+    match = _DURATION.fullmatch(duration.strip())
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else [0.0]
+    except ValueError:  # 1.2.3h
+        return 0.0
+    return sum(part * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False))
+
+
 class TrainConfig(Section):
     """The training loop."""
 
@@ -78,6 +94,9 @@ class TrainConfig(Section):
     rate follows the full length."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """With `patience`: by how much more the mIoU must rise to count."""
+    time_budget: float | str | None = None
+    """End with the step in which so much time is used up, all sessions of a run counted: `30m`, `2h`, `1h30m`; a number
+    is minutes. The learning rate follows the full length."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
@@ -87,6 +106,13 @@ class TrainConfig(Section):
             return {**values, "epochs": None}
         return values
 
+    @field_validator("time_budget")
+    @classmethod
+    def _time_budget_is_a_duration(cls, value: float | str | None) -> float | str | None:
+        if value is not None and not _seconds(value) > 0:
+            raise ValueError("write a duration above 0, such as 30m, 2h or 1h30m; a number is minutes")
+        return value
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
@@ -95,6 +121,11 @@ class TrainConfig(Section):
                 f"give one of epochs and steps, {given} given; null takes one back, e.g. train.epochs=null"
             )
         return self
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        """The time budget in seconds; None without one."""
+        return None if self.time_budget is None else _seconds(self.time_budget)
 
     @property
     def length(self) -> str:

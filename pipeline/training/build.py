@@ -174,6 +174,7 @@ def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
         evaluate_every=train.evaluate_every,
         patience=train.patience,
         min_delta=train.min_delta,
+        time_budget=train.time_budget_seconds,
         checkpoint_every_epochs=train.checkpoint.every_epochs,
         checkpoint_every_steps=train.checkpoint.every_steps,
         sample_shape=(len(card.bands), crop, crop),

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from d2ls.training.process_group import ProcessGroup
 from tests.training_world import (
     Recorder,
     StopAfter,
@@ -111,6 +112,18 @@ def test_ranks_end_early_together(shards, ranks):
     assert first == second
     assert first[:2] == (6, 2)
     assert "has not risen by more than 1 in 1 evaluation(s)" in first[2]
+
+
+def out_of_time(shards):
+    """After how many steps a run ends where the clock of rank 0 alone says that its time is used up."""
+    torch.set_num_threads(1)
+    budget = 1e-9 if ProcessGroup.current().is_main else 1e9
+    state = make_trainer(shards, epochs=9, time_budget=budget).run()
+    return state.step, len(state.history)
+
+
+def test_rank_0_decides_that_the_time_is_used_up(shards, ranks):
+    assert ranks.run(2, out_of_time, shards) == [(1, 1), (1, 1)]
 
 
 def keys_after(shards, folder, stop):

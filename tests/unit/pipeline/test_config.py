@@ -31,6 +31,9 @@ def parse(*overrides: str):
         ("train.epochs=2.5", "train.epochs", "integer"),
         ("train.epochs=null", "train", "give one of epochs and steps, neither given"),
         ("train={epochs: 2, steps: 9}", "train", "both given; null takes one back"),
+        ("train.time_budget=soon", "train.time_budget", "such as 30m, 2h or 1h30m"),
+        ("train.time_budget=1.2.3h", "train.time_budget", "a duration above 0"),
+        ("train.time_budget=0", "train.time_budget", "a number is minutes"),
         ("train.epochs=0", "train.epochs", "greater than or equal to 1"),
         ("train.optimizer.lr=-1", "train.optimizer.lr", "greater than 0"),
         ("model.stages=9", "model.stages", "less than or equal to 6"),
@@ -171,6 +174,35 @@ def test_a_length_in_steps_takes_the_place_of_the_default():
     assert parse("train.epochs=9", "train.epochs=null", "train.steps=500").train == train
     with pytest.raises(ConfigError, match="both given"):
         parse().with_values({"train.steps": 500})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1.5 h", 5400),
+        ("90s", 90),
+        ("45 min", 2700),
+        ("10", 600),
+    ],
+)
+def test_a_time_budget_is_a_duration(text, seconds):
+    assert parse(f"train.time_budget={text}").train.time_budget_seconds == seconds
+
+
+def test_options_of_a_training_keep_their_value_on_resume_but_for_the_time_budget():
+    before = parse()
+    assert before.train.time_budget_seconds is None
+    for override in ("train.patience=3", "train.min_delta=0.1", "train.steps=9"):
+        after = parse(override)
+        assert after.changes_since(before, resuming="training")
+        assert after.digest() != before.digest()
+    longer = parse("train.time_budget=2h")
+    assert longer.digest() == before.digest()
+    assert longer.changes_since(before, resuming="training") == []
+    assert longer.changes_since(before, resuming="sweep") == ["train.time_budget was None, is '2h'"]
 
 
 def test_with_values_validates_again():

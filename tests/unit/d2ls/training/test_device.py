@@ -130,8 +130,8 @@ def test_a_step_that_is_not_finite_changes_nothing(shards, device, monkeypatch):
     trainer.network.normalization = PoisonedInput(trainer.network.normalization, 1)
     apply, states = WeightUpdate.apply, []
 
-    def watched(update, terms):
-        values = apply(update, terms)
+    def watched(update, terms, **options):
+        values = apply(update, terms, **options)
         states.append(weights(trainer))
         return values
 
