@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_SINGLE: ContextVar[bool] = ContextVar("single", default=False)
 _SIZES: ContextVar[Sequence[int] | None] = ContextVar("sizes", default=None)
 
 
@@ -27,8 +28,20 @@ def known_sizes(sizes: Sequence[int]) -> Iterator[None]:
         _SIZES.reset(token)
 
 
+@contextlib.contextmanager
+def single_rank() -> Iterator[None]:
+    """Makes sums and gathers stay on this rank, as without a process group."""
+    token = _SINGLE.set(True)
+    try:
+        yield
+    finally:
+        _SINGLE.reset(token)
+
+
 def world_size() -> int:
     """Returns the number of ranks; 1 without a process group."""
+    if _SINGLE.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -38,16 +38,16 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("ignored pixels count in the loss", "d2ls/losses.py",
-             "return (labels != IGNORE).sum(", "return (labels >= 0).sum(",
+    Mutation("ignored pixels count in the loss", "d2ls/losses/loss.py",
+             "labelled, weights = labels != IGNORE,", "labelled, weights = labels >= 0,",
              "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
-    Mutation("Dice takes absent classes in", "d2ls/losses.py",
+    Mutation("Dice takes absent classes in", "d2ls/losses/regions.py",
              "((1 - score) * (present > 0)).mean()", "(1 - score).mean()",
              "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
-    Mutation("half the distance between classes", "d2ls/losses.py",
+    Mutation("half the distance between classes", "d2ls/losses/contrastive.py",
              "between = 2 * (means", "between = (means",
              "tests/unit/d2ls/test_losses.py tests/numerics/test_golden_losses.py"),
-    Mutation("a sum over ranks is left out", "d2ls/losses.py",
+    Mutation("a sum over ranks is left out", "d2ls/losses/contrastive.py",
              "within = sum_over_ranks((vectors - means).pow(2).sum())", "within = (vectors - means).pow(2).sum()",
              "tests/distributed/test_losses_over_ranks.py"),
     Mutation("rows and columns of the confusion matrix are swapped", "d2ls/metrics.py",

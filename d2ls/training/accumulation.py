@@ -2,7 +2,8 @@
 
 The global batch is dealt to the R ranks in contiguous shares that may differ by one sample. Every rank cuts its share
 into the same number M of parts. Micro-step m takes part m of all ranks: the loss is computed over these samples as a
-whole, and weighs as much as their share of the global batch.
+whole, and weighs as much as their share of the global batch. What its sums over pixels and images are divided by is
+counted over the global batch, so their total does not depend on M.
 """
 
 import contextlib
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ls.data import Batch
-from d2ls.distributed import known_sizes
+from d2ls.distributed import known_sizes, sum_over_ranks
 from d2ls.errors import TrainingError
+from d2ls.losses import D2LSLoss
 from d2ls.training.batch_norm import without_statistics
 from d2ls.training.device import Device, Precision, Stopwatch
 from d2ls.training.process_group import ProcessGroup
@@ -92,7 +94,7 @@ class GradientAccumulator:
     Args:
         network: takes raw pixels. Where there are several ranks, its batch norm layers are replaced by ones that
             normalise over all ranks, and it is called through DistributedDataParallel.
-        loss: takes (output, labels), returns terms and total over all ranks.
+        loss: gives terms and total over all ranks.
         plan: how the batch is cut.
         group: the ranks that share the batch.
         device: where they compute.
@@ -102,7 +104,7 @@ class GradientAccumulator:
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
+        loss: D2LSLoss,
         plan: MicrobatchPlan,
         group: ProcessGroup,
         device: Device,
@@ -132,6 +134,7 @@ class GradientAccumulator:
                 f"rank {rank} got {len(batch)} samples, its share of the global batch is {share}"
             )
         on_device = self._device.upload(batch)
+        counts = sum_over_ranks(self._loss.label_counts(on_device.labels)) if self.plan.steps > 1 else None
         terms: dict[str, Tensor] = {}
         start = 0
         for index, count in enumerate(self.plan.parts[rank]):
@@ -139,7 +142,7 @@ class GradientAccumulator:
             filler = on_device.images[:1] if count == 0 else None
             last = index == self.plan.steps - 1
             with self._gradient_exchange(last), known_sizes([parts[index] for parts in self.plan.parts]):
-                self._micro_step(images, labels, filler, self.plan.weights[index], terms, watch)
+                self._micro_step(images, labels, filler, self.plan.weights[index], counts, terms, watch)
             start += count
         return terms
 
@@ -149,13 +152,14 @@ class GradientAccumulator:
         labels: Tensor,
         filler: Tensor | None,
         weight: float,
+        counts: Tensor | None,
         terms: dict[str, Tensor],
         watch: Stopwatch,
     ) -> None:
         """Runs forward and backward on a part; adds its weighted loss terms to `terms`."""
         with watch.part("forward"):
             output = self._forward(images) if filler is None else self._forward_empty(filler)
-            loss = self._loss(output, labels)
+            loss = self._loss(output, labels, None if counts is None else counts * weight)
         with watch.part("backward"):
             (loss.total * weight).backward()
         for name, value in {**loss.terms, "total": loss.total}.items():

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from d2ls.distributed import single_rank
 from d2ls.errors import TrainingError
+from d2ls.losses import D2LSLoss
 from d2ls.training.device import Device, Precision
 from d2ls.training.process_group import ProcessGroup
 
@@ -53,6 +54,7 @@ def fitting_micro_batch_size(
 
 def probe_memory(
     network: nn.Module,
+    loss: D2LSLoss,
     optimizer: Optimizer,
     shape: tuple[int, int, int],
     device: Device,
@@ -62,6 +64,7 @@ def probe_memory(
 
     Args:
         network: takes raw pixels.
+        loss: as in training; here it does not communicate.
         optimizer: the state that it has not allocated yet is allocated while the step is tried.
         shape: C H W of the training crop.
         device: where to try.
@@ -73,10 +76,11 @@ def probe_memory(
             network.train()
             future_state = _future_state(optimizer)
             images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.torch_device)
+            labels = torch.zeros(size, *shape[1:], dtype=torch.uint8, device=device.torch_device)
             with device.autocast(precision):
                 output = network(images)
-            branches = [logits for logits in (output.logits, output.static_logits) if logits is not None]
-            torch.stack([_stand_in_loss(logits) for logits in branches]).sum().backward()  # type: ignore[no-untyped-call]
+            with single_rank():
+                loss(output, labels).total.backward()  # type: ignore[no-untyped-call]
             future_state.clear()
 
     return attempt
@@ -92,10 +96,3 @@ def _future_state(optimizer: Optimizer) -> list[Tensor]:
         if not optimizer.state.get(parameter)
         for _ in range(copies)
     ]
-
-
-def _stand_in_loss(logits: Tensor) -> Tensor:
-    """Needs as much memory as cross entropy and Dice."""
-    values = logits.float()
-    labels = torch.zeros(values.shape[0], *values.shape[2:], dtype=torch.int64, device=values.device)
-    return F.cross_entropy(values, labels) + (values.softmax(dim=1) * values.detach()).mean()

@@ -21,6 +21,7 @@ from torch import nn
 
 from d2ls.data import Batch
 from d2ls.errors import NonFiniteLossError
+from d2ls.losses import D2LSLoss
 from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
 from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, close_all, flat_metrics
 from d2ls.training.checkpoint import Checkpointer, Completed
@@ -111,7 +112,7 @@ class Trainer:
 
     Attributes:
         network: on the group's device; takes raw pixels.
-        loss: takes (output, labels), returns `.terms` and `.total`, equal on all ranks.
+        loss: of (output, labels): terms and total, equal on all ranks.
         optimizer: over the network's parameters.
         schedule: learning rate by step, and how many steps and epochs there are.
         batches: makes this rank's batches of an epoch (counted from 0), from a step of it on.
@@ -126,7 +127,7 @@ class Trainer:
     """
 
     network: nn.Module
-    loss: nn.Module
+    loss: D2LSLoss
     optimizer: GuardedAdamW
     schedule: Schedule
     batches: Callable[[int, int], Iterable[Batch]]
@@ -227,7 +228,12 @@ class Trainer:
         plan = MicrobatchPlan.create(settings.global_batch_size, world_size, settings.micro_batch_size)
         if settings.sample_shape is not None:
             attempt = probe_memory(
-                self.network, self.optimizer, settings.sample_shape, self._device, settings.precision
+                self.network,
+                self.loss,
+                self.optimizer,
+                settings.sample_shape,
+                self._device,
+                settings.precision,
             )
             fitting = fitting_micro_batch_size(plan.largest, attempt, self._device, self.group)
             if fitting < plan.largest:

@@ -1,4 +1,7 @@
-"""Two ranks with unequal batches give the value and the gradients of one process with all images."""
+"""Two ranks with unequal batches give the value and the gradients of one process with all images.
+
+Terms that are sums over pixels or images give them for any number of micro-steps too.
+"""
 
 import pytest
 import torch
@@ -6,15 +9,29 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2ls.data import Batch
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LSOutput
+from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
 from d2ls.training.batch_norm import normalize_over_ranks
+from d2ls.training.device import Stopwatch, open_device
+from d2ls.training.process_group import ProcessGroup
 
 K, C, SHARES = 3, 16, (3, 1)
 LOSSES = {
     "ratio": {"contrastive": "ratio"},
     "infonce": {"contrastive": "infonce", "temperature": 0.2},
     "published": {"contrastive": "none", "ignored_pixels": "include", "dice_weight": 0.5},
+    "weighted": {"contrastive": "none", "class_weights": (0.2, 3.0, 1.0), "boundary_factor": 4.0, "boundary_px": 1},
+    "all": {
+        "contrastive": "none", "focal_weight": 0.5, "tversky_weight": 2.0, "lovasz_weight": 0.7,
+        "class_weights": (0.2, 3.0, 1.0), "boundary_factor": 4.0, "boundary_px": 2,
+    },
+}  # fmt: skip
+EXACT = {
+    name: {**options, "dice_weight": 0.0}
+    for name, options in LOSSES.items()
+    if options["contrastive"] == "none"
 }
 
 
@@ -90,3 +107,47 @@ def test_batch_norm_statistics_of_two_ranks_equal_one(results):
     for _, found in ranks:
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def accumulated(micro_batch_size):
+    """Terms and gradients of five images, dealt to all ranks and cut into micro-steps; one has no label at all."""
+    group = ProcessGroup.current()
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(5, 3, 9, 8, generator=generator)
+    labels = torch.randint(0, K, (5, 7, 6), generator=generator, dtype=torch.uint8)
+    labels[0, :5], labels[3] = 255, 255
+    plan = MicrobatchPlan.create(5, group.world_size, micro_batch_size)
+    start = sum(plan.share(rank) for rank in range(group.rank))
+    mine = slice(start, start + plan.share(group.rank))
+    keys = tuple(map(str, range(plan.share(group.rank))))
+    batch = Batch(images[mine], labels[mine], keys, keys, torch.ones(len(keys), dtype=torch.bool))
+    device = open_device(torch.device("cpu"))
+    found = {}
+    for name, options in EXACT.items():
+        torch.manual_seed(0)
+        toy = Toy()
+        toy.conv[1] = nn.Identity()  # batch norm sees micro-steps
+        accumulate = GradientAccumulator(toy, D2LSLoss(**options), plan, group, device)
+        found[name] = (
+            accumulate(batch, Stopwatch(device)),
+            {n: p.grad.clone() for n, p in toy.named_parameters()},
+        )
+    return found
+
+
+@pytest.fixture(
+    scope="module", params=[(1, 2), (2, 1), (2, 2)], ids=lambda case: "{} ranks of {}".format(*case)
+)
+def whole_and_accumulated(request, ranks):
+    number, micro_batch_size = request.param
+    return accumulated(None), ranks.run(number, accumulated, micro_batch_size)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_ranks_and_micro_steps_do_not_change_sums_over_pixels_and_images(whole_and_accumulated, name):
+    whole, ranks = whole_and_accumulated
+    for found in ranks:
+        assert found[name][0].keys() == whole[name][0].keys()
+        for part in (0, 1):
+            for key, value in whole[name][part].items():
+                torch.testing.assert_close(found[name][part][key], value, rtol=2e-5, atol=1e-6)

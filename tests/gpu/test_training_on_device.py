@@ -102,7 +102,7 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
     options["sample_shape"] = (3, 16 * SIZE, 16 * SIZE)
     trainer = make_trainer(shards, group=ProcessGroup.current(place), **options)
     device, shape = open_device(place), options["sample_shape"]
-    attempt = probe_memory(trainer.network, trainer.optimizer, shape, device, "fp32")
+    attempt = probe_memory(trainer.network, trainer.loss, trainer.optimizer, shape, device, "fp32")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(place)
     attempt(3)
@@ -126,9 +126,8 @@ def test_a_rehearsal_leaves_no_trace_on_a_gpu(shards, backbone):
         shards, group=ProcessGroup.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9
     )
     before, random = weights(trainer), torch.cuda.get_rng_state(0)
-    probe_memory(
-        trainer.network, trainer.optimizer, (3, SIZE, SIZE), open_device(trainer.group.device), "bf16"
-    )(2)
+    device = open_device(trainer.group.device)
+    probe_memory(trainer.network, trainer.loss, trainer.optimizer, (3, SIZE, SIZE), device, "bf16")(2)
     assert_equal(weights(trainer), before)
     assert torch.equal(torch.cuda.get_rng_state(0), random)
     assert all(parameter.grad is None for parameter in trainer.network.parameters())

@@ -79,7 +79,9 @@ def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fit
     device, network = FakeDevice(), trainer.network.eval()
     device.small_memory(network, 2 if fits else 1)
     before = everything(trainer)
-    assert device.fits(probe_memory(network, trainer.optimizer, SHAPE, device, "fp32"), 2) == fits
+    assert (
+        device.fits(probe_memory(network, trainer.loss, trainer.optimizer, SHAPE, device, "fp32"), 2) == fits
+    )
     assert_equal(everything(trainer), before)
     assert ("gradient.head.static.vectors" in before) == restored
 

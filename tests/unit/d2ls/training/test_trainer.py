@@ -16,8 +16,8 @@ class Poisoned(D2LSLoss):
         super().__init__()
         self.calls, self.count = calls, 0
 
-    def forward(self, output, labels):
-        found = super().forward(output, labels)
+    def forward(self, output, labels, counts=None):
+        found = super().forward(output, labels, counts)
         self.count += 1
         return found._replace(total=found.total * math.nan) if self.count - 1 in self.calls else found
 
