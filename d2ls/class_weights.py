@@ -54,12 +54,17 @@ def class_weights(
     return tuple(scale / number for number in numbers)
 
 
-def _named(weights: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+def unknown_classes(weights: Mapping[str, float], names: Sequence[str]) -> str:
+    """Says which names are no class, and which there are; empty if all are."""
     unknown = [name for name in weights if name not in names]
-    if unknown:
-        raise ConfigError(
-            f"loss.class_weights: no class is called {', '.join(unknown)}; the classes are {', '.join(names)}"
-        )
+    if not unknown:
+        return ""
+    return f"loss.class_weights: no class is called {', '.join(unknown)}; the classes are {', '.join(names)}"
+
+
+def _named(weights: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    if message := unknown_classes(weights, names):
+        raise ConfigError(message)
     found = tuple(float(weights.get(name, 1.0)) for name in names)
     if min(found) < 0 or max(found) <= 0 or not all(map(math.isfinite, found)):
         raise ConfigError(

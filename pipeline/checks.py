@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d2ls import storage
+from d2ls.class_weights import class_weights
 from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
@@ -39,8 +40,36 @@ def quick(recipe: Recipe) -> list[Finding]:
         D2LSError: the first problem that would make a run fail.
     """
     check_architecture(recipe)
+    return [*check_shards(recipe), check_storage(recipe.output_dir)]
+
+
+def check_shards(recipe: Recipe) -> list[Finding]:
+    """Checks that the shards of a recipe fit its roles and the weights of its loss.
+
+    Raises:
+        ShardError: no shards, no such split, or an empty one.
+        ConfigError: two roles share scenes, or class weights do not fit.
+    """
     shards = ShardSet.open(recipe.shards.uri)
-    return [*check_roles(recipe, shards), check_storage(recipe.output_dir)]
+    return [*check_roles(recipe, shards), *check_class_weights(recipe, shards)]
+
+
+def check_class_weights(recipe: Recipe, shards: ShardSet) -> list[Finding]:
+    """Checks that the weights of the classes in the loss fit the classes and pixels of the training split.
+
+    Raises:
+        ConfigError: names a class that does not exist, or one without pixels whose weight follows from them.
+    """
+    card = shards.card
+    pixels = card.splits[recipe.roles.train].class_pixels
+    choice, beta = recipe.loss.class_weights, recipe.loss.effective_beta
+    weights = class_weights(choice, card.classes.names, pixels, beta=beta)
+    if weights is None:
+        return []
+    shown = ", ".join(
+        f"{name} {weight:.3g}" for name, weight in zip(card.classes.names, weights, strict=True)
+    )
+    return [Finding("loss", "ok", f"class weights: {shown}")]
 
 
 def check_storage(uri: str) -> Finding:

@@ -12,9 +12,8 @@ import psutil
 from d2ls import storage
 from d2ls.errors import D2LSError, StorageError
 from d2ls.scratch import remove_abandoned
-from d2ls.shards import ShardSet
 from pipeline import cluster
-from pipeline.checks import Finding, check_backbone, check_roles, check_storage
+from pipeline.checks import Finding, check_backbone, check_shards, check_storage
 from pipeline.cluster import Cluster
 from pipeline.config import Recipe
 from pipeline.tracking import Store
@@ -35,7 +34,7 @@ def examine(recipe: Recipe | None) -> Iterable[Finding]:
     recipe = recipe.anchored()
     yield from _guarded("tracking", lambda: check_tracking(recipe))
     yield from _guarded("storage", lambda: [check_storage(recipe.output_dir)])
-    yield from _guarded("shards", lambda: check_roles(recipe, ShardSet.open(recipe.shards.uri)))
+    yield from _guarded("shards", lambda: check_shards(recipe))
     yield from _guarded("model", lambda: [check_backbone(recipe)])
     yield from _guarded("cluster", lambda: check_cluster(recipe))
 

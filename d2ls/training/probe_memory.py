@@ -80,7 +80,7 @@ def probe_memory(
             with device.autocast(precision):
                 output = network(images)
             with single_rank():
-                loss(output, labels).total.backward()  # type: ignore[no-untyped-call]
+                loss(output, labels).total.backward()
             future_state.clear()
 
     return attempt

@@ -1,20 +1,43 @@
 """Recipe sections `model` and `loss`."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Scalar, Section
 
 Architecture = Literal["d2ls", "unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer"]
 
-NEEDS: dict[str, tuple[str, tuple[Scalar, ...]]] = {
+
+@dataclass(frozen=True)
+class Above:
+    """The numbers above a limit."""
+
+    limit: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and value > self.limit
+
+    def __iter__(self) -> Iterator[str]:
+        yield f"more than {self.limit:g}"
+
+
+Allowed = tuple[Scalar, ...] | Above
+
+NEEDS: dict[str, tuple[str, Allowed]] = {
     "model.dictionary": ("model.architecture", ("d2ls",)),
     "model.aggregator": ("model.architecture", ("d2ls",)),
     "model.upsampling_init": ("model.architecture", ("d2ls",)),
     "model.stages": ("model.dictionary", ("dynamic", "static")),
     "model.static_branch": ("model.dictionary", ("dynamic",)),
+    "loss.effective_beta": ("loss.class_weights", ("effective",)),
+    "loss.boundary_px": ("loss.boundary_factor", Above(1)),
+    "loss.focal_gamma": ("loss.focal_weight", Above(0)),
+    "loss.dice_smooth": ("loss.dice_weight", Above(0)),
+    "loss.tversky_alpha": ("loss.tversky_weight", Above(0)),
+    "loss.tversky_beta": ("loss.tversky_weight", Above(0)),
     "loss.static_weight": ("model.static_branch", (True,)),
     "loss.contrastive": ("model.dictionary", ("dynamic",)),
     "loss.contrastive_weight": ("loss.contrastive", ("ratio", "infonce")),
@@ -23,7 +46,7 @@ NEEDS: dict[str, tuple[str, tuple[Scalar, ...]]] = {
 """Keys that change nothing unless another key, which must itself count, has one of these values."""
 
 
-def unmet(key: str, value_of: Callable[[str], Any]) -> tuple[str, tuple[Scalar, ...]] | None:
+def unmet(key: str, value_of: Callable[[str], Any]) -> tuple[str, Allowed] | None:
     """Returns the key that keeps another one from having an effect, and the values it would need.
 
     Args:
@@ -73,15 +96,50 @@ class ModelConfig(Section):
     pixel start equal. Without effect on weights that `init` brings."""
 
 
-class LossConfig(Section):
-    """The training loss, a weighted sum of named terms."""
+def _by_name_or_word(value: Any) -> Any:
+    if isinstance(value, dict) or value in ("none", "inverse", "effective"):
+        return value
+    raise ValueError("allowed are none, inverse, effective, or a mapping of class names to weights")
 
+
+ClassWeights = Annotated[
+    Literal["none", "inverse", "effective"] | dict[str, Annotated[float, Field(ge=0)]],
+    BeforeValidator(_by_name_or_word),
+]
+
+
+class LossConfig(Section):
+    """The training loss, a weighted sum of named terms; a weight of 0 turns a term off."""
+
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the target that the cross entropy spreads over all classes."""
+    class_weights: ClassWeights = "none"
+    """Weights of the classes in cross entropy and focal: by name, e.g. `{road: 3}` (1 for the others), or from the
+    pixels of the training split: `inverse` frequency, or `effective` number of pixels."""
+    effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of `effective`: nearer to 1 is nearer to `inverse`; unset: 1 - 1 / (mean number of pixels of a class)."""
+    boundary_factor: Annotated[float, Field(ge=1)] = 1.0
+    """How often a pixel near a class boundary counts in cross entropy and focal; 1 as often as others."""
+    boundary_px: Annotated[int, Field(ge=1, le=255)] = 3
+    """How near: another class within so many rows and columns."""
+    focal_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the focal loss, in place of the cross entropy or beside it."""
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Exponent of the focal loss: more takes weight from pixels that are right already."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the Dice loss; 0 turns it off."""
     dice_smooth: Annotated[float, Field(gt=0)] = 0.05
     """Added to numerator and denominator of Dice."""
+    tversky_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the Tversky loss: Dice, image by image, that tells false positives from false negatives."""
+    tversky_alpha: Annotated[float, Field(gt=0)] = 0.3
+    """Weight of false positives in Tversky."""
+    tversky_beta: Annotated[float, Field(gt=0)] = 0.7
+    """Weight of false negatives in Tversky."""
+    lovasz_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the Lovász-softmax loss, a surrogate of IoU, image by image."""
     static_weight: Annotated[float, Field(ge=0)] = 0.4
     """Weight of the cross entropy of the static branch."""
     contrastive: Literal["none", "ratio", "infonce"] = "ratio"
@@ -92,3 +150,16 @@ class LossConfig(Section):
     """Temperature of `infonce`; without effect in the other forms."""
     ignored_pixels: Literal["exclude", "include"] = "exclude"
     """`include` divides the cross entropy by all pixels, ignored ones too, as the published code does."""
+
+    @model_validator(mode="after")
+    def _something_is_minimised(self) -> Self:
+        terms = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
+        if not any(getattr(self, f"{term}_weight") for term in terms):
+            raise ValueError(f"one of {', '.join(f'{term}_weight' for term in terms)} must be above 0")
+        if (
+            isinstance(self.class_weights, dict)
+            and self.class_weights
+            and not any(self.class_weights.values())
+        ):
+            raise ValueError("class_weights are all 0; one must be above 0")
+        return self

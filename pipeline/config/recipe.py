@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from d2ls import storage
+from d2ls.class_weights import unknown_classes
 from d2ls.errors import ConfigError
 from pipeline.config.base import Section, known_keys, nearest
 from pipeline.config.data import DataConfig, ShardsConfig
@@ -37,6 +38,11 @@ None of them decides what a step computes; `train.time_budget` decides how many 
 Shards and raw data may lie elsewhere than before: checkpoints know them by their digest.
 The trials of a sweep that have ended stay comparable with those to come.
 """
+
+_MAPPINGS = (
+    "sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling", "loss.class_weights",
+)  # fmt: skip
+"""Keys whose value is a mapping with keys of its own."""
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """The recipes of the project: in the checkout, or beside the installed packages."""
@@ -77,6 +83,11 @@ class Recipe(Section):
                 f"loss.contrastive: {self.loss.contrastive} compares dynamic dictionaries, but model.dictionary is "
                 f"{self.model.dictionary}; set loss.contrastive=none or model.dictionary=dynamic"
             )
+        custom, weights = self.data.custom, self.loss.class_weights
+        if custom and isinstance(weights, dict):
+            message = unknown_classes(weights, [entry.name for entry in custom.classes])
+            if message:
+                raise ValueError(message)
         most = self.cluster.worker_range[1]
         if most > self.train.global_batch_size:
             raise ValueError(
@@ -294,8 +305,11 @@ def check_key(key: str) -> None:
     """
     keys = known_keys(Recipe)
     sections = {".".join(k.split(".")[:n]) for k in keys for n in range(1, k.count(".") + 1)}
-    free = ("sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling")
-    if key not in keys and key not in sections and not key.startswith(tuple(f"{name}." for name in free)):
+    if (
+        key not in keys
+        and key not in sections
+        and not key.startswith(tuple(f"{name}." for name in _MAPPINGS))
+    ):
         new = new_key(key)
         raise ConfigError(f"{key}: is now {new}" if new else f"{key}: no such key. {nearest(key, keys)}")
 
@@ -323,10 +337,9 @@ def _find(path: Path) -> Path:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    free = ("sweep.space", "sweep.overrides", "sweep.trial_overrides", "data.options", "data.tiling")
     for name, value in values.items():
         key = prefix + name
-        if isinstance(value, dict) and key not in free:
+        if isinstance(value, dict) and key not in _MAPPINGS:
             yield from _flatten(value, f"{key}.")
         else:
             yield key, json.dumps(value) if isinstance(value, list | dict) else value

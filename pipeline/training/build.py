@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from d2ls.bundle import ModelInfo
+from d2ls.class_weights import class_weights
 from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader, evaluation_window
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LS, Baseline, Normalization, build_model
@@ -86,13 +87,26 @@ def _is_like_photographs(card: DatasetCard) -> bool:
     return (len(card.bands), card.dtype, card.max_value) == (3, "uint8", 255.0)
 
 
-def loss(recipe: Recipe) -> D2LSLoss:
-    """Builds the loss."""
+def loss(recipe: Recipe, card: DatasetCard) -> D2LSLoss:
+    """Builds the loss; the card gives the classes and their pixels in the training split."""
     values = recipe.loss
+    pixels = card.splits[recipe.roles.train].class_pixels
     return D2LSLoss(
+        cross_entropy_weight=values.cross_entropy_weight,
         label_smoothing=values.label_smoothing,
+        class_weights=class_weights(
+            values.class_weights, card.classes.names, pixels, beta=values.effective_beta
+        ),
+        boundary_factor=values.boundary_factor,
+        boundary_px=values.boundary_px,
+        focal_weight=values.focal_weight,
+        focal_gamma=values.focal_gamma,
         dice_weight=values.dice_weight,
         dice_smooth=values.dice_smooth,
+        tversky_weight=values.tversky_weight,
+        tversky_alpha=values.tversky_alpha,
+        tversky_beta=values.tversky_beta,
+        lovasz_weight=values.lovasz_weight,
         static_weight=values.static_weight,
         contrastive=values.contrastive,
         contrastive_weight=values.contrastive_weight,
@@ -223,7 +237,7 @@ def trainer(
 
     return Trainer(
         network=net,
-        loss=loss(recipe),
+        loss=loss(recipe, shards.card).to(group.device),
         optimizer=build_optimizer(net, **options),
         schedule=schedule(recipe, steps),
         batches=loaders.batches,

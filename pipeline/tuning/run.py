@@ -30,7 +30,7 @@ from pipeline.tuning.display import show_next
 from pipeline.tuning.plan import Plan, check_seeds
 from pipeline.tuning.report import Configuration, SweepSummary
 from pipeline.tuning.search_stage import search
-from pipeline.tuning.space import describe, final_recipe, trial_key, trial_recipe
+from pipeline.tuning.space import base_recipe, describe, final_recipe, trial_key, trial_recipe
 from pipeline.tuning.state import SweepState, only_driver
 from pipeline.tuning.sweep import Sweep, open_sweep
 from pipeline.tuning.trial_process import TrainTrial, train_trial
@@ -146,6 +146,9 @@ def ensure_shards(recipe: Recipe, machines: Cluster, console: Console) -> ShardS
         print_summary(card, recipe.shards.uri)
     shards = ShardSet.open(recipe.shards.uri)
     checks.check_roles(recipe, shards)
+    base, axis = base_recipe(recipe), recipe.sweep.space.get("loss.class_weights")
+    for choice in axis.values or () if axis else (base.loss.class_weights,):
+        checks.check_class_weights(base.with_values({"loss.class_weights": choice}), shards)
     return shards
 
 

@@ -115,7 +115,7 @@ def swept_in_vain(recipe: Recipe) -> list[str]:
         needed, allowed = NEEDS[key]
         axis = space.get(needed)
         possible = (flat[needed],) if axis is None else axis.values or ()
-        if set(possible) & set(allowed):
+        if any(value in allowed for value in possible):
             return reason(needed)
         return f"{needed} is {' or '.join(map(str, possible))}, not {' or '.join(map(str, allowed))}"
 

@@ -48,6 +48,11 @@ def parse(*overrides: str):
         ("roles.test=val", "roles", "too high"),
         ("roles.val=train", "roles", "train"),
         ("model.dictionary=static", "loss.contrastive", "ratio"),
+        ("loss={cross_entropy_weight: 0, dice_weight: 0}", "loss", "lovasz_weight must be above 0"),
+        ("loss.lovasz_weight=-1", "loss.lovasz_weight", "greater than or equal to 0"),
+        ("loss.class_weights={road: -1}", "loss.class_weights.road", "greater than or equal to 0"),
+        ("loss.class_weights={road: 0}", "loss", "all 0"),
+        ("loss.class_weights=inverted", "loss.class_weights", "none, inverse, effective, or a mapping"),
         ("sweep.search=random", "sweep", "trials"),
         ("sweep.space={}", "sweep", "empty"),
         ("sweep.space.model.stages={low: 3, high: 1}", "model.stages", "low < high"),
@@ -70,6 +75,23 @@ def test_a_baseline_needs_no_dictionary_terms_and_says_what_has_no_effect():
     ]
     assert parse("loss.contrastive=infonce").without_effect(["loss.temperature", "model.stages"]) == []
     assert set(get_args(Architecture)) == {"d2ls", *BASELINES}
+
+
+def test_keys_of_a_term_have_no_effect_where_it_is_off():
+    told = parse().without_effect(["loss.focal_gamma", "loss.boundary_px", "loss.dice_smooth"])
+    assert told == [
+        "loss.focal_gamma has no effect: loss.focal_weight is 0.0, it counts with more than 0",
+        "loss.boundary_px has no effect: loss.boundary_factor is 1.0, it counts with more than 1",
+    ]
+
+
+def test_class_weights_by_name_are_one_key_and_name_classes_that_exist():
+    recipe = parse("loss.class_weights.road=2", "loss.class_weights.tree=0.5")
+    assert recipe.loss.class_weights == {"road": 2.0, "tree": 0.5}
+    fewer = parse("loss.class_weights={road: 2}")
+    assert "loss.class_weights" in fewer.changes_since(recipe, resuming="training")[0]
+    with pytest.raises(ConfigError, match=r"no class is called rode; the classes are background, building"):
+        load_recipe("own", ["loss.class_weights={rode: 2}"])
 
 
 def test_commands_warn_of_overrides_without_effect(capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@ import pytest
 from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline import checks, diagnosis
+from pipeline.training import build
 from tests.train_world import tiny_recipe
 
 
@@ -24,6 +25,21 @@ def test_missing_shards_and_splits_are_named(folder, tmp_path):
         checks.quick(recipe.with_values({"shards.uri": str(tmp_path)}))
     with pytest.raises(ShardError, match="no split 'valid'"):
         checks.quick(recipe.with_values({"roles.val": "valid"}))
+
+
+def test_class_weights_fit_the_training_split(folder):
+    recipe = tiny_recipe(folder, loss__class_weights="inverse")
+    card = ShardSet.open(recipe.shards.uri).card
+    pixels = card.splits["train"].class_pixels
+    found = checks.check_shards(recipe)[1].text
+    weights = [float(part.rsplit(" ", 1)[1]) for part in found.removeprefix("class weights: ").split(", ")]
+    assert [w * n for w, n in zip(weights, pixels, strict=True)] == pytest.approx(
+        [sum(pixels) / 4] * 4, rel=0.01
+    )
+    assert list(build.loss(recipe, card)._class_weights) == pytest.approx(weights, rel=0.01)
+    wrong = recipe.with_values({"loss.class_weights": {"boat": 2.0}})
+    with pytest.raises(ConfigError, match="no class is called boat"):
+        checks.quick(wrong)
 
 
 def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):

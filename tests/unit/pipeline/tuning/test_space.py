@@ -39,6 +39,24 @@ def test_conditional_key_is_left_out_and_repeats_vanish():
     assert [values.get("loss.temperature") for values in tried] == [None, 0.07, 0.2]
 
 
+def test_keys_of_a_loss_term_are_swept_where_it_has_a_weight():
+    space = (
+        "sweep.space.loss.focal_weight={values: [0, 1]}",
+        "sweep.space.loss.focal_gamma={values: [1, 2]}",
+        "sweep.space.loss.class_weights={values: [none, effective]}",
+        "sweep.space.loss.effective_beta={values: [0.9, 0.99]}",
+    )
+    tried = configurations(recipe(*space))
+    assert {(v["loss.focal_weight"], v.get("loss.focal_gamma")) for v in tried} == {(0, None), (1, 1), (1, 2)}
+    assert {(v["loss.class_weights"], v.get("loss.effective_beta")) for v in tried} == {
+        ("none", None), ("effective", 0.9), ("effective", 0.99),
+    }  # fmt: skip
+    vain = recipe("sweep.space.loss.focal_gamma={values: [1, 2]}")
+    assert swept_in_vain(vain) == [
+        "loss.focal_gamma is swept in vain: loss.focal_weight is 0.0, not more than 0"
+    ]
+
+
 def test_keys_without_effect_are_left_out_so_that_a_baseline_is_tried_once():
     tried = configurations(
         recipe(
