@@ -174,7 +174,7 @@ def costs(options):
             network.eval()(images[:1], False)
         made[method] = {
             "network": network,
-            "loss": build.loss(recipe),
+            "loss": build.loss(recipe, shards.card),
             "parameters": sum(each.numel() for each in network.parameters()),
             "gmac_a_megapixel": counter.get_total_flops() / 2e9 / (size * size / 1e6),
             "training": [],
