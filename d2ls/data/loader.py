@@ -3,10 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from d2ls.data.cache import CacheConfig, SplitShards
 from d2ls.data.collate import Batch
 from d2ls.data.dataset import BadSamples, BatchDataset, Verify
-from d2ls.data.sampler import DEFAULT_WINDOW, BatchSpec, EpochPlan, epoch_plan, rank_lanes, training_specs
+from d2ls.data.sampler import (
+    DEFAULT_WINDOW,
+    BatchSpec,
+    EpochPlan,
+    epoch_plan,
+    rank_lanes,
+    subset,
+    training_specs,
+)
 from d2ls.data.transforms import Augmentation
 from d2ls.data.weighting import multiplicities, repeat_factors
 from d2ls.data.workers import PooledLoader, WorkerConfig
@@ -59,6 +69,7 @@ class TrainingLoader(PooledLoader):
         world_size: number of ranks, at most G.
         workers: worker processes of this rank; 0 works in this process. Has no effect on the batches.
         shuffle_window: samples that a lane shuffles among.
+        fraction: share of the split's samples that is used, see `subset`; the class weighting sees no others.
         class_weighting: repeats samples of rare classes, from 0 (not at all) to 1 (inverse frequency).
         bad_samples: `raise`, or `skip` to replace a damaged sample by an empty image without labels.
         skip_limit: how many samples this rank may skip during the lifetime of the loader.
@@ -85,6 +96,7 @@ class TrainingLoader(PooledLoader):
         world_size: int = 1,
         workers: int = 0,
         shuffle_window: int = DEFAULT_WINDOW,
+        fraction: float = 1.0,
         class_weighting: float = 0.0,
         bad_samples: BadSamples = "raise",
         skip_limit: int = 10,
@@ -98,9 +110,13 @@ class TrainingLoader(PooledLoader):
         self._lanes = rank_lanes(global_batch_size, rank, world_size)
         self._global_batch_size, self._seed, self._window = global_batch_size, seed, shuffle_window
         self._mosaic = augmentation.mosaic
+        self._kept = subset(len(self.index), fraction, seed) if fraction != 1 else None
         self._factors = None
         if class_weighting:
-            self._factors = repeat_factors(self.index.pixels_by_class(), class_weighting)
+            pixels = self.index.pixels_by_class()
+            self._factors = repeat_factors(
+                pixels if self._kept is None else pixels[self._kept], class_weighting
+            )
         dataset = BatchDataset(
             shards=SplitShards.of(shards, split),
             pixel_format=PixelFormat.of(shards.card),
@@ -127,6 +143,9 @@ class TrainingLoader(PooledLoader):
         counts = None
         if self._factors is not None:
             counts = multiplicities(self._factors, seed=self._seed, epoch=epoch)
+        if self._kept is not None:
+            kept_counts, counts = counts, np.zeros(len(self.index), np.int64)
+            counts[self._kept] = 1 if kept_counts is None else kept_counts
         return epoch_plan(
             self.index.shard_lengths,
             global_batch_size=self._global_batch_size,

@@ -27,7 +27,9 @@ IntArray = npt.NDArray[np.int64]
 DEFAULT_WINDOW = 256
 """Samples that a lane shuffles over."""
 
-_SHARDS, _WALK, _ROUNDING, _PARTNERS, _AUGMENT = range(5)  # purposes of random numbers, a stream for each
+_SHARDS, _WALK, _ROUNDING, _PARTNERS, _AUGMENT, _SUBSET = range(
+    6
+)  # purposes of random numbers, a stream for each
 _KEY_BITS = 20  # resolution of the random delay in a shuffle window
 
 
@@ -46,6 +48,26 @@ def steps_per_epoch(samples: int, global_batch_size: int) -> int:
     if samples < 1:
         raise ConfigError("the split holds no samples: there is nothing to make an epoch of")
     return -(-samples // global_batch_size)
+
+
+def subset(samples: int, fraction: float, seed: int) -> IntArray:
+    """Returns the rows of a random part of a split; a larger fraction contains the smaller ones of the same seed.
+
+    Args:
+        samples: N, rows of the split.
+        fraction: share of them, in (0, 1]; at least one row is taken.
+        seed: seed of the run.
+
+    Returns:
+        Numbers of the rows, ascending.
+
+    Raises:
+        ConfigError: an impossible fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"the fraction of a split lies above 0 and is at most 1, got {fraction}")
+    order = np.random.default_rng((_SUBSET, seed)).permutation(samples)
+    return np.sort(order[: max(1, round(fraction * samples))])
 
 
 def rank_lanes(global_batch_size: int, rank: int, world_size: int) -> range:
@@ -251,7 +273,7 @@ def epoch_plan(
         seed: seed of the run.
         epoch: epoch, from 0.
         window: samples a lane shuffles over.
-        multiplicities: N, how often each row occurs in the epoch, at least 1; None for once.
+        multiplicities: N, how often each row occurs in the epoch, 0 to leave it out; None for once.
 
     Raises:
         ConfigError: no samples, or an impossible batch size, window, seed or epoch.

@@ -259,6 +259,9 @@ class DataConfig(Section):
     codec: CodecConfig = CodecConfig()
     splits: tuple[str, ...] = ()
     """Splits to make; empty: all."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training samples that a training uses, drawn with `seed`; a larger share contains the smaller ones.
+    The shards and the statistics in their card stay those of the whole."""
     bands: tuple[str, ...] = ()
     """Channels to take, in this order; empty: all."""
     max_value: Annotated[float, Field(gt=0)] | None = None

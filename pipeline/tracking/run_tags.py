@@ -114,8 +114,9 @@ def code_tags() -> dict[str, str]:
 def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
     """Returns a few lines of Markdown: the kind of run, its data and its settings."""
     train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
+    part = f"{recipe.data.fraction:g} of " if recipe.data.fraction < 1 else ""
     counts = ", ".join(
-        f"{split.samples} samples to {role}"
+        f"{part if role == 'train' else ''}{split.samples} samples to {role}"
         for role, split in (("train", train), ("select", select))
         if split
     )

@@ -137,6 +137,7 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
         world_size=group.world_size,
         workers=values.workers,
         shuffle_window=values.shuffle_window,
+        fraction=recipe.data.fraction,
         class_weighting=values.class_weighting,
         bad_samples=values.bad_samples,
         skip_limit=values.skip_limit,
@@ -256,7 +257,7 @@ def trainer(
     )
 
 
-def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[str, str | int | None]:
+def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[str, str | float | None]:
     """Returns the values in which a checkpoint and the run that resumes from it must agree."""
     return {
         "seed": recipe.seed,
@@ -265,6 +266,7 @@ def identity(recipe: Recipe, card: DatasetCard, steps_per_epoch: int) -> dict[st
         "train.steps": recipe.train.steps,
         "steps_per_epoch": steps_per_epoch,
         "data digest": card.digest,
+        "data.fraction": recipe.data.fraction,
         "model.backbone": recipe.model.backbone,
     }
 

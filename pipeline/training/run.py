@@ -139,7 +139,8 @@ def train_epochs(
             folder.create(recipe)
         folder.claim()
         with _tracked(request, recipe, shards.card, folder) as (store, run_id):
-            samples = shards.card.splits[recipe.roles.train].samples
+            part = f"{recipe.data.fraction:g} of " if recipe.data.fraction < 1 else ""
+            samples = f"{part}{shards.card.splits[recipe.roles.train].samples}"
             log(
                 f"training {name}: {recipe.model.architecture}, {recipe.model.backbone}, {samples} samples of "
                 f"{shards.card.name}, {recipe.cluster.workers_text} worker(s) on {machines.describe()}"

@@ -117,6 +117,18 @@ def test_repeats_of_a_sample_are_augmented_anew(shards):
     assert all(len(set(pixels)) == len(pixels) for pixels in repeated)
 
 
+@pytest.mark.parametrize("weighting", [0.0, 1.0])
+def test_a_part_of_the_samples_is_the_same_on_any_number_of_ranks(shards, weighting):
+    options = {"fraction": 0.5, "class_weighting": weighting}
+    whole = stream(batches(shards, **options))
+    keys = {key for step in whole for key, *_ in step}
+    assert len(keys) == 11
+    assert keys > {key for step in stream(batches(shards, fraction=0.2)) for key, *_ in step}
+    assert keys == {key for step in stream(batches(shards, epoch=7, **options)) for key, *_ in step}
+    parts = [stream(batches(shards, rank=rank, world_size=3, start_step=1, **options)) for rank in range(3)]
+    assert joined(parts) == whole[1:]
+
+
 def test_more_slots_than_samples(shards, tmp_path):
     few = make_shards(tmp_path / "few", [3])
     loader = batches(few, global_batch_size=8)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2ls.data.sampler import epoch_plan, rank_lanes, steps_per_epoch
+from d2ls.data.sampler import epoch_plan, rank_lanes, steps_per_epoch, subset
 from d2ls.data.weighting import multiplicities, repeat_factors
 from d2ls.errors import ConfigError
 
@@ -150,6 +150,36 @@ def test_rare_classes_come_more_often_as_strength_grows():
     assert (repeat_factors(pixels, 1)[1:] == 1).all()
     mean = np.mean([multiplicities(np.array([1.5, 1.0, 1.25]), seed=0, epoch=e) for e in range(2000)], axis=0)
     assert mean == pytest.approx(np.array([1.5, 1.0, 1.25]) * 4 / 3.75, abs=0.05)
+
+
+@given(shard_sizes, st.integers(1, 24), st.integers(0, 99), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_part_of_a_split_is_nested_and_its_epochs_are_exact(sizes, global_batch, seed, one, other):
+    samples = sum(sizes)
+    small, large = (subset(samples, fraction, seed) for fraction in sorted((one, other)))
+    assert set(small) <= set(large)
+    assert len(small) == max(1, round(min(one, other) * samples))
+    counts = np.zeros(samples, int)
+    counts[small] = 1
+    plan = epoch_plan(
+        sizes, global_batch_size=global_batch, seed=seed, epoch=2, multiplicities=counts, window=16
+    )
+    found = np.bincount(batches(plan).ravel(), minlength=samples)
+    assert (found > 0).tolist() == (counts > 0).tolist()
+    assert found.sum() - len(small) == plan.wrapped
+    ranks, start = min(3, global_batch), plan.steps // 2
+    assert np.array_equal(batches(plan)[start:], batches(plan, ranks, start))
+    walk = plan.schedule(range(global_batch))
+    partners = plan.sequence.rows(np.stack([walk.low, walk.high - 1]))
+    assert set(partners.ravel()) <= set(small), "mosaics take no other samples"
+
+
+def test_seeds_draw_other_parts_and_an_impossible_one_is_refused():
+    assert subset(100, 0.2, 1).tolist() != subset(100, 0.2, 2).tolist()
+    assert subset(100, 1.0, 1).tolist() == list(range(100))
+    assert subset(20, 0.25, 7).tolist() == [3, 4, 5, 18, 19], "a change here changes what a seed means"
+    for wrong in (0.0, -0.5, 1.5):
+        with pytest.raises(ConfigError, match="at most 1"):
+            subset(100, wrong, 1)
 
 
 def test_an_unlabelled_class_or_split_repeats_nothing():

@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 
 from d2ls.shards import ShardSet
+from d2ls.training.process_group import ProcessGroup
 from pipeline.config.recipe import parse_recipe
+from pipeline.sharding.run import shard_spec
 from pipeline.training import build
 from tests.shards import make_shards
 from tests.train_world import tiny_recipe
@@ -36,3 +38,14 @@ def test_a_length_in_steps_reaches_schedule_and_checkpoints(tmp_path):
     assert build.schedule(recipe.with_values({"train.epochs": 2, "train.steps": None}), 3).total_steps == 6
     card = ShardSet.open(recipe.shards.uri).card
     assert build.identity(recipe, card, 3)["train.steps"] == 7
+
+
+def test_a_part_of_the_samples_reaches_loader_and_checkpoints_but_not_the_shards(tmp_path):
+    whole, half = tiny_recipe(tmp_path), tiny_recipe(tmp_path, data__fraction=0.5)
+    shards = ShardSet.open(half.shards.uri)
+    steps = [build.loaders(each, shards, ProcessGroup()).training.steps_per_epoch for each in (whole, half)]
+    assert steps == [3, 2], "11 and 6 samples in batches of 4"
+    assert build.identity(half, shards.card, 2)["data.fraction"] == 0.5
+    assert half.digest() != whole.digest()
+    assert half.changes_since(whole, resuming="training") == ["data.fraction was 1.0, is 0.5"]
+    assert shard_spec(half) == shard_spec(whole)
