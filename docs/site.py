@@ -11,16 +11,21 @@ import typing
 from pathlib import Path
 
 import yaml
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 from pydantic import BeforeValidator, RootModel
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = "examples/own_images.ipynb"
 UNIONS = (typing.Union, types.UnionType)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)]*)?\)")
 
 
+@event_priority(100)  # before mkdocs-jupyter, which turns notebooks into pages
 def on_files(files, config):
-    """Adds the pages that have no file."""
+    """Adds the pages that are not in docs/."""
+    folder, name = posixpath.split(NOTEBOOK)
+    files.append(File(name, str(ROOT / folder), config.site_dir, config.use_directory_urls))
     files.append(File.generated(config, "index.md", content=first_page()))
     files.append(File.generated(config, "reference/recipe.md", content=recipe_keys()))
     return files
@@ -37,6 +42,9 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         if not (ROOT / path).exists():
             raise FileNotFoundError(f"{page.file.src_uri}: {target} does not exist")
+        if path == NOTEBOOK:
+            page_folder = posixpath.dirname(page.file.src_uri) or "."
+            return f"[{text}]({posixpath.relpath(posixpath.basename(path), page_folder)})"
         return f"[{text}]({config.repo_url}/blob/main/{path}{anchor or ''})" if config.repo_url else text
 
     return LINK.sub(replaced, markdown)

@@ -16,6 +16,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import numpy as np
 import pydantic
 import pytest
@@ -68,7 +69,17 @@ def blocks_of(page):
         above = token.content if token.type == "html_block" else ""
 
 
+def blocks_of_notebook(file):
+    """Yields the cells for a shell and the files that cells write."""
+    for number, cell in enumerate(nbformat.read(file, 4).cells, 1):
+        first, _, rest = cell.source.partition("\n")
+        kind = {"%%bash": "bash", "%%writefile my.yaml": "yaml"}.get(first)
+        if kind:
+            yield Block(f"{file.relative_to(ROOT)}:{number}", kind, rest)
+
+
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+BLOCKS += blocks_of_notebook(ROOT / "examples" / "own_images.ipynb")
 INLINE = [block for block in BLOCKS if block.kind == "inline"]
 PYTHON = [block for block in BLOCKS if block.kind == "python"]
 SHELL = [block for block in BLOCKS if block.kind in ("", "bash")]

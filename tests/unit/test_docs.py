@@ -40,6 +40,7 @@ def test_the_site_builds_without_a_broken_link_and_names_all_keys(tmp_path):
         cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
+    assert "d2ls predict runs/town" in (site / "own_images" / "index.html").read_text()
     keys = (site / "reference" / "recipe" / "index.html").read_text()
     assert "train.optimizer.weight_decay" in keys
     assert "class_balance" not in keys  # the old name is refused
