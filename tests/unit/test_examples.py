@@ -37,6 +37,7 @@ def test_the_notebook_is_committed_as_it_ran():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs_and_its_model_is_far_better_than_chance(tmp_path, monkeypatch):
     for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
