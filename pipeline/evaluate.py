@@ -15,6 +15,7 @@ EXAMPLES = """\
   python -m pipeline.evaluate runs/demo-final --recipe demo cluster.workers=4   # on four Ray workers
   python -m pipeline.evaluate runs/demo-final --recipe demo evaluate.tta=flips --output report
   python -m pipeline.evaluate runs/demo-final --recipe demo --suspects suspects.gpkg   # suspicious labels for QGIS
+  python -m pipeline.evaluate runs/city --shards shards/coast --split test --map-classes classes.yaml   # other classes
 """
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from d2ls.inference.class_mapping import ClassMapping
 from d2ls.metrics import calibration_counts, confusion_matrix, winning_class
 
 if TYPE_CHECKING:
@@ -32,11 +33,19 @@ class SampleCounts(NamedTuple):
     calibration: Counts
 
 
-def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[SampleCounts]:
+def count_samples(
+    predictor: "Predictor", batches: "Iterable[Batch]", mapping: ClassMapping | None = None
+) -> list[SampleCounts]:
     """Predicts evaluation batches and counts pixels by sample; samples that only fill up a batch are left out.
 
     A sample that comes in several windows gives several entries; `merge` adds them up.
+
+    Args:
+        predictor: the model.
+        batches: of an `EvaluationLoader`.
+        mapping: common classes of model and labels; None: they have the same.
     """
+    num_classes = mapping.classes.num_classes if mapping else predictor.num_classes
     counted = []
     for batch in batches:
         logits = predictor.tensor_logits(batch.images)
@@ -46,7 +55,9 @@ def count_samples(predictor: "Predictor", batches: "Iterable[Batch]") -> list[Sa
         for place, (key, scene) in enumerate(zip(batch.keys, batch.scenes, strict=True)):
             if batch.valid[place]:
                 pair = predicted[place], labels[place]
-                confusion = confusion_matrix(*pair, predictor.num_classes)
+                if mapping:
+                    pair = mapping.apply(*pair)
+                confusion = confusion_matrix(*pair, num_classes)
                 bins = torch.stack([calibration_counts(sure[place], *pair) for sure in (plain, tempered)])
                 counted.append(SampleCounts(key, scene, confusion.cpu().numpy(), bins.cpu().numpy()))
     return counted

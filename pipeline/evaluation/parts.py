@@ -9,6 +9,7 @@ from typing import Any
 from d2ls.bundle import ModelInfo, read_info
 from d2ls.data import Batch, EvaluationLoader, evaluation_window
 from d2ls.errors import ConfigError, D2LSError, DataError
+from d2ls.inference.class_mapping import ClassMapping
 from d2ls.shards import DatasetCard, ShardSet
 from pipeline.console import ProgressDisplay
 from pipeline.evaluation.request import EvaluateRequest
@@ -23,7 +24,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SplitPart:
-    """The part of a split that one rank of `world_size` looks at."""
+    """The part of a split that one rank of `world_size` looks at, with `mapping` for a model of other classes."""
 
     shards_uri: str
     split: str
@@ -32,6 +33,7 @@ class SplitPart:
     decoders: int = 0
     rank: int = 0
     world_size: int = 1
+    mapping: ClassMapping | None = None
 
     @contextlib.contextmanager
     def batches(self, on_progress: OnProgress | None = None) -> Iterator[Iterator[Batch]]:
@@ -102,16 +104,23 @@ def open_split(request: EvaluateRequest) -> Iterator[OpenSplit]:
     """Fetches a model and opens the shards of a request.
 
     Raises:
-        ConfigError: the model was trained for other classes than those of the shards.
+        ConfigError: the model was trained for other classes than those of the shards, and no class map fits both.
         DataError: the model takes other bands or pixel types.
         ShardError: no such shards or split.
     """
     with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
         info = read_info(folder, where=request.model)
         shards = ShardSet.open(request.shards_uri)
-        check_fit(request.model, info, shards.card, request.shards_uri)
+        if request.class_map is None:
+            check_fit(request.model, info, shards.card, request.shards_uri)
+            mapping = None
+        else:
+            check_bands(request.model, info, shards.card, request.shards_uri)
+            mapping = request.class_map.between(info.classes, shards.card.classes)
         window = evaluation_window(shards, request.split, info.window)
-        part = SplitPart(request.shards_uri, request.split, request.batch_size, window, request.decoders)
+        part = SplitPart(
+            request.shards_uri, request.split, request.batch_size, window, request.decoders, mapping=mapping
+        )
         yield OpenSplit(request, folder, info, shards, part)
 
 
@@ -125,8 +134,18 @@ def check_fit(model: str, info: ModelInfo, card: DatasetCard, shards_uri: str) -
     if info.classes.names != card.classes.names:
         raise ConfigError(
             f"{model} was trained for the classes {list(info.classes.names)}, {shards_uri} holds "
-            f"{list(card.classes.names)}: scores would mean nothing. Evaluate it on shards of its own classes"
+            f"{list(card.classes.names)}: scores would mean nothing. Evaluate it on shards of its own classes, or say "
+            "in a file what the classes of both become: --map-classes FILE.yaml"
         )
+    check_bands(model, info, card, shards_uri)
+
+
+def check_bands(model: str, info: ModelInfo, card: DatasetCard, shards_uri: str) -> None:
+    """Refuses a model for other bands or pixel types than those of the shards.
+
+    Raises:
+        DataError: other bands or pixel types.
+    """
     if info.bands != card.bands or info.dtype != card.dtype:
         raise DataError(
             f"{model} takes bands {list(info.bands)} of {info.dtype}, {shards_uri} holds {list(card.bands)} of "

@@ -14,6 +14,7 @@ from PIL import Image
 
 from d2ls import storage
 from d2ls.errors import TrackingError
+from d2ls.labels import IGNORE, ClassTable
 from d2ls.metrics import BINS
 from pipeline.demo import NAME as DEMO
 from pipeline.evaluation.published import PublishedTable, published_table
@@ -31,7 +32,7 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
     lines = [*_head(evaluations), ""]
     lines += _overview(evaluations)
     for evaluation in evaluations:
-        lines += ["", *_classes(evaluation)]
+        lines += ["", *_mapping(evaluation), *_classes(evaluation)]
     lines += ["", *_published(first)]
     for evaluation in evaluations:
         lines += ["", *_samples(evaluation)]
@@ -97,6 +98,37 @@ def _overview(evaluations: Sequence[Evaluation]) -> list[str]:
     return lines
 
 
+def _mapping(evaluation: Evaluation) -> list[str]:
+    """What the classes of model and shards became; nothing where they are the same."""
+    mapping, class_map = evaluation.mapping, evaluation.class_map
+    if mapping is None or class_map is None:
+        return []
+
+    def those(classes: ClassTable, ids: Sequence[int], number: int) -> str:
+        return ", ".join(name for name, i in zip(classes.names, ids, strict=True) if i == number) or "-"
+
+    rows = [*enumerate(evaluation.classes.names), (IGNORE, "*left out*")]
+    total, left_out = max(sum(evaluation.labelled), 1), evaluation.left_out
+    return [
+        f"## {evaluation.model}: classes by {class_map.file}",
+        "",
+        "The class of a pixel is the winner among the model's own classes; then both sides are translated. The ECE is "
+        "about the probability of that winner.",
+        "",
+        "| compared as | classes of the model | classes of the shards |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {those(mapping.model_classes, mapping.predicted, number)} "
+            f"| {those(mapping.label_classes, mapping.labelled, number)} |"
+            for number, name in rows
+        ),
+        "",
+        f"Left out: {left_out['label']:,} labelled pixels ({left_out['label'] / total:.1%}) by their label, and "
+        f"{left_out['prediction']:,} ({left_out['prediction'] / total:.1%}) by what the model predicts.",
+        "",
+    ]
+
+
 def _classes(evaluation: Evaluation) -> list[str]:
     scores, spread = evaluation.scores, evaluation.intervals
     pixels = evaluation.confusion.sum(axis=1)
@@ -122,7 +154,9 @@ def _classes(evaluation: Evaluation) -> list[str]:
 def _published(evaluation: Evaluation) -> list[str]:
     """Returns the figures of the paper in separate columns, because they come from other splits, protocols and code."""
     table = published_table(evaluation.dataset.get("source", evaluation.dataset.get("name", "")))
-    if table is None or evaluation.dataset.get("name") == DEMO:  # the demo's scenes are synthetic
+    if (
+        table is None or evaluation.mapping or evaluation.dataset.get("name") == DEMO
+    ):  # the demo's scenes are synthetic
         return []
     d2ls = table.rows["D2LS"]
     rival = max((n for n in table.rows if n != "D2LS"), key=lambda name: table.rows[name][-1])
@@ -180,10 +214,12 @@ def _number(value: float, interval: Interval | None = None) -> str:
 def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
     """Attaches the report to the run and the version of a registered model; returns False for any other model.
 
+    A report by a class map is not attached: it says nothing about the model's own classes.
+
     Raises:
         TrackingError: the store refuses.
     """
-    if not evaluation.model.startswith("models:/"):
+    if not evaluation.model.startswith("models:/") or evaluation.mapping:
         return False
     from pipeline.config.tracking import TrackingConfig
     from pipeline.registry import versions
@@ -263,6 +299,8 @@ SHEET_SAMPLES = 3
 
 def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | None = None) -> Picture:
     """Shows the best and the worst samples: image, labels, prediction, errors."""
+    import torch
+
     from d2ls.data import EvaluationLoader
     from d2ls.shards import ShardSet
     from pipeline.models import load_model
@@ -275,7 +313,10 @@ def samples_sheet(evaluation: Evaluation, shards_uri: str, tracking_uri: str | N
     panels = {}
     for batch in EvaluationLoader(dataclasses.replace(shards, index=rows), evaluation.split, batch_size=1):
         image = batch.images[0].permute(1, 2, 0).numpy().astype(shards.card.dtype)
-        panels[batch.keys[0]] = (image, batch.labels[0].numpy(), predictor.predict(image))
+        labels, predicted = batch.labels[0], torch.from_numpy(predictor.predict(image))
+        if evaluation.mapping:
+            predicted, labels = evaluation.mapping.apply(predicted, labels)
+        panels[batch.keys[0]] = (image, labels.numpy(), predicted.numpy())
     images, labels, predictions = zip(*(panels[key] for key in chosen), strict=True)
     return prediction_sheet(images, labels, predictions, evaluation.classes, titles=chosen)
 

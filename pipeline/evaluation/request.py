@@ -8,6 +8,7 @@ from pipeline.cli import parser
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.predict import EvaluateConfig
 from pipeline.config.train import ClusterConfig
+from pipeline.evaluation.class_map import ClassMap
 
 SETTINGS = ("batch_size", "tta", "bootstrap")
 
@@ -28,6 +29,7 @@ class EvaluateRequest:
         seed: of the bootstrap.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         temperature: of the probabilities; None: the model's own.
+        class_map: for a model of other classes than the shards have.
     """
 
     model: str
@@ -41,6 +43,7 @@ class EvaluateRequest:
     seed: int = 0
     tracking_uri: str | None = None
     temperature: float | None = None
+    class_map: ClassMap | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
         raise ConfigError("name --shards URI and --split NAME, or a --recipe that holds both")
     settings, cluster = _settings(options, recipe)
     tracking_uri = options.tracking_uri or (recipe.tracking.uri if recipe else None)
+    class_map = ClassMap.read(options.map_classes) if options.map_classes else None
+    if class_map and options.suspects:
+        raise ConfigError("--suspects needs a model of the shards' own classes; leave out --map-classes")
     requests = tuple(
         EvaluateRequest(
             model,
@@ -97,6 +103,7 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
             cluster=cluster if cluster.worker_range[1] > 1 else None,
             seed=recipe.seed if recipe else 0,
             tracking_uri=tracking_uri,
+            class_map=class_map,
         )
         for model in models
     )
@@ -151,6 +158,10 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         metavar="P",
         help="lowest probability of the model's class there (default: 0.9)",
     )
+    add(
+        "--map-classes", metavar="FILE.yaml",
+        help="for a model of other classes than the shards have: what the classes of both become",
+    )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing report or suspects file")
     options: Namespace = arguments.parse_args(argv)
     return options

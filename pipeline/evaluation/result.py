@@ -3,18 +3,20 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from d2ls.labels import ClassTable
+from d2ls.labels import IGNORE, ClassTable
 from d2ls.metrics import BINS, PROBABILITY_BITS, Scores, expected_calibration_error, score
 
 if TYPE_CHECKING:
+    from d2ls.inference.class_mapping import ClassMapping
     from d2ls.inference.scoring import SampleCounts
+    from pipeline.evaluation.class_map import ClassMap
 
 Counts = npt.NDArray[np.int64]
 Interval = tuple[float, float]
@@ -37,6 +39,9 @@ class Evaluation:
         seconds: wall time.
         seen: whether the model was trained on shards with the same digest.
         temperature: at which the probabilities were counted; None: the model has none, which is 1.
+        class_map: of a model of other classes than those of the shards.
+        mapping: the same as class ids; `classes` are then the common classes.
+        labelled: pixels of the split by class of the shards.
     """
 
     model: str
@@ -49,6 +54,9 @@ class Evaluation:
     seconds: float = 0.0
     seen: bool = True
     temperature: float | None = None
+    class_map: "ClassMap | None" = None
+    mapping: "ClassMapping | None" = None
+    labelled: Sequence[int] = ()
 
     @cached_property
     def confusion(self) -> Counts:
@@ -103,6 +111,17 @@ class Evaluation:
             return {}
         return bootstrap(np.stack(list(self.scenes.values())), self.classes.scored, resamplings, self.seed)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Labelled pixels that a class map leaves out: by their `label`, and by the `prediction` of the others."""
+        if self.mapping is None:
+            return {"label": 0, "prediction": 0}
+        by_label = sum(n for n, i in zip(self.labelled, self.mapping.labelled, strict=True) if i == IGNORE)
+        return {
+            "label": by_label,
+            "prediction": sum(self.labelled) - by_label - int(self.confusion.sum()),
+        }
+
     def ranked(self) -> list[tuple[str, float]]:
         """Samples from best to worst: key and share of correct pixels among the labelled."""
         shares = [(s.key, s.confusion.trace() / s.confusion.sum()) for s in self.samples if s.confusion.any()]
@@ -123,6 +142,7 @@ class Evaluation:
             "labelled_pixels": int(self.confusion.sum()),
             "settings": dict(self.settings),
             "classes": self.classes.to_json(),
+            "class_map": asdict(self.class_map) | {"left_out": self.left_out} if self.class_map else None,
             "scores": named_scores(self.scores, self.classes),
             "plain": named_scores(self.plain, self.classes),
             "majority": named_scores(self.majority, self.classes),

@@ -41,7 +41,7 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         model=request.model,
         dataset={"name": card.name, "source": card.source, "protocol": card.protocol, "digest": card.digest},
         split=request.split,
-        classes=card.classes,
+        classes=split.part.mapping.classes if split.part.mapping else card.classes,
         samples=merge(sample for part in parts for sample in part),
         settings={
             "tta": request.tta, "batch_size": request.batch_size, "window": split.part.window or "whole samples",
@@ -51,6 +51,9 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         seconds=time.monotonic() - started,
         seen=info.dataset.get("digest") in (None, "", card.digest),
         temperature=temperature,
+        class_map=request.class_map,
+        mapping=split.part.mapping,
+        labelled=card.splits[request.split].class_pixels,
     )  # fmt: skip
 
 
@@ -95,4 +98,4 @@ def count_part(
 ) -> list[SampleCounts]:
     """Counts the samples of a part."""
     with part.batches(on_progress) as batches:
-        return merge(count_samples(model, batches))
+        return merge(count_samples(model, batches, part.mapping))
