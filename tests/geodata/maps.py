@@ -120,7 +120,8 @@ def _(tmp_path):
     places = ((0, 0), (0, 90), (80, 0))
     points = [GroundControlPoint(row, column, 100.0 + column, 200.0 - row) for row, column in places]
     source = tif(tmp_path / "s.tif", pixels(), gcps=points, transform=None)
-    assert predict(source, tmp_path / "map.tif", probabilities=True) == ""
+    notes = predict(source, tmp_path / "map.tif", probabilities=True)
+    assert notes.startswith("the model has no temperature")
     for name in ("map.tif", "map.probabilities.tif"):
         with rasterio.open(tmp_path / name) as file:
             found, crs = file.gcps
