@@ -138,6 +138,12 @@ def command_lines(text):
                 words.append(word)
 
 
+def check_options(script, words):
+    """Fails where a script does not name an option."""
+    text = script.read_text()
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
+
+
 def check_command(words, parse, dev):
     """Fails where a command would not get past its parser."""
     program, *rest = words
@@ -145,14 +151,16 @@ def check_command(words, parse, dev):
         if rest[1].startswith("pipeline."):
             parse(rest[1].removeprefix("pipeline."), rest[2:])
         else:
-            assert importlib.util.find_spec(rest[1]), f"no module {rest[1]}"
+            module = importlib.util.find_spec(rest[1])
+            assert module, f"no module {rest[1]}"
+            if rest[1].startswith("benchmarks."):
+                check_options(Path(module.origin), rest)
     elif program == "d2ls":
         parse(COMMANDS[rest[0]][0], rest[1:])
     elif program == "dev.py" or rest[:1] == ["dev.py"]:
         dev(rest if program == "dev.py" else rest[1:])
     elif program in ("python", "python3") and rest[0].endswith(".py"):
-        script = (ROOT / rest[0]).read_text()
-        assert [word for word in rest if word.startswith("--") and f'"{word}"' not in script] == []
+        check_options(ROOT / rest[0], rest)
     else:
         assert program in FOREIGN or program == "python", (
             f"{program}: name it in FOREIGN, or mark the block as text"
@@ -197,6 +205,26 @@ def test_commands_within_sentences_are_parsed_too(parse, dev):
                 assert words[1] in COMMANDS, block
 
 
+def head_of(file):
+    """Returns the docstring of a script, or the comments of a recipe."""
+    if file.suffix == ".py":
+        return ast.get_docstring(ast.parse(file.read_text())) or ""
+    return "\n".join(line[1:] for line in file.read_text().splitlines() if line.startswith("#"))
+
+
+def test_commands_at_the_head_of_scripts_and_recipes_are_parsed(parse, dev):
+    folders = {"docs": "*.py", "examples": "*.py", "benchmarks": "*.py", "recipes": "**/*.yaml"}
+    count = 0
+    for file in (file for folder, glob in folders.items() for file in (ROOT / folder).glob(glob)):
+        for line in head_of(file).replace("\\\n", " ").splitlines():
+            command = re.match(r" *((?:python3? (?:-m )?[\w./]+|d2ls [a-z-]+)(?: \S+)*)(?:  |$)", line)
+            if command and (OURS.match(command[1]) or ".py" in command[1]):
+                count += 1
+                for words in command_lines(re.sub(r"[\[\]](?=\s|-|$)", "", command[1])):
+                    check_command(words, parse, dev)
+    assert count > 40
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_of_the_help_are_parsed(name, parse, dev, capsys):
     module = COMMANDS[name][0]
@@ -210,6 +238,10 @@ def test_an_option_that_does_not_exist_is_noticed(parse, dev, capsys):
         check_command(shlex.split("python -m pipeline.shard loveda --strict"), parse, dev)
     with pytest.raises(ConfigError, match="epoch: no such key"):
         check_command(shlex.split("d2ls train my.yaml train.epoch=3"), parse, dev)
+    for words in (["python", "benchmarks/head.py"], ["python", "-m", "benchmarks.scale"]):
+        check_command(words, parse, dev)
+        with pytest.raises(AssertionError, match="--strict"):
+            check_command([*words, "--strict"], parse, dev)
     with pytest.raises(AssertionError, match="name it in FOREIGN"):
         check_command(["docker", "run"], parse, dev)
 
