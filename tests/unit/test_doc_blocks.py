@@ -1,9 +1,9 @@
 """The code on the pages: commands are parsed, recipes are validated, Python runs.
 
 A block says what it is by the info string of its fence. `python` runs in a small world, or only compiles where
-`<!-- not run: REASON -->` stands above it; `yaml` is a recipe or a part of one; `text` is no code. All others, also
-indented ones, are lines for a shell: our commands are parsed by their own parsers, with the recipe and the keys they
-name; programs of others have to be known. Commands and keys within a sentence are held to the same.
+`<!-- not run: REASON -->` stands above it; `yaml` is a recipe, a part of one, or a class map; `text` is no code. All
+others, also indented ones, are lines for a shell: our commands are parsed by their own parsers, with the recipe and the
+keys they name; programs of others have to be known. Commands and keys within a sentence are held to the same.
 """
 
 import ast
@@ -30,6 +30,7 @@ from pipeline.__main__ import COMMANDS
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.base import nested_section
 from pipeline.config.recipe import RECIPES, check_key
+from pipeline.evaluation.class_map import ClassMap
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
 
@@ -289,12 +290,14 @@ def fits(field, value):
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.kind == "yaml"], ids=str)
-def test_recipes_are_valid_and_comments_in_them_name_keys(block, tmp_path):
+def test_yaml_is_valid_and_comments_in_it_name_keys(block, tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text(block.text)
     values = yaml.safe_load(block.text)
     if {"name", "data", "shards"} <= set(values):
         load_recipe(file)
+    elif set(values) == {"model", "shards"}:
+        ClassMap.read(str(file))
     else:
         assert is_part_of_a_recipe(values)
     for key in re.findall(r"^ *# (\w+):", block.text, re.MULTILINE):
