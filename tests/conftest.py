@@ -85,15 +85,15 @@ def nothing_is_left(request, tmp_path_factory):
 
 def started_with(folder):
     """Yields the processes of the tests at any depth, without helpers of `multiprocessing`, which end with this one."""
-    found = []
+    result = []
     for process in psutil.process_iter():
         try:
             ours = process.environ().get("TMPDIR") == str(folder)
             if ours and not any(word in " ".join(process.cmdline()) for word in SERVICES):
-                found.append(process)
+                result.append(process)
         except psutil.Error:
             continue  # it has ended, or belongs to another user
-    return found
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ def pytest_runtest_makereport(item, call):
     report = yield
     mark, target = item.get_closest_marker("survives"), item.config.getoption("--fault-table")
     if mark and target and (report.when == "call" or not report.passed):
-        told = dict(item.user_properties)
-        happened = told.get("happened", "") if report.passed else f"test {report.outcome}"
-        row = [mark.args[0], happened, told.get("difference", "-"), f"{report.duration:.0f}"]
+        properties = dict(item.user_properties)
+        happened = properties.get("happened", "") if report.passed else f"test {report.outcome}"
+        row = [mark.args[0], happened, properties.get("difference", "-"), f"{report.duration:.0f}"]
         rows = {each[0]: each for each in written(target)} | {row[0]: row}
         target.write_text(page(rows.values()), encoding="utf-8")
     return report

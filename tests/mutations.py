@@ -167,15 +167,15 @@ def main() -> int:
     )
     arguments.add_argument("--near", action="store_true", help="only the tests that belong to the module")
     given = arguments.parse_args()
-    chosen = [each for each in MUTATIONS if given.word in each.what or given.word in each.file]
+    chosen = [item for item in MUTATIONS if given.word in item.what or given.word in item.file]
     with tempfile.TemporaryDirectory(prefix="d2ls-mutations-") as folder:
         tree = copy_of_tree(Path(folder))
-        near = sorted({path for each in chosen for path in each.tests.split()})
+        near = sorted({path for item in chosen for path in item.tests.split()})
         if failing := first_failure(tree, QUICK, *near, show=True):
             print(f"without any fault {failing} fails")
             return 2
-        rows = [(each, *caught(tree, each, near_only=given.near)) for each in chosen]
-    missed = [each.what for each, tier, _ in rows if tier == "-"]
+        rows = [(item, *caught(tree, item, near_only=given.near)) for item in chosen]
+    missed = [item.what for item, tier, _ in rows if tier == "-"]
     if not given.word:
         TABLE.write_text(page(rows), encoding="utf-8")
     print(
@@ -223,10 +223,10 @@ def first_failure(tree: Path, marks: str, *tests: str, show: bool = False) -> st
         return None
     if show:
         print(done.stdout)
-    found = re.search(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*?\])?(?: - .*)?$", done.stdout, flags=re.MULTILINE)
+    result = re.search(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*?\])?(?: - .*)?$", done.stdout, flags=re.MULTILINE)
     return (
-        found[1]
-        if found
+        result[1]
+        if result
         else f"pytest ended with {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
     )
 
@@ -245,8 +245,8 @@ def page(rows: list[tuple[Mutation, str, str]]) -> str:
         "| file | fault | tier | noticed by |",
         "|---|---|---|---|",
         *(
-            f"| {each.file} | {each.what} | {tier} | {name.removeprefix('tests/')} |"
-            for each, tier, name in rows
+            f"| {item.file} | {item.what} | {tier} | {name.removeprefix('tests/')} |"
+            for item, tier, name in rows
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -43,7 +43,7 @@ def fill(module):
     return module
 
 
-def relative_error(found, wanted):
+def relative_error(result, expected):
     """Returns the norm of the difference divided by the norm of the expected value."""
-    found, wanted = (torch.as_tensor(each).detach().double() for each in (found, wanted))
-    return float((found - wanted).norm() / wanted.norm())
+    result, expected = (torch.as_tensor(item).detach().double() for item in (result, expected))
+    return float((result - expected).norm() / expected.norm())

@@ -52,10 +52,10 @@ def main() -> int:
         )  # fmt: skip
         if done.returncode:
             return done.returncode
-        found = np.array(json.loads(done.stdout.splitlines()[-1]), np.uint8)
+        result = np.array(json.loads(done.stdout.splitlines()[-1]), np.uint8)
         expected = Predictor(*load_bundle(checkpoint)).predict(image)
-        share = float((found == expected).mean())
-        print(f"{architecture}: {share:.4%} of {found.size} pixels as in this environment")
+        share = float((result == expected).mean())
+        print(f"{architecture}: {share:.4%} of {result.size} pixels as in this environment")
         return 0 if share > 0.999 else 1
 
 

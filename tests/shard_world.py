@@ -14,9 +14,9 @@ def spec_of(raw, uri="unused", **changes):
 
 def plan_of(spec):
     """Returns the plan of a spec with valid raw data."""
-    found = scan(spec)
-    found.raise_problems()
-    return plan_shards(spec, found)
+    result = scan(spec)
+    result.raise_problems()
+    return plan_shards(spec, result)
 
 
 def make(spec):

@@ -39,9 +39,9 @@ def spec(root, uri, data=None, **values):
 
 def make(spec):
     """Makes the shards; returns the card."""
-    found = scan(spec)
-    found.raise_problems()
-    plan = plan_shards(spec, found)
+    result = scan(spec)
+    result.raise_problems()
+    plan = plan_shards(spec, result)
     for task in plan.tasks:
         write_shard(task, spec.uri)
     return write_index(plan, spec)

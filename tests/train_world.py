@@ -77,10 +77,10 @@ def assert_undisturbed(result, expected):
 
 
 def _digest(weights):
-    found = hashlib.sha256()
+    actual = hashlib.sha256()
     for name in sorted(weights):
-        found.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
+        actual.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return actual.hexdigest()
 
 
 def plain(row):

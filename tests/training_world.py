@@ -145,13 +145,13 @@ def make_trainer(
 
 def weights(trainer):
     """Returns all numbers that a later step depends on."""
-    found = {f"network.{name}": value.clone() for name, value in trainer.network.state_dict().items()}
+    result = {f"network.{name}": value.clone() for name, value in trainer.network.state_dict().items()}
     state = trainer.optimizer.state_dict()["state"]
     for index, values in state.items():
-        found |= {f"optimizer.{index}.{name}": value.clone() for name, value in values.items()}
+        result |= {f"optimizer.{index}.{name}": value.clone() for name, value in values.items()}
     if trainer.ema:
-        found |= {f"averaged.{name}": value.clone() for name, value in trainer.ema.weights.items()}
-    return found
+        result |= {f"averaged.{name}": value.clone() for name, value in trainer.ema.weights.items()}
+    return result
 
 
 def assert_equal(ours, theirs):

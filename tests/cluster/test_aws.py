@@ -79,8 +79,8 @@ def ray_up(aws: dict[str, str], tmp_path: Any) -> Iterator[subprocess.Popen[str]
 
 
 def instances(aws: dict[str, str]) -> list[dict[str, Any]]:
-    found = client(aws, "ec2").describe_instances()["Reservations"]
-    return [instance for reservation in found for instance in reservation["Instances"]]
+    result = client(aws, "ec2").describe_instances()["Reservations"]
+    return [instance for reservation in result for instance in reservation["Instances"]]
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
@@ -133,10 +133,10 @@ def check_network(aws: dict[str, str], head: dict[str, Any]) -> None:
     ec2 = client(aws, "ec2")
     (group,) = head["SecurityGroups"]
     assert group["GroupName"] == "d2ls-cluster"
-    (found,) = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
-    print("inbound rules:", found["IpPermissions"])
-    assert found["IpPermissions"]
-    for rule in found["IpPermissions"]:
+    (result,) = ec2.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
+    print("inbound rules:", result["IpPermissions"])
+    assert result["IpPermissions"]
+    for rule in result["IpPermissions"]:
         assert rule["IpRanges"] == []
         assert rule["Ipv6Ranges"] == []
         assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]

@@ -35,8 +35,8 @@ def blocks() -> list[tuple[str, str]]:
 
 def block(word: str) -> str:
     """Returns the one block that contains a word."""
-    (found,) = [text for _, text in blocks() if word in text]
-    return found
+    (result,) = [text for _, text in blocks() if word in text]
+    return result
 
 
 EXPORTS = "\n".join(line for _, text in blocks() for line in text.splitlines() if line.startswith("export "))
@@ -116,13 +116,13 @@ def wait_for(true: Callable[[], bool], seconds: float, what: str) -> float:
 
 def running(machine: Machine) -> dict[int, str]:
     """Returns the processes of a machine that belong to a cluster."""
-    found = {}
+    result = {}
     for pid in machine.processes():
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             if words and not QUIET.search(words):
-                found[pid] = words.strip()
-    return found
+                result[pid] = words.strip()
+    return result
 
 
 NOISE = re.compile(

@@ -38,7 +38,7 @@ def fingerprints(batch):
 
 def trained(shards, rank, world_size, workers):
     """Fingerprints of this rank's samples, for each start position."""
-    found = {}
+    actual = {}
     with TrainingLoader(
         shards,
         "train",
@@ -52,8 +52,8 @@ def trained(shards, rank, world_size, workers):
         class_weighting=0.5,
     ) as loader:
         for start in STARTS:
-            found[start] = [fingerprints(batch) for batch in loader.epoch(1, start_step=start)]
-    return found
+            actual[start] = [fingerprints(batch) for batch in loader.epoch(1, start_step=start)]
+    return actual
 
 
 def evaluated(shards, rank, world_size, workers, group):
@@ -75,15 +75,15 @@ def run_rank(uri):
     rank = dist.get_rank()
     groups = {world_size: dist.new_group(range(world_size)) for world_size in RANKS}
     shards = ShardSet.open(uri)
-    found = {}
+    actual = {}
     for world_size, workers in itertools.product(RANKS, WORKERS):
         if rank < world_size:
             samples = trained(shards, rank, world_size, workers)
-            found[world_size, workers] = (
+            actual[world_size, workers] = (
                 samples,
                 evaluated(shards, rank, world_size, workers, groups[world_size]),
             )
-    return found
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def shards(tmp_path_factory):
 def results(shards, ranks):
     """(world size, workers) to the ranks' results."""
     table = {}
-    for rank, found in enumerate(ranks.run(max(RANKS), run_rank, shards.uri)):
-        for case, result in found.items():
+    for rank, actual in enumerate(ranks.run(max(RANKS), run_rank, shards.uri)):
+        for case, result in actual.items():
             table.setdefault(case, {})[rank] = result
     return table
 
@@ -118,7 +118,7 @@ def test_one_sample_sequence_for_all(results):
 
 
 def test_one_confusion_matrix_for_all(results, shards):
-    matrices = [found[1] for ranks in results.values() for found in ranks.values()]
+    matrices = [actual[1] for ranks in results.values() for actual in ranks.values()]
     assert all(matrix == matrices[0] for matrix in matrices)
     labelled = sum(sum(row["class_pixels"]) for row in shards.rows("val").to_pylist())
     assert np.sum(matrices[0]) == labelled

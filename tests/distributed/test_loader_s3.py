@@ -83,8 +83,8 @@ def test_an_object_store_gives_the_same_batches(stored, tmp_path, workers, cache
 
 def test_evaluation_reads_an_object_store(stored, tmp_path):
     local, remote = stored
-    found, expected = (images(EvaluationLoader(shards, "train", batch_size=5)) for shards in (remote, local))
-    assert found == expected
+    result, expected = (images(EvaluationLoader(shards, "train", batch_size=5)) for shards in (remote, local))
+    assert result == expected
 
 
 def test_a_stock_pipeline_reads_an_object_store(stored, monkeypatch):

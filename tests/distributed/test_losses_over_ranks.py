@@ -92,21 +92,21 @@ def results(ranks):
 @pytest.mark.parametrize("name", LOSSES)
 def test_contrastive_and_other_terms_of_two_ranks_equal_one(results, name):
     (one, _), ranks = results
-    wanted_values, wanted_grads = one[name]
-    for found, _ in ranks:
-        values, grads = found[name]
-        assert values.keys() == wanted_values.keys()
-        for term, value in wanted_values.items():
+    expected_values, expected_grads = one[name]
+    for result, _ in ranks:
+        values, grads = result[name]
+        assert values.keys() == expected_values.keys()
+        for term, value in expected_values.items():
             torch.testing.assert_close(values[term], value, rtol=2e-5, atol=1e-6)
-        for parameter, grad in wanted_grads.items():
+        for parameter, grad in expected_grads.items():
             torch.testing.assert_close(grads[parameter], grad, rtol=2e-4, atol=2e-6)
 
 
 def test_batch_norm_statistics_of_two_ranks_equal_one(results):
-    (_, wanted), ranks = results
-    for _, found in ranks:
-        for name, value in wanted.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    (_, expected), ranks = results
+    for _, result in ranks:
+        for name, value in expected.items():
+            torch.testing.assert_close(result[name], value, rtol=1e-4, atol=1e-6)
 
 
 def accumulated(micro_batch_size):
@@ -122,17 +122,17 @@ def accumulated(micro_batch_size):
     keys = tuple(map(str, range(plan.share(group.rank))))
     batch = Batch(images[mine], labels[mine], keys, keys, torch.ones(len(keys), dtype=torch.bool))
     device = open_device(torch.device("cpu"))
-    found = {}
+    result = {}
     for name, options in EXACT.items():
         torch.manual_seed(0)
         toy = Toy()
         toy.conv[1] = nn.Identity()  # batch norm sees micro-steps
         accumulate = GradientAccumulator(toy, D2LSLoss(**options), plan, group, device)
-        found[name] = (
+        result[name] = (
             accumulate(batch, Stopwatch(device)),
             {n: p.grad.clone() for n, p in toy.named_parameters()},
         )
-    return found
+    return result
 
 
 @pytest.fixture(
@@ -146,8 +146,8 @@ def whole_and_accumulated(request, ranks):
 @pytest.mark.parametrize("name", EXACT)
 def test_ranks_and_micro_steps_do_not_change_sums_over_pixels_and_images(whole_and_accumulated, name):
     whole, ranks = whole_and_accumulated
-    for found in ranks:
-        assert found[name][0].keys() == whole[name][0].keys()
+    for result in ranks:
+        assert result[name][0].keys() == whole[name][0].keys()
         for part in (0, 1):
             for key, value in whole[name][part].items():
-                torch.testing.assert_close(found[name][part][key], value, rtol=2e-5, atol=1e-6)
+                torch.testing.assert_close(result[name][part][key], value, rtol=2e-5, atol=1e-6)

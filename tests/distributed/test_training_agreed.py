@@ -54,11 +54,11 @@ def unreachable(shards, folder, rank):
 
 def not_finite(shards, rank, device, skips):
     """Only rank 1 has a value that is not finite in the second step; its gradients are finite."""
-    told = Recorder()
+    recorder = Recorder()
     trainer = make_trainer(
         shards,
         epochs=1,
-        callbacks=[told],
+        callbacks=[recorder],
         device=device,
         skip_non_finite=skips,
         backbone="test_resnet",
@@ -67,19 +67,19 @@ def not_finite(shards, rank, device, skips):
     gradients, calls = trainer.loss.forward, []
 
     def forward(*arguments):
-        found = gradients(*arguments)
-        calls.append(found)
+        result = gradients(*arguments)
+        calls.append(result)
         spoiled = rank == 1 and len(calls) == 2
         return (
-            found._replace(terms={**found.terms, "dice": found.terms["dice"] * math.nan})
+            result._replace(terms={**result.terms, "dice": result.terms["dice"] * math.nan})
             if spoiled
-            else found
+            else result
         )
 
     trainer.loss.forward = forward
     error = refused(trainer.run)
     total = float(sum(value.double().abs().sum() for value in weights(trainer).values()))
-    return error, tuple(report.step for report in told.steps), trainer.state.skipped, total
+    return error, tuple(report.step for report in recorder.steps), trainer.state.skipped, total
 
 
 def filled(shards, rank):
@@ -144,7 +144,7 @@ def everything(shards, good, damaged):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, ranks):
+def result(tmp_path_factory, ranks):
     shards = tiny_shards(tmp_path_factory.mktemp("shards"))
     good, damaged = tmp_path_factory.mktemp("good"), tmp_path_factory.mktemp("damaged")
     for folder in (good, damaged):
@@ -153,45 +153,45 @@ def found(tmp_path_factory, ranks):
     return ranks.run(2, everything, shards, str(good), str(damaged), timeout=120)
 
 
-def test_all_checkpoints_are_damaged(found):
-    for rank in found:
+def test_all_checkpoints_are_damaged(result):
+    for rank in result:
         assert rank["damaged"].startswith("CheckpointError")
         assert "every checkpoint is damaged" in rank["damaged"]
 
 
-def test_a_full_disk_of_one_rank_ends_all(found):
-    for rank in found:
+def test_a_full_disk_of_one_rank_ends_all(result):
+    for rank in result:
         assert rank["full"].startswith("CheckpointError")
         assert "No space left on device" in rank["full"]
         assert "TMPDIR" in rank["full"]
-    assert "rank 1: " in found[0]["full"]
+    assert "rank 1: " in result[0]["full"]
 
 
-def test_a_store_that_rank_0_cannot_reach_ends_all(found):
-    assert [rank["unreachable"].split(":")[0] for rank in found] == ["StorageError", "StorageError"]
-    assert "rank 0: " in found[1]["unreachable"]
+def test_a_store_that_rank_0_cannot_reach_ends_all(result):
+    assert [rank["unreachable"].split(":")[0] for rank in result] == ["StorageError", "StorageError"]
+    assert "rank 0: " in result[1]["unreachable"]
 
 
-def test_a_value_that_is_not_finite_on_one_rank_changes_none(found):
-    for rank in found:
+def test_a_value_that_is_not_finite_on_one_rank_changes_none(result):
+    for rank in result:
         error, steps, skipped, _ = rank["stopped"]
         assert error.startswith("NonFiniteLossError: step 2:")
         assert error.count("train_0") == 4, "samples of both ranks"
         assert "dice nan" in error
         assert (steps, skipped) == ((1,), 1)
         assert rank["skipped"][:3] == ("", (1, 3), 1)
-    assert len({rank[kind] for rank in found for kind in ("skipped", "skipped late")}) == 1
-    assert found[0]["stopped"] == found[1]["stopped"]
+    assert len({rank[kind] for rank in result for kind in ("skipped", "skipped late")}) == 1
+    assert result[0]["stopped"] == result[1]["stopped"]
 
 
-def test_a_sample_that_fills_up_does_not_count(found):
-    assert max(rank["filled"] for rank in found) < 1e-5
+def test_a_sample_that_fills_up_does_not_count(result):
+    assert max(rank["filled"] for rank in result) < 1e-5
 
 
-def test_the_smallest_memory_decides(found):
-    assert [rank["small"] for rank in found] == [((1, 1), (1, 1))] * 2
+def test_the_smallest_memory_decides(result):
+    assert [rank["small"] for rank in result] == [((1, 1), (1, 1))] * 2
 
 
-def test_an_error_of_one_rank_ends_all_before_the_first_step(found):
-    assert found[1]["broken"].startswith("TypeError")
-    assert found[0]["broken"].startswith("TrainingError: rank 1: TypeError")
+def test_an_error_of_one_rank_ends_all_before_the_first_step(result):
+    assert result[1]["broken"].startswith("TypeError")
+    assert result[0]["broken"].startswith("TrainingError: rank 1: TypeError")

@@ -27,27 +27,27 @@ def shards(tmp_path_factory):
 def first_steps(shards, micro_batch_size):
     """Returns the first-step terms and gradient norm of every case, and the result of an epoch."""
     torch.set_num_threads(1)
-    found = {}
+    result = {}
     for contrastive, backbone in CASES:
-        told = Recorder()
+        recorder = Recorder()
         make_trainer(
             shards, epochs=1, global_batch_size=GLOBAL_BATCH, backbone=backbone, contrastive=contrastive,
-            micro_batch_size=micro_batch_size, callbacks=[told],
+            micro_batch_size=micro_batch_size, callbacks=[recorder],
         ).run()  # fmt: skip
-        first = told.steps[0]
-        found[contrastive, backbone] = (
+        first = recorder.steps[0]
+        result[contrastive, backbone] = (
             {**first.terms, "gradient_norm": first.gradient_norm},
-            told.evaluations[-1].confusion.tolist(),
+            recorder.evaluations[-1].confusion.tolist(),
         )
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
 def alone(shards):
     before = torch.get_num_threads()
-    found = first_steps(shards, None)
+    result = first_steps(shards, None)
     torch.set_num_threads(before)
-    return found
+    return result
 
 
 def with_and_without(shards, micro_batch_size):
@@ -73,11 +73,11 @@ def test_ranks_do_not_change_a_step(alone, several):
 
 def test_accumulation_averages_micro_steps(alone, several):
     for case, (terms, _) in alone.items():
-        found = several[0][1][case][0]
+        result = several[0][1][case][0]
         assert all(accumulated[case] == several[0][1][case] for _, accumulated in several), "ranks disagree"
         if "resnet" not in case[1]:  # batch norm sees micro-steps; cross entropy is a mean over their pixels
-            assert found["cross_entropy"] == pytest.approx(terms["cross_entropy"], rel=0.02)
-        assert found["contrastive"] != pytest.approx(terms["contrastive"], rel=1e-5)
+            assert result["cross_entropy"] == pytest.approx(terms["cross_entropy"], rel=0.02)
+        assert result["contrastive"] != pytest.approx(terms["contrastive"], rel=1e-5)
 
 
 def cut_and_resumed(shards, folder, global_batch_size):

@@ -69,7 +69,7 @@ def hear_interrupts():
 def end_all(processes):
     """Waits until no worker is left, and ends Ray's agents, which take minutes to notice that Ray has ended."""
     agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    _, alive = psutil.wait_procs([each for each in processes if name_of(each) not in agents], timeout=60)
+    _, alive = psutil.wait_procs([item for item in processes if name_of(item) not in agents], timeout=60)
     assert not alive, "workers outlive their driver"
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -114,8 +114,8 @@ def test_driver_killed_and_started_again(folder, record_property):
         "happened", "its workers ended; it went on from the newest checkpoint, in the same MLflow run"
     )
     assert result.run_id == run_id
-    found = Store.open(recipe.tracking).client.get_run(run_id)
-    assert found.info.status == "FINISHED"
+    actual = Store.open(recipe.tracking).client.get_run(run_id)
+    assert actual.info.status == "FINISHED"
     epochs = Store.open(recipe.tracking).client.get_metric_history(run_id, "val/miou")
     assert [metric.value for metric in epochs] == pytest.approx([row["val/miou"] for row in result.history])
 

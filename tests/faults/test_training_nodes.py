@@ -33,7 +33,7 @@ class Nodes:
         """Processes of Ray Train workers on a node."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         return [
-            each for each in raylet.children(recursive=True) if "RayTrainWorker" in " ".join(each.cmdline())
+            item for item in raylet.children(recursive=True) if "RayTrainWorker" in " ".join(item.cmdline())
         ]
 
     def busy(self):
@@ -133,8 +133,8 @@ def test_a_range_of_workers_goes_on_with_fewer(folder, nodes, expected, record_p
     result = train(TrainRequest(recipe, name="fewer"), on_epoch=losing, quiet=True)
     assert seen[-1] == 1, "workers of the last epochs"
     whole = weights_of(complete_checkpoints(str(folder / "expected"))[-1].uri)
-    found = weights_of(result.last_checkpoint)
-    weights = max(float((found[name] - whole[name]).abs().max()) for name in whole)
+    actual = weights_of(result.last_checkpoint)
+    weights = max(float((actual[name] - whole[name]).abs().max()) for name in whole)
     history = expected[1]
     assert [row["step"] for row in result.history] == [row["step"] for row in history]
     losses = max(

@@ -46,7 +46,7 @@ def test_metrics_wait_for_the_server(tmp_path, record_property):
         def stop_and_start(metrics):
             if metrics["epoch"] == DOWN:
                 server.stop()
-            elif metrics["epoch"] == UP:  # told of while the server is down: training went on
+            elif metrics["epoch"] == UP:  # logged while the server is down: training went on
                 server.start()
 
         with cluster.connect(recipe.cluster):

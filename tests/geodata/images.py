@@ -223,9 +223,9 @@ def _(tmp_path):
 def _(tmp_path):
     image = pixels()
     image[:, :40] = 0
-    for root, tagged, told in ((tmp_path / "1", {"nodata": 0}, {}), (tmp_path / "2", {}, {"nodata": 0})):
+    for root, tagged, declared in ((tmp_path / "1", {"nodata": 0}, {}), (tmp_path / "2", {}, {"nodata": 0})):
         pair(root, image=image, **tagged)
-        card = shard(root, **told)
+        card = shard(root, **declared)
         labels = samples(root)["train_a"][1]
         assert (labels[:40] == IGNORE).all()
         np.testing.assert_array_equal(labels[40:], ids()[40:])
@@ -365,9 +365,9 @@ def _(tmp_path):
         samp_den_coeff=[1.0] + [0.0] * 19, samp_num_coeff=[0.0] * 20,
     )  # fmt: skip
     pair(tmp_path, crs=None, transform=None, rpcs=rpcs)
-    found = check_raw_data(recipe(tmp_path), no_ray=True).scan
-    assert not found.problems
-    assert "placed by RPC only" in str(found.notes)
+    result = check_raw_data(recipe(tmp_path), no_ray=True).scan
+    assert not result.problems
+    assert "placed by RPC only" in str(result.notes)
 
 
 @case("TIFF of three pages", "refused; `data.custom.page: 2` takes one")

@@ -69,9 +69,9 @@ def _(tmp_path):
     mask = placed(ids().astype(np.float32), np.nan, (3, 4), (5, 6))
     pair(tmp_path, mask=mask)
     refused(tmp_path, "nan in 2 pixels, first at row 3 column 4", "data.custom.ignored: [nan, ...]")
-    wanted = placed(ids(), 255, (3, 4), (5, 6))
+    expected = placed(ids(), 255, (3, 4), (5, 6))
     for spelled in ("nan", "NaN", float("nan")):
-        np.testing.assert_array_equal(stored(tmp_path, ignored=[spelled]), wanted)
+        np.testing.assert_array_equal(stored(tmp_path, ignored=[spelled]), expected)
 
 
 @case(
@@ -128,8 +128,8 @@ def _(tmp_path):
     refused(
         tmp_path, "alpha is 0 in 2 pixels, first at row 3 column 4", "[transparent, ...]", ignored=[], **own
     )
-    wanted = placed((ids() == 0).astype(np.uint8), 255, (3, 4), (5, 6))
-    np.testing.assert_array_equal(stored(tmp_path, ignored=["transparent"], **own), wanted)
+    expected = placed((ids() == 0).astype(np.uint8), 255, (3, 4), (5, 6))
+    np.testing.assert_array_equal(stored(tmp_path, ignored=["transparent"], **own), expected)
     tif(tmp_path / "labels" / "a.tif", np.stack([ids(), placed(alpha, 128, (7, 8))]))
     refused_text = "alpha is 128 in 1 pixels, first at row 7 column 8 (opaque: 255)"
     assert refused_text in problems(tmp_path, ignored=["transparent"])
@@ -197,10 +197,10 @@ def _(tmp_path):
     classes = recipe(tmp_path).to_dict()["data"]["custom"]["classes"]
     classes[2]["scored"] = False
     shard(tmp_path, split=split, classes=classes)
-    found = check_raw_data(recipe(tmp_path, split=split, classes=classes), no_ray=True).scan
-    assert (found.problems, len(found.warnings)) == ((), 2)
-    assert "roles.test names the split 'test'" in found.warnings[0]
-    assert "class 'c' has no pixel" in found.warnings[1]
+    result = check_raw_data(recipe(tmp_path, split=split, classes=classes), no_ray=True).scan
+    assert (result.problems, len(result.warnings)) == ((), 2)
+    assert "roles.test names the split 'test'" in result.warnings[0]
+    assert "class 'c' has no pixel" in result.warnings[1]
 
 
 @case("every label pixel of a split is ignored", "refused; names the split and `data.custom.ignored`")
@@ -222,13 +222,13 @@ def _(tmp_path):
     mask = ids()
     mask[:100] = 255
     pair(tmp_path, mask=mask)
-    found = check_raw_data(recipe(tmp_path), no_ray=True).scan
-    assert found.problems == ()
+    result = check_raw_data(recipe(tmp_path), no_ray=True).scan
+    assert result.problems == ()
     assert any(
-        "split 'train': 78% of the pixels are ignored, more than 50%" in text for text in found.warnings
+        "split 'train': 78% of the pixels are ignored, more than 50%" in text for text in result.warnings
     )
-    found = check_raw_data(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), no_ray=True).scan
-    assert any("the only class is 'ground'" in text for text in found.warnings)
+    result = check_raw_data(recipe(tmp_path, classes=TWO[:1], ignored=[1, 2, 255]), no_ray=True).scan
+    assert any("the only class is 'ground'" in text for text in result.warnings)
 
 
 @case("two classes of one display colour", "refused; names both")

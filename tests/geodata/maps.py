@@ -124,8 +124,8 @@ def _(tmp_path):
     assert notes.startswith("the model has no temperature")
     for name in ("map.tif", "map.probabilities.tif"):
         with rasterio.open(tmp_path / name) as file:
-            found, crs = file.gcps
-        assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+            result, crs = file.gcps
+        assert [(p.row, p.col, p.x, p.y) for p in result] == [(p.row, p.col, p.x, p.y) for p in points]
         assert crs == CRS
 
 
@@ -183,9 +183,9 @@ def _(tmp_path):
         source = tif(tmp_path / f"{dtype}.tif", array)
         assert "--scale-range" in predict(source, tmp_path / f"{dtype}.map.tif")
         assert predict(source, tmp_path / f"{dtype}.map.tif", scale_range=(-100.0, 155.0)) == ""
-        found = read(tmp_path / f"{dtype}.map.tif")
-        assert ((found == 255) == np.isnan(array[0].astype(np.float32))).all()
-        assert (found == expected(pixels()))[40:, 50:].mean() > 0.999
+        result = read(tmp_path / f"{dtype}.map.tif")
+        assert ((result == 255) == np.isnan(array[0].astype(np.float32))).all()
+        assert (result == expected(pixels()))[40:, 50:].mean() > 0.999
 
 
 @case("pixels of 5 m, model of 0.3 m", "a warning before the work", command="predict")
@@ -227,6 +227,6 @@ def _(tmp_path):
         LocalStub(bands=3), replace(model_info(), reading={"nodata": 0, "band_order": "positions"})
     )
     assert "pixels of value 0 hold no data" in predict(source, tmp_path / "map.tif", learnt)
-    found = read(tmp_path / "map.tif")
-    assert (found[:40] == 255).all()
-    assert (found[48:] == expected(image)[48:]).mean() > 0.99
+    result = read(tmp_path / "map.tif")
+    assert (result[:40] == 255).all()
+    assert (result[48:] == expected(image)[48:]).mean() > 0.99

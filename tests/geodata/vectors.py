@@ -291,9 +291,9 @@ def _(tmp_path):
         f"<GeoTransform>{numbers}</GeoTransform>{bands}</VRTDataset>"
     )
     shard(tmp_path, images="a.vrt", **own)
-    image, found, _ = samples(tmp_path)["train_a"]
+    image, result, _ = samples(tmp_path)["train_a"]
     np.testing.assert_array_equal(image, pixels().transpose(1, 2, 0))
-    np.testing.assert_array_equal(found, expected())
+    np.testing.assert_array_equal(result, expected())
 
 
 @case(
@@ -351,9 +351,9 @@ def _(tmp_path):
     assert "is 3.60 apart" in notes(tmp_path, data=TILE, **own)
     card = shard(tmp_path, data=TILE, **own)
     owner = np.full((HEIGHT, WIDTH), "", object)
-    for key, (_, found, meta) in samples(tmp_path).items():
+    for key, (_, result, meta) in samples(tmp_path).items():
         row, column, height, width = meta["window"]
-        part = found[: HEIGHT - row, : WIDTH - column] != IGNORE
+        part = result[: HEIGHT - row, : WIDTH - column] != IGNORE
         owner[row : row + height, column : column + width][part] = key.split("_")[0]
     places = {split: np.argwhere(owner == split) for split in fractions}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):

@@ -53,15 +53,15 @@ def samples(root):
 
     from d2ls.shards.codecs import decode_image, decode_mask
 
-    found = {}
+    result = {}
     for tar_file in sorted((root / "shards").rglob("*.tar")):
         with tarfile.open(fileobj=io.BytesIO(tar_file.read_bytes())) as tar:
             parts = {member.name: tar.extractfile(member).read() for member in tar}
         for key in {name.split(".")[0] for name in parts}:
             image = next(name for name in parts if name.startswith(f"{key}.image."))
-            found[key] = (
+            result[key] = (
                 decode_image(parts[image], image.rsplit(".", 1)[1]),
                 decode_mask(parts[f"{key}.mask.png"]),
                 json.loads(parts[f"{key}.json"]),
             )
-    return found
+    return result

@@ -45,19 +45,19 @@ def test_five_steps_and_a_resume_that_goes_on_exactly(
         "checkpoint_every_steps": 1,
         **SETTINGS[settings],
     }
-    reference, told = Recorder(), Recorder()
+    reference, recorder = Recorder(), Recorder()
     plain = {"backbone": backbone, "epochs": 1}
     make_trainer(shards, callbacks=[reference], **plain).run()
     whole = make_trainer(
-        shards, tmp_path / "whole", group=ProcessGroup.current(device), callbacks=[told], **options
+        shards, tmp_path / "whole", group=ProcessGroup.current(device), callbacks=[recorder], **options
     )
     whole.run()
-    assert len(told.steps) >= 5
-    assert all(math.isfinite(value) for report in told.steps for value in report.terms.values())
-    loss, expected = told.steps[0].terms["total"], reference.steps[0].terms["total"]
+    assert len(recorder.steps) >= 5
+    assert all(math.isfinite(value) for report in recorder.steps for value in report.terms.values())
+    loss, expected = recorder.steps[0].terms["total"], reference.steps[0].terms["total"]
     assert loss == pytest.approx(expected, rel=TOLERANCE[settings])
     for part in ("forward", "backward", "optimizer"):
-        assert all(report.seconds[part] > 0 for report in told.steps)
+        assert all(report.seconds[part] > 0 for report in recorder.steps)
 
     options["group"] = ProcessGroup.current(device)
     cut = make_trainer(shards, tmp_path / "cut", callbacks=[StopAfter(4)], **options)

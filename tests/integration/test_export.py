@@ -27,14 +27,14 @@ def test_a_model_is_exported_for_any_size(tmp_path, bundle, suffix, capsys) -> N
     image = np.random.default_rng(0).integers(0, 256, (1, 3, 77, 101)).astype(np.float32)
     if suffix == "pt2":
         with torch.no_grad():
-            found = torch.export.load(target).module()(torch.from_numpy(image)).numpy()
+            result = torch.export.load(target).module()(torch.from_numpy(image)).numpy()
     else:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": image})
+        (result,) = session.run(None, {"images": image})
     expected = load_model(bundle, device="cpu").tensor_labels(torch.from_numpy(image)).numpy()
-    assert (found.argmax(1) == expected).mean() > 0.999
+    assert (result.argmax(1) == expected).mean() > 0.999
 
 
 def test_what_the_command_refuses_before_it_reads_the_model(tmp_path) -> None:

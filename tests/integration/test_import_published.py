@@ -53,15 +53,15 @@ def test_a_checkpoint_becomes_a_registered_model(world, capsys):
     assert "models:/d2ls-blobs/1 is registered, alias challenger" in said
     dropped = json.loads((folder / "model/model.json").read_text())["extra"]["dropped"]
     assert len(dropped) == 8 + 5
-    found = load_model(
+    result = load_model(
         "models:/d2ls-blobs@challenger", device="cpu", tracking_uri=f"sqlite:///{folder}/mlflow.db"
     )
     raw = (named_tensor("raw", (1, 3, 64, 64)) * 50 + 128).clamp(0, 255).round()
     published = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.no_grad():
-        wanted = theirs(published(raw))[0].softmax(1)[0]
+        expected = theirs(published(raw))[0].softmax(1)[0]
     image = raw[0].permute(1, 2, 0).numpy().astype(np.uint8)
-    np.testing.assert_allclose(found.probabilities(image), wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(result.probabilities(image), expected.numpy(), atol=1e-5)
 
 
 def test_what_is_refused_leaves_nothing(world):

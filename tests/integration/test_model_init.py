@@ -25,10 +25,10 @@ def world(tmp_path_factory):
 
 def test_a_registered_model_is_where_training_starts(world):
     shards, recipe, source, store = world
-    found = build.network(recipe, shards.card, store).state_dict()
-    assert set(found) == set(source)
+    result = build.network(recipe, shards.card, store).state_dict()
+    assert set(result) == set(source)
     assert all(
-        torch.equal(found[name], source[name]) for name in source if found[name].shape == source[name].shape
+        torch.equal(result[name], source[name]) for name in source if result[name].shape == source[name].shape
     )
 
 
@@ -40,14 +40,14 @@ def test_other_classes_and_bands_keep_what_fits(world, caplog):
     )
     with caplog.at_level(logging.INFO, "pipeline"):
         network = build.network(recipe, card, store)
-    found = network.state_dict()
-    (stem,) = [name for name, tensor in found.items() if tensor.dim() == 4 and tensor.shape[1] == 4]
+    result = network.state_dict()
+    (stem,) = [name for name, tensor in result.items() if tensor.dim() == 4 and tensor.shape[1] == 4]
     assert source[stem].shape[1] == 3
-    assert torch.equal(found[stem][:, :3], source[stem])
-    torch.testing.assert_close(found[stem][:, 3], source[stem].mean(1))
+    assert torch.equal(result[stem][:, :3], source[stem])
+    torch.testing.assert_close(result[stem][:, 3], source[stem].mean(1))
     trunk = [name for name in source if name.startswith("backbone.") and name != stem]
     assert len(trunk) > 50
-    assert all(torch.equal(found[name], source[name]) for name in trunk)
+    assert all(torch.equal(result[name], source[name]) for name in trunk)
     assert f"started from {URI}" in caplog.text
     assert "not taken over" in caplog.text
     output = network.eval()(torch.rand(1, 4, 64, 64))

@@ -73,7 +73,7 @@ def test_an_orthomosaic_and_its_polygons_become_shards(town, tmp_path, capsys):
     assert main(arguments) == 0
     card = verify(str(uri))
     shards = ShardSet.open(str(uri))
-    found = np.full((SIZE, SIZE), IGNORE, np.uint8)
+    result = np.full((SIZE, SIZE), IGNORE, np.uint8)
     owner = np.full((SIZE, SIZE), "", object)
     for split in card.splits:
         for row in shards.rows(split).to_pylist():
@@ -85,10 +85,10 @@ def test_an_orthomosaic_and_its_polygons_become_shards(town, tmp_path, capsys):
             top, left = (int(part[1:]) for part in row["key"].split("_")[-2:])
             ids = ids[: SIZE - top, : SIZE - left]
             labelled = ids != IGNORE
-            found[top : top + ids.shape[0], left : left + ids.shape[1]][labelled] = ids[labelled]
+            result[top : top + ids.shape[0], left : left + ids.shape[1]][labelled] = ids[labelled]
             owner[top : top + ids.shape[0], left : left + ids.shape[1]][labelled] = split
-    labelled = found != IGNORE
-    np.testing.assert_array_equal(found[labelled], whole(town)[labelled])
+    labelled = result != IGNORE
+    np.testing.assert_array_equal(result[labelled], whole(town)[labelled])
     assert Counter(owner[labelled]) == {name: sum(split.class_pixels) for name, split in card.splits.items()}
     trained, tested = np.argwhere(owner == "train"), np.argwhere(owner == "test")
     nearest = min(float(np.linalg.norm(trained - place, axis=1).min()) for place in tested[::7])

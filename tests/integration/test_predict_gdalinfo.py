@@ -22,8 +22,8 @@ ROTATED = rasterio.Affine(0.4, 0.3, 500_100.25, 0.3, -0.4, 5_000_000.75)
 
 
 def gdalinfo(path: Path) -> dict:
-    found = subprocess.run(["gdalinfo", "-json", str(path)], capture_output=True, text=True, check=True)
-    return json.loads(found.stdout)
+    result = subprocess.run(["gdalinfo", "-json", str(path)], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
 
 
 def test_a_rotated_sixteen_bit_scene_with_an_empty_edge(tmp_path) -> None:
@@ -39,13 +39,13 @@ def test_a_rotated_sixteen_bit_scene_with_an_empty_edge(tmp_path) -> None:
     options = MapOptions(probabilities=True)
     map_scene(predictor, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), options, digest="d")
 
-    scene, found = gdalinfo(tmp_path / "scene.tif"), gdalinfo(tmp_path / "map.tif")
-    assert found["geoTransform"] == scene["geoTransform"]
-    assert found["coordinateSystem"]["wkt"] == scene["coordinateSystem"]["wkt"]
-    assert found["cornerCoordinates"] == scene["cornerCoordinates"]
-    assert found["size"] == [900, 700]
-    assert found["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
-    band = found["bands"][0]
+    scene, result = gdalinfo(tmp_path / "scene.tif"), gdalinfo(tmp_path / "map.tif")
+    assert result["geoTransform"] == scene["geoTransform"]
+    assert result["coordinateSystem"]["wkt"] == scene["coordinateSystem"]["wkt"]
+    assert result["cornerCoordinates"] == scene["cornerCoordinates"]
+    assert result["size"] == [900, 700]
+    assert result["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"] == "COG"
+    band = result["bands"][0]
     assert (band["type"], band["noDataValue"], band["block"]) == ("Byte", 255, [512, 512])
     assert band["overviews"]
     assert band["colorInterpretation"] == "Palette"
@@ -56,8 +56,8 @@ def test_a_rotated_sixteen_bit_scene_with_an_empty_edge(tmp_path) -> None:
 
     probabilities = gdalinfo(tmp_path / "map.probabilities.tif")
     assert probabilities["geoTransform"] == scene["geoTransform"]
-    assert [each["description"] for each in probabilities["bands"]] == list(info.classes.names)
-    assert {each["scale"] for each in probabilities["bands"]} == {1 / 250}
+    assert [item["description"] for item in probabilities["bands"]] == list(info.classes.names)
+    assert {item["scale"] for item in probabilities["bands"]} == {1 / 250}
 
 
 def test_neither_coordinates_nor_pixels_with_data(tmp_path) -> None:
@@ -69,7 +69,7 @@ def test_neither_coordinates_nor_pixels_with_data(tmp_path) -> None:
         file.write(np.zeros((3, 60, 80), np.uint8))
     predictor = Predictor(LocalStub(), model_info())
     map_scene(predictor, str(tmp_path / "scene.tif"), str(tmp_path / "map.tif"), MapOptions(), digest="d")
-    found = gdalinfo(tmp_path / "map.tif")
-    assert "coordinateSystem" not in found
-    assert "geoTransform" not in found
-    assert found["bands"][0]["noDataValue"] == 255
+    result = gdalinfo(tmp_path / "map.tif")
+    assert "coordinateSystem" not in result
+    assert "geoTransform" not in result
+    assert result["bands"][0]["noDataValue"] == 255

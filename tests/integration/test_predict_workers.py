@@ -76,6 +76,6 @@ def test_two_workers_map_what_one_process_maps(tmp_path, ray_cluster) -> None:
 def test_a_killed_worker_is_replaced_and_its_piece_done_again(tmp_path, ray_cluster) -> None:
     folder = tiny_bundle(tmp_path / "model", CLASSES)
     pieces = [(number, str(tmp_path / "marker")) for number in range(4)]
-    found = dict(spread(die_once, pieces, folder, "model", {}, TWO))
-    assert found == {number: (number, 4) for number in range(4)}
+    actual = dict(spread(die_once, pieces, folder, "model", {}, TWO))
+    assert actual == {number: (number, 4) for number in range(4)}
     assert (tmp_path / "marker").exists()

@@ -173,7 +173,7 @@ def test_a_folder_without_a_model_is_refused(world: World, tmp_path: Path) -> No
 def test_it_maps_images_of_any_size_without_this_project_and_without_pickle(world: World) -> None:
     image = np.random.default_rng(1).integers(0, 255, (2, 80, 50, 3)).astype(np.uint8)
     np.save(world.folder / "elsewhere" / "image.npy", image)
-    found = world.load(
+    result = world.load(
         "import json, mlflow, numpy as np\n"
         f"model = mlflow.pyfunc.load_model('models:/{NAME}@challenger')\n"
         "image = np.load('image.npy')\n"
@@ -188,13 +188,13 @@ def test_it_maps_images_of_any_size_without_this_project_and_without_pickle(worl
         "    'refused': refused}))\n"
     )
     expected = Predictor(*load_bundle(world.checkpoint)).predict(image)
-    assert np.array_equal(np.array(found["labels"], np.uint8), expected)
-    assert found["dtype"] == "uint8"
-    assert found["shape"] == [1, 4, 80, 50]
-    assert found["sum"] == pytest.approx(1.0, abs=1e-5)
-    assert found["wide"] == [2, 33, 50]
-    assert found["module"].startswith("d2ls_")
-    assert found["refused"]
+    assert np.array_equal(np.array(result["labels"], np.uint8), expected)
+    assert result["dtype"] == "uint8"
+    assert result["shape"] == [1, 4, 80, 50]
+    assert result["sum"] == pytest.approx(1.0, abs=1e-5)
+    assert result["wide"] == [2, 33, 50]
+    assert result["module"].startswith("d2ls_")
+    assert result["refused"]
 
 
 def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_
     assert "unet (segmentation_models_pytorch), `test_resnet`" in version.description
     image = np.random.default_rng(3).integers(0, 255, (1, 75, 50, 3)).astype(np.uint8)
     np.save(world.folder / "elsewhere" / "image.npy", image)
-    found = world.load(
+    result = world.load(
         "import json, mlflow, numpy as np, socket\n"
         "def refuse(*_): raise OSError('no network here')\n"
         "socket.socket.connect = refuse\n"
@@ -222,9 +222,9 @@ def test_a_baseline_brings_its_library_and_nothing_is_fetched(world: World, tmp_
         HF_HUB_OFFLINE="1",
     )
     assert np.array_equal(
-        np.array(found["labels"], np.uint8), Predictor(*load_bundle(checkpoint)).predict(image)
+        np.array(result["labels"], np.uint8), Predictor(*load_bundle(checkpoint)).predict(image)
     )
-    assert "segmentation-models-pytorch==" in found["needs"]
+    assert "segmentation-models-pytorch==" in result["needs"]
 
 
 def test_two_versions_with_different_network_code_live_in_one_process(
@@ -253,15 +253,15 @@ def test_two_versions_with_different_network_code_live_in_one_process(
         )
     image = np.random.default_rng(2).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
     np.save(world.folder / "elsewhere" / "image.npy", image)
-    found = world.load(
+    result = world.load(
         "import json, mlflow, numpy as np\n"
         "image = np.load('image.npy')\n"
         f"models = [mlflow.pyfunc.load_model('models:/{NAME}/' + v) for v in ('1', '{other.version}', '1')]\n"
         "print(json.dumps({'labels': [m.predict(image).tolist() for m in models],\n"
         "    'modules': sorted({type(m.unwrap_python_model().network).__module__ for m in models})}))\n"
     )
-    first, second, again = (np.array(each) for each in found["labels"])
-    assert len(found["modules"]) == 2
+    first, second, again = (np.array(item) for item in result["labels"])
+    assert len(result["modules"]) == 2
     assert np.array_equal(first, again)
     assert np.array_equal(second, 3 - first)
     import mlflow

@@ -68,20 +68,20 @@ def test_labels_become_class_ids(tree, tmp_path):
     tree.build(tmp_path / "raw")
     source = open_source(tree.source, tmp_path / "raw")
     raw = read_mask(tree, tmp_path / "raw")
-    wanted = np.full(raw.shape[:2], 254, np.uint8)
+    expected = np.full(raw.shape[:2], 254, np.uint8)
     for code, value in zip(tree.codes, tree.ids, strict=True):
-        wanted[(raw == code).all(-1) if raw.ndim == 3 else raw == code] = value
+        expected[(raw == code).all(-1) if raw.ndim == 3 else raw == code] = value
     ids = source.codes.encode(raw, where=tree.mask)
-    np.testing.assert_array_equal(ids, wanted)
+    np.testing.assert_array_equal(ids, expected)
     assert set(np.unique(ids)) - {255} == set(range(source.classes.num_classes))
 
     ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", "data.tiling={default: {}}"), no_ray=True)
     shards = ShardSet.open(str(tmp_path / "out"))
-    found = [
+    result = [
         sample(shards, name, k) for name in shards.splits for k in range(shards.card.splits[name].samples)
     ]
-    assert any(np.array_equal(mask, wanted) for _, mask, _ in found)
-    assert all(image.shape == (*tree.size, 3) for image, _, _ in found)
+    assert any(np.array_equal(mask, expected) for _, mask, _ in result)
+    assert all(image.shape == (*tree.size, 3) for image, _, _ in result)
 
 
 @every_source

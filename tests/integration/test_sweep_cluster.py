@@ -118,12 +118,12 @@ def test_two_sweeps_share_store_and_cluster(cluster: str, tmp_path: Path):
             other.wait()
 
     repeated = trials(place, "repeated").values()
-    scores = [each["score"] for each in repeated if each["values"].get("seed") == 1]
+    scores = [item["score"] for item in repeated if item["values"].get("seed") == 1]
     assert len(repeated) == 3
     assert len(scores) == 1
     assert "the noise of" in said
     report = (place / "runs" / "repeated" / "report.md").read_text()
-    best = max(each["score"] for each in repeated if "seed" not in each["values"])
+    best = max(item["score"] for item in repeated if "seed" not in item["values"])
     deviation = abs(best - scores[0]) / 2**0.5
     assert f"val/miou {(best + scores[0]) / 2:.4f} ± {deviation:.4f}" in report
 

@@ -125,6 +125,6 @@ def test_a_killed_sweep_goes_on_as_the_undisturbed_one(place: Path, seed: int):
     ended = check_pruned(place, name)
     expected = trials(place, "undisturbed")
     same = ("status", "curve", "score", "epoch", "best_epoch")
-    assert {key: [trial[each] for each in same] for key, trial in ended.items()} == {
-        key: [trial[each] for each in same] for key, trial in expected.items()
+    assert {key: [trial[item] for item in same] for key, trial in ended.items()} == {
+        key: [trial[item] for item in same] for key, trial in expected.items()
     }

@@ -83,9 +83,9 @@ def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
     assert writer.close(timeout=0.1) == 1
     assert diagnosis.check_runs(store, recipe.output_dir) == [], "its process lives"
     folder.update(driver=dead_process())
-    (found,) = diagnosis.check_runs(store, recipe.output_dir)
-    assert "killed: 1 waiting log entries were sent" in found.text
-    assert "--resume killed" in found.text
+    (result,) = diagnosis.check_runs(store, recipe.output_dir)
+    assert "killed: 1 waiting log entries were sent" in result.text
+    assert "--resume killed" in result.text
     row = store.run(run_id)
     assert (row.status, "has ended" in row.tags["d2ls.end"]) == ("KILLED", True)
     assert diagnosis.check_runs(store, recipe.output_dir) == []
@@ -125,8 +125,8 @@ def test_an_end_that_nobody_heard_is_told_later(
         assert log.close(timeout=0.2) == 1
     monkeypatch.undo()
     assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
-    (found,) = diagnosis.check_runs(store, recipe.output_dir)
-    assert "1 log entries" in found.text
+    (result,) = diagnosis.check_runs(store, recipe.output_dir)
+    assert "1 log entries" in result.text
     row = store.run(run_id)
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
 

@@ -134,10 +134,10 @@ def test_many_writers_share_one_new_store(recipe: Recipe, shards: ShardSet, tmp_
         return run
 
     with ThreadPoolExecutor(WRITERS) as threads:
-        found = list(threads.map(work, range(WRITERS)))
+        result = list(threads.map(work, range(WRITERS)))
     store = make_store(tmp_path)
     runs = store.client.search_runs([store.experiment_id("blobs")])
-    assert sorted(run.info.run_id for run in runs) == sorted(found)
+    assert sorted(run.info.run_id for run in runs) == sorted(result)
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert sorted(run.data.metrics["a"] for run in runs) == list(range(WRITERS))
 

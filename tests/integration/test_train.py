@@ -33,16 +33,16 @@ def state_of(recipe, run_id):
 @pytest.fixture(scope="module")
 def finished(session_ray, folder):
     """Trains without a disturbance; returns the result and the output."""
-    told = []
+    epochs = []
     request = TrainRequest(tiny_recipe(folder), name="finished")
-    result = train(request, on_epoch=lambda row: told.append(row["epoch"]), quiet=True)
-    return result, told
+    result = train(request, on_epoch=lambda row: epochs.append(row["epoch"]), quiet=True)
+    return result, epochs
 
 
 def test_a_run_on_ray_equals_plain_processes(ray_cluster, folder, expected, finished):
-    recipe, (result, told) = tiny_recipe(folder), finished
+    recipe, (result, epochs) = tiny_recipe(folder), finished
     assert_undisturbed(result, expected)
-    assert told == [1, 2, 3]
+    assert epochs == [1, 2, 3]
     assert result.best_scores["val/miou"] == max(row["val/miou"] for row in expected[1])
     network, info = load_bundle(local_path(result.best_checkpoint))
     assert info.extra["run"] == "finished"
@@ -57,10 +57,10 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
     ray_cluster, folder, expected, record_property
 ):
     recipe = tiny_recipe(folder)
-    told = []
+    epochs = []
 
     def kill_one_after_the_first_epoch(metrics):
-        told.append(metrics["epoch"])
+        epochs.append(metrics["epoch"])
         if metrics["epoch"] == 1:
             os.kill(train_workers()[-1].pid, signal.SIGKILL)
 
@@ -69,7 +69,7 @@ def test_a_worker_killed_in_mid_run_does_not_change_the_result(
 
     record_property("difference", assert_undisturbed(result, expected))
     record_property("happened", "Ray started both workers again, from the newest complete checkpoint")
-    assert told == [1, 2, 3]
+    assert epochs == [1, 2, 3]
     assert state_of(recipe, result.run_id) == "FINISHED"
     run = RunFolder.of(recipe.output_dir, "killed")
     assert run.metadata()["state"] == "finished"

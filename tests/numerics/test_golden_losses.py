@@ -54,9 +54,9 @@ def test_golden_losses():
 
 def test_golden_losses_as_published_divide_by_all_pixels():
     logits, labels = batch()
-    found = D2LSLoss(contrastive="none", ignored_pixels="include")(D2LSOutput(logits), labels).terms
-    wanted = plain_cross_entropy(logits, labels, 0.05).sum() / labels.numel()
-    torch.testing.assert_close(found["cross_entropy"], wanted)
+    result = D2LSLoss(contrastive="none", ignored_pixels="include")(D2LSOutput(logits), labels).terms
+    expected = plain_cross_entropy(logits, labels, 0.05).sum() / labels.numel()
+    torch.testing.assert_close(result["cross_entropy"], expected)
 
 
 def test_golden_contrastive():
@@ -65,8 +65,8 @@ def test_golden_contrastive():
     within = (vectors - means).pow(2).sum(-1).mean()
     between = torch.pdist(means).pow(2).mean()
     torch.testing.assert_close(contrastive_ratio(vectors), within / (between + 1e-6))
-    found = [float(contrastive_ratio(vectors)), float(infonce(vectors, static, 0.1))]
-    assert found == pytest.approx(RECORDED[2:], rel=1e-5)
+    result = [float(contrastive_ratio(vectors)), float(infonce(vectors, static, 0.1))]
+    assert result == pytest.approx(RECORDED[2:], rel=1e-5)
 
 
 FOREIGN = Path(os.environ.get("D2LS_GOLDENS", "/nonexistent")) / "losses_and_metrics.npz"

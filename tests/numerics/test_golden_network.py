@@ -32,21 +32,23 @@ def compute(size, **options):
     arrays = {"logits": output.logits[..., ::2, ::2]}
     if output.static_logits is not None:
         arrays["static_logits"] = output.static_logits[..., ::2, ::2]
-    arrays |= {f"dictionary_{index}": each[..., ::8] for index, each in enumerate(output.dictionaries)}
+    arrays |= {f"dictionary_{index}": item[..., ::8] for index, item in enumerate(output.dictionaries)}
     return {name: value.numpy() for name, value in arrays.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_network(case):
-    found, path = compute(**CASES[case]), FOLDER / f"{case}.npz"
+    result, path = compute(**CASES[case]), FOLDER / f"{case}.npz"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(path, **found)
+        np.savez_compressed(path, **result)
         pytest.fail(f"{path.name} was missing and has been written: look at it and commit it")
-    wanted = dict(np.load(path))
-    assert found.keys() == wanted.keys()
+    expected = dict(np.load(path))
+    assert result.keys() == expected.keys()
     assert {
-        n: relative_error(found[n], wanted[n]) for n in wanted if relative_error(found[n], wanted[n]) > LIMIT
+        n: relative_error(result[n], expected[n])
+        for n in expected
+        if relative_error(result[n], expected[n]) > LIMIT
     } == {}
 
 
@@ -57,7 +59,7 @@ def foreign():
 
 @pytest.mark.parametrize("stem", foreign(), ids=lambda stem: stem.name)
 def test_golden_published(stem):
-    described, wanted = (
+    described, expected = (
         json.loads(stem.with_suffix(".json").read_text()),
         dict(np.load(stem.with_suffix(".npz"))),
     )
@@ -73,8 +75,8 @@ def test_golden_published(stem):
         model, {n: torch.from_numpy(recipe.weight(n, s)) for n, s in described["state_dict"].items()}
     )
     with torch.no_grad():
-        found = _arrays(model, torch.from_numpy(recipe.normal("input", described["input_shape"])))
-    errors = {name: relative_error(found[name], wanted[name]) for name in wanted}
+        result = _arrays(model, torch.from_numpy(recipe.normal("input", described["input_shape"])))
+    errors = {name: relative_error(result[name], expected[name]) for name in expected}
     assert {name: error for name, error in errors.items() if error > LIMIT} == {}
 
 

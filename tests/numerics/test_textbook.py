@@ -39,16 +39,16 @@ def test_published_weights_give_textbook_values_and_gradients(route, classes, st
     assert all(name.endswith("k_proj.bias") for name in dropped)
     images = named_tensor("images", (2, 3, *size))
     weights = named_tensor("weights", (2, 2, classes, *size))
-    wanted, wanted_grads = gradients(theirs.eval(), images, weights)
-    found, found_grads = gradients(ours.eval(), images, weights)
-    assert relative_error(found.logits, wanted[0]) < 4e-6
-    assert relative_error(found.static_logits, wanted[1]) < 4e-6
-    assert relative_error(found.dynamic_dictionary, wanted[2]) < 4e-6
-    assert relative_error(found.dictionaries[-1], wanted[3]) < 4e-6
-    kept = {name: grad for name, grad in wanted_grads.items() if name not in dropped}
-    assert len(kept) == len(found_grads)
+    expected, expected_grads = gradients(theirs.eval(), images, weights)
+    result, actual_grads = gradients(ours.eval(), images, weights)
+    assert relative_error(result.logits, expected[0]) < 4e-6
+    assert relative_error(result.static_logits, expected[1]) < 4e-6
+    assert relative_error(result.dynamic_dictionary, expected[2]) < 4e-6
+    assert relative_error(result.dictionaries[-1], expected[3]) < 4e-6
+    kept = {name: grad for name, grad in expected_grads.items() if name not in dropped}
+    assert len(kept) == len(actual_grads)
     errors = {
-        n: relative_error(found_grads[published_name(n)].flatten(), g.flatten()) for n, g in kept.items()
+        n: relative_error(actual_grads[published_name(n)].flatten(), g.flatten()) for n, g in kept.items()
     }
     assert {name: error for name, error in errors.items() if error > 1e-4} == {}
 
@@ -89,16 +89,16 @@ def test_kernels_equal_plain_operations(monkeypatch, T, block, device):
     )
 
 
-def compare(found, wanted, arguments):
+def compare(result, expected, arguments):
     results = []
-    for function in (found, wanted):
-        for each in arguments:
-            each.grad = None
+    for function in (result, expected):
+        for item in arguments:
+            item.grad = None
         out = function(*arguments)
         out = out if isinstance(out, tuple) else (out,)
-        sum((each.flatten() * named_tensor("slope", (each.numel(),))).sum() for each in out).backward()
+        sum((item.flatten() * named_tensor("slope", (item.numel(),))).sum() for item in out).backward()
         results.append(
-            [*(each.detach().flatten() for each in out), *(each.grad.clone() for each in arguments)]
+            [*(item.detach().flatten() for item in out), *(item.grad.clone() for item in arguments)]
         )
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

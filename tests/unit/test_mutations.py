@@ -15,4 +15,4 @@ def test_a_fault_has_its_place_and_its_tests(mutation):
 
 
 def test_there_are_forty_different_ones():
-    assert len({(each.file, each.old, each.new) for each in MUTATIONS}) == 40
+    assert len({(item.file, item.old, item.new) for item in MUTATIONS}) == 40

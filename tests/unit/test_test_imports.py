@@ -34,5 +34,7 @@ def reached(file, seen):
 def test_unit_tests_import_no_higher_package(package):
     files = sorted((ROOT / "tests" / "unit" / package).rglob("test_*.py"))
     assert files
-    found = {str(file.relative_to(ROOT)): OURS & {*reached(file, set())} - ALLOWED[package] for file in files}
-    assert not {file: names for file, names in found.items() if names}
+    result = {
+        str(file.relative_to(ROOT)): OURS & {*reached(file, set())} - ALLOWED[package] for file in files
+    }
+    assert not {file: names for file, names in result.items() if names}

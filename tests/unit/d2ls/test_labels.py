@@ -82,9 +82,9 @@ NEGATIVE = LabelCodes({0: 0, 1: 1, -1: IGNORE, -9999: IGNORE}, {}, nan_ignored=T
 
 def test_negative_ids_and_floats_that_are_whole_numbers():
     raw = np.array([[0, 1], [-1, -9999]])
-    wanted = [[0, 1], [IGNORE, IGNORE]]
+    required = [[0, 1], [IGNORE, IGNORE]]
     for dtype in (np.int16, np.int64, np.float32, np.float64):
-        np.testing.assert_array_equal(NEGATIVE.encode(raw.astype(dtype), where="x"), wanted)
+        np.testing.assert_array_equal(NEGATIVE.encode(raw.astype(dtype), where="x"), required)
     np.testing.assert_array_equal(NEGATIVE.encode(np.array([[1, 0]], np.uint8), where="x"), [[1, 0]])
 
 
@@ -110,11 +110,11 @@ def test_transparent_labels_are_refused_or_ignored():
     raw = np.array([[(1, 2, 3, 255), (7, 7, 7, 0), (255, 0, 0, 0)]], np.uint8)
     with pytest.raises(LabelError, match=r"alpha is 0 in 2 pixels, first at row 0 column 1 \(opaque: 255\)"):
         COLORS.encode(raw, where="m")
-    told = replace(COLORS, transparent_ignored=True)
-    np.testing.assert_array_equal(told.encode(raw, where="m"), [[0, IGNORE, IGNORE]])
+    transparent = replace(COLORS, transparent_ignored=True)
+    np.testing.assert_array_equal(transparent.encode(raw, where="m"), [[0, IGNORE, IGNORE]])
     raw[0, 0, 3] = 254
     with pytest.raises(LabelError, match="alpha is 254 in 1 pixels"):
-        told.encode(raw, where="m")
+        transparent.encode(raw, where="m")
     ids = np.array([[(1, 65535), (9, 0)]], np.uint16)
     np.testing.assert_array_equal(
         replace(IDS, transparent_ignored=True).encode(ids, where="m"), [[0, IGNORE]]

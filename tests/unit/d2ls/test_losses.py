@@ -35,8 +35,8 @@ def test_total_is_the_weighted_sum(contrastive):
     loss = D2LSLoss(contrastive=contrastive, dice_weight=0.7, static_weight=0.3)(output, labels)
     assert loss.terms.keys() == loss.weights.keys()
     assert ("contrastive" in loss.terms) == (contrastive != "none")
-    wanted = sum(loss.weights[name] * term for name, term in loss.terms.items())
-    torch.testing.assert_close(loss.total, wanted)
+    expected = sum(loss.weights[name] * term for name, term in loss.terms.items())
+    torch.testing.assert_close(loss.total, expected)
 
 
 def test_weight_of_contrastive_follows_its_kind():
@@ -99,8 +99,8 @@ def test_contrastive_infonce_written_out():
         for k in range(K):
             log = (candidates @ images[image, k] / 0.2).log_softmax(0)
             values.append(-(log[k] + log[K + k]) / 2)
-    found = infonce(output.dynamic_dictionary, output.static_dictionary, 0.2)
-    torch.testing.assert_close(found, torch.stack(values).mean())
+    result = infonce(output.dynamic_dictionary, output.static_dictionary, 0.2)
+    torch.testing.assert_close(result, torch.stack(values).mean())
 
 
 def test_contrastive_gradient_reaches_both_dictionaries():
@@ -120,8 +120,8 @@ def test_losses_are_float32_under_bf16():
         assert all(
             term.dtype == torch.float32 and term.isfinite() for term in (*loss.terms.values(), loss.total)
         )
-        wanted = D2LSLoss(contrastive=contrastive)(output, labels)
-        torch.testing.assert_close(loss.total, wanted.total, rtol=0.02, atol=0.02)
+        expected = D2LSLoss(contrastive=contrastive)(output, labels)
+        torch.testing.assert_close(loss.total, expected.total, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def test_wrong_value_names_key_and_way_out(override, key, hint):
 
 def test_a_baseline_needs_no_dictionary_terms_and_says_what_has_no_effect():
     recipe = parse("model.architecture=unet", "loss.contrastive=infonce")
-    told = recipe.without_effect(["model.stages", "loss.temperature", "train.epochs"])
-    assert told == [
+    warnings = recipe.without_effect(["model.stages", "loss.temperature", "train.epochs"])
+    assert warnings == [
         "model.stages has no effect: model.architecture is unet, it counts with d2ls",
         "loss.temperature has no effect: model.architecture is unet, it counts with d2ls",
     ]
@@ -97,9 +97,9 @@ def test_class_weights_by_name_are_one_key_and_name_classes_that_exist():
 def test_commands_warn_of_overrides_without_effect(capsys: pytest.CaptureFixture[str]):
     overrides = ["model.dictionary=none", "loss.contrastive=none", "model.stages=2", "train.epochs=3"]
     cli.warn_without_effect(parse(*overrides), overrides)
-    told = capsys.readouterr().err
+    warnings = capsys.readouterr().err
     why = "model.dictionary is none, it counts with dynamic or static"
-    assert told == f"warning: model.stages has no effect: {why}\n"
+    assert warnings == f"warning: model.stages has no effect: {why}\n"
 
 
 def test_an_override_takes_its_value_from_a_file(tmp_path: Path):

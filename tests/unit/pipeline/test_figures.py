@@ -102,11 +102,11 @@ def test_sweep_figures_for_numbers_words_and_missing_scores() -> None:
         Trial({"model.stages": stages, "loss.contrastive": form, "train.lr": 10.0**-stages}, 0.1 * stages)
         for stages in (1, 2, 3) for form in ("none", "ratio")
     ]  # fmt: skip
-    found = figures.sweep_figures(
+    result = figures.sweep_figures(
         [*trials, Trial({"model.stages": 9}, None)], ["model.stages", "loss.contrastive"], "miou"
     )
-    assert set(found) == {"model.stages", "loss.contrastive", "trials"}
-    for picture in found.values():
+    assert set(result) == {"model.stages", "loss.contrastive", "trials"}
+    for picture in result.values():
         check(picture)
     many = [Trial({"train.lr": 10.0 ** -(1 + place / 4)}, place / 20) for place in range(16)]
     check(figures.sweep_figures(many, ["train.lr"], "miou")["train.lr"])

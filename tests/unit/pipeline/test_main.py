@@ -67,8 +67,8 @@ def test_the_shell_completes_commands_recipes_keys_and_options(tmp_path):
         [sys.executable, "-c", COMPLETE, *COMPLETIONS], cwd=tmp_path, check=True, capture_output=True, text=True,
         env={**os.environ, "_ARGCOMPLETE_STDOUT_FILENAME": "answer", "_ARGCOMPLETE_IFS": "\n"},
     )  # fmt: skip
-    for line, (wanted, unwanted) in zip(done.stdout.splitlines(), COMPLETIONS.values(), strict=True):
+    for line, (expected, unwanted) in zip(done.stdout.splitlines(), COMPLETIONS.values(), strict=True):
         status, *words = line.split()
         assert status == "0"
-        assert wanted <= set(words), line
+        assert expected <= set(words), line
         assert not unwanted & set(words), line

@@ -35,10 +35,10 @@ def test_a_worker_imports_what_it_needs_and_nothing_beyond():
         "names = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "print(*sorted(n for n in names if n not in sys.stdlib_module_names and not n.startswith('_')))"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert set(found) - WORKER_IMPORTS - BEHIND_THEM == set()
+    assert set(result) - WORKER_IMPORTS - BEHIND_THEM == set()
 
 
 @pytest.mark.parametrize("command", ["train", "doctor"])

@@ -209,9 +209,9 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
         "split.scenes puts it into no split (scene 'e')",
     )  # fmt: skip
     pixels = ("part2_label.png: unknown label colour (1, 2, 3) in 1 pixels, first at row 3 column 4",)
-    found = scan(spec(raw, tmp_path / "out"))
-    seen = [text for text in validate(found).scan.problems if text not in found.problems]
-    for listed, expected in ((found.problems, headers), (seen, pixels)):
+    result = scan(spec(raw, tmp_path / "out"))
+    seen = [text for text in validate(result).scan.problems if text not in result.problems]
+    for listed, expected in ((result.problems, headers), (seen, pixels)):
         assert len(listed) == len(expected), listed
         for text in expected:
             assert any(text in problem for problem in listed), (text, listed)
@@ -285,20 +285,22 @@ def test_every_problem_of_a_file_names_a_way_out(tmp_path):
     (tmp_path / "a" / "img" / "part1.png").write_bytes(b"broken")
     save(tmp_path / "b" / "img" / "part1.png", texture(1, 41, 50))
     save(tmp_path / "c" / "lab" / "part1_label.png", texture(1, 40, 50, 1)[..., 0])
-    found = scan(spec(tmp_path, "out"))
-    assert len(found.problems) == 3
-    for text, key in zip(found.problems, ("unused", "images", "classes"), strict=True):
+    result = scan(spec(tmp_path, "out"))
+    assert len(result.problems) == 3
+    for text, key in zip(result.problems, ("unused", "images", "classes"), strict=True):
         assert f"data.custom.{key}" in text
 
 
 def test_splits_that_are_not_made_or_not_there_are_named(tmp_path):
     build(tmp_path)
-    found = scan(spec(tmp_path, "out", splits=("train", "val")))
-    assert [(item.why, item.count) for item in found.left_out] == [("split 'test' is not in data.splits", 2)]
-    found = scan(spec(tmp_path, "out", splits=("train", "vall")))
-    assert found.problems == ("data.splits names the split 'vall', which does not exist. Did you mean val?",)
-    found = scan(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
-    assert found.problems == ("data.tiling names the split 'tset', which does not exist. Did you mean test?",)
+    result = scan(spec(tmp_path, "out", splits=("train", "val")))
+    assert [(item.why, item.count) for item in result.left_out] == [("split 'test' is not in data.splits", 2)]
+    result = scan(spec(tmp_path, "out", splits=("train", "vall")))
+    assert result.problems == ("data.splits names the split 'vall', which does not exist. Did you mean val?",)
+    result = scan(spec(tmp_path, "out", tiling={"tset": Tiling(32)}))
+    assert result.problems == (
+        "data.tiling names the split 'tset', which does not exist. Did you mean test?",
+    )
 
 
 def test_samples_have_short_keys_of_their_own(tmp_path):
@@ -307,11 +309,11 @@ def test_samples_have_short_keys_of_their_own(tmp_path):
         save(tmp_path / "a" / "img" / f"{name}.png", texture(1, 40, 50))
         save(tmp_path / "a" / "lab" / f"{name}_label.png", np.full((40, 50, 3), RED, np.uint8))
     shard_spec = spec(tmp_path, "out")
-    found = scan(shard_spec)
+    result = scan(shard_spec)
     with pytest.raises(DataError, match="two samples would be called 'train_a_x-y_z'"):
-        plan_shards(shard_spec, found)
+        plan_shards(shard_spec, result)
     scenes = [
-        replace(item, scene=replace(item.scene, id=f"{'x' * 90}/{k}")) for k, item in enumerate(found.scenes)
+        replace(item, scene=replace(item.scene, id=f"{'x' * 90}/{k}")) for k, item in enumerate(result.scenes)
     ]
-    planned = plan_shards(shard_spec, replace(found, scenes=tuple(scenes)))
+    planned = plan_shards(shard_spec, replace(result, scenes=tuple(scenes)))
     assert {len(key) for task in planned.tasks for cut in task.cuts for key, _ in cut.tiles} == {64}

@@ -21,11 +21,11 @@ def keys(plan):
 def test_every_scene_stands_once_and_shards_have_about_the_size_asked_for(raw):
     few, many = plan_of(spec_of(raw)), plan_of(spec_of(raw, target_bytes=SMALL))
     assert few.splits == ("train", "val")
-    assert [len(found) for found in keys(few).values()] == [6, 3]
+    assert [len(result) for result in keys(few).values()] == [6, 3]
     assert len(many.tasks) > 4
     for plan in (few, many):
-        found = [key for shard in keys(plan).values() for key in shard]
-        assert len(found) == len(set(found)) == plan.samples == 9
+        result = [key for shard in keys(plan).values() for key in shard]
+        assert len(result) == len(set(result)) == plan.samples == 9
     sizes = [task.samples for task in many.tasks if task.split == "train"]
     assert max(sizes) - min(sizes) <= 1
 

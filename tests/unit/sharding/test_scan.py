@@ -21,13 +21,13 @@ def masks(folder, part):
 
 
 def test_a_sound_set_is_described(raw):
-    found = scan(spec_of(raw))
-    assert found.problems == ()
-    assert [item.scene.split for item in found.scenes] == ["train"] * 6 + ["val"] * 3
-    assert {(item.info.height, item.info.width, item.info.bands) for item in found.scenes} == {(64, 64, 3)}
-    assert (found.dtype, found.scene_check) == ("uint8", "unknown"), "LoveDA names no scenes"
-    assert found.classes.num_classes == 7
-    found.raise_problems()
+    result = scan(spec_of(raw))
+    assert result.problems == ()
+    assert [item.scene.split for item in result.scenes] == ["train"] * 6 + ["val"] * 3
+    assert {(item.info.height, item.info.width, item.info.bands) for item in result.scenes} == {(64, 64, 3)}
+    assert (result.dtype, result.scene_check) == ("uint8", "unknown"), "LoveDA names no scenes"
+    assert result.classes.num_classes == 7
+    result.raise_problems()
 
 
 def test_all_problems_are_listed_at_once(copied):
@@ -35,13 +35,13 @@ def test_all_problems_are_listed_at_once(copied):
     first.unlink()
     cv2.imwrite(str(second), np.ones((64, 60), np.uint8))
     third.write_bytes(b"no image")
-    found = scan(spec_of(copied))
-    assert len(found.problems) == 3
-    text = "\n".join(found.problems)
+    result = scan(spec_of(copied))
+    assert len(result.problems) == 3
+    text = "\n".join(result.problems)
     for file in (second, third):
         assert file.name in text
     with pytest.raises(DataError, match=r"3 problem\(s\) in the raw data, nothing was written"):
-        found.raise_problems()
+        result.raise_problems()
 
 
 def test_splits_and_bands_are_chosen_by_name(raw):

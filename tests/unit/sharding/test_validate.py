@@ -20,10 +20,10 @@ def test_pixels_are_counted_by_split_and_class(tmp_path, monkeypatch):
     mask[:3], mask[3:5, :7] = BLUE, GREY
     for part in (1, 2):
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", mask)
-    found = validate(scan(spec(tmp_path, "out")))
-    assert found.scan.problems == ()
-    assert found.counts["val"] == LabelCounts((2 * (40 * 50 - 150 - 14), 2 * 150), 2 * 14)
-    assert sum(count.labelled + count.ignored for count in found.counts.values()) == 8 * 40 * 50
+    result = validate(scan(spec(tmp_path, "out")))
+    assert result.scan.problems == ()
+    assert result.counts["val"] == LabelCounts((2 * (40 * 50 - 150 - 14), 2 * 150), 2 * 14)
+    assert sum(count.labelled + count.ignored for count in result.counts.values()) == 8 * 40 * 50
 
 
 def test_pixels_without_data_are_ignored(tmp_path):
@@ -33,8 +33,8 @@ def test_pixels_without_data_are_ignored(tmp_path):
     for part in (1, 2):
         save(tmp_path / "c" / "img" / f"part{part}.tif", image, nodata=0)
         save(tmp_path / "c" / "lab" / f"part{part}_label.png", np.full((40, 50, 3), RED, np.uint8))
-    found = validate(scan(spec(tmp_path, "out", custom_spec(images=("*/img/*.{png,tif}",)))))
-    assert found.counts["val"] == LabelCounts((2 * 30 * 50, 0), 2 * 10 * 50)
+    result = validate(scan(spec(tmp_path, "out", custom_spec(images=("*/img/*.{png,tif}",)))))
+    assert result.counts["val"] == LabelCounts((2 * 30 * 50, 0), 2 * 10 * 50)
 
 
 def test_of_each_file_the_first_fault_is_told_and_nothing_is_counted(tmp_path):
@@ -44,16 +44,16 @@ def test_of_each_file_the_first_fault_is_told_and_nothing_is_counted(tmp_path):
     save(tmp_path / "a" / "lab" / "part1_label.png", mask)
     path = tmp_path / "a" / "img" / "part1.png"
     path.write_bytes(path.read_bytes()[:900])
-    found = validate(scan(spec(tmp_path, "out")))
-    assert len(found.scan.problems) == 2
-    assert "a/img/part1.png: damaged image" in found.scan.problems[0]
-    assert "unknown label colour (1, 2, 3)" in found.scan.problems[1]
-    assert found.counts == {}
+    result = validate(scan(spec(tmp_path, "out")))
+    assert len(result.scan.problems) == 2
+    assert "a/img/part1.png: damaged image" in result.scan.problems[0]
+    assert "unknown label colour (1, 2, 3)" in result.scan.problems[1]
+    assert result.counts == {}
 
 
 def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkeypatch):
     build(tmp_path)
-    found = scan(spec(tmp_path, "out"))
+    result = scan(spec(tmp_path, "out"))
     read = []
     opened = sharding.validate.open_labels
 
@@ -62,7 +62,7 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
         return opened(labels, *rest, **more)
 
     monkeypatch.setattr(sharding.validate, "open_labels", recorded)
-    require_labels(found)
+    require_labels(result)
     assert [name.split("/")[-3] for name in read] == ["a", "c", "d"]
 
 
@@ -70,12 +70,12 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
     build(tmp_path)
     lone = CustomClass("lone", (5, 5, 5))
     classes = (CustomClass("roof", RED), CustomClass("water", BLUE), lone)
-    found = scan(spec(tmp_path, "out", custom_spec(classes=classes)))
+    result = scan(spec(tmp_path, "out", custom_spec(classes=classes)))
     with pytest.raises(
         DataError, match=r"class 'lone' has no pixel in the training split 'train'.*`scored: false`"
     ):
-        require_labels(found)
-    published = replace(found, custom_classes=False)
+        require_labels(result)
+    published = replace(result, custom_classes=False)
     require_labels(published)
     assert [text.split(":")[0] for text in validate(published).scan.warnings] == [
         "class 'lone' has no pixel in the training split 'train' (33% of its pixels are ignored)",
@@ -94,10 +94,10 @@ def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_o
 def test_roles_whose_split_is_missing(tmp_path, split, problems, warnings):
     build(tmp_path)
     roles = {"train_split": "train", "val_split": "val", "test_split": "test"}
-    found = scan(spec(tmp_path, "out", custom_spec({"scenes": split}), **roles))
-    assert len(found.problems) == len(problems)
-    assert len(found.warnings) == len(warnings)
-    for text, expected in zip((*found.problems, *found.warnings), (*problems, *warnings), strict=True):
+    result = scan(spec(tmp_path, "out", custom_spec({"scenes": split}), **roles))
+    assert len(result.problems) == len(problems)
+    assert len(result.warnings) == len(warnings)
+    for text, expected in zip((*result.problems, *result.warnings), (*problems, *warnings), strict=True):
         assert text.startswith(expected)
 
 

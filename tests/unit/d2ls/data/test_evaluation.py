@@ -49,18 +49,18 @@ def test_workers_change_nothing(shards, workers):
 
 def test_batches_have_one_shape_a_fixed_size_and_marked_filling(shards):
     loader = EvaluationLoader(shards, "val", batch_size=4)
-    found = list(loader)
-    assert len(loader) == len(found) == 3
-    assert [tuple(batch.images.shape) for batch in found] == [(4, 3, 40, 56)] * 2 + [(4, 3, 48, 48)]
-    assert [batch.valid.tolist() for batch in found] == [
+    result = list(loader)
+    assert len(loader) == len(result) == 3
+    assert [tuple(batch.images.shape) for batch in result] == [(4, 3, 40, 56)] * 2 + [(4, 3, 48, 48)]
+    assert [batch.valid.tolist() for batch in result] == [
         [True] * 4,
         [True] * 3 + [False],
         [True] * 3 + [False],
     ]
-    for batch in found:
+    for batch in result:
         assert (batch.labels[~batch.valid] == 255).all()
     again = list(loader)
-    assert [batch.keys for batch in again] == [batch.keys for batch in found]
+    assert [batch.keys for batch in again] == [batch.keys for batch in result]
 
 
 def test_ranks_are_dealt_the_same_batches_whole(shards):

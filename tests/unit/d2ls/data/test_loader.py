@@ -107,12 +107,12 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
 
 
 def test_repeats_of_a_sample_are_augmented_anew(shards):
-    found = {}
+    result = {}
     for step in stream(batches(shards, class_weighting=1.0, global_batch_size=8)):
         for key, *pixels in step:
-            found.setdefault(key, []).append(tuple(pixels))
-    assert len(found) == 22
-    repeated = [pixels for pixels in found.values() if len(pixels) > 1]
+            result.setdefault(key, []).append(tuple(pixels))
+    assert len(result) == 22
+    repeated = [pixels for pixels in result.values() if len(pixels) > 1]
     assert repeated
     assert all(len(set(pixels)) == len(pixels) for pixels in repeated)
 

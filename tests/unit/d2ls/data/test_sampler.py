@@ -45,9 +45,9 @@ def batches(plan, world_size=1, start_step=0):
 def test_every_sample_stands_once_and_the_wrap_around_is_counted(case):
     plan = make(case)
     samples = sum(case["sizes"])
-    found = np.bincount(batches(plan).ravel(), minlength=samples)
-    assert found.min() >= 1
-    assert found.sum() - samples == plan.wrapped < case["global_batch_size"]
+    result = np.bincount(batches(plan).ravel(), minlength=samples)
+    assert result.min() >= 1
+    assert result.sum() - samples == plan.wrapped < case["global_batch_size"]
     assert plan.steps == steps_per_epoch(samples, case["global_batch_size"]) == len(batches(plan))
     repeated = batches(plan)[-1]
     assert np.array_equal(
@@ -123,9 +123,9 @@ def test_multiplicities_keep_the_number_of_steps_and_every_sample(sizes, global_
             multiplicities=count,
             window=16,
         )
-        found = np.bincount(batches(plan).ravel(), minlength=len(count))
-        assert (found >= count).all()
-        assert (found - count).sum() == plan.wrapped
+        result = np.bincount(batches(plan).ravel(), minlength=len(count))
+        assert (result >= count).all()
+        assert (result - count).sum() == plan.wrapped
         schedule = plan.schedule(range(global_batch_size))
         assert (
             len(set(zip(schedule.rows.ravel(), schedule.occurrences.ravel(), strict=True)))

@@ -15,9 +15,9 @@ def partners(probability, samples=400):
 def test_a_mosaic_has_three_partners_and_comes_as_often_as_asked_for():
     assert partners(0.0) == [0] * 400
     assert partners(1.0) == [3] * 400
-    found = partners(0.2)
-    assert set(found) == {0, 3}
-    assert found.count(3) / 400 == pytest.approx(0.2, abs=0.05)
+    result = partners(0.2)
+    assert set(result) == {0, 3}
+    assert result.count(3) / 400 == pytest.approx(0.2, abs=0.05)
 
 
 def test_partners_come_from_the_shuffle_window_of_the_lane():

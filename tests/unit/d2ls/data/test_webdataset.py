@@ -49,10 +49,10 @@ def test_the_planned_source_feeds_a_data_pipeline(shards, workers, rank):
         pipeline, batch_size=None, num_workers=workers, multiprocessing_context="fork" if workers else None
     )
     ours = training_batches(shards, augmentation=crop, rank=rank, world_size=2, start_step=1, **PLAN)
-    found = list(loader)
-    assert [keys(batch) for batch in found] == [list(batch.keys) for batch in ours]
-    assert found[0][0]["shape"] == [48, 64, 3]
-    assert found[0][0]["scene"].startswith("scene")
+    result = list(loader)
+    assert [keys(batch) for batch in result] == [list(batch.keys) for batch in ours]
+    assert result[0][0]["shape"] == [48, 64, 3]
+    assert result[0][0]["scene"].startswith("scene")
 
 
 def test_the_planned_source_gives_the_bytes_of_the_tar(shards):

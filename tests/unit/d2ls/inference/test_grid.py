@@ -12,20 +12,20 @@ CASES = list(itertools.product((1, 7, 31, 32, 33, 50, 64, 100, 257), (1, 8, 32),
 @pytest.mark.parametrize(("length", "window", "share"), CASES)
 def test_windows_cover_everything_with_the_overlap(length: int, window: int, share: float) -> None:
     overlap = overlap_pixels(window, share)
-    found = spans(length, window, overlap)
-    assert found[0][0] == 0
-    assert found[-1][1] == length
-    assert {stop - start for start, stop in found} == {min(window, length)}
-    for (start, stop), (following, _) in itertools.pairwise(found):
+    result = spans(length, window, overlap)
+    assert result[0][0] == 0
+    assert result[-1][1] == length
+    assert {stop - start for start, stop in result} == {min(window, length)}
+    for (start, stop), (following, _) in itertools.pairwise(result):
         assert start < following
         assert stop - following >= overlap
 
 
 @pytest.mark.parametrize(("length", "window", "share"), CASES)
 def test_weights_sum_to_one_at_every_pixel(length: int, window: int, share: float) -> None:
-    found = spans(length, window, overlap_pixels(window, share))
+    result = spans(length, window, overlap_pixels(window, share))
     total = np.zeros(length)
-    for (start, stop), weights in zip(found, blend(found), strict=True):
+    for (start, stop), weights in zip(result, blend(result), strict=True):
         assert (weights >= 0).all()
         total[start:stop] += weights
     np.testing.assert_allclose(total, 1, atol=2e-7)

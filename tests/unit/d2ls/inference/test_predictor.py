@@ -70,7 +70,7 @@ def test_presets_hold_what_their_names_say() -> None:
     image = torch.arange(12.0).view(1, 1, 3, 4)
     flips = {tuple(view.apply(image).flatten().tolist()) for view in PRESETS["flips"]}
     expected = [image, image.flip(-1), image.flip(-2), image.flip(-1, -2)]
-    assert flips == {tuple(each.flatten().tolist()) for each in expected}
+    assert flips == {tuple(item.flatten().tolist()) for item in expected}
     turned = {
         (tuple(v.apply(image).shape), *v.apply(image).flatten().tolist()) for v in PRESETS["flips_turns"]
     }
@@ -98,8 +98,8 @@ def test_the_mean_is_that_of_probabilities_over_all_views(preset: str) -> None:
             seen = np.rot90(image[:, ::-1] if mirrored else image, turns)
             back = np.rot90(forward(seen), -turns)
             ways.append(back[:, ::-1] if mirrored else back)
-    found = Predictor(network, model_info(), tta=preset).probabilities(image)
-    np.testing.assert_allclose(found, np.mean(ways, axis=0).transpose(2, 0, 1), atol=1e-6)
+    result = Predictor(network, model_info(), tta=preset).probabilities(image)
+    np.testing.assert_allclose(result, np.mean(ways, axis=0).transpose(2, 0, 1), atol=1e-6)
 
 
 def ttach_mean(image: np.ndarray, preset: str) -> np.ndarray:
@@ -131,8 +131,8 @@ class _Probabilities(torch.nn.Module):
 @pytest.mark.parametrize("preset", ["flips", "flips_turns"])
 def test_the_mean_is_that_of_ttach(preset: str) -> None:
     image = picture(24, 32, 3)
-    found = Predictor(LocalStub(), model_info(), tta=preset).probabilities(image)
-    np.testing.assert_allclose(found, ttach_mean(image, preset), atol=1e-6)
+    result = Predictor(LocalStub(), model_info(), tta=preset).probabilities(image)
+    np.testing.assert_allclose(result, ttach_mean(image, preset), atol=1e-6)
 
 
 def test_enlarging_views_are_those_of_ttach() -> None:
@@ -142,8 +142,8 @@ def test_enlarging_views_are_those_of_ttach() -> None:
     chosen = [TTATransform(v.mirrored, v.turns, scale) for v in PRESETS["flips"] for scale in (1.0, 1.25)]
     raw = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.no_grad():
-        found = average_predictions(_Probabilities(network), raw, tuple(chosen))
-    np.testing.assert_allclose(found[0].numpy(), ttach_mean(image, "larger"), atol=1e-6)
+        result = average_predictions(_Probabilities(network), raw, tuple(chosen))
+    np.testing.assert_allclose(result[0].numpy(), ttach_mean(image, "larger"), atol=1e-6)
 
 
 def test_scaled_views_keep_a_constant_image() -> None:

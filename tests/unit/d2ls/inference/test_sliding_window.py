@@ -46,8 +46,8 @@ def test_windows_of_a_short_sighted_network_give_the_one_window_result(
     image = picture(height, width)
     bands = run(image, Grid(height, width, window, overlap))
     expected = whole(image)
-    found = np.concatenate([band.probabilities for band in bands], axis=1)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    result = np.concatenate([band.probabilities for band in bands], axis=1)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
     labels = np.concatenate([band.labels for band in bands])
     clear = np.diff(np.sort(expected, axis=0), axis=0)[-1] > 1e-5
     assert (labels == expected.argmax(0))[clear].all()
@@ -55,8 +55,8 @@ def test_windows_of_a_short_sighted_network_give_the_one_window_result(
 
 def test_without_overlap_only_the_seams_differ() -> None:
     image = picture(64, 64)
-    found = np.concatenate([band.probabilities for band in run(image, Grid(64, 64, 32, 0))], axis=1)
-    differs = np.abs(found - whole(image)).max(0) > 1e-6
+    result = np.concatenate([band.probabilities for band in run(image, Grid(64, 64, 32, 0))], axis=1)
+    differs = np.abs(result - whole(image)).max(0) > 1e-6
     assert differs[30:34].any()
     differs[30:34] = False
     differs[:, 30:34] = False

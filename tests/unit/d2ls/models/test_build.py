@@ -63,8 +63,8 @@ def check_gradients(model, output):
     if output.static_logits is not None:
         total = total + output.static_logits.square().mean()
     total.backward()
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    without = {n for n in wanted if (g := model.get_parameter(n).grad) is None or not g.abs().max() > 0}
+    reference = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    without = {n for n in reference if (g := model.get_parameter(n).grad) is None or not g.abs().max() > 0}
     assert without == set()
 
 
@@ -148,11 +148,11 @@ def test_bf16_autocast_is_close():
     torch.manual_seed(0)
     model = build_model(**TINY).train()
     x = images()
-    wanted = model(x).logits
+    reference = model(x).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(x)
     assert output.logits.dtype == torch.bfloat16
-    assert float(((output.logits - wanted).norm() / wanted.norm()).detach()) < 0.05
+    assert float(((output.logits - reference).norm() / reference.norm()).detach()) < 0.05
     check_gradients(model, output)
 
 

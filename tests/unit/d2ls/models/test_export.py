@@ -17,7 +17,7 @@ from tests.inference_stubs import Output, Scale, model_info
 def test_compile_of_the_head_has_no_graph_break(classes):
     torch.manual_seed(0)
     model = build_model(backbone="convnext_atto", num_classes=classes, stages=1).train()
-    maps = [each.detach() for each in model.backbone(torch.randn(2, 3, 64, 64))]
+    maps = [item.detach() for item in model.backbone(torch.randn(2, 3, 64, 64))]
 
     def head(maps):
         return model.head(model.aggregator(maps), maps[-1], True)
@@ -28,14 +28,14 @@ def test_compile_of_the_head_has_no_graph_break(classes):
         (output.logits.square().mean() + output.static_logits.square().mean()).backward()
         return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    wanted, wanted_grads = run(head)
+    reference, reference_grads = run(head)
     torch._dynamo.reset()
-    found, found_grads = run(torch.compile(head, fullgraph=True, backend="aot_eager"))
-    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.static_logits, wanted.static_logits, rtol=1e-4, atol=1e-5)
-    assert wanted_grads.keys() == found_grads.keys()
-    for name, grad in wanted_grads.items():
-        torch.testing.assert_close(found_grads[name], grad, rtol=1e-3, atol=1e-5)
+    result, actual_grads = run(torch.compile(head, fullgraph=True, backend="aot_eager"))
+    torch.testing.assert_close(result.logits, reference.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.static_logits, reference.static_logits, rtol=1e-4, atol=1e-5)
+    assert reference_grads.keys() == actual_grads.keys()
+    for name, grad in reference_grads.items():
+        torch.testing.assert_close(actual_grads[name], grad, rtol=1e-3, atol=1e-5)
 
 
 class Stub(torch.nn.Module):
@@ -68,11 +68,11 @@ def onnx_file(tmp_path_factory):
 
 def test_onnx_takes_raw_pixels_of_any_size(onnx_file):
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()] == ["images"]
+    assert [item.name for item in session.get_inputs()] == ["images"]
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
-    assert [each.shape for each in session.get_outputs()] == [["batch", 4, "height", "width"]]
-    (found,) = session.run(["probabilities"], {"images": PIXELS.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected(Stub(), PIXELS), rtol=1e-4, atol=1e-6)
+    assert [item.shape for item in session.get_outputs()] == [["batch", 4, "height", "width"]]
+    (result,) = session.run(["probabilities"], {"images": PIXELS.numpy()})
+    torch.testing.assert_close(torch.from_numpy(result), expected(Stub(), PIXELS), rtol=1e-4, atol=1e-6)
 
 
 def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):

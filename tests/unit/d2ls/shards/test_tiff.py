@@ -33,9 +33,9 @@ def test_any_window_of_any_kind(data, kind):
     content = FILES[kind]
     layout = open_tiff(Log(content), len(content))
     assert (layout.height, layout.width, layout.channels, layout.dtype.name) == (50, 70, 4, "uint16")
-    found = layout.read_window(Log(content), Window(top, left, height, width))
-    assert np.array_equal(found, IMAGE[top : top + height, left : left + width])
-    assert found.dtype.isnative
+    result = layout.read_window(Log(content), Window(top, left, height, width))
+    assert np.array_equal(result, IMAGE[top : top + height, left : left + width])
+    assert result.dtype.isnative
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
@@ -87,5 +87,5 @@ def test_windows_of_float_images_keep_every_bit(kind):
     image[3:9, 20:40] = np.nan
     content = tiff(image, predictor=1, **kind)
     layout = open_tiff(Log(content), len(content))
-    found = layout.read_window(Log(content), Window(2, 15, 30, 50))
-    np.testing.assert_array_equal(found.view(np.uint32), image[2:32, 15:65].view(np.uint32))
+    result = layout.read_window(Log(content), Window(2, 15, 30, 50))
+    np.testing.assert_array_equal(result.view(np.uint32), image[2:32, 15:65].view(np.uint32))

@@ -37,7 +37,7 @@ def two_checkpoints(shards, folder):
     trainer = make_trainer(shards, folder, epochs=2, lr=0.0)
     trainer.schedule = replace(trainer.schedule, final_lr=0.0)
     trainer.run()
-    assert [found.step for found in complete_checkpoints(str(folder))] == [3, 6]
+    assert [result.step for result in complete_checkpoints(str(folder))] == [3, 6]
 
 
 def test_incomplete_checkpoints_do_not_count_and_are_cleared(shards, tmp_path):
@@ -90,7 +90,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_older_checkpoint(shards, tmp_p
     monkeypatch.setattr(checkpoint, "write_bundle", full_on_the_second)
     with pytest.raises(CheckpointError, match=r"No space left.*Older checkpoints are intact.*--resume"):
         make_trainer(shards, tmp_path, epochs=3).run()
-    assert [found.step for found in complete_checkpoints(str(tmp_path))] == [3]
+    assert [result.step for result in complete_checkpoints(str(tmp_path))] == [3]
     assert not list(tmp_path.glob(".step*"))
     whole = make_trainer(shards, None, epochs=3)
     whole.run()
@@ -114,10 +114,10 @@ def test_an_object_store_that_fails_now_and_then_is_asked_again(shards, tmp_path
 
     monkeypatch.setattr(storage, "upload", shaky)
     root = tmp_path.as_uri()
-    told = Recorder()
-    whole = make_trainer(shards, root, epochs=2, callbacks=[told])
+    recorder = Recorder()
+    whole = make_trainer(shards, root, epochs=2, callbacks=[recorder])
     whole.run()
-    assert told.checkpoints[-1] == ("step-00000006", True)
+    assert recorder.checkpoints[-1] == ("step-00000006", True)
     assert len(calls) > 8
     rest = make_trainer(shards, root, epochs=2)
     assert restored(rest) == 6

@@ -38,15 +38,15 @@ class PoisonedInput(torch.nn.Module):
 
 
 def trained(shards, device, *, poisoned=(), **options):
-    told = Recorder()
-    trainer = make_trainer(shards, device=device, callbacks=[told], backbone="test_resnet", **options)
+    recorder = Recorder()
+    trainer = make_trainer(shards, device=device, callbacks=[recorder], backbone="test_resnet", **options)
     trainer.network.normalization = PoisonedInput(trainer.network.normalization, *poisoned)
     trainer.run()
-    return trainer, told
+    return trainer, recorder
 
 
-def reported(told):
-    return [(each.step, dict(each.terms), each.gradient_norm, each.learning_rate) for each in told.steps]
+def reported(recorder):
+    return [(item.step, dict(item.terms), item.gradient_norm, item.learning_rate) for item in recorder.steps]
 
 
 def test_a_device_that_runs_ahead_trains_the_same(shards, tmp_path):
@@ -54,15 +54,15 @@ def test_a_device_that_runs_ahead_trains_the_same(shards, tmp_path):
     options = {"ema": 0.9, "lookahead": True, "poisoned": (4,), "skip_non_finite": 1, "epochs": 2}
     options |= {"checkpoint_every_steps": 2}
     plain, heard = trained(shards, None, folder=tmp_path / "plain", **options)
-    fake, told = trained(shards, FakeDevice(), folder=tmp_path / "fake", **options)
+    fake, recorder = trained(shards, FakeDevice(), folder=tmp_path / "fake", **options)
     assert_equal(weights(plain), weights(fake))
     assert fake.state == plain.state
     assert fake.optimizer.state_dict()["param_groups"] == plain.optimizer.state_dict()["param_groups"]
     assert fake.ema.updates == plain.ema.updates == fake.optimizer.param_groups[0]["steps"] == 5
-    assert reported(told) == reported(heard)
-    assert told.checkpoints == heard.checkpoints
-    assert {"data", "forward", "backward", "optimizer", "step"} <= set(told.steps[0].seconds)
-    assert told.steps[0].memory_bytes == 123
+    assert reported(recorder) == reported(heard)
+    assert recorder.checkpoints == heard.checkpoints
+    assert {"data", "forward", "backward", "optimizer", "step"} <= set(recorder.steps[0].seconds)
+    assert recorder.steps[0].memory_bytes == 123
 
 
 def test_the_host_waits_for_a_step_when_the_next_one_is_queued(shards):
@@ -79,17 +79,17 @@ class Reads(TorchDispatchMode):
     """Records operations that make the host wait for a device: values read, and tensors from the host."""
 
     def __init__(self):
-        self.found = []
+        self.calls = []
         super().__init__()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        given = [each for each in args if isinstance(each, torch.Tensor)]
+        given = [item for item in args if isinstance(item, torch.Tensor)]
         moved = isinstance(result, torch.Tensor) and result.is_meta
         if "_local_scalar_dense" in str(function) or "nonzero" in str(function):
-            self.found.append(str(function))
-        if moved and any(not each.is_meta and each.dim() for each in given):
-            self.found.append(str(function))
+            self.calls.append(str(function))
+        if moved and any(not item.is_meta and item.dim() for item in given):
+            self.calls.append(str(function))
         return result
 
 
@@ -107,7 +107,7 @@ def test_network_and_loss_read_nothing(backbone, contrastive, monkeypatch):
     with Reads() as reads:
         output = network(images)
         D2LSLoss(contrastive=contrastive, ignored_pixels="include")(output, labels).total.backward()
-    assert reads.found == []
+    assert reads.calls == []
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
@@ -118,7 +118,7 @@ def test_a_step_reads_nothing(shards):
     def watched(*arguments):
         with Reads() as reads:
             step(*arguments)
-        assert reads.found == []
+        assert reads.calls == []
 
     trainer._train_step = watched
     trainer.run()
@@ -145,12 +145,12 @@ def test_a_step_that_is_not_finite_changes_nothing(shards, device, monkeypatch):
 
 
 def test_a_late_error_names_the_step_it_is_about(shards):
-    told = Recorder()
-    trainer = make_trainer(shards, device=FakeDevice(), callbacks=[told])
+    recorder = Recorder()
+    trainer = make_trainer(shards, device=FakeDevice(), callbacks=[recorder])
     trainer.network.normalization = PoisonedInput(trainer.network.normalization, 1)
     with pytest.raises(NonFiniteLossError, match=r"step 2: .*total nan.*gradient_norm nan.*samples train_0"):
         trainer.run()
-    assert [report.step for report in told.steps] == [1]
+    assert [report.step for report in recorder.steps] == [1]
 
 
 def test_the_fake_is_late():

@@ -30,8 +30,8 @@ def test_a_step_that_was_not_made_does_not_count():
     )
     with torch.no_grad():
         network.weight.fill_(3.0)
-    for each in (averaged, other):
-        each.update(network, torch.zeros(()))
+    for item in (averaged, other):
+        item.update(network, torch.zeros(()))
     averaged.update(network, torch.ones(()))
     averaged.uncount_update()
     assert averaged.updates == other.updates

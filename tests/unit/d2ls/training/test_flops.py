@@ -36,12 +36,12 @@ def test_counting_leaves_no_trace(static_branch):
 
 def test_a_run_tells_its_rate_and_trains_the_same(tmp_path):
     shards = tiny_shards(tmp_path / "shards")
-    told, plain = Recorder(), Recorder()
-    trainer = make_trainer(shards, callbacks=[told], epochs=1, sample_shape=(3, SIZE, SIZE))
+    recorder, plain = Recorder(), Recorder()
+    trainer = make_trainer(shards, callbacks=[recorder], epochs=1, sample_shape=(3, SIZE, SIZE))
     trainer.run()
     make_trainer(shards, callbacks=[plain], epochs=1).run()
     image = training_flops(trainer.network, (3, SIZE, SIZE))
-    for report, other in zip(told.steps, plain.steps, strict=True):
+    for report, other in zip(recorder.steps, plain.steps, strict=True):
         assert report.model_tflops * 1e12 == pytest.approx(4 * image / report.seconds["step"])
         assert report.mfu is None, "a CPU's peak is not known"
         assert report.terms == other.terms

@@ -26,12 +26,12 @@ def device_for(most):
     return attempt
 
 
-@pytest.mark.parametrize(("most", "found"), [(16, 12), (12, 12), (11, 6), (5, 3), (2, 1)])
-def test_the_wanted_size_is_halved_until_it_fits(most, found, caplog):
+@pytest.mark.parametrize(("most", "result"), [(16, 12), (12, 12), (11, 6), (5, 3), (2, 1)])
+def test_the_wanted_size_is_halved_until_it_fits(most, result, caplog):
     device = FakeDevice()
     with caplog.at_level(logging.WARNING):
-        assert fitting_micro_batch_size(12, device_for(most), device, ProcessGroup()) == found
-    assert (f"train.micro_batch_size={found}" in caplog.text) == (found < 12)
+        assert fitting_micro_batch_size(12, device_for(most), device, ProcessGroup()) == result
+    assert (f"train.micro_batch_size={result}" in caplog.text) == (result < 12)
     assert device.runtime.emptied > 0
 
 
@@ -56,12 +56,12 @@ def test_libraries_have_their_own_words_for_a_full_device():
 def everything(trainer):
     """Weights, buffers, optimizer, modes, gradients and random state."""
     network = trainer.network
-    found = weights(trainer) | {f"buffer.{name}": value.clone() for name, value in network.named_buffers()}
-    found |= {
+    result = weights(trainer) | {f"buffer.{name}": value.clone() for name, value in network.named_buffers()}
+    result |= {
         f"gradient.{name}": p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
     }
     modes = [float(module.training) for module in network.modules()]
-    return found | {"random": torch.get_rng_state(), "modes": torch.tensor(modes)}
+    return result | {"random": torch.get_rng_state(), "modes": torch.tensor(modes)}
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -90,16 +90,16 @@ def test_a_run_on_a_small_device_accumulates(shards, caplog):
     """The result equals that of a run with that micro-batch in its recipe."""
     runs = []
     for most, micro_batch_size in ((2, None), (99, 2)):
-        device, told = FakeDevice(), Recorder()
+        device, recorder = FakeDevice(), Recorder()
         trainer = make_trainer(
-            shards, device=device, callbacks=[told], epochs=1, backbone="test_resnet",
+            shards, device=device, callbacks=[recorder], epochs=1, backbone="test_resnet",
             micro_batch_size=micro_batch_size, sample_shape=SHAPE,
         )  # fmt: skip
         hook = device.small_memory(trainer.network, most)
         with caplog.at_level(logging.INFO):
             trainer.run()
         hook.remove()
-        runs.append((weights(trainer), [dict(report.terms) for report in told.steps]))
+        runs.append((weights(trainer), [dict(report.terms) for report in recorder.steps]))
     assert "going on with train.micro_batch_size=2" in caplog.text
     assert_equal(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]

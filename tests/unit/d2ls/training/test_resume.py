@@ -28,13 +28,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(shards, tmp_path, stop, done
 
     with pytest.raises(KeyboardInterrupt):
         make_trainer(shards, tmp_path / "cut", callbacks=[StopAfter(stop)], **options).run()
-    told = Recorder()
-    rest = make_trainer(shards, tmp_path / "cut", callbacks=[told], **options)
+    recorder = Recorder()
+    rest = make_trainer(shards, tmp_path / "cut", callbacks=[recorder], **options)
     state = rest.run()
 
     assert_equal(weights(whole), weights(rest))
     assert state == whole.state
-    assert [report.step for report in told.steps] == list(range(done + 1, total + 1))
+    assert [report.step for report in recorder.steps] == list(range(done + 1, total + 1))
 
 
 def test_nothing_to_resume_starts_anew(shards, tmp_path):

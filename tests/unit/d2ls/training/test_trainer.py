@@ -17,9 +17,9 @@ class Poisoned(D2LSLoss):
         self.calls, self.count = calls, 0
 
     def forward(self, output, labels, counts=None):
-        found = super().forward(output, labels, counts)
+        result = super().forward(output, labels, counts)
         self.count += 1
-        return found._replace(total=found.total * math.nan) if self.count - 1 in self.calls else found
+        return result._replace(total=result.total * math.nan) if self.count - 1 in self.calls else result
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +28,19 @@ def shards(tmp_path_factory):
 
 
 def test_callbacks_hear_everything(shards, tmp_path):
-    told = Recorder()
-    state = make_trainer(shards, tmp_path, callbacks=[told], epochs=3, evaluate_every=2).run()
-    assert [report.step for report in told.steps] == list(range(1, 10))
-    assert [report.epoch for report in told.steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert [report.epoch for report in told.evaluations] == [2, 3], "the last epoch is always evaluated"
-    assert told.evaluations[0].confusion.sum() == told.evaluations[1].confusion.sum() > 0
-    assert [row["epoch"] for row in told.epochs] == [1, 2, 3]
-    assert "val/miou" in told.epochs[1]
-    assert "val/miou" not in told.epochs[0]
-    assert told.checkpoints[-1] == ("step-00000009", True)
-    assert told.closed == 1
-    assert state.history == told.epochs
-    for report in told.steps:
+    recorder = Recorder()
+    state = make_trainer(shards, tmp_path, callbacks=[recorder], epochs=3, evaluate_every=2).run()
+    assert [report.step for report in recorder.steps] == list(range(1, 10))
+    assert [report.epoch for report in recorder.steps] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [report.epoch for report in recorder.evaluations] == [2, 3], "the last epoch is always evaluated"
+    assert recorder.evaluations[0].confusion.sum() == recorder.evaluations[1].confusion.sum() > 0
+    assert [row["epoch"] for row in recorder.epochs] == [1, 2, 3]
+    assert "val/miou" in recorder.epochs[1]
+    assert "val/miou" not in recorder.epochs[0]
+    assert recorder.checkpoints[-1] == ("step-00000009", True)
+    assert recorder.closed == 1
+    assert state.history == recorder.epochs
+    for report in recorder.steps:
         assert {"data", "forward", "backward", "optimizer", "step"} <= set(report.seconds)
         assert sum(report.seconds[part] for part in ("data", "forward", "backward")) <= report.seconds["step"]
         assert report.memory_bytes > 1e7
@@ -48,23 +48,23 @@ def test_callbacks_hear_everything(shards, tmp_path):
 
 
 def test_a_length_in_steps_ends_in_mid_epoch_with_evaluation_and_checkpoint(shards, tmp_path):
-    told = Recorder()
+    recorder = Recorder()
     state = make_trainer(
-        shards, tmp_path, total_steps=5, evaluate_every=9, checkpoint_every_steps=5, callbacks=[told]
+        shards, tmp_path, total_steps=5, evaluate_every=9, checkpoint_every_steps=5, callbacks=[recorder]
     ).run()
-    assert [report.step for report in told.steps] == [1, 2, 3, 4, 5]
-    assert [(report.epoch, report.last) for report in told.evaluations] == [(2, True)]
+    assert [report.step for report in recorder.steps] == [1, 2, 3, 4, 5]
+    assert [(report.epoch, report.last) for report in recorder.evaluations] == [(2, True)]
     assert [(row["epoch"], row["step"]) for row in state.history] == [(1, 3), (2, 5)]
-    assert told.checkpoints == [("step-00000003", False), ("step-00000005", True)]
+    assert recorder.checkpoints == [("step-00000003", False), ("step-00000005", True)]
     assert state.best_epoch == 2
     assert state.epoch_count == 0, "terms of the partial epoch are averaged"
 
 
 def test_terms_add_up_to_the_total_that_is_minimised(shards):
-    told = Recorder()
-    trainer = make_trainer(shards, callbacks=[told], epochs=1, micro_batch_size=2)
+    recorder = Recorder()
+    trainer = make_trainer(shards, callbacks=[recorder], epochs=1, micro_batch_size=2)
     trainer.run()
-    for report in told.steps:
+    for report in recorder.steps:
         total = sum(
             trainer.loss.weights[name] * value for name, value in report.terms.items() if name != "total"
         )
@@ -99,10 +99,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(shards):
 
 
 def test_steps_may_be_skipped_up_to_a_limit(shards):
-    told = Recorder()
-    state = make_trainer(shards, loss=Poisoned(1, 4), callbacks=[told], skip_non_finite=2).run()
+    recorder = Recorder()
+    state = make_trainer(shards, loss=Poisoned(1, 4), callbacks=[recorder], skip_non_finite=2).run()
     assert state.skipped == 2
-    assert [report.step for report in told.steps] == [1, 3, 4, 6]
+    assert [report.step for report in recorder.steps] == [1, 3, 4, 6]
     with pytest.raises(NonFiniteLossError, match="2 were skipped before"):
         make_trainer(shards, loss=Poisoned(1, 3, 4), skip_non_finite=2).run()
 
@@ -117,11 +117,11 @@ def test_a_batch_of_the_wrong_size_is_an_error(shards):
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"channels_last": True}, {"clip_norm": None}])
 def test_settings_train_too(shards, settings):
-    told = Recorder()
-    make_trainer(shards, epochs=1, callbacks=[told], **settings).run()
+    recorder = Recorder()
+    make_trainer(shards, epochs=1, callbacks=[recorder], **settings).run()
     plain = Recorder()
     make_trainer(shards, epochs=1, callbacks=[plain]).run()
-    first, expected = told.steps[0].terms["total"], plain.steps[0].terms["total"]
+    first, expected = recorder.steps[0].terms["total"], plain.steps[0].terms["total"]
     assert first == pytest.approx(expected, rel=0.02 if "precision" in settings else 1e-5)
 
 

@@ -82,12 +82,12 @@ def test_any_number_of_workers_gives_the_same(world, evaluation, world_size: int
 
 def test_large_samples_are_cut_into_windows_and_counted_once(tmp_path) -> None:
     shards = make_shards(tmp_path / "shards", [2, 1], split="test", size=(70, 130))
-    found = evaluate(
+    actual = evaluate(
         EvaluateRequest(str(tiny_bundle(tmp_path / "model", CLASSES)), shards.uri, "test", bootstrap=0)
     )
-    assert found.settings["window"] == 64
-    assert len(found.samples) == 3
-    assert found.confusion.sum() == sum(shards.card.splits["test"].class_pixels)
+    assert actual.settings["window"] == 64
+    assert len(actual.samples) == 3
+    assert actual.confusion.sum() == sum(shards.card.splits["test"].class_pixels)
 
 
 def test_augmentation_changes_the_counts_but_not_their_sum(world, evaluation) -> None:
@@ -112,26 +112,26 @@ def test_a_model_for_other_classes_or_bands_is_refused(world, tmp_path) -> None:
 def test_convention_and_plain_differ_by_the_scored_classes() -> None:
     table = ClassTable.create(["a", "b", "c"], [(1, 1, 1), (2, 2, 2), (3, 3, 3)], [True, True, False])
     counts = np.array([[5, 1, 2], [0, 7, 1], [3, 0, 4]])
-    found = Evaluation("m", {}, "s", table, counted(counts))
-    assert found.scores.miou == pytest.approx((5 / 11 + 7 / 9) / 2)
-    assert found.plain.miou == pytest.approx((5 / 11 + 7 / 9 + 4 / 10) / 3)
-    assert found.scores.overall_accuracy == found.plain.overall_accuracy == pytest.approx(16 / 23)
-    assert found.majority.overall_accuracy == pytest.approx(8 / 23)
-    assert found.majority.iou == pytest.approx((8 / 23, 0, 0), nan_ok=True)
+    actual = Evaluation("m", {}, "s", table, counted(counts))
+    assert actual.scores.miou == pytest.approx((5 / 11 + 7 / 9) / 2)
+    assert actual.plain.miou == pytest.approx((5 / 11 + 7 / 9 + 4 / 10) / 3)
+    assert actual.scores.overall_accuracy == actual.plain.overall_accuracy == pytest.approx(16 / 23)
+    assert actual.majority.overall_accuracy == pytest.approx(8 / 23)
+    assert actual.majority.iou == pytest.approx((8 / 23, 0, 0), nan_ok=True)
 
 
 def test_bootstrap_agrees_with_a_loop_over_resampled_scenes() -> None:
     rng = np.random.default_rng(0)
     scenes = rng.integers(0, 50, (6, 3, 3))
     scored = (True, False, True)
-    found = bootstrap(scenes, scored, 300, seed=5)
+    actual = bootstrap(scenes, scored, 300, seed=5)
     draws = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), 300)
     values = [score(np.repeat(scenes, draw, axis=0).sum(0), scored) for draw in draws]
     expected = np.quantile([value.miou for value in values], [0.025, 0.975])
-    np.testing.assert_allclose(found["miou"], expected)
+    np.testing.assert_allclose(actual["miou"], expected)
     expected = np.quantile([value.overall_accuracy for value in values], [0.025, 0.975])
-    np.testing.assert_allclose(found["overall_accuracy"], expected)
-    assert found == bootstrap(scenes, scored, 300, seed=5)
+    np.testing.assert_allclose(actual["overall_accuracy"], expected)
+    assert actual == bootstrap(scenes, scored, 300, seed=5)
 
 
 def test_intervals_hold_the_value_and_one_scene_has_none(evaluation) -> None:
@@ -165,8 +165,8 @@ def test_published_figures_stand_apart(source: str) -> None:
     palette = [(i, i, i) for i in range(len(names))]
     counts = np.eye(len(names), dtype=np.int64)
     data = {"name": "my set", "source": source}
-    found = Evaluation("m", data, "val", ClassTable.create(names, palette), counted(counts))
-    text = markdown([found])
+    actual = Evaluation("m", data, "val", ClassTable.create(names, palette), counted(counts))
+    text = markdown([actual])
     assert "Not measured here" in text
     assert all(len(row) == len(table.columns) for row in table.rows.values())
     assert "| 100.00 |" in text
@@ -176,18 +176,18 @@ def test_published_rows_of_uavid_meet_our_class_order() -> None:
     names = ["building", "road", "tree", "lowveg", "movingcar", "staticcar", "human", "clutter"]
     counts = np.diag(np.arange(1, 9)) + np.eye(8, k=1, dtype=np.int64) * 3
     table = ClassTable.create(names, [(i, i, i) for i in range(8)])
-    found = Evaluation("m", {"source": "uavid"}, "val", table, counted(counts))
-    line = next(line for line in markdown([found]).splitlines() if line.startswith("| Clutter |"))
-    assert f"{100 * found.scores.iou[7]:.2f}" in line
+    actual = Evaluation("m", {"source": "uavid"}, "val", table, counted(counts))
+    line = next(line for line in markdown([actual]).splitlines() if line.startswith("| Clutter |"))
+    assert f"{100 * actual.scores.iou[7]:.2f}" in line
 
 
 def test_a_class_that_never_comes_has_no_value(evaluation) -> None:
     counts = np.zeros((4, 4), np.int64)
     counts[0, 0] = 9
-    found = Evaluation("m", {}, "s", CLASSES, counted(counts))
-    assert math.isnan(found.scores.iou[3])
-    assert json.loads(found.to_json())["scores"]["iou"]["forest"] is None
-    assert found.scores.miou == 1
+    actual = Evaluation("m", {}, "s", CLASSES, counted(counts))
+    assert math.isnan(actual.scores.iou[3])
+    assert json.loads(actual.to_json())["scores"]["iou"]["forest"] is None
+    assert actual.scores.miou == 1
 
 
 def test_the_command_compares_models_and_writes_a_report(world, tmp_path, capsys) -> None:
@@ -260,10 +260,10 @@ def test_a_temperature_changes_probabilities_alone(world, evaluation) -> None:
 def test_a_bundle_with_a_temperature_is_scored_at_it(world, tmp_path, evaluation) -> None:
     network, info = load_bundle(Path(world[0]))
     save_bundle(tmp_path, network, replace(info, temperature=2.5))
-    found = evaluate(EvaluateRequest(str(tmp_path), world[1], "test", bootstrap=0))
-    assert found.temperature == 2.5
-    np.testing.assert_array_equal(found.calibration[0], evaluation.calibration[1])
-    assert found.scores.ece == expected_calibration_error(found.calibration[1]) != found.uncalibrated_ece
+    actual = evaluate(EvaluateRequest(str(tmp_path), world[1], "test", bootstrap=0))
+    assert actual.temperature == 2.5
+    np.testing.assert_array_equal(actual.calibration[0], evaluation.calibration[1])
+    assert actual.scores.ece == expected_calibration_error(actual.calibration[1]) != actual.uncalibrated_ece
 
 
 def test_a_recipe_fits_the_temperature_on_val_and_scores_on_test(tmp_path, monkeypatch) -> None:
@@ -277,8 +277,8 @@ def test_a_recipe_fits_the_temperature_on_val_and_scores_on_test(tmp_path, monke
         return real(part, on_progress)
 
     monkeypatch.setattr(SplitPart, "batches", batches)
-    found = evaluate_recipe(recipe, model, calibrate=True)
+    actual = evaluate_recipe(recipe, model, calibrate=True)
     assert opened == ["val", "test"]
     val = EvaluateRequest(model, shards.uri, "val")
-    assert found.temperature == fit_temperature(val)
+    assert actual.temperature == fit_temperature(val)
     assert evaluate_recipe(recipe, model).temperature is None

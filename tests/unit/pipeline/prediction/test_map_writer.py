@@ -94,9 +94,9 @@ def test_probabilities_are_named_scaled_and_nodata_aware(tmp_path) -> None:
     with rasterio.open(tmp_path / "p.tif") as file:
         assert file.descriptions == CLASSES.names
         assert file.nodata == 255
-        found = file.read(masked=True) * file.scales[0]
-        assert (found.mask == (ids == 255)).all()
-        np.testing.assert_allclose(found.data[:, ids != 255], values[:, ids != 255], atol=0.00201)
+        result = file.read(masked=True) * file.scales[0]
+        assert (result.mask == (ids == 255)).all()
+        np.testing.assert_allclose(result.data[:, ids != 255], values[:, ids != 255], atol=0.00201)
 
 
 def test_what_cannot_be_written_leaves_the_old_map_and_no_rest(tmp_path, monkeypatch) -> None:
@@ -151,6 +151,6 @@ def test_a_palette_tiff_is_read_as_colours(tmp_path) -> None:
     write_labels(tmp_path / "map.tif", pieces(ids), layout(height=30, width=30), CLASSES)
     with open_scene(tmp_path / "map.tif") as scene:
         assert scene.count == 3
-        found, valid = scene.read((0, 30), (0, 30), (0, 1, 2))
-    np.testing.assert_array_equal(found[ids == 1], np.broadcast_to((0, 0, 255), ((ids == 1).sum(), 3)))
+        result, valid = scene.read((0, 30), (0, 30), (0, 1, 2))
+    np.testing.assert_array_equal(result[ids == 1], np.broadcast_to((0, 0, 255), ((ids == 1).sum(), 3)))
     np.testing.assert_array_equal(valid, ids != 255)

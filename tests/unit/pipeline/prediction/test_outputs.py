@@ -224,8 +224,8 @@ def test_hidden_files_and_folders_are_left_out_as_by_shard(tmp_path) -> None:
     (tmp_path / ".top" / "loop").symlink_to(tmp_path / ".top")
     top = str(tmp_path / ".top")
     for source in (top, f"{top}/**/*.tif"):
-        found = sorted(Path(job[0]).name for job in list_jobs(source, str(tmp_path / "maps")))
-        assert found == ["a.tif", "e.tif"], source
+        result = sorted(Path(job[0]).name for job in list_jobs(source, str(tmp_path / "maps")))
+        assert result == ["a.tif", "e.tif"], source
 
 
 # --- interrupted, at once, on a full disk, on changed scenes -----------------------------------------------------

@@ -71,9 +71,9 @@ def test_a_geotiff_is_mapped_where_it_lies(tmp_path, transform) -> None:
         assert file.crs == UTM
         assert file.transform == transform
         assert file.shape == (90, 110)
-        found = file.read(1)
-    assert (found == expected(array)).mean() > 0.999
-    assert sum(report.pixels) == found.size
+        actual = file.read(1)
+    assert (actual == expected(array)).mean() > 0.999
+    assert sum(report.pixels) == actual.size
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["map.tif", "map.tif.aux.xml"]
 
 
@@ -82,14 +82,14 @@ def test_sixteen_bits_rotated_with_a_nodata_edge(tmp_path) -> None:
     array[:, :, :25] = 0
     source = scene_file(tmp_path / "s.tif", array, crs=UTM, transform=ROTATED, nodata=0)
     report = run(source, tmp_path / "map.tif", predictor(dtype="uint16"), probabilities=True)
-    found = read(tmp_path / "map.tif")
-    assert ((found == 255) == (np.arange(110) < 25)).all()
+    actual = read(tmp_path / "map.tif")
+    assert ((actual == 255) == (np.arange(110) < 25)).all()
     assert report.pixels[-1] == 90 * 25
     with rasterio.open(tmp_path / "map.probabilities.tif") as file:
         assert file.count == 4
         steps = file.read()
     assert (steps[:, :, :25] == 255).all()
-    agree = steps.argmax(0) == found
+    agree = steps.argmax(0) == actual
     assert agree[:, 25:].mean() > 0.99
 
 
@@ -153,10 +153,10 @@ def test_another_ground_distance_is_warned_about_and_resampled_on_request(tmp_pa
     with rasterio.open(tmp_path / "b.tif") as file:
         assert file.transform == NORTH_UP
         assert file.shape == (120, 160)
-        found = file.read(1)
+        actual = file.read(1)
     half = expected(np.kron(pixels(height=30, width=40), np.ones((1, 2, 2), np.uint8)))
-    assert (found[::2, ::2] == half).mean() > 0.8
-    np.testing.assert_array_equal(found, np.kron(found[::2, ::2], np.ones((2, 2), np.uint8)))
+    assert (actual[::2, ::2] == half).mean() > 0.8
+    np.testing.assert_array_equal(actual, np.kron(actual[::2, ::2], np.ones((2, 2), np.uint8)))
     with pytest.raises(ConfigError, match="ground sampling distance"):
         run(source, tmp_path / "c.tif", predictor(), resample=True)
 

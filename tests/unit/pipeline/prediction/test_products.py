@@ -145,8 +145,8 @@ def test_qgis_finds_colours_and_names(tmp_path) -> None:
     run(source, tmp_path / "map.tif", polygons=PolygonOptions(), style=True)
     names, palette = model_info().classes.names, model_info().classes.palette
     entries = ElementTree.parse(tmp_path / "map.qml").iter("paletteEntry")
-    found = [(entry.get("label"), entry.get("value"), entry.get("color")) for entry in entries]
-    assert found == [
+    result = [(entry.get("label"), entry.get("value"), entry.get("color")) for entry in entries]
+    assert result == [
         (name, str(i), "#{:02x}{:02x}{:02x}".format(*palette[i])) for i, name in enumerate(names)
     ]
     assert [name for name, kind in pyogrio.list_layers(tmp_path / "map.gpkg") if kind] == ["classes"]

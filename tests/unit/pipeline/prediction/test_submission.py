@@ -97,8 +97,8 @@ def test_a_uavid_submission_is_coloured_in_folders_and_passes(uavid, tmp_path) -
     ],
 )
 def test_what_loveda_would_not_take_is_listed(loveda, change, words) -> None:
-    found = problems(LOVEDA, rebuilt(loveda, change), dict.fromkeys(NAMES, (32, 32)))
-    assert any(words in problem for problem in found), found
+    result = problems(LOVEDA, rebuilt(loveda, change), dict.fromkeys(NAMES, (32, 32)))
+    assert any(words in problem for problem in result), result
     with pytest.raises(DataError, match="would not take this"):
         check(LOVEDA, loveda, dict.fromkeys(NAMES, (32, 32)))
 
@@ -120,8 +120,8 @@ def test_what_loveda_would_not_take_is_listed(loveda, change, words) -> None:
 def test_what_uavid_would_not_take_is_listed(uavid, name, content, words) -> None:
     (uavid / name).parent.mkdir(parents=True, exist_ok=True)
     (uavid / name).write_bytes(content)
-    found = problems(UAVID, uavid, dict.fromkeys(FRAMES, (20, 40)))
-    assert any(words in problem for problem in found), found
+    result = problems(UAVID, uavid, dict.fromkeys(FRAMES, (20, 40)))
+    assert any(words in problem for problem in result), result
 
 
 def test_twice_the_same_name_and_no_zip_at_all(loveda, tmp_path) -> None:
@@ -138,9 +138,9 @@ def test_a_damaged_zip_is_told_together_with_what_came_before(loveda) -> None:
     start = content.index(b"IEND") - 40  # in the second image's pixels
     content[start : start + 20] = bytes(20)
     loveda.write_bytes(content)
-    found = problems(LOVEDA, loveda)
-    assert found[0] == "4191.png: not an image"
-    assert "CRC" in found[-1]
+    result = problems(LOVEDA, loveda)
+    assert result[0] == "4191.png: not an image"
+    assert "CRC" in result[-1]
 
 
 def test_pixels_without_class_are_refused_and_leave_nothing(tmp_path) -> None:

@@ -83,10 +83,10 @@ def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 class _Guarded(http.server.BaseHTTPRequestHandler):
     """A server that requires an Authorization header."""
 
-    wanted = ""
+    expected = ""
 
     def do_POST(self) -> None:
-        allowed = self.headers.get("Authorization") == self.wanted
+        allowed = self.headers.get("Authorization") == self.expected
         self.send_response(200 if allowed else 401)
         self.end_headers()
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -97,7 +97,7 @@ class _Guarded(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "variables"),
+    ("expected", "variables"),
     [
         ("Basic " + base64.b64encode(b"me:secret").decode(),
          {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "secret"}),
@@ -105,9 +105,9 @@ class _Guarded(http.server.BaseHTTPRequestHandler):
     ],
 )  # fmt: skip
 def test_credentials_of_the_environment_are_used(
-    wanted: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    expected: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Guarded, "wanted", wanted)
+    monkeypatch.setattr(_Guarded, "expected", expected)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Guarded)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

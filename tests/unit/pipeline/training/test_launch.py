@@ -86,11 +86,11 @@ def test_one_worker_trains_here_without_ray_and_goes_on_after_an_error(folder, m
         train(TrainRequest(recipe, name="one", track=False), on_epoch=fails, quiet=True)
     run = RunFolder.of(recipe.output_dir, "one")
     assert run.metadata()["state"] == "failed"
-    told = []
+    rows = []
     result = train(
-        TrainRequest(recipe, name="one", resume=True, track=False), on_epoch=told.append, quiet=True
+        TrainRequest(recipe, name="one", resume=True, track=False), on_epoch=rows.append, quiet=True
     )
-    assert [row["epoch"] for row in told] == [2]
+    assert [row["epoch"] for row in rows] == [2]
     assert run.metadata()["driver"].split(":")[-2] == str(os.getpid())
     assert_undisturbed(result, undisturbed(recipe, folder / "expected"))
 

@@ -49,8 +49,8 @@ def test_what_decides_no_result_may_change(state, recipe):
 def test_a_sweep_goes_on_where_it_is_found(state, recipe, tmp_path):
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = str(tmp_path / "moved")
-    found = SweepState.load(moved, "one").resumed([f"output_dir={moved}"])
-    assert found == recipe.with_values({"output_dir": moved})
+    result = SweepState.load(moved, "one").resumed([f"output_dir={moved}"])
+    assert result == recipe.with_values({"output_dir": moved})
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ def ended(values: dict, score: float | None) -> Trial:
 
 
 def drain(search: TreeParzenSearcher) -> list[dict]:
-    found = []
+    result = []
     while (values := search.propose()) is not None:
-        found.append(values)
+        result.append(values)
         search.tell(ended(values, float(values["model.stages"])))
-    return found
+    return result
 
 
 def make(trials: int, finished=(), first=()) -> TreeParzenSearcher:
@@ -30,10 +30,10 @@ def make(trials: int, finished=(), first=()) -> TreeParzenSearcher:
 
 
 def test_every_configuration_once_until_the_space_is_used_up():
-    found = drain(make(50))
-    assert len({trial_key(values) for values in found}) == len(found) == 6
+    result = drain(make(50))
+    assert len({trial_key(values) for values in result}) == len(result) == 6
     assert all(
-        ("loss.temperature" in values) == (values["loss.contrastive"] == "infonce") for values in found
+        ("loss.temperature" in values) == (values["loss.contrastive"] == "infonce") for values in result
     )
 
 
@@ -41,10 +41,10 @@ def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
     earlier = drain(make(4))
     search = make(5, finished=[(values, 1.0) for values in earlier[:3]], first=[earlier[3]])
     assert search.left == 2
-    found = drain(search)
-    assert found[0] == earlier[3]
-    assert len(found) == 2
-    assert not {trial_key(v) for v in found} & {trial_key(v) for v in earlier[:3]}
+    result = drain(search)
+    assert result[0] == earlier[3]
+    assert len(result) == 2
+    assert not {trial_key(v) for v in result} & {trial_key(v) for v in earlier[:3]}
 
 
 def test_a_failed_trial_is_not_asked_again():

@@ -30,17 +30,17 @@ def reports(folder, epochs, **length):
     context = TrialContext(recipe_of(folder, **length).to_dict(), "", trains(epochs))
     process = TrialProcess.__new__(TrialProcess)  # Tune's own constructor is about its result files
     process.setup({"values": {}, "name": "t", "run_id": None}, context)
-    found = [process.step()]
-    while "status" not in found[-1]:
-        found.append(process.step())
-    return found
+    result = [process.step()]
+    while "status" not in result[-1]:
+        result.append(process.step())
+    return result
 
 
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
 def test_the_last_evaluation_of_a_full_length_comes_with_the_end(tmp_path, length):
-    found = reports(tmp_path, 4, **length)
-    assert [report["epoch"] for report in found] == [1, 2, 3, 4]
-    assert [report.get("status") for report in found] == [None, None, None, "finished"]
+    result = reports(tmp_path, 4, **length)
+    assert [report["epoch"] for report in result] == [1, 2, 3, 4]
+    assert [report.get("status") for report in result] == [None, None, None, "finished"]
 
 
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)

@@ -32,11 +32,11 @@ def test_labels_of_a_giant_image_are_resampled_by_windows(tmp_path):
     with opened(image) as first, opened(labels) as second:
         assert f"pixels of {PIXEL} m and {PIXEL / 2} m" in compare_grids(first, second).text
         tracemalloc.start()
-        found, covered = AlignedLabels(second, first).read(Window(0, 0, 512, 512), colors=False)
+        result, covered = AlignedLabels(second, first).read(Window(0, 0, 512, 512), colors=False)
         assert tracemalloc.get_traced_memory()[1] < 40e6
         tracemalloc.stop()
     assert covered.all()
-    np.testing.assert_array_equal(found[:64, :96], ids()[1::2, 1::2])
+    np.testing.assert_array_equal(result[:64, :96], ids()[1::2, 1::2])
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32615"])
@@ -51,7 +51,7 @@ def test_each_pixel_takes_the_label_at_its_centre_in_any_crs(tmp_path, crs):
     labels = tif(tmp_path / "l.tif", number, crs=crs, transform=place)
     area = Window(7, 11, 30, 40)
     with opened(image) as first, opened(labels) as second:
-        found, covered = AlignedLabels(second, first).read(area, colors=False)
+        result, covered = AlignedLabels(second, first).read(area, colors=False)
     for row, column in np.random.default_rng(0).integers(0, (area.height, area.width), (50, 2)):
         x, y = PLACE @ (area.column + column + 0.5, area.row + row + 0.5)
         (x,), (y,) = transform(CRS, crs, [x], [y])
@@ -59,5 +59,5 @@ def test_each_pixel_takes_the_label_at_its_centre_in_any_crs(tmp_path, crs):
         inside = 0 <= at[0] < 120 and 0 <= at[1] < 120
         assert covered[row, column] == inside
         if inside:
-            assert found[row, column] == number[int(at[1]), int(at[0])]
+            assert result[row, column] == number[int(at[1]), int(at[0])]
     assert covered.any()

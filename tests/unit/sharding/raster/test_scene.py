@@ -34,8 +34,8 @@ def test_a_scene_tells_bands_mask_and_ground_distance(tmp_path) -> None:
         assert (scene.count, scene.alpha) == (4, 3)
         assert scene.band_names == ("red", "green", "blue", "alpha")
         assert scene.pixel_metres == pytest.approx(0.5)
-        found, valid = scene.read((5, 15), (0, 50), (2, 0))
-        np.testing.assert_array_equal(found, pixels[[2, 0], 5:15].transpose(1, 2, 0))
+        result, valid = scene.read((5, 15), (0, 50), (2, 0))
+        np.testing.assert_array_equal(result, pixels[[2, 0], 5:15].transpose(1, 2, 0))
         np.testing.assert_array_equal(valid, pixels[3, 5:15] > 0)
         assert scene.read((5, 15), (0, 50), (3, 0))[1].all()
 

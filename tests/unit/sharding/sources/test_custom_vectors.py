@@ -78,8 +78,8 @@ def test_scenes_are_folded(tmp_path):
     build(tmp_path)
     tested = []
     for k in (1, 2, 3, 4):
-        found = scan(spec(tmp_path, "out", custom_spec({"fold": CustomFold(k, 4)})))
-        groups = {item.scene.group: item.scene.split for item in found.scenes}
+        result = scan(spec(tmp_path, "out", custom_spec({"fold": CustomFold(k, 4)})))
+        groups = {item.scene.group: item.scene.split for item in result.scenes}
         assert Counter(groups.values()) == {"train": 2, "val": 1, "test": 1}
         tested += [group for group, split in groups.items() if split == "test"]
     assert sorted(tested) == ["a", "b", "c", "d"]
