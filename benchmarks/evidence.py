@@ -254,8 +254,8 @@ def report(options):
         writer.writerows(rows)
     tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] is not None]
     scores = {(row["method"], row["fold"], row["seed"]): row["test_miou"] for row in tested}
-    wanted = [(method, seed) for method in METHODS for seed in SEEDS]
-    folds = [fold for fold in FOLDS if all((method, fold, seed) in scores for method, seed in wanted)]
+    runs = [(method, seed) for method in METHODS for seed in SEEDS]
+    folds = [fold for fold in FOLDS if all((method, fold, seed) in scores for method, seed in runs)]
     file = options.work / "costs.json"
     costs = json.loads(file.read_text()) if file.exists() else {}
     lines = [

@@ -67,11 +67,11 @@ def isolated(ids):
 @torch.inference_mode()
 def measure(network, batches):
     """Returns the mean over all valid images of (lines, over neighbours, isolated)."""
-    found = []
+    measured = []
     for batch in batches:
         logits = network(batch.images[batch.valid]).logits.float().numpy()
-        found += [(*spectrum_lines(image), isolated(image.argmax(0))) for image in logits]
-    return np.mean(found, axis=0)
+        measured += [(*spectrum_lines(image), isolated(image.argmax(0))) for image in logits]
+    return np.mean(measured, axis=0)
 
 
 def train(recipe, scratch, marks):

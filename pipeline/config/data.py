@@ -34,7 +34,7 @@ Range = tuple[float, float]
 
 
 class ClassConfig(Section):
-    """One class of one's own data."""
+    """A class of custom data."""
 
     name: str
     """Shown in reports, in legends and in the shards' card."""
@@ -64,15 +64,15 @@ class LayerConfig(Section):
     layer: str | None = None
     """Layer of the file; unset: the only one."""
     attribute: str | None = None
-    """Attribute whose values say the class."""
+    """Attribute whose values are the classes."""
     values: dict[str, Values] = {}
-    """Class to the attribute values that mean it; a class that is not named here is meant by its own name."""
+    """Class to its attribute values; the value of a class that is not listed is its name."""
     class_name: str | None = None
     """In place of `attribute`: all features are of this class."""
     ignored: Values = ()
     """Attribute values that are neither trained on nor scored; `null` for a missing one."""
     buffer_m: Annotated[float, Field(gt=0)] | None = None
-    """Metres around lines and points that belong to them; unset: lines and points are refused."""
+    """Distance in metres around lines and points that gets their label; unset: lines and points are refused."""
     crs: str | None = None
     """CRS of files that name none, e.g. `EPSG:25832`."""
     encoding: str | None = None
@@ -85,7 +85,7 @@ class VectorsConfig(Section):
     layers: Annotated[tuple[LayerConfig, ...], Field(min_length=1)]
     """Drawn in this order, later ones over earlier ones."""
     background: str | None = None
-    """Class of what no feature covers; unset: it is ignored."""
+    """Class of pixels that no feature covers; unset: they are ignored."""
     order: Texts = ()
     """Classes in the order in which they are drawn, the lowest first; unset: the order of the features."""
     order_by: str | None = None
@@ -104,7 +104,7 @@ class VectorsConfig(Section):
 
 
 class AreaConfig(Section):
-    """Polygons of what was labelled; everything else is ignored."""
+    """Polygons of the labelled ground; everything else is ignored."""
 
     files: Texts
     """Globs below `data.root`, as of `vectors`."""
@@ -137,7 +137,7 @@ class FoldConfig(Section):
 
 
 class SplitConfig(Section):
-    """How one's own scenes are divided; give one of folders, scenes, lists, fractions, areas, blocks or fold."""
+    """Division of custom scenes into splits; give one of folders, scenes, lists, fractions, areas, blocks or fold."""
 
     folders: dict[str, Texts] | None = None
     """Split to globs of image paths below the root, e.g. `train: ["train/*"]`; those under `unused` are left out."""
@@ -172,7 +172,7 @@ class SplitConfig(Section):
 
 
 class CustomConfig(Section):
-    """One's own data: which files, which classes, which split."""
+    """Custom data: its files, classes and split."""
 
     images: Texts
     """Globs below `data.root`; `*` stays within a folder, `**` does not; `{tif,png}` is either."""
@@ -207,7 +207,7 @@ class CustomConfig(Section):
 
 
 class TilingConfig(Section):
-    """How scenes are cut."""
+    """Cutting of scenes into tiles."""
 
     size: Annotated[int, Field(ge=32)] | None = None
     """Side of a square tile in pixels; unset: scenes stay whole."""
@@ -216,7 +216,7 @@ class TilingConfig(Section):
     padding: Literal["zero", "mirror"] = "zero"
     """Image content beyond the edge; labels there are always ignored."""
     edge: Literal["shift", "pad", "drop"] = "shift"
-    """Last tile where they do not fit: moved back inside, hanging over, or left out."""
+    """The last tile if tiles do not fit evenly: moved back inside, extended over the edge, or left out."""
 
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:
@@ -228,7 +228,7 @@ class TilingConfig(Section):
 
 
 class CodecConfig(Section):
-    """How images are stored; masks are always lossless PNG."""
+    """Codec of images; masks are always lossless PNG."""
 
     name: Literal["png", "webp", "jpg", "tif"] = "tif"
     """tif: in blocks, so that a crop decodes only what it needs; webp is lossless; png and jpg files that are tiles
@@ -255,7 +255,7 @@ class DataConfig(Section):
     custom: CustomConfig | None = None
     """Goes with `source: custom` alone."""
     tiling: dict[str, TilingConfig] = {}
-    """A tiling a split; `default` for those not named."""
+    """A tiling per split; `default` for splits that are not named."""
     codec: CodecConfig = CodecConfig()
     splits: tuple[str, ...] = ()
     """Splits to make; empty: all."""
@@ -267,18 +267,18 @@ class DataConfig(Section):
     max_value: Annotated[float, Field(gt=0)] | None = None
     """Pixel value that stands for 1.0; unset: 255 or 65535. Of float and signed images: `scale: [0, max_value]`."""
     scale: Range | tuple[Range, ...] | None = None
-    """Of float and signed images (reflectance, radar, heights): the values that stand for dark and bright, what lies
-    beyond is clipped by the network; one pair, or a pair a channel that is taken."""
+    """Of float and signed images (reflectance, radar, heights): the values that stand for dark and bright; the network
+    clips others. One pair, or a pair per channel that is taken."""
     ground_sampling_distance: Annotated[float, Field(gt=0)] | None = None
-    """Metres a pixel; unset: what the source knows."""
+    """Metres per pixel; unset: the value of the source."""
     treat_as_ignored: tuple[Code, ...] = ()
-    """Raw labels outside the data set's own that are taken as ignored, and counted in the card."""
+    """Raw labels that the data set does not define; they are ignored, and counted in the card."""
     check_archives: bool = True
     """Compare archives with their published MD5 sums."""
     follow_links: bool = False
     """Accept symbolic links that lead out of the root."""
     license: str = ""
-    """Licence of the data, for the card and the registry; empty: what the source says."""
+    """Licence of the data, for the card and the registry; empty: the one of the source."""
 
     @model_validator(mode="after")
     def _custom_has_its_section(self) -> Self:
@@ -292,11 +292,11 @@ class DataConfig(Section):
 
 
 class ShardsConfig(Section):
-    """Where the shards are."""
+    """Location and size of the shards."""
 
     uri: str
     """Folder or object store prefix."""
     target_mb: Annotated[float, Field(gt=0)] = 64.0
-    """Size of a shard in megabytes, about."""
+    """Approximate size of a shard in megabytes."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Order of the scenes in the shards."""

@@ -1,4 +1,4 @@
-"""Recipe section `loader`: what a training batch is made of."""
+"""Recipe section `loader`: batches and augmentation."""
 
 from typing import Annotated, Literal, Self
 
@@ -39,15 +39,15 @@ class AugmentationConfig(Section):
 
 
 class LoaderConfig(Section):
-    """Loader of a rank."""
+    """The loader of a worker."""
 
     augmentation: AugmentationConfig = AugmentationConfig()
     workers: Annotated[int, Field(ge=0, le=64)] = 2
-    """Decoding processes a rank; 0 decodes in the training process. Does not change the batches."""
+    """Decoding processes per worker; 0 decodes in the training process. Has no effect on the batches."""
     shuffle_window: Annotated[int, Field(ge=1)] = 256
-    """Samples a lane shuffles over; larger mixes better and keeps more shards open."""
+    """Samples that a lane shuffles over; a larger window mixes better and keeps more shards open."""
     class_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Repeat samples of rare classes: 0 not at all, 1 in full inverse frequency."""
+    """Repeats samples of rare classes: 0 not at all, 1 by inverse frequency."""
     bad_samples: Literal["raise", "skip"] = "raise"
     """A damaged sample: stop with its name, or replace it by an empty image without labels."""
     skip_limit: Annotated[int, Field(ge=0)] = 10

@@ -43,7 +43,7 @@ NEEDS: dict[str, tuple[str, Allowed]] = {
     "loss.contrastive_weight": ("loss.contrastive", ("ratio", "infonce")),
     "loss.temperature": ("loss.contrastive", ("infonce",)),
 }
-"""Keys that change nothing unless another key, which must itself count, has one of these values."""
+"""Keys that have no effect unless another key, which must itself have an effect, has one of these values."""
 
 
 def unmet(key: str, value_of: Callable[[str], Any]) -> tuple[str, Allowed] | None:
@@ -54,7 +54,7 @@ def unmet(key: str, value_of: Callable[[str], Any]) -> tuple[str, Allowed] | Non
         value_of: gives the value of any key.
 
     Returns:
-        None where the key counts.
+        None if the key has an effect.
     """
     if key not in NEEDS:
         return None
@@ -67,7 +67,7 @@ class ModelConfig(Section):
 
     architecture: Architecture = "d2ls"
     """D2LS, or a network to compare it with, from segmentation_models_pytorch (the extra `baselines`): the same
-    backbone, loop, losses and evaluation; no dictionary, so what is about one has no effect."""
+    backbone, loop, losses and evaluation; without a dictionary, so its keys have no effect."""
     backbone: str = "convnext_base.fb_in1k"
     """Name of a timm backbone with four maps at strides 4, 8, 16, 32."""
     pretrained: bool = True
@@ -80,15 +80,15 @@ class ModelConfig(Section):
     init: str | None = None
     """Start the whole network from a registered model (`models:/name@alias`) or a checkpoint folder."""
     stages: Annotated[int, Field(ge=0, le=6)] = 3
-    """Dictionary stages L; 0 keeps the closing attention alone."""
+    """Dictionary stages L; 0 keeps only the closing attention."""
     dictionary: Literal["dynamic", "static", "none"] = "dynamic"
-    """`dynamic` as published; `static`: learned class vectors alone; `none`: a plain 1x1 head."""
+    """`dynamic` as published; `static`: only learned class vectors; `none`: a plain 1x1 head."""
     static_branch: bool = True
     """Auxiliary branch of the static dictionary, in training only."""
     aggregator: bool = True
-    """Fuse all four maps; without it the deepest one alone is used."""
+    """Fuse all four maps; without it only the deepest one is used."""
     freeze_backbone: bool = False
-    """Train the head alone."""
+    """Train only the head."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the backbone."""
     upsampling_init: Literal["published", "icnr"] = "published"
@@ -147,7 +147,7 @@ class LossConfig(Section):
     contrastive_weight: Annotated[float, Field(ge=0)] | None = None
     """Weight of the contrastive term; unset: 1.0 for `ratio`, 0.1 for `infonce`."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.1
-    """Temperature of `infonce`; without effect in the other forms."""
+    """Temperature of `infonce`; no effect in the other forms."""
     ignored_pixels: Literal["exclude", "include"] = "exclude"
     """`include` divides the cross entropy by all pixels, ignored ones too, as the published code does."""
 

@@ -15,6 +15,6 @@ class EvaluateConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Samples in a forward pass."""
     tta: TestTimeAugmentation = "none"
-    """Test-time augmentation, named by content; the mean of the probabilities is taken."""
+    """Test-time augmentation; the probabilities of all views are averaged."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamplings over scenes for the intervals; 0 turns them off."""

@@ -32,7 +32,7 @@ FREE_ON_RESUME: dict[Literal["training", "sweep"], tuple[str, ...]] = {
     "training": (*_FREE, "sweep.", "train.time_budget"),
     "sweep": (*_FREE, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials"),
 }
-"""Keys, or beginnings of keys, that may change when a training or a sweep is resumed.
+"""Keys, or prefixes of keys, that may change when a training or a sweep is resumed.
 
 None of them decides what a step computes; `train.time_budget` decides how many there are, which depends on the machine.
 Shards and raw data may lie elsewhere than before: checkpoints know them by their digest.
@@ -52,7 +52,7 @@ STORAGE_VARIABLE = "D2LS_STORAGE"
 
 
 class Recipe(Section):
-    """Everything a run is made of; the resolved recipe is saved, hashed and logged with the run."""
+    """The complete configuration of a run; the resolved recipe is saved, hashed and logged with the run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Short name of the data set or task; names experiment and registered model."""
@@ -147,7 +147,7 @@ class Recipe(Section):
 
         Args:
             before: the earlier recipe.
-            resuming: what goes on with this recipe; see `FREE_ON_RESUME`.
+            resuming: what is resumed with this recipe; see `FREE_ON_RESUME`.
         """
         old, new = before.flat(), self.flat()
         differing = [

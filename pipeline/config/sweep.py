@@ -8,7 +8,7 @@ from pipeline.config.base import Scalar, Section
 
 
 class Axis(Section):
-    """What one swept key may be: listed values, or a range."""
+    """Values of one swept key: a list or a range."""
 
     values: tuple[Scalar, ...] | None = None
     """Values to try."""
@@ -46,11 +46,11 @@ class SweepConfig(Section):
     search: Literal["grid", "random", "tpe"] = "grid"
     """`grid`: every combination; `random`; `tpe`: tree-structured Parzen estimator (the extra `search`)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
-    """How many configurations `random` and `tpe` try."""
+    """Number of configurations that `random` and `tpe` try."""
     overrides: dict[str, Any] = {"loss.contrastive": "infonce"}
-    """Keys that hold in every trial and in the final training, over the recipe's own values."""
+    """Keys that replace the recipe's values in every trial and in the final training."""
     trial_overrides: dict[str, Any] = {}
-    """Keys that hold in the trials alone, e.g. {train.epochs: 5}."""
+    """Keys that replace the recipe's values only in the trials, e.g. {train.epochs: 5}."""
     scheduler: Literal["none", "asha"] = "none"
     """`asha` stops trials early that are behind at the same epoch (asynchronous successive halving)."""
     grace_epochs: Annotated[int, Field(ge=1)] = 1

@@ -8,7 +8,7 @@ from pipeline.config.base import Section
 
 
 class TrackingConfig(Section):
-    """Where runs are logged."""
+    """Logging of runs."""
 
     uri: str | None = None
     """MLflow store; unset: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder."""

@@ -40,7 +40,7 @@ class CheckpointConfig(Section):
     """When to write checkpoints and which to keep; last and best are always kept."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Also in mid-epoch; unset: at epoch ends alone."""
+    """Optimizer steps between checkpoints within an epoch; unset: only at the ends of epochs."""
     every_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs between checkpoints at epoch ends."""
 
@@ -68,9 +68,9 @@ class TrainConfig(Section):
     steps: Annotated[int, Field(ge=1)] | None = None
     """In place of `epochs`: length of the training in optimizer steps; the last epoch may be partial."""
     global_batch_size: Annotated[int, Field(ge=1)] = 8
-    """Samples an optimizer step sees over all workers; stays the same for any number of workers."""
+    """Samples of an optimizer step over all workers; the same for any number of workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Most samples a worker takes at once; more are accumulated. Unset: the worker's whole share."""
+    """Largest number of samples that a worker takes at once; more are accumulated. Unset: the worker's whole share."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -142,15 +142,16 @@ class ClusterConfig(Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Training processes; unset: 1."""
     min_workers: Annotated[int, Field(ge=1)] | None = None
-    """In place of `workers`, with `max_workers`: training goes on with so few where a node is lost."""
+    """In place of `workers`, with `max_workers`: smallest number of workers with which training continues after a node
+    is lost."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
-    """In place of `workers`, with `min_workers`: as many as the cluster has room for, up to this number."""
+    """In place of `workers`, with `min_workers`: largest number of workers, if the cluster has room for them."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs that Ray reserves for a training process."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """GPUs that Ray reserves for a training process; unset: 1 where the cluster has GPUs, else 0."""
+    """GPUs that Ray reserves for a training process; unset: 1 if the cluster has GPUs, else 0."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a failed worker group is started again from the newest checkpoint."""
+    """Number of times that a failed worker group is started again from the newest checkpoint."""
 
     @field_validator("workers", mode="before")
     @classmethod
@@ -186,14 +187,14 @@ class ClusterConfig(Section):
 
 
 class RolesConfig(Section):
-    """Which split trains, which chooses (epoch, trial), and which is for the final score alone."""
+    """The split for training, the one that selects epoch and trial, and the one for the final score."""
 
     train: str = "train"
     """Split whose samples train the network."""
     val: str = "val"
-    """Chooses the epoch and the trial."""
+    """Selects the epoch and the trial."""
     test: str = "test"
-    """Chooses nothing; its scores are reported, and compare a new model with the champion."""
+    """Selects nothing. Its scores are reported, and compare a new model with the champion."""
 
     @model_validator(mode="after")
     def _roles_differ(self) -> Self:

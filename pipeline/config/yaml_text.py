@@ -1,4 +1,4 @@
-"""YAML as people write it in recipes and overrides, with limits on what a small text may expand to."""
+"""Reads the YAML of recipes and overrides, with limits on the expansion of aliases."""
 
 import re
 from typing import Any
@@ -8,10 +8,10 @@ import yaml
 from d2ls.errors import ConfigError
 
 MAX_CHARACTERS = 2**20
-"""Longest YAML text that is read; recipes have a few thousand characters."""
+"""Longest YAML text that is read, in characters; recipes have a few thousand."""
 
 MAX_VALUES = 100_000
-"""Most values that a text may stand for once its aliases (`*name`) are written out."""
+"""Largest number of values of a text with its aliases (`*name`) expanded."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,7 +78,7 @@ def read_yaml(text: str, *, where: str) -> Any:
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], where: str) -> int:
-    """Counts the values of a node with all aliases written out; each distinct node is visited once."""
+    """Counts the values of a node with all aliases expanded; each distinct node is visited once."""
     if (count := known.get(id(node))) is not None:
         if not count:
             raise ConfigError(f"{where}: an alias in line {node.start_mark.line + 1} contains itself")

@@ -107,8 +107,8 @@ def _calibration(info: ModelInfo, recipe: "Recipe", evaluation: Mapping[str, Any
     """How far the probabilities can be trusted."""
     if info.temperature is None:
         return "Probabilities are those of the softmax; no temperature was fitted."
-    found = (evaluation or {}).get("calibration", {})
-    before, after = found.get("ece_at_temperature_1"), found.get("ece")
+    calibration = (evaluation or {}).get("calibration", {})
+    before, after = calibration.get("ece_at_temperature_1"), calibration.get("ece")
     errors = (
         f"; expected calibration error on `{recipe.roles.test}` {before:.4f} without it, {after:.4f} with it"
         if before is not None and after is not None

@@ -266,7 +266,7 @@ def sections_in(annotation):
     inner = nested_section(annotation)
     if inner:
         return [inner]
-    return [found for part in getattr(annotation, "__args__", ()) for found in sections_in(part)]
+    return [result for part in getattr(annotation, "__args__", ()) for result in sections_in(part)]
 
 
 FIELDS = list(fields())

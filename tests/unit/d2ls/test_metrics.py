@@ -105,7 +105,7 @@ def brute_force_error(logits, labels, temperature):
             place = next(b for b in range(BINS) if confidence <= (b + 1) / BINS + 1e-12)
             bins[place].append((confidence, float(probabilities.argmax() == label)))
     total = sum(map(len, bins))
-    means = [(len(found), *np.mean(found, axis=0)) for found in bins if found]
+    means = [(len(actual), *np.mean(actual, axis=0)) for actual in bins if actual]
     return sum(count / total * abs(accuracy - confidence) for count, confidence, accuracy in means)
 
 
@@ -115,9 +115,9 @@ def test_the_calibration_error_is_that_of_the_formula(logits, temperature):
     predictions, confidence = winning_class(scores, temperature)
     assert torch.equal(predictions, scores.argmax(1))
     counts = calibration_counts(confidence, predictions, labels).numpy()
-    wanted = brute_force_error(scores, labels, temperature)
-    assert 0.01 < wanted < 0.5
-    assert expected_calibration_error(counts) == pytest.approx(wanted, abs=1e-7)
+    reference = brute_force_error(scores, labels, temperature)
+    assert 0.01 < reference < 0.5
+    assert expected_calibration_error(counts) == pytest.approx(reference, abs=1e-7)
     assert score(np.eye(5), calibration=counts).ece == expected_calibration_error(counts)
     assert counts[:, 0].sum() == (labels != 255).sum()
 

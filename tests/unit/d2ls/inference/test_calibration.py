@@ -29,15 +29,15 @@ def drawn(temperature, seed=0):
 def test_the_temperature_is_where_the_labels_are_most_likely(temperature, monkeypatch):
     logits, labels = drawn(temperature)
     monkeypatch.setattr(calibration, "PIXELS_AT_ONCE", 700)
-    found = best_temperature([likelihood_slopes(logits, labels)])
+    result = best_temperature([likelihood_slopes(logits, labels)])
 
     def likelihood(value):
         return F.cross_entropy(logits.double() / value, labels.long(), ignore_index=255).item()
 
     best = minimize_scalar(likelihood, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-6})
-    assert found == pytest.approx(best.x, rel=5e-3)
-    assert found == pytest.approx(temperature, rel=0.1)
-    assert likelihood(found) == pytest.approx(best.fun, abs=1e-5)
+    assert result == pytest.approx(best.x, rel=5e-3)
+    assert result == pytest.approx(temperature, rel=0.1)
+    assert likelihood(result) == pytest.approx(best.fun, abs=1e-5)
 
 
 def test_slopes_are_the_derivative_of_the_likelihood_and_parts_add_up():
@@ -68,8 +68,8 @@ def test_what_says_nothing_gives_no_temperature_and_extremes_end_at_the_bounds()
 
 def test_probabilities_at_a_temperature_are_the_softmax_of_divided_logits():
     logits, _ = drawn(1.0)
-    found = apply_temperature(logits[0].softmax(0), 1.7)
-    torch.testing.assert_close(found, (logits[0] / 1.7).softmax(0), atol=1e-6, rtol=1e-5)
+    result = apply_temperature(logits[0].softmax(0), 1.7)
+    torch.testing.assert_close(result, (logits[0] / 1.7).softmax(0), atol=1e-6, rtol=1e-5)
     assert (apply_temperature(torch.zeros(4, 2, 2), 2.0) == 0).all()
     assert apply_temperature(logits, 1.0) is logits
 

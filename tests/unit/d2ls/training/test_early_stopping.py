@@ -54,16 +54,16 @@ def test_an_improvement_exceeds_the_last_one(scores, min_delta, expected):
 
 
 def test_a_training_ends_when_its_score_has_not_risen(shards, tmp_path):
-    told = Recorder()
-    state = scripted(shards, tmp_path, patience=3, checkpoint_every_epochs=9, callbacks=[told]).run()
-    assert [report.epoch for report in told.evaluations] == [1, 2, 3, 4, 5]
-    assert [report.last for report in told.evaluations] == [False] * 4 + [True]
+    recorder = Recorder()
+    state = scripted(shards, tmp_path, patience=3, checkpoint_every_epochs=9, callbacks=[recorder]).run()
+    assert [report.epoch for report in recorder.evaluations] == [1, 2, 3, 4, 5]
+    assert [report.last for report in recorder.evaluations] == [False] * 4 + [True]
     assert state.ended_early == (
         "val mIoU has not risen in 3 evaluation(s) (train.patience); the best is 0.3000, of epoch 2"
     )
-    assert told.ended == [state.ended_early]
+    assert recorder.ended == [state.ended_early]
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005"]
-    assert told.steps[-1].total_steps == 6, "the learning rate follows the full length"
+    assert recorder.steps[-1].total_steps == 6, "the learning rate follows the full length"
 
 
 @pytest.mark.parametrize("stop", [4, 5])
@@ -79,7 +79,7 @@ def test_a_resumed_run_ends_at_the_same_epoch(shards, tmp_path, stop):
 
 
 def test_a_run_that_improves_or_has_its_full_length_does_not_end_early(shards):
-    told = Recorder()
-    state = scripted(shards, patience=4, callbacks=[told]).run()
-    assert (state.step, state.ended_early, told.ended) == (6, "", [""])
-    assert [report.last for report in told.evaluations] == [False] * 5 + [True]
+    recorder = Recorder()
+    state = scripted(shards, patience=4, callbacks=[recorder]).run()
+    assert (state.step, state.ended_early, recorder.ended) == (6, "", [""])
+    assert [report.last for report in recorder.evaluations] == [False] * 5 + [True]
