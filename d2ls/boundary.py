@@ -27,6 +27,48 @@ def near_boundary(ids: Tensor, distance: int) -> Tensor:
     return ((highest != lowest) & ~unlabelled).squeeze(1)
 
 
+def boundary_counts(predictions: Tensor, labels: Tensor, num_classes: int, distance: int) -> Tensor:
+    """Counts what boundary IoU and boundary F1 of an image consist of.
+
+    Predictions of pixels without a label are left out before boundaries are looked for, as the labels are: a prediction
+    that is right on every labelled pixel has the same boundaries as the labels.
+
+    Args:
+        predictions: H W, class ids, any integer type.
+        labels: H W, class ids or 255, on the same device.
+        num_classes: K.
+        distance: in pixels, at least 1.
+
+    Returns:
+        K 7, int64. Pixels near a boundary: predicted as the class, labelled as it, both. Pixels at the boundary of the
+        predicted class (another class is next to them), and how many have a labelled boundary of the class within the
+        distance; pixels at the boundary of the labelled class, and how many have a predicted one within the distance.
+    """
+    labels = labels.long()
+    pair = torch.stack([predictions.long().masked_fill(labels == IGNORE, IGNORE), labels])
+    near, edge = near_boundary(pair, distance), near_boundary(pair, 1)
+    both = near.all(dim=0) & (pair[0] == pair[1])
+
+    def by_class(ids: Tensor, mask: Tensor) -> Tensor:
+        return ids[mask].bincount(minlength=num_classes)
+
+    hits = [_hits(edge & (pair == index), distance) for index in range(num_classes)]
+    return torch.stack(
+        [
+            by_class(pair[0], near[0]), by_class(pair[1], near[1]), by_class(labels, both),
+            by_class(pair[0], edge[0]), torch.stack([hit[0] for hit in hits]),
+            by_class(pair[1], edge[1]), torch.stack([hit[1] for hit in hits]),
+        ],
+        dim=1,
+    )  # fmt: skip
+
+
+def _hits(edges: Tensor, distance: int) -> Tensor:
+    """Counts the pixels of each of two edges, 2 H W, that lie within the distance of the other one."""
+    reach = _neighbourhood_max(edges.unsqueeze(1).float(), distance).squeeze(1) > 0
+    return (edges & reach.flip(0)).sum(dim=(1, 2))
+
+
 def _neighbourhood_max(values: Tensor, distance: int) -> Tensor:
     """Takes the highest value of the square around each pixel of B C H W, row by row and then column by column."""
     side = 2 * distance + 1

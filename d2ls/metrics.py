@@ -199,6 +199,52 @@ def score(
     )
 
 
+@dataclass(frozen=True)
+class BoundaryScores:
+    """Scores near class boundaries, and their means over the scored classes.
+
+    All follow from pixels counted over the whole split. A class without a boundary in labels and predictions has no
+    value: NaN, and it is left out of the means.
+
+    Attributes:
+        iou: boundary IoU of each class: IoU of its pixels near a boundary, of labels and prediction.
+        f1: boundary F1 (BF score) of each class: harmonic mean of `precision` and `recall`, 0 where one is missing.
+        precision: share of the predicted boundary within the distance of the labelled one; NaN without a predicted one.
+        recall: share of the labelled boundary within the distance of the predicted one; NaN without a labelled one.
+        miou: mean boundary IoU of the scored classes that have a value; NaN where none has.
+        mf1: mean boundary F1, likewise.
+
+    Source: Cheng, Girshick, Dollár, Berg, Kirillov, "Boundary IoU" (2021); Csurka, Larlus, Perronnin, "What is a good
+    evaluation measure for semantic segmentation?" (2013).
+    """
+
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    miou: float
+    mf1: float
+
+
+def boundary_scores(counts: npt.NDArray[np.integer], scored: Sequence[bool]) -> BoundaryScores:
+    """Computes boundary scores.
+
+    Args:
+        counts: K 7, see `d2ls.boundary.boundary_counts`.
+        scored: K flags: which classes are in the means.
+    """
+    predicted_near, near, both, predicted_edge, precise, edge, recalled = counts.T.astype(np.float64)
+    iou = _divide(both, predicted_near + near - both)
+    precision, recall = _divide(precise, predicted_edge), _divide(recalled, edge)
+    f1 = [
+        math.nan if math.isnan(p) and math.isnan(r) else 2 * p * r / (p + r) if p > 0 and r > 0 else 0.0
+        for p, r in zip(precision, recall, strict=True)
+    ]
+    return BoundaryScores(
+        tuple(iou), tuple(f1), tuple(precision), tuple(recall), _mean(iou, scored), _mean(f1, scored)
+    )
+
+
 def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> list[float]:
     pairs = zip(above.tolist(), below.tolist(), strict=True)
     return [part / whole if whole > 0 else math.nan for part, whole in pairs]

@@ -10,6 +10,7 @@ from d2ls.class_weights import class_weights
 from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.config import Recipe
+from pipeline.config.predict import boundary_pixels
 
 Status = Literal["ok", "warning", "error"]
 
@@ -44,13 +45,15 @@ def quick(recipe: Recipe) -> list[Finding]:
 
 
 def check_shards(recipe: Recipe) -> list[Finding]:
-    """Checks that the shards of a recipe fit its roles and the weights of its loss.
+    """Checks that the shards of a recipe fit its roles, the weights of its loss and its evaluation.
 
     Raises:
         ShardError: no shards, no such split, or an empty one.
-        ConfigError: two roles share scenes, or class weights do not fit.
+        ConfigError: two roles share scenes, class weights do not fit, or a distance has no equivalent in pixels.
     """
     shards = ShardSet.open(recipe.shards.uri)
+    settings, resolution = recipe.evaluate, shards.card.ground_sampling_distance
+    boundary_pixels(settings.boundary_px, settings.boundary_m, resolution, where=shards.uri)
     return [*check_roles(recipe, shards), *check_class_weights(recipe, shards)]
 
 

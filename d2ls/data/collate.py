@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d2ls.data.sampler import SampleSpec
+from d2ls.window import Window
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Batch:
         valid: B, bool. False if a sample only fills up an evaluation batch or was skipped as damaged: all its labels
             are 255.
         skipped: error messages of the samples skipped in this batch.
+        windows: of evaluation batches, which part of its sample each image shows; None: all of it.
+        sizes: B heights and widths of the samples.
     """
 
     images: Tensor
@@ -32,6 +35,8 @@ class Batch:
     scenes: tuple[str, ...]
     valid: Tensor
     skipped: tuple[str, ...] = ()
+    windows: tuple[Window | None, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,4 +91,6 @@ class BatchBuilder:
             scenes=tuple(spec.row.scene for spec in specs),
             valid=torch.tensor(list(valid)),
             skipped=tuple(skipped),
+            windows=tuple(spec.window for spec in specs),
+            sizes=tuple((spec.row.height, spec.row.width) for spec in specs),
         )

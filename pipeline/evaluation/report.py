@@ -32,7 +32,7 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
     lines = [*_head(evaluations), ""]
     lines += _overview(evaluations)
     for evaluation in evaluations:
-        lines += ["", *_mapping(evaluation), *_classes(evaluation)]
+        lines += ["", *_mapping(evaluation), *_classes(evaluation), *_boundaries(evaluation)]
     lines += ["", *_published(first)]
     for evaluation in evaluations:
         lines += ["", *_samples(evaluation)]
@@ -66,6 +66,11 @@ def _head(evaluations: Sequence[Evaluation]) -> list[str]:
     lines.append(
         f"ECE: expected calibration error of the winning probability, {BINS} bins; in brackets at temperature 1."
     )
+    if first.boundary_px:
+        lines.append(
+            f"Boundary IoU and boundary F1: within {first.boundary_px} px, in each sample by itself; pixels without a "
+            "label and edges of samples are no boundary."
+        )
     fitted = [f"{e.temperature:g} ({e.model})" for e in evaluations if e.temperature is not None]
     if fitted:
         lines.append(f"Temperatures: {', '.join(fitted)}.")
@@ -149,6 +154,20 @@ def _classes(evaluation: Evaluation) -> list[str]:
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _boundaries(evaluation: Evaluation) -> list[str]:
+    scores = evaluation.boundary
+    if scores is None:
+        return []
+    lines = [
+        "",
+        "| class | boundary IoU | boundary F1 | precision | recall |",
+        "|---|---|---|---|---|",
+    ]
+    rows = zip(evaluation.classes.names, scores.iou, scores.f1, scores.precision, scores.recall, strict=True)
+    lines += [f"| {name} | {' | '.join(map(_number, values))} |" for name, *values in rows]
+    return [*lines, f"| *mean of the scored* | {_number(scores.miou)} | {_number(scores.mf1)} | | |"]
 
 
 def _published(evaluation: Evaluation) -> list[str]:
@@ -241,6 +260,9 @@ def attach(evaluation: Evaluation, tracking_uri: str | None) -> bool:
         f"{evaluation.settings.get('tta', 'none')}): mIoU {scores.miou:.4f}, mF1 {scores.mf1:.4f}, "
         f"OA {scores.overall_accuracy:.4f}, ECE {scores.ece:.4f}"
     )
+    if evaluation.boundary:
+        boundary, distance = evaluation.boundary, evaluation.boundary_px
+        text += f", within {distance} px boundary IoU {boundary.miou:.4f}, boundary F1 {boundary.mf1:.4f}"
     versions.note(store, version.name, version.version, text)
     return True
 

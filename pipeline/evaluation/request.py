@@ -10,7 +10,7 @@ from pipeline.config.predict import EvaluateConfig
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.class_map import ClassMap
 
-SETTINGS = ("batch_size", "tta", "bootstrap")
+SETTINGS = ("batch_size", "tta", "bootstrap", "boundary_px", "boundary_m")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class EvaluateRequest:
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         temperature: of the probabilities; None: the model's own.
         class_map: for a model of other classes than the shards have.
+        boundary_px: distance of boundary IoU and boundary F1 in pixels; None: not computed.
+        boundary_m: the same in metres.
     """
 
     model: str
@@ -44,6 +46,8 @@ class EvaluateRequest:
     tracking_uri: str | None = None
     temperature: float | None = None
     class_map: ClassMap | None = None
+    boundary_px: int | None = None
+    boundary_m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
             seed=recipe.seed if recipe else 0,
             tracking_uri=tracking_uri,
             class_map=class_map,
+            boundary_px=settings.boundary_px,
+            boundary_m=settings.boundary_m,
         )
         for model in models
     )
@@ -143,6 +149,13 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
     add("--tta", help="test-time augmentation: none, flips, flips_turns, flips_scales")
     add("--batch-size", type=int, help="samples per forward pass (default: 4)")
     add("--bootstrap", type=int, help="resamplings for the intervals, 0: none (default: 1000)")
+    add(
+        "--boundary-px",
+        type=int,
+        metavar="N",
+        help="boundary IoU and F1 within so many pixels (default: none)",
+    )
+    add("--boundary-m", type=float, metavar="M", help="the same within so many metres")
     add(
         "--tracking-uri", dest="tracking_uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",

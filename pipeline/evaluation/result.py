@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from d2ls.labels import IGNORE, ClassTable
-from d2ls.metrics import BINS, PROBABILITY_BITS, Scores, expected_calibration_error, score
+from d2ls.metrics import (
+    BINS,
+    PROBABILITY_BITS,
+    BoundaryScores,
+    Scores,
+    boundary_scores,
+    expected_calibration_error,
+    score,
+)
 
 if TYPE_CHECKING:
     from d2ls.inference.class_mapping import ClassMapping
@@ -42,6 +50,7 @@ class Evaluation:
         class_map: of a model of other classes than those of the shards.
         mapping: the same as class ids; `classes` are then the common classes.
         labelled: pixels of the split by class of the shards.
+        boundary_px: distance of the boundary scores in pixels; None: not counted.
     """
 
     model: str
@@ -57,6 +66,7 @@ class Evaluation:
     class_map: "ClassMap | None" = None
     mapping: "ClassMapping | None" = None
     labelled: Sequence[int] = ()
+    boundary_px: int | None = None
 
     @cached_property
     def confusion(self) -> Counts:
@@ -78,6 +88,14 @@ class Evaluation:
     def scores(self) -> Scores:
         """Scores by the convention of the data set: means over scored classes only."""
         return score(self.confusion, self.classes.scored, self.calibration[1])
+
+    @cached_property
+    def boundary(self) -> BoundaryScores | None:
+        """Boundary scores by the convention of the data set; None where boundaries were not counted."""
+        counts = [sample.boundary for sample in self.samples if sample.boundary is not None]
+        if self.boundary_px is None or not counts:
+            return None
+        return boundary_scores(np.sum(counts, axis=0), self.classes.scored)
 
     @cached_property
     def plain(self) -> Scores:
@@ -132,7 +150,8 @@ class Evaluation:
 
         `calibration.bins` are pixels, accuracy and mean probability of each bin of the winning probability.
         """
-        ranked = self.ranked()
+        ranked, boundary = self.ranked(), self.boundary
+        means = {"boundary_iou": boundary.miou, "boundary_f1": boundary.mf1} if boundary else {}
         return {
             "model": self.model,
             "dataset": dict(self.dataset),
@@ -143,7 +162,8 @@ class Evaluation:
             "settings": dict(self.settings),
             "classes": self.classes.to_json(),
             "class_map": asdict(self.class_map) | {"left_out": self.left_out} if self.class_map else None,
-            "scores": named_scores(self.scores, self.classes),
+            "scores": named_scores(self.scores, self.classes)
+            | {name: _plain(value) for name, value in means.items()},
             "plain": named_scores(self.plain, self.classes),
             "majority": named_scores(self.majority, self.classes),
             "intervals": self.intervals,
@@ -153,6 +173,9 @@ class Evaluation:
                 "ece_at_temperature_1": _plain(self.uncalibrated_ece),
                 "bins": [_bin(*row) for row in self.calibration[1].tolist()],
             },
+            "boundary": {"pixels": self.boundary_px, **_by_class(boundary, self.classes)}
+            if boundary
+            else None,
             "confusion": self.confusion.tolist(),
             "best": [list(pair) for pair in ranked[:5]],
             "worst": [list(pair) for pair in ranked[-5:][::-1]],
@@ -169,7 +192,11 @@ def named_scores(scores: Scores, classes: ClassTable) -> dict[str, Any]:
     means = {
         "miou": scores.miou, "mf1": scores.mf1, "overall_accuracy": scores.overall_accuracy, "ece": scores.ece,
     }  # fmt: skip
-    values: dict[str, Any] = {name: _plain(value) for name, value in means.items()}
+    return {name: _plain(value) for name, value in means.items()} | _by_class(scores, classes)
+
+
+def _by_class(scores: Scores | BoundaryScores, classes: ClassTable) -> dict[str, Any]:
+    values = {}
     for name in ("iou", "f1", "precision", "recall"):
         pairs = zip(classes.names, getattr(scores, name), strict=True)
         values[name] = {class_name: _plain(value) for class_name, value in pairs}

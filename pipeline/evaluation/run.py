@@ -2,10 +2,12 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from d2ls.inference.scoring import SampleCounts, count_samples, merge
 from pipeline.config import Recipe
+from pipeline.config.predict import boundary_pixels
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.parts import OnProgress, SplitPart, open_split
 from pipeline.evaluation.request import EvaluateRequest
@@ -27,7 +29,8 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         show: show the progress on the error stream.
 
     Raises:
-        ConfigError: the model was trained for other classes than those of the shards.
+        ConfigError: the model was trained for other classes than those of the shards, or a distance in metres has no
+            equivalent in pixels.
         DataError: the model takes other bands or pixel types.
         ShardError: no such shards or split.
     """
@@ -35,17 +38,21 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
     with open_split(request) as split:
         info, card = split.info, split.shards.card
         temperature = info.temperature if request.temperature is None else request.temperature
+        boundary_px = boundary_pixels(
+            request.boundary_px, request.boundary_m, card.ground_sampling_distance, where=request.shards_uri
+        )
+        count = partial(count_part, boundary_px=boundary_px)
         title = f"scoring {request.model} on {request.split}"
-        parts = split.work(count_part, title, show=show, tta=request.tta, temperature=temperature)
+        parts = split.work(count, title, show=show, tta=request.tta, temperature=temperature)
     return Evaluation(
         model=request.model,
         dataset={"name": card.name, "source": card.source, "protocol": card.protocol, "digest": card.digest},
         split=request.split,
         classes=split.part.mapping.classes if split.part.mapping else card.classes,
-        samples=merge(sample for part in parts for sample in part),
+        samples=merge((sample for part in parts for sample in part), boundary_px=boundary_px),
         settings={
             "tta": request.tta, "batch_size": request.batch_size, "window": split.part.window or "whole samples",
-            "bootstrap": request.bootstrap,
+            "bootstrap": request.bootstrap, **({"boundary_px": boundary_px} if boundary_px else {}),
         },
         seed=request.seed,
         seconds=time.monotonic() - started,
@@ -54,6 +61,7 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
         class_map=request.class_map,
         mapping=split.part.mapping,
         labelled=card.splits[request.split].class_pixels,
+        boundary_px=boundary_px,
     )  # fmt: skip
 
 
@@ -86,6 +94,8 @@ def evaluate_recipe(
         bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
         cluster=cluster,
         tracking_uri=tracking_uri,
+        boundary_px=settings.boundary_px,
+        boundary_m=settings.boundary_m,
     )
     if calibrate:
         temperature = fit_temperature(replace(request, split=recipe.roles.val), show=True)
@@ -94,8 +104,13 @@ def evaluate_recipe(
 
 
 def count_part(
-    model: "Predictor", part: SplitPart, on_progress: OnProgress | None = None
+    model: "Predictor",
+    part: SplitPart,
+    on_progress: OnProgress | None = None,
+    *,
+    boundary_px: int | None = None,
 ) -> list[SampleCounts]:
-    """Counts the samples of a part."""
+    """Counts the samples of a part. Pieces of samples that reach into other parts wait for the last `merge`."""
     with part.batches(on_progress) as batches:
-        return merge(count_samples(model, batches, part.mapping))
+        counted = count_samples(model, batches, part.mapping, keep_pieces=boundary_px is not None)
+        return merge(counted, boundary_px=boundary_px, device=model.device)

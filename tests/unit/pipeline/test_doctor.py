@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from d2ls.errors import ConfigError, ShardError, StorageError
@@ -42,9 +44,17 @@ def test_class_weights_fit_the_training_split(folder):
         checks.quick(wrong)
 
 
-def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
-    from dataclasses import replace
+def test_a_distance_in_metres_needs_a_resolution(folder, monkeypatch):
+    recipe = tiny_recipe(folder, evaluate__boundary_m=2.0)
+    shards = ShardSet.open(recipe.shards.uri)
+    for resolution in (None, 8.0):
+        card = replace(shards.card, ground_sampling_distance=resolution)
+        monkeypatch.setattr(ShardSet, "open", lambda uri, card=card: replace(shards, card=card))
+        with pytest.raises(ConfigError, match=r"evaluate\.boundary_m=2"):
+            checks.check_shards(recipe)
 
+
+def test_roles_that_share_scenes_are_refused_unless_the_paper_has_it_so(folder):
     recipe = tiny_recipe(folder)
     shards = ShardSet.open(recipe.shards.uri)
     index = shards.index.set_column(2, "scene", [["same"] * len(shards.index)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2ls.boundary import boundary_counts
 from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
@@ -16,6 +17,7 @@ from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
+from pipeline.config.predict import boundary_pixels
 from pipeline.evaluate import main
 from pipeline.evaluation.parts import SplitPart
 from pipeline.evaluation.published import published_table, published_tables
@@ -25,6 +27,7 @@ from pipeline.evaluation.result import Evaluation, bootstrap
 from pipeline.evaluation.run import count_part, evaluate, evaluate_recipe
 from pipeline.evaluation.temperature import fit_temperature, sum_slopes
 from pipeline.models import load_model
+from pipeline.registry.model_card import scores
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
 from tests.tracking_world import make_checkpoint, make_recipe
@@ -218,6 +221,80 @@ def test_a_report_that_has_no_place_is_refused_before_anything_is_counted(
     with pytest.raises(pytest.fail.Exception, match="evaluated"):
         main([*words, "--overwrite"])
     assert (tmp_path / "out" / "report.md").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Samples that are larger than the window of the model."""
+    folder = tmp_path_factory.mktemp("cut")
+    shards = make_shards(folder / "shards", [2, 1], split="test", size=(70, 130))
+    return str(tiny_bundle(folder / "model", CLASSES)), shards
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_boundaries_are_looked_for_in_whole_samples_whatever_the_windows_and_workers(cut, world_size) -> None:
+    model, shards = cut
+    predictor, part = load_model(model), SplitPart(shards.uri, "test", 4, 64)
+    parts = [
+        count_part(predictor, replace(part, rank=rank, world_size=world_size), boundary_px=3)
+        for rank in range(world_size)
+    ]
+    assert any(entry.pieces for rank in parts for entry in rank) == (world_size > 1)
+    merged = merge((entry for rank in parts[::-1] for entry in rank), boundary_px=3)
+    assert [entry.key for entry in merged] == sorted(shards.rows("test")["key"].to_pylist())
+    whole = EvaluationLoader(shards, "test", batch_size=1)
+    for batch, entry in zip(whole, merged, strict=True):
+        labels, image = batch.labels[0], batch.images
+        predicted = torch.full(labels.shape, 255)
+        for top in range(0, 70, 64):
+            for left in range(0, 130, 64):
+                window = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+                piece = image[:, :, top : top + 64, left : left + 64]
+                window[:, :, : piece.shape[2], : piece.shape[3]] = piece
+                ids = predictor.tensor_labels(window)[0, : piece.shape[2], : piece.shape[3]]
+                predicted[top : top + 64, left : left + 64] = ids
+        wanted = boundary_counts(predicted, labels, 4, 3)
+        np.testing.assert_array_equal(entry.boundary, wanted)
+        assert entry.pieces == ()
+        assert wanted.sum() > 0
+
+
+def test_boundary_scores_are_reported(cut) -> None:
+    model, shards = cut
+    found = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0, boundary_px=2))
+    values = json.loads(found.to_json())
+    assert values["scores"]["boundary_iou"] == found.boundary.miou
+    assert values["boundary"]["pixels"] == values["settings"]["boundary_px"] == 2
+    assert values["boundary"]["f1"]["water"] == pytest.approx(found.boundary.f1[1], nan_ok=True)
+    assert scores(values)["boundary_f1"] == found.boundary.mf1, "these are the metrics of a registered model"
+    text = markdown([found])
+    assert "within 2 px" in text
+    assert f"| *mean of the scored* | {found.boundary.miou:.4f} | {found.boundary.mf1:.4f} |" in text
+    without = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0))
+    assert without.boundary is None
+    assert "boundary" not in markdown([without])
+    np.testing.assert_array_equal(without.confusion, found.confusion)
+
+
+@pytest.mark.parametrize(
+    ("metres", "resolution", "pixels"), [(1.0, 0.5, 2), (1.3, 0.5, 3), (0.3, 0.5, 1), (10.0, 10.0, 1)]
+)
+def test_metres_are_whole_pixels(metres: float, resolution: float, pixels: int) -> None:
+    assert boundary_pixels(None, metres, resolution, where="shards") == pixels
+    assert boundary_pixels(pixels, None, None, where="shards") == pixels
+
+
+def test_metres_without_a_resolution_are_refused_before_anything_is_counted(cut, monkeypatch) -> None:
+    model, shards = cut
+    monkeypatch.setattr(SplitPart, "batches", lambda *_: pytest.fail("counted"))
+    card = replace(shards.card, ground_sampling_distance=None)
+    monkeypatch.setattr(ShardSet, "open", lambda uri: replace(shards, card=card))
+    with pytest.raises(ConfigError, match=r"resolution of .*shards is unknown.*evaluate\.boundary_px"):
+        evaluate(EvaluateRequest(model, shards.uri, "test", boundary_m=2.0))
+    with pytest.raises(ConfigError, match="less than half a pixel of shards, which is 2 m"):
+        boundary_pixels(None, 0.5, 2.0, where="shards")
+    with pytest.raises(ConfigError, match="boundary_px or boundary_m"):
+        main([model, "--shards", shards.uri, "--split", "test", "--boundary-px", "2", "--boundary-m", "1"])
 
 
 @pytest.mark.parametrize(
