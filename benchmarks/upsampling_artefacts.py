@@ -8,7 +8,7 @@ the val scenes before, during and after training:
 
 - lines: share of the logits' spectrum at the periods of 2 and 4 pixels, across or down (the lines at 1/4 and 1/2 cycles
   a pixel, three bins wide, under a Hann window). The two pixel shuffles repeat with these periods;
-- over neighbours: the mean energy of these bins over that of bins four to six away. 1: nothing stands out;
+- over neighbours: the mean energy of these bins over that of bins four to six away. 1: no peak;
 - isolated: share of pixels whose class none of their four neighbours has;
 - mIoU on val, which selects nothing here.
 

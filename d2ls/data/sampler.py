@@ -38,7 +38,7 @@ def steps_per_epoch(samples: int, global_batch_size: int) -> int:
 
     Args:
         samples: slots to fill, at least 1 (the samples, counted with their multiplicities).
-        global_batch_size: G, samples a step over all ranks.
+        global_batch_size: G, samples per step over all ranks.
 
     Raises:
         ConfigError: no samples, or a batch size below 1.
@@ -183,7 +183,7 @@ class EpochPlan:
         global_batch_size: G, slots of a step.
         seed: seed of the run.
         epoch: epoch, from 0.
-        window: W, samples a lane shuffles over; 1 keeps the order of the shards.
+        window: W, samples that a lane shuffles over; 1 keeps the order of the shards.
     """
 
     sequence: ShardSequence
@@ -269,10 +269,10 @@ def epoch_plan(
 
     Args:
         shard_lengths: S, rows in each shard, in the order of the index; rows of one shard stand together there.
-        global_batch_size: G, samples a step over all ranks.
+        global_batch_size: G, samples per step over all ranks.
         seed: seed of the run.
         epoch: epoch, from 0.
-        window: samples a lane shuffles over.
+        window: samples that a lane shuffles over.
         multiplicities: N, how often each row occurs in the epoch, 0 to leave it out; None for once.
 
     Raises:

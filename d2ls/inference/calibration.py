@@ -1,4 +1,4 @@
-"""The temperature at which the probabilities of a model fit the labels of a split best.
+"""Fits the temperature at which the probabilities of a model agree best with the labels of a split.
 
 Guo et al. (2017), On calibration of modern neural networks: softmax(z / T) of the logits z of a pixel keeps the order
 of its classes, and T is where the negative log-likelihood of the labels y is lowest. With b = 1 / T that is
@@ -24,10 +24,10 @@ from d2ls.labels import IGNORE
 Slopes = npt.NDArray[np.float64]
 
 TEMPERATURES = np.geomspace(0.25, 8.0, 33)
-"""Where L' is added up, 11 % apart; a fitted temperature lies between the first and the last."""
+"""Temperatures at which L' is computed, 11 % apart; a fitted temperature lies between the first and the last."""
 
 PIXELS_AT_ONCE = 2**16
-"""So many stay in the cache of a processor."""
+"""Number of pixels whose values fit into the cache of a processor."""
 
 
 def likelihood_slopes(logits: Tensor, labels: Tensor) -> Slopes:
@@ -61,7 +61,7 @@ def best_temperature(slopes: Sequence[Slopes]) -> float | None:
         slopes: of `likelihood_slopes`, of all parts of a split.
 
     Returns:
-        None where nothing can be said: no pixel is labelled, or the logits are not finite.
+        None if no pixel is labelled, or if the logits are not finite.
     """
     sums = np.sum(slopes, axis=0)
     if not np.isfinite(sums).all() or not sums.any():

@@ -110,7 +110,7 @@ def export_model(
     """
     check_target(target, overwrite=overwrite)
     if size is not None and size < SMALLEST:
-        raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels a side at least")
+        raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels per side at least")
     model, bands = PixelsToProbabilities(network, info.temperature or 1.0).eval(), len(info.bands)
     axes = {0: Dim.AUTO} if size else {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
     example = torch.full((2, bands, size or 98, size or 135), 100.0)

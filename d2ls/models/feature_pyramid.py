@@ -1,4 +1,4 @@
-"""Four maps out of the one map of a plain vision transformer."""
+"""Makes four maps from the single map of a plain vision transformer."""
 
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ STRIDE = 16
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Makes maps at strides 4, 8, 16 and 32 of the last map of a transformer, each by itself.
+    """Makes maps at strides 4, 8, 16 and 32, each directly from the last map of a transformer.
 
     Two transposed convolutions of stride 2 lead to stride 4, one to stride 8, a max pooling to stride 32; behind each
     a 1x1 and a 3x3 convolution with layer norms over channels. There is no batch norm. Source: Li et al. 2022,

@@ -65,7 +65,7 @@ class Interactor(nn.Module):
             position: P, N C.
 
         Returns:
-            The dictionaries (D0, one a stage, the closing one; B S K C each), and E, B S N C (B 1 N C where L = 0).
+            The dictionaries (D0, one per stage, the closing one; B S K C each), and E, B S N C (B 1 N C where L = 0).
         """
         dictionaries = [initial]
         for stage in self.stages:

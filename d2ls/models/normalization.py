@@ -19,8 +19,8 @@ class Normalization(nn.Module):
     The buffers are not persistent: the values belong to the configuration (`to_json`), not to the weights.
 
     Args:
-        mean: one value a band, in units of `max_value` (0..1 for full range).
-        std: one positive value a band, same units.
+        mean: one value per band, in units of `max_value` (0..1 for full range).
+        std: one positive value per band, same units.
         max_value: the value that counts as 1: 255 for 8-bit images, 65535 for 16-bit ones, 1 for float ones.
         scale: lowest and highest value of each band, for float images.
 
@@ -44,14 +44,16 @@ class Normalization(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not mean:
             raise ConfigError(
-                f"normalisation needs one mean and one std a band, got {len(mean)} and {len(std)}"
+                f"normalisation needs one mean and one std per band, got {len(mean)} and {len(std)}"
             )
         if min(std) <= 0 or max_value <= 0:
             raise ConfigError(
                 f"normalisation divides by std {tuple(std)} and max_value {max_value}: both must be > 0"
             )
         if scale is not None and (len(scale) != len(mean) or any(low >= high for low, high in scale)):
-            raise ConfigError(f"normalisation needs a lowest and a higher highest value a band, got {scale}")
+            raise ConfigError(
+                f"normalisation needs a lowest and a higher highest value per band, got {scale}"
+            )
         self.values: dict[str, Any] = {
             "mean": [*map(float, mean)],
             "std": [*map(float, std)],

@@ -43,7 +43,7 @@ class MicrobatchPlan:
 
     @property
     def steps(self) -> int:
-        """M, micro-steps a step."""
+        """M, micro-steps per step."""
         return len(self.parts[0])
 
     @property
@@ -72,7 +72,7 @@ class MicrobatchPlan:
             return ""
         sizes = sorted(set(self.sizes), reverse=True)
         text = (
-            f"{sum(self.sizes)} samples a step are accumulated in {self.steps} micro-steps of "
+            f"{sum(self.sizes)} samples per step are accumulated in {self.steps} micro-steps of "
             f"{' or '.join(map(str, sizes))} samples over all workers: Dice and the contrastive term compare the "
             "samples of one micro-step, not of the whole step"
         )

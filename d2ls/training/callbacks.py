@@ -25,7 +25,7 @@ class StepReport:
     Attributes:
         step: optimizer steps done so far, counted from 1 over the whole run.
         epoch: epoch of the step, counted from 1.
-        steps_per_epoch: optimizer steps an epoch has.
+        steps_per_epoch: optimizer steps of an epoch.
         total_steps: optimizer steps the run has.
         terms: loss terms over all ranks, by name, with `total`.
         learning_rate: rate of the first parameter group.

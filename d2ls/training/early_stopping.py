@@ -1,4 +1,4 @@
-"""When a training ends before its full length, as a function of its scores: nothing has to be saved or restored."""
+"""Early stopping as a pure function of the scores, so nothing has to be saved or restored."""
 
 from collections.abc import Iterable
 

@@ -45,7 +45,7 @@ def fitting_micro_batch_size(
         )
     if size < largest:
         _log.warning(
-            "out of device memory with %d samples a worker: going on with train.micro_batch_size=%d, which fits",
+            "out of device memory with %d samples per worker: going on with train.micro_batch_size=%d, which fits",
             largest,
             size,
         )

@@ -15,7 +15,7 @@ class Schedule:
 
     Attributes:
         lr: highest learning rate.
-        steps_per_epoch: optimizer steps an epoch has.
+        steps_per_epoch: optimizer steps of an epoch.
         total_steps: optimizer steps of the whole run; the last epoch may have fewer than the others.
         name: `cosine`, `polynomial` or `constant`.
         warmup: linear warm-up, as a share of all steps.

@@ -1,4 +1,4 @@
-"""A model at work on a split, in this process or in parts on Ray workers."""
+"""Runs a model on a split, in this process or in parts on Ray workers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from pipeline.prediction.workers import spread
 PARTS_PER_WORKER = 8
 
 OnProgress = Callable[[int, int], None]
-"""Called with what is done and what there is in all."""
+"""Called with the number done and the total."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def _watched(loader: EvaluationLoader, on_progress: OnProgress) -> Iterator[Batc
 
 @dataclass(frozen=True)
 class OpenSplit:
-    """A model in a local folder, and the split of the shards that it is to look at.
+    """A model in a local folder, and a split of opened shards.
 
     Attributes:
-        request: names both.
+        request: names the model and the split.
         folder: the model's files.
         info: its description.
         shards: the opened shards.
@@ -74,12 +74,12 @@ class OpenSplit:
 
         Args:
             function: takes a `Predictor`, a `SplitPart` and, in this process, an `OnProgress`; importable by name.
-            title: of the progress.
+            title: title of the progress display.
             show: show the progress on the error stream.
             **settings: further arguments of `pipeline.models.load_predictor`.
 
         Raises:
-            D2LSError: of any part.
+            D2LSError: raised for any part.
         """
         settings = {"batch_size": self.request.batch_size, **settings}
         cluster, where = self.request.cluster, self.request.model

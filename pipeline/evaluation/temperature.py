@@ -18,11 +18,11 @@ def fit_temperature(request: EvaluateRequest, *, show: bool = False) -> float | 
     """Fits the temperature of a model in one pass over a split, without test-time augmentation.
 
     Args:
-        request: model and split; the split must be one that the scores are not reported on.
+        request: model and split; the split must not be the one on which scores are reported.
         show: show the progress on the error stream.
 
     Returns:
-        The temperature, to four digits; None where the split has no labelled pixel.
+        The temperature, to four digits; None if the split has no labelled pixel.
 
     Raises:
         ConfigError: the model was trained for other classes than those of the shards.

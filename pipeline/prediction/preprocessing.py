@@ -91,7 +91,7 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             return None, ""
         size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
         _check_resampling(scene, here, trained, size)
-        return size, f"resampled from {_round(here)} m a pixel to {_round(trained)} m, as in training"
+        return size, f"resampled from {_round(here)} m per pixel to {_round(trained)} m, as in training"
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
         side = "small" if factor > 1 else "large"
         times = factor if factor > 1 else 1 / factor
@@ -106,7 +106,7 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
 def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int, int]) -> None:
     factor = here / trained
     numbers = (
-        f"{scene.name}: --resample from {_round(here)} m a pixel to the model's {_round(trained)} m turns "
+        f"{scene.name}: --resample from {_round(here)} m per pixel to the model's {_round(trained)} m turns "
         f"{scene.height:,} x {scene.width:,} pixels into {size[0]:,} x {size[1]:,}"
     )
     if factor > MAX_ENLARGEMENT:
@@ -116,7 +116,7 @@ def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int
         )
     if min(size) < min(SMALLEST_SIDE, scene.height, scene.width):
         raise ConfigError(
-            f"{numbers}: less than {SMALLEST_SIDE} pixels a side show nothing. Leave out --resample, or take a model "
+            f"{numbers}: less than {SMALLEST_SIDE} pixels per side show nothing. Leave out --resample, or take a model "
             "that was trained on finer pixels"
         )
 

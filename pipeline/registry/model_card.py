@@ -36,7 +36,7 @@ def model_card(
     names = card.classes.names
     scored = [name for name, flag in zip(names, card.classes.scored, strict=True) if flag]
     resolution = (
-        f"{info.ground_sampling_distance} m a pixel"
+        f"{info.ground_sampling_distance} m per pixel"
         if info.ground_sampling_distance
         else "unknown resolution"
     )

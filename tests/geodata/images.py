@@ -82,7 +82,7 @@ def _(tmp_path):
     assert problems(tmp_path) == ""
 
 
-@case("label image 141 km away", "refused with the distance, whatever `align` says of resampling")
+@case("label image 141 km away", "refused with the distance, whatever the value of `align`")
 def _(tmp_path):
     pair(tmp_path)
     tif(tmp_path / "labels" / "a.tif", ids(), transform=Affine.translation(1e5, 1e5) @ PLACE)
@@ -120,7 +120,7 @@ def _(tmp_path):
 
 @case(
     "label image on another datum (NAD83, WGS 84)",
-    "refused, said that only the datum differs; `align: resample`",
+    "refused with a note that only the datum differs; `align: resample`",
 )
 def _(tmp_path):
     pair(tmp_path)

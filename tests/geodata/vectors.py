@@ -146,7 +146,7 @@ def _(tmp_path):
     )
 
 
-@case("no polygon on an image", "refused; `unused`, or an `area` that says there is nothing on it")
+@case("no polygon on an image", "refused; `unused`, or an `area` that states that nothing is on it")
 def _(tmp_path):
     own = scene(tmp_path)
     tif(tmp_path / "images" / "b.tif", pixels(1), transform=Affine.translation(9000, 0) @ PLACE)

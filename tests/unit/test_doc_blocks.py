@@ -1,4 +1,4 @@
-"""The code on the pages: commands are parsed, recipes are validated, Python runs.
+"""Checks the code on the pages: parses commands, validates recipes, runs Python.
 
 A block says what it is by the info string of its fence. `python` runs in a small world, or only compiles where
 `<!-- not run: REASON -->` stands above it; `yaml` is a recipe, a part of one, or a class map; `text` is no code. All
@@ -41,7 +41,7 @@ FOREIGN = {
     "gdal_translate", "gdalbuildvrt", "gdalwarp", "ogr2ogr",
     "mlflow", "pip", "ray",
 }  # fmt: skip
-"""Programs that are not ours: of the shell, of GDAL, of MLflow, pip and Ray. Tests of clusters run those of Ray."""
+"""Programs of others: of the shell, GDAL, MLflow, pip and Ray. Cluster tests run those of Ray."""
 
 
 class Block(NamedTuple):
@@ -97,7 +97,7 @@ def test_each_block_says_what_it_is():
 
 
 class Parsed(Exception):  # noqa: N818
-    """Carries what a command's parser made of its arguments, in place of running the command."""
+    """Raised with the parsed arguments of a command, instead of running it."""
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def parse(monkeypatch):
 
 
 def command_lines(text):
-    """Yields the words of each command of a shell text, also of one that another command takes (`ray job submit`)."""
+    """Yields the words of each command of a shell text, also of a command in another one (`ray job submit`)."""
     text = re.sub(r"<<'END'(.*?)\n.*?\nEND$", r"\1", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"\$\(.*\)", "VALUE", text)
     for line in text.replace("\\\n", " ").splitlines():
@@ -146,7 +146,7 @@ def check_options(script, words):
 
 
 def check_command(words, parse, dev):
-    """Fails where a command would not get past its parser."""
+    """Fails if a command does not get past its parser."""
     program, *rest = words
     if program in ("python", "python3") and rest[0] == "-m":
         if rest[1].startswith("pipeline."):
@@ -333,7 +333,7 @@ def test_keys_within_sentences_exist_and_take_the_values_shown():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """What the blocks speak of: shards, a model, images, and a rank; and what is exchanged for something small."""
+    """Names that the blocks use: shards, a model, images and a rank, with small objects in place of large ones."""
     folder = tmp_path_factory.mktemp("world")
     make_shards(folder / "shards", [4, 4])
     make_shards(folder / "shards", [2], split="val")

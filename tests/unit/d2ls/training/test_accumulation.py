@@ -19,7 +19,7 @@ def test_every_sample_is_in_one_micro_step(world_size, micro_batch_size):
 def test_what_accumulation_does_is_said():
     assert MicrobatchPlan.create(8, 2, None).describe() == ""
     text = MicrobatchPlan.create(8, 2, 2).describe()
-    assert "8 samples a step are accumulated in 2 micro-steps of 4 samples over all workers" in text
+    assert "8 samples per step are accumulated in 2 micro-steps of 4 samples over all workers" in text
     assert "Dice and the contrastive term" in text
     assert "contrastive ratio is zero" in MicrobatchPlan.create(3, 1, 1).describe()
     assert "does not count" in MicrobatchPlan.create(3, 2, 1).describe()

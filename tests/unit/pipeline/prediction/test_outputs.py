@@ -418,8 +418,8 @@ def test_windows_are_counted_without_being_made() -> None:
 @pytest.mark.parametrize(
     ("metres", "words", "message"),
     [
-        (9700, ["--resample"], r"9,700 m a pixel to the model's 0\.3 m turns 90 x 70 .* 2,910,000 x .* 32,333 tim"),
-        (0.001, ["--resample"], r"turns 90 x 70 pixels into 1 x 1: less than 32 pixels a side"),
+        (9700, ["--resample"], r"9,700 m per pixel to the model's 0\.3 m turns 90 x 70 .* 2,910,000 x .* 32,333 tim"),
+        (0.001, ["--resample"], r"turns 90 x 70 pixels into 1 x 1: less than 32 pixels per side"),
         (0.3, ["--window", "16"], r"--window 16: at least 32 pixels"),
         (0.3, ["--bands", "1,2"], "--bands 1,2: the model takes 3"),
     ],

@@ -149,7 +149,7 @@ def test_another_ground_distance_is_warned_about_and_resampled_on_request(tmp_pa
     model = predictor(gsd=1.0)
     assert "consider --resample" in run(source, tmp_path / "a.tif", model).notes[0]
     report = run(source, tmp_path / "b.tif", model, resample=True, probabilities=True)
-    assert "resampled from 0.5 m a pixel to 1 m" in report.notes[0]
+    assert "resampled from 0.5 m per pixel to 1 m" in report.notes[0]
     with rasterio.open(tmp_path / "b.tif") as file:
         assert file.transform == NORTH_UP
         assert file.shape == (120, 160)
