@@ -5,10 +5,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 
+from d2ls.bundle import read_info
 from d2ls.errors import ConfigError, TrackingError
-from pipeline import evaluate, promote, register
+from pipeline import evaluate, predict, promote, register
+from pipeline.models import load_model
 from pipeline.registry import logged_model, model_files, versions
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
@@ -56,6 +60,40 @@ def test_from_runs_to_a_champion(
     assert "forced: a person looked at the maps" in forced.description
     call(promote, monkeypatch, "d2ls-blobs", "--version", loser)
     assert "it is already the champion" in capsys.readouterr().out
+
+
+def test_maps_of_a_registered_model_take_its_temperature_and_report(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(register, monkeypatch, "first")
+    call(register, monkeypatch, "second", "--no-evaluation")
+    temperature = read_info(versions.download(store, "models:/d2ls-blobs/1")).temperature
+    assert temperature is not None
+    assert temperature != 1
+    version = versions.find(store, "models:/d2ls-blobs/1")
+    assert f"at temperature {temperature:g}, fitted on split `val`; expected" in version.description
+    place = rasterio.Affine(0.5, 0, 400_000, 0, -0.5, 5_000_000)
+    profile = {"height": 80, "width": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32632"}
+    with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", transform=place, **profile) as file:
+        file.write(np.random.default_rng(0).integers(0, 255, (3, 80, 70)).astype(np.uint8))
+    capsys.readouterr()
+    for number in ("1", "2"):
+        words = ["scene.tif", f"{number}.tif", "--hectares", "--confidence"]
+        call(predict, monkeypatch, f"models:/d2ls-blobs/{number}", *words)
+        said = capsys.readouterr().err
+        has_both = number == "1"
+        assert said.count("was registered without an evaluation report") == (not has_both)
+        assert said.count("the model has no temperature") == (not has_both)
+        header = (tmp_path / f"{number}.areas.csv").read_text().splitlines()[0]
+        assert ("adjusted_hectares" in header) == has_both
+    plain = load_model(str(RunFolder.of("runs", "first").best()["uri"]))
+    with rasterio.open("scene.tif") as scene, rasterio.open("1.tif") as labels:
+        image = scene.read().transpose(1, 2, 0)
+        assert np.array_equal(labels.read(1), plain.predict(image))
+    with rasterio.open("1.confidence.tif") as file:
+        shares = plain.probabilities(image).astype(np.float64) ** (1 / temperature)
+        expected = (shares / shares.sum(axis=0)).max(axis=0)
+        np.testing.assert_allclose(file.read(1) / 250, expected, atol=0.003)
 
 
 def test_what_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
