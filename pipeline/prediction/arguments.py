@@ -106,7 +106,8 @@ def _add_products(arguments: argparse.ArgumentParser) -> None:
     add("--zone-field", metavar="NAME", help="attribute that names the zones (default: their number)")
     add(
         "--evaluation-report", metavar="FILE",
-        help="report.json of pipeline.evaluate: also write areas adjusted for the model's errors",
+        help="report.json of pipeline.evaluate, for areas adjusted for the model's errors (default: the one that was "
+        "registered with the model)",
     )  # fmt: skip
 
 

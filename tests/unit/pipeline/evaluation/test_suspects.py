@@ -1,5 +1,7 @@
 """Places where a confident model contradicts the label."""
 
+import json
+
 import numpy as np
 import pyogrio
 import pytest
@@ -94,6 +96,12 @@ def test_the_command_ranks_the_places_of_a_split(tmp_path, monkeypatch) -> None:
     assert layer.fields["rank"].tolist() == list(range(1, count + 1))
     assert (np.diff(layer.fields["score"]) <= 0).all()
     assert (layer.fields["label"] != layer.fields["predicted"]).all()
+    description = tmp_path / "model" / "model.json"
+    values = json.loads(description.read_text())
+    assert write_suspects(request, tmp_path / "plain.gpkg") == 0, "an untrained network is never sure"
+    description.write_text(json.dumps(values | {"temperature": 0.01}))
+    assert write_suspects(request, tmp_path / "sharp.gpkg") > 0
+    description.write_text(json.dumps(values))
     monkeypatch.setattr(module, "MAX_PLACES", 2)
     words = [model, "--shards", str(tmp_path / "shards"), "--split", "val", "--bootstrap", "0"]
     words += ["--suspects", str(tmp_path / "s.gpkg"), "--suspect-probability", "0.25"]

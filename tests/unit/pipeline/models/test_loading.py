@@ -36,6 +36,7 @@ def edit(model: Path, change) -> None:
         (lambda v: v.update(window=0), "window is 0"),
         (lambda v: v.update(dtype="int64"), "dtype is 'int64'; allowed are uint8"),
         (lambda v: v.update(ground_sampling_distance=-1), "ground_sampling_distance is -1"),
+        (lambda v: v.update(temperature=0), "temperature is 0; it is a positive number"),
         (lambda v: v["normalization"]["mean"].pop(), r"normalization\.mean has 2 value\(s\) for 3 band"),
         (lambda v: v.update(config=[]), "must be mappings"),
         (lambda v: v.update(reading=[0]), r"reading is \[0\]"),
