@@ -381,5 +381,8 @@ def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
     """
     if temperature == 1.0:
         return probabilities
-    probabilities.pow_(1 / temperature)
-    return probabilities.div_(probabilities.sum(dim=0).clamp_min_(torch.finfo(torch.float32).tiny))
+    tiny = torch.finfo(torch.float32).tiny
+    probabilities.div_(probabilities.amax(dim=0).clamp_min_(tiny)).pow_(
+        1 / temperature
+    )  # the highest stays 1
+    return probabilities.div_(probabilities.sum(dim=0).clamp_min_(tiny))

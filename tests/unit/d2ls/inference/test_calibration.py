@@ -70,6 +70,8 @@ def test_probabilities_at_a_temperature_are_the_softmax_of_divided_logits():
     logits, _ = drawn(1.0)
     result = apply_temperature(logits[0].softmax(0), 1.7)
     torch.testing.assert_close(result, (logits[0] / 1.7).softmax(0), atol=1e-6, rtol=1e-5)
+    sharp = apply_temperature(logits[0].softmax(0), 1e-3)
+    torch.testing.assert_close(sharp.amax(0).median(), torch.tensor(1.0))
     assert (apply_temperature(torch.zeros(4, 2, 2), 2.0) == 0).all()
     assert apply_temperature(logits, 1.0) is logits
 
