@@ -1,7 +1,8 @@
-"""Networks to compare D2LS with: decoders of segmentation_models_pytorch behind the same backbones.
+"""Networks to compare D2LS with: UNetFormer, and decoders of segmentation_models_pytorch, behind the same backbones.
 
-That library is an optional extra, imported only where one of its networks is built. None of its weights are loaded:
-the backbone is timm's, with the weights that D2LS would start from, so that a comparison changes only the head.
+UNetFormer is this project's own code. The library is an optional extra, imported only where one of its networks is
+built. None of its weights are loaded: the backbone is timm's, with the weights that D2LS would start from, so that a
+comparison changes only the head.
 """
 
 import importlib.util
@@ -13,9 +14,13 @@ from d2ls.errors import ConfigError
 from d2ls.models.backbone import Backbone
 from d2ls.models.d2ls import D2LSOutput, crop, pad
 from d2ls.models.normalization import Normalization
+from d2ls.models.unetformer import UNetFormerDecoder, UNetFormerHead
 
-BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer")
+LIBRARY_BASELINES = ("unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer")
 """Decoders that take a plain pyramid of maps; the library's others need a dilated encoder, or one of their own."""
+
+BASELINES = ("unetformer", *LIBRARY_BASELINES)
+"""All networks beside D2LS."""
 
 LIBRARY = "segmentation_models_pytorch"
 DEEPEST_STRIDE = 32
@@ -89,6 +94,16 @@ def build_baseline(
         ConfigError: an unknown architecture, the library is missing, or the decoder does not go with this backbone.
     """
     check_library(architecture)
+    parts: tuple[nn.Module, nn.Module]
+    if architecture == "unetformer":
+        parts = UNetFormerDecoder(backbone.channels), UNetFormerHead(num_classes)
+    else:
+        parts = _of_the_library(architecture, backbone, num_classes)
+    return Baseline(backbone, *parts, normalization=normalization, config=config)
+
+
+def _of_the_library(architecture: str, backbone: Backbone, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Builds decoder and head for the maps of a backbone."""
     import segmentation_models_pytorch as smp
 
     at_stride_2 = backbone.width_at(2) if 2 in backbone.strides else 0
@@ -100,9 +115,7 @@ def build_baseline(
         raise ConfigError(
             f"architecture {architecture!r} cannot be built behind backbone {backbone.name!r}: {error}"
         ) from error
-    return Baseline(
-        backbone, whole.decoder, whole.segmentation_head, normalization=normalization, config=config
-    )
+    return whole.decoder, whole.segmentation_head
 
 
 class _Widths(nn.Module):
@@ -119,14 +132,14 @@ class _Widths(nn.Module):
 
 
 def check_library(architecture: str) -> None:
-    """Refuses an unknown architecture, and every one where the library is missing.
+    """Refuses an unknown architecture, and one of the library where that is missing.
 
     Raises:
         ConfigError: names what is allowed, or what to install.
     """
     if architecture not in BASELINES:
         raise ConfigError(f"architecture is {architecture!r}; allowed are d2ls, {', '.join(BASELINES)}")
-    if importlib.util.find_spec(LIBRARY) is None:
+    if architecture in LIBRARY_BASELINES and importlib.util.find_spec(LIBRARY) is None:
         raise ConfigError(
             f"architecture {architecture!r} is a network of {LIBRARY}, which is not installed. Install the extra "
             "`baselines`: pip install 'd2ls-pipeline[baselines]', or '.[baselines]' in a checkout"

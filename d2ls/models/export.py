@@ -29,6 +29,9 @@ SMALLEST = 64
 TOLERANCE = 1e-4
 """Largest difference of probabilities, relative to their standard deviation, that rounding can explain."""
 
+ONE_SIZE = ("unetformer",)
+"""Architectures that torch.export cannot record for a free size: UNetFormer cuts each map into whole windows."""
+
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """Packages that each suffix needs beside torch."""
 
@@ -104,13 +107,18 @@ def export_model(
         The largest difference of probabilities found, relative to their standard deviation.
 
     Raises:
-        ConfigError: another suffix, a missing package, or a size below 64.
+        ConfigError: another suffix, a missing package, a size below 64, or no size where the architecture needs one.
         StorageError: the file exists already.
         WeightsError: the program does not compute what the network computes; nothing is written.
     """
     check_target(target, overwrite=overwrite)
     if size is not None and size < SMALLEST:
         raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels per side at least")
+    config: Any = getattr(network, "config", {})
+    if size is None and config.get("architecture") in ONE_SIZE:
+        raise ConfigError(
+            f"{target}: {config['architecture']} is exported for images of one size; name it, e.g. --size 512"
+        )
     model, bands = PixelsToProbabilities(network, info.temperature or 1.0).eval(), len(info.bands)
     axes = {0: Dim.AUTO} if size else {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
     example = torch.full((2, bands, size or 98, size or 135), 100.0)

@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Scalar, Section
 
-Architecture = Literal["d2ls", "unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer"]
+Architecture = Literal[
+    "d2ls", "unetformer", "unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer"
+]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class ModelConfig(Section):
     """The network."""
 
     architecture: Architecture = "d2ls"
-    """D2LS, or a network to compare it with, from segmentation_models_pytorch (the extra `baselines`): the same
-    backbone, loop, losses and evaluation; without a dictionary, so its keys have no effect."""
+    """D2LS, or a network to compare it with: UNetFormer, or one of segmentation_models_pytorch (the extra `baselines`).
+    The same backbone, loop, losses and evaluation; without a dictionary, so its keys have no effect."""
     backbone: str = "convnext_base.fb_in1k"
     """Name of a timm backbone with four maps at strides 4, 8, 16, 32."""
     pretrained: bool = True

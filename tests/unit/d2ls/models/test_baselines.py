@@ -12,6 +12,7 @@ from d2ls.labels import ClassTable
 from d2ls.losses import D2LSLoss
 from d2ls.models import BASELINES, Baseline, build_model
 from d2ls.models.saving import load_bundle, save_bundle
+from d2ls.models.unetformer import GlobalLocalAttention, _average
 from d2ls.training.optimizer import build_optimizer
 
 TINY = {"architecture": "unet", "backbone": "test_convnext", "num_classes": 4}
@@ -73,7 +74,7 @@ def test_bundle_rebuilds_it(tmp_path):
 
 
 def test_wrong_architecture_is_refused_with_what_is_allowed():
-    with pytest.raises(ConfigError, match=r"'ynet'; allowed are d2ls, unet"):
+    with pytest.raises(ConfigError, match=r"'ynet'; allowed are d2ls, unetformer, unet"):
         build_model(**{**TINY, "architecture": "ynet"})
 
 
@@ -81,3 +82,34 @@ def test_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="baselines"):
         build_model(**TINY)
+    assert isinstance(build_model(**{**TINY, "architecture": "unetformer"}), Baseline)
+
+
+def test_unetformer_with_a_resnet18_has_the_parameters_of_the_paper():
+    with torch.device("meta"):
+        model = build_model(architecture="unetformer", backbone="resnet18", num_classes=6)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == 11.7
+
+
+def test_unetformer_attends_within_windows_and_looks_across_their_borders():
+    torch.manual_seed(0)
+    attention = GlobalLocalAttention().eval()
+    features = torch.randn(1, 64, 16, 24)
+    moved = features.clone()
+    moved[..., :8, :8] += 1
+    with torch.no_grad():
+        change = (attention._windows(moved) - attention._windows(features)).abs().amax((0, 1))
+        assert change[:8, :8].min() > 1e-3
+        assert change[8:].max() < 1e-5
+        assert change[:, 8:].max() < 1e-5
+        across = (attention(moved) - attention(features)).abs().amax((0, 1))
+    assert across[:8, 8:].max() > 1e-3
+    assert across[:, 20:].max() < 1e-5
+
+
+def test_unetformer_averages_keep_places_and_edges():
+    ramp = torch.arange(12.0).expand(1, 1, 3, 12)
+    torch.testing.assert_close(_average(ramp, (8, 1)), ramp)
+    across = _average(ramp, (1, 8))
+    torch.testing.assert_close(across[0, 0, 0, 3:8], ramp[0, 0, 0, 3:8] + 0.5)
+    assert across[0, 0, 0, 0] == pytest.approx((0 * 4 + 1 + 2 + 3 + 4) / 8)

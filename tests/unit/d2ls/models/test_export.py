@@ -117,6 +117,17 @@ def test_a_plain_transformer_is_exported_for_any_size(tmp_path, backbone, suffix
     assert export_model(network, model_info(), tmp_path / f"model.{suffix}") < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_unetformer_is_exported_for_one_size(tmp_path, suffix):
+    torch.manual_seed(0)
+    network = build_model(architecture="unetformer", backbone="test_resnet", num_classes=4)
+    with pytest.raises(ConfigError, match=r"unetformer is exported for images of one size.*--size 512"):
+        export_model(network, model_info(), tmp_path / f"model.{suffix}")
+    assert export_model(network, model_info(), tmp_path / f"model.{suffix}", size=96) < 1e-4
+
+
 def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: lambda images: torch.zeros(1))
     with pytest.raises(WeightsError, match="differs from the network"):

@@ -1,0 +1,186 @@
+"""UNetFormer: a decoder whose blocks add window attention to convolutions.
+
+Source: Wang et al. 2022, UNetFormer: A UNet-like transformer for efficient semantic segmentation of remote sensing
+urban scene imagery, ISPRS Journal 190 (arXiv 2109.08937), section 3. Written from the paper; no auxiliary head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers.pos_embed_rel import gen_relative_position_index
+from torch import Tensor, nn
+
+WIDTH, HEADS, WINDOW = 64, 8, 8
+EXPANSION, REDUCTION = 4, 4
+DROPOUT = 0.1
+EPS = 1e-8
+
+
+class UNetFormerDecoder(nn.Module):
+    """Three global-local blocks from stride 32 to stride 8, and the feature refinement head at stride 4.
+
+    Args:
+        channels: channels of the four maps, shallowest first.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        *skips, deepest = channels
+        self.enter = conv_norm(deepest, WIDTH, 1)
+        self.blocks = nn.ModuleList(GlobalLocalBlock() for _ in skips)
+        self.fusions = nn.ModuleList(WeightedFusion(width) for width in reversed(skips))
+        self.refine = FeatureRefinement()
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Computes pixel features.
+
+        Args:
+            features: ends with F1..F4, B C_i h_i w_i, strides 4, 8, 16, 32.
+
+        Returns:
+            B 64 h w at the resolution of F1.
+        """
+        *skips, deepest = features[-4:]
+        fused = self.enter(deepest)
+        for block, fusion, skip in zip(self.blocks, self.fusions, reversed(skips), strict=True):
+            fused = fusion(block(fused), skip)
+        refined: Tensor = self.refine(fused)
+        return refined
+
+
+class UNetFormerHead(nn.Sequential):
+    """From pixel features at stride 4 to logits at input resolution."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(
+            conv_norm(WIDTH, WIDTH, 3),
+            nn.ReLU6(),
+            nn.Dropout(DROPOUT),
+            nn.Conv2d(WIDTH, num_classes, 1),
+            nn.Upsample(scale_factor=4, mode="bilinear"),
+        )
+
+
+class GlobalLocalBlock(nn.Module):
+    """Global-local attention and a perceptron, each behind a batch norm and with a residual connection (B 64 h w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.BatchNorm2d(WIDTH), nn.BatchNorm2d(WIDTH)
+        self.attention = GlobalLocalAttention()
+        self.perceptron = nn.Sequential(
+            nn.Conv2d(WIDTH, EXPANSION * WIDTH, 1), nn.ReLU6(), nn.Conv2d(EXPANSION * WIDTH, WIDTH, 1)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Refines features of any height and width."""
+        features = features + self.attention(self.first_norm(features))
+        refined: Tensor = features + self.perceptron(self.second_norm(features))
+        return refined
+
+
+class GlobalLocalAttention(nn.Module):
+    """Sums convolutions (local) and window attention with context across windows (global), and projects the sum.
+
+    Attention stays within windows of 8 x 8 pixels. Then averages over 8 pixels down and 8 across, added, exchange what
+    neighbouring windows found: the cross-shaped window context interaction.
+    """
+
+    relative: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = nn.ModuleList([conv_norm(WIDTH, WIDTH, 3), conv_norm(WIDTH, WIDTH, 1)])
+        self.queries_keys_values = nn.Conv2d(WIDTH, 3 * WIDTH, 1, bias=False)
+        self.position = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, HEADS))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.register_buffer("relative", gen_relative_position_index((WINDOW, WINDOW)), persistent=False)
+        self.project = nn.Sequential(
+            nn.ZeroPad2d((WINDOW // 2 - 1, WINDOW // 2) * 2),
+            nn.Conv2d(WIDTH, WIDTH, WINDOW, groups=WIDTH, bias=False),
+            nn.BatchNorm2d(WIDTH),
+            nn.Conv2d(WIDTH, WIDTH, 1, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Computes what is added to B 64 h w; where windows reach beyond the map, its last row and column go on."""
+        height, width = features.shape[-2:]
+        whole = F.pad(features, (0, -width % WINDOW, 0, -height % WINDOW), mode="replicate")
+        attended = self._windows(whole)
+        context = _average(attended, (WINDOW, 1)) + _average(attended, (1, WINDOW))
+        near = torch.stack([branch(features) for branch in self.local]).sum(0)
+        projected: Tensor = self.project(near + context[..., :height, :width])
+        return projected
+
+    def _windows(self, features: Tensor) -> Tensor:
+        """Attends within windows; B 64 h w, h and w multiples of 8."""
+        B, C, height, width = features.shape
+        down, across = height // WINDOW, width // WINDOW
+        split = self.queries_keys_values(features).view(B, 3, HEADS, C // HEADS, down, WINDOW, across, WINDOW)
+        windows = split.permute(1, 0, 4, 6, 2, 5, 7, 3).reshape(3, B * down * across, HEADS, WINDOW**2, -1)
+        bias = self.position[self.relative.flatten()].view(WINDOW**2, WINDOW**2, HEADS).permute(2, 0, 1)
+        q, k, v = windows.unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(windows.dtype)[None])
+        shaped = attended.view(B, down, across, HEADS, WINDOW, WINDOW, C // HEADS)
+        return shaped.permute(0, 3, 6, 1, 4, 2, 5).reshape(B, C, height, width)
+
+
+class WeightedFusion(nn.Module):
+    """Doubles the resolution, adds the projected map of the encoder by learned positive weights that sum to one.
+
+    Args:
+        channels: channels of the encoder's map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, WIDTH, 1, bias=False)
+        self.weights = nn.Parameter(torch.ones(2))
+        self.mix = nn.Sequential(conv_norm(WIDTH, WIDTH, 3), nn.ReLU6())
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """Fuses B 64 h w with B C 2h 2w to B 64 2h 2w."""
+        weights = self.weights.relu()
+        first, second = (weights / (weights.sum() + EPS)).unbind(0)
+        larger = F.interpolate(features, size=skip.shape[-2:], mode="bilinear")
+        mixed: Tensor = self.mix(first * self.project(skip) + second * larger)
+        return mixed
+
+
+class FeatureRefinement(nn.Module):
+    """The feature refinement head: weighs pixels and channels, adds both results, and a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        self.channels = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(WIDTH, WIDTH // REDUCTION, 1, bias=False),
+            nn.ReLU6(),
+            nn.Conv2d(WIDTH // REDUCTION, WIDTH, 1, bias=False),
+        )
+        self.shortcut = conv_norm(WIDTH, WIDTH, 1)
+        self.project = nn.Sequential(
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False),
+            nn.BatchNorm2d(WIDTH),
+            nn.Conv2d(WIDTH, WIDTH, 1, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Refines B 64 h w."""
+        weighed = features * self.pixels(features).sigmoid() + features * self.channels(features).sigmoid()
+        return F.relu6(self.project(weighed) + self.shortcut(features))
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Returns a convolution of the same size and a batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+def _average(features: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Averages over a kernel of even length around each pixel; beyond the edge the last row or column goes on."""
+    (above, left), (below, right) = (((side - 1) // 2 for side in kernel), (side // 2 for side in kernel))
+    return F.avg_pool2d(F.pad(features, (left, right, above, below), mode="replicate"), kernel, stride=1)
