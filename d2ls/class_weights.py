@@ -65,9 +65,9 @@ def unknown_classes(weights: Mapping[str, float], names: Sequence[str]) -> str:
 def _named(weights: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
     if message := unknown_classes(weights, names):
         raise ConfigError(message)
-    found = tuple(float(weights.get(name, 1.0)) for name in names)
-    if min(found) < 0 or max(found) <= 0 or not all(map(math.isfinite, found)):
+    values = tuple(float(weights.get(name, 1.0)) for name in names)
+    if min(values) < 0 or max(values) <= 0 or not all(map(math.isfinite, values)):
         raise ConfigError(
             f"loss.class_weights: weights are finite and not below 0, and one is above 0; got {dict(weights)}"
         )
-    return found
+    return values

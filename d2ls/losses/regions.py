@@ -84,8 +84,8 @@ def lovasz_sum(logits: Tensor, labels: Tensor) -> Tensor:
     errors, order = errors.sort(dim=-1, descending=True)
     own = truth.gather(-1, order)
     present = truth.sum(-1, keepdim=True, dtype=torch.float32)
-    found = own.cumsum(-1, dtype=torch.float32)
-    left = present - found
+    cumulative = own.cumsum(-1, dtype=torch.float32)
+    left = present - cumulative
     union = torch.arange(1, own.shape[-1] + 1, device=own.device) + left
     # How much each pixel in turn adds to the Jaccard loss 1 - left / union, without the difference of close numbers.
     steps = torch.where(own, 1 / union, left / (union * (union - 1)).clamp_min(1))

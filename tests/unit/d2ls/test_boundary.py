@@ -41,7 +41,7 @@ def count(predictions, labels, distance, classes=4):
 @pytest.mark.parametrize("distance", [1, 2, 5])
 def test_counts_are_those_of_morphology(distance):
     predictions, labels = example()
-    found = count(predictions, labels, distance)
+    result = count(predictions, labels, distance)
     labelled = labels != 255
     for k in range(4):
         sides = []
@@ -49,12 +49,12 @@ def test_counts_are_those_of_morphology(distance):
             own, other = (ids == k) & labelled, (ids != k) & labelled
             sides.append((own & grown(other, distance), own & grown(other, 1)))
         (p_near, p_edge), (t_near, t_edge) = sides
-        wanted = [
+        expected = [
             p_near, t_near, p_near & t_near, p_edge, p_edge & grown(t_edge, distance), t_edge,
             t_edge & grown(p_edge, distance),
         ]  # fmt: skip
-        assert found[k].tolist() == [int(each.sum()) for each in wanted]
-        assert found[k].min() > 0
+        assert result[k].tolist() == [int(each.sum()) for each in expected]
+        assert result[k].min() > 0
 
 
 def test_boundary_iou_is_that_of_its_authors_away_from_the_edge():
@@ -63,11 +63,11 @@ def test_boundary_iou_is_that_of_its_authors_away_from_the_edge():
     def band(mask, distance):
         return mask - cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=distance)
 
-    truth, found = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
+    truth, result = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
     cv2.circle(truth, (30, 28), 17, 1, -1)
-    cv2.circle(found, (27, 30), 15, 1, -1)
-    t, f = band(truth, 4) > 0, band(found, 4) > 0
-    scores = boundary_scores(count(found, truth, 4, classes=2), (True, True))
+    cv2.circle(result, (27, 30), 15, 1, -1)
+    t, f = band(truth, 4) > 0, band(result, 4) > 0
+    scores = boundary_scores(count(result, truth, 4, classes=2), (True, True))
     assert scores.iou[1] == pytest.approx((t & f).sum() / (t | f).sum())
     assert 0.1 < scores.iou[1] < 0.9
 
@@ -83,11 +83,11 @@ def test_a_prediction_right_on_all_labelled_pixels_is_perfect():
 def test_f1_forgives_a_shift_up_to_the_distance():
     labels = np.zeros((30, 30), np.uint8)
     labels[:, 15:] = 1
-    for shift, wanted in ((0, 1.0), (2, 1.0), (3, 0.0)):
+    for shift, expected in ((0, 1.0), (2, 1.0), (3, 0.0)):
         scores = boundary_scores(
             count(np.roll(labels, shift, 1)[:, 8:22], labels[:, 8:22], 2, 2), (True, True)
         )
-        assert scores.f1 == (wanted, wanted)
+        assert scores.f1 == (expected, expected)
 
 
 def test_labels_and_prediction_in_turn_swap_precision_and_recall():

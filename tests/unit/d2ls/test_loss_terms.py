@@ -73,9 +73,9 @@ def test_a_term_is_what_its_paper_says(name):
     loss = D2LSLoss(**{**NOTHING, **options})(D2LSOutput(ours), labels)
     assert loss.terms.keys() == {name.split(",")[0]}
     loss.total.backward()
-    wanted = formula(theirs, labels)
-    wanted.backward()
-    torch.testing.assert_close(loss.total, wanted.float())
+    expected = formula(theirs, labels)
+    expected.backward()
+    torch.testing.assert_close(loss.total, expected.float())
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
     assert not ours.grad[:, :, 2].any(), "pixels without labels"
     assert ours.grad[0].any()
@@ -84,10 +84,10 @@ def test_a_term_is_what_its_paper_says(name):
 def test_class_weights_are_those_of_pytorch():
     logits, labels = example()
     loss = D2LSLoss(**{**NOTHING, "cross_entropy_weight": 1.0}, label_smoothing=0.2, class_weights=WEIGHTS)
-    wanted = F.cross_entropy(
+    expected = F.cross_entropy(
         logits, labels, torch.tensor(WEIGHTS), ignore_index=255, label_smoothing=0.2, reduction="mean"
     )
-    torch.testing.assert_close(loss(D2LSOutput(logits), labels).total, wanted)
+    torch.testing.assert_close(loss(D2LSOutput(logits), labels).total, expected)
 
 
 def test_lovasz_is_the_jaccard_loss_of_certain_predictions():
@@ -144,11 +144,11 @@ def test_a_pixel_is_near_a_boundary_where_its_square_shows_another_class(data):
         )
     ).view(size)
     distance = data.draw(st.integers(1, 3))
-    found = near_boundary(ids.to(torch.uint8)[None], distance)[0]
+    result = near_boundary(ids.to(torch.uint8)[None], distance)[0]
     for row in range(size[0]):
         for column in range(size[1]):
-            wanted = ids[row, column] != 255 and textbook.is_near_boundary(ids, row, column, distance)
-            assert bool(found[row, column]) == wanted
+            expected = ids[row, column] != 255 and textbook.is_near_boundary(ids, row, column, distance)
+            assert bool(result[row, column]) == expected
 
 
 def test_labels_with_a_frame_or_hole_without_labels_have_no_boundary():
@@ -161,18 +161,18 @@ NAMES, PIXELS = ("road", "roof", "tree"), (100, 10_000, 1_000_000)
 
 
 def test_inverse_weights():
-    found = class_weights("inverse", NAMES, PIXELS)
-    assert [found[0] / found[1], found[1] / found[2]] == pytest.approx([100, 100])
-    assert sum(w * n for w, n in zip(found, PIXELS, strict=True)) == pytest.approx(sum(PIXELS))
+    result = class_weights("inverse", NAMES, PIXELS)
+    assert [result[0] / result[1], result[1] / result[2]] == pytest.approx([100, 100])
+    assert sum(w * n for w, n in zip(result, PIXELS, strict=True)) == pytest.approx(sum(PIXELS))
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.9999, None])
 def test_effective_weights(beta):
-    found = class_weights("effective", NAMES, PIXELS, beta=beta)
+    result = class_weights("effective", NAMES, PIXELS, beta=beta)
     used = 1 - 3 / sum(PIXELS) if beta is None else beta
-    wanted = [(1 - used) / (1 - used**n) for n in PIXELS]
-    assert [w / found[0] for w in found] == pytest.approx([w / wanted[0] for w in wanted], rel=1e-6)
-    assert sum(w * n for w, n in zip(found, PIXELS, strict=True)) == pytest.approx(sum(PIXELS))
+    expected = [(1 - used) / (1 - used**n) for n in PIXELS]
+    assert [w / result[0] for w in result] == pytest.approx([w / expected[0] for w in expected], rel=1e-6)
+    assert sum(w * n for w, n in zip(result, PIXELS, strict=True)) == pytest.approx(sum(PIXELS))
 
 
 def test_effective_weights_lie_between_equal_and_inverse():

@@ -78,8 +78,8 @@ def test_a_baseline_needs_no_dictionary_terms_and_says_what_has_no_effect():
 
 
 def test_keys_of_a_term_have_no_effect_where_it_is_off():
-    told = parse().without_effect(["loss.focal_gamma", "loss.boundary_px", "loss.dice_smooth"])
-    assert told == [
+    warnings = parse().without_effect(["loss.focal_gamma", "loss.boundary_px", "loss.dice_smooth"])
+    assert warnings == [
         "loss.focal_gamma has no effect: loss.focal_weight is 0.0, it counts with more than 0",
         "loss.boundary_px has no effect: loss.boundary_factor is 1.0, it counts with more than 1",
     ]

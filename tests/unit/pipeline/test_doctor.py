@@ -33,8 +33,8 @@ def test_class_weights_fit_the_training_split(folder):
     recipe = tiny_recipe(folder, loss__class_weights="inverse")
     card = ShardSet.open(recipe.shards.uri).card
     pixels = card.splits["train"].class_pixels
-    found = checks.check_shards(recipe)[1].text
-    weights = [float(part.rsplit(" ", 1)[1]) for part in found.removeprefix("class weights: ").split(", ")]
+    result = checks.check_shards(recipe)[1].text
+    weights = [float(part.rsplit(" ", 1)[1]) for part in result.removeprefix("class weights: ").split(", ")]
     assert [w * n for w, n in zip(weights, pixels, strict=True)] == pytest.approx(
         [sum(pixels) / 4] * 4, rel=0.01
     )

@@ -153,7 +153,7 @@ def test_rare_classes_come_more_often_as_strength_grows():
 
 
 @given(shard_sizes, st.integers(1, 24), st.integers(0, 99), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_a_part_of_a_split_is_nested_and_its_epochs_are_exact(sizes, global_batch, seed, one, other):
+def test_a_part_of_a_split_is_nested_and_its_epochs_are_exact(sizes, global_batch_size, seed, one, other):
     samples = sum(sizes)
     small, large = (subset(samples, fraction, seed) for fraction in sorted((one, other)))
     assert set(small) <= set(large)
@@ -161,14 +161,14 @@ def test_a_part_of_a_split_is_nested_and_its_epochs_are_exact(sizes, global_batc
     counts = np.zeros(samples, int)
     counts[small] = 1
     plan = epoch_plan(
-        sizes, global_batch_size=global_batch, seed=seed, epoch=2, multiplicities=counts, window=16
+        sizes, global_batch_size=global_batch_size, seed=seed, epoch=2, multiplicities=counts, window=16
     )
-    found = np.bincount(batches(plan).ravel(), minlength=samples)
-    assert (found > 0).tolist() == (counts > 0).tolist()
-    assert found.sum() - len(small) == plan.wrapped
-    ranks, start = min(3, global_batch), plan.steps // 2
+    result = np.bincount(batches(plan).ravel(), minlength=samples)
+    assert (result > 0).tolist() == (counts > 0).tolist()
+    assert result.sum() - len(small) == plan.wrapped
+    ranks, start = min(3, global_batch_size), plan.steps // 2
     assert np.array_equal(batches(plan)[start:], batches(plan, ranks, start))
-    walk = plan.schedule(range(global_batch))
+    walk = plan.schedule(range(global_batch_size))
     partners = plan.sequence.rows(np.stack([walk.low, walk.high - 1]))
     assert set(partners.ravel()) <= set(small), "mosaics take no other samples"
 

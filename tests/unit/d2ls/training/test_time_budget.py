@@ -45,9 +45,9 @@ class Slow(Recorder):
 @pytest.mark.parametrize(("device", "steps"), [(None, 4), (FakeDevice(), 5)], ids=["cpu", "runs ahead"])
 def test_the_budget_ends_the_training_in_mid_epoch(shards, tmp_path, clock, device, steps):
     """Step 4 begins at 30 s. A device that runs ahead is in the next step when the host hears of it."""
-    told = Slow(clock)
+    slow = Slow(clock)
     trainer = make_trainer(
-        shards, tmp_path, epochs=4, time_budget=24.0, evaluate_every=9, callbacks=[told], device=device
+        shards, tmp_path, epochs=4, time_budget=24.0, evaluate_every=9, callbacks=[slow], device=device
     )
     state = trainer.run()
     assert state.step == steps
@@ -55,9 +55,9 @@ def test_the_budget_ends_the_training_in_mid_epoch(shards, tmp_path, clock, devi
     assert state.ended_early == (
         f"the time budget of 0.4 min (train.time_budget) is used up after step {steps} of 12"
     )
-    assert told.ended == [state.ended_early]
-    assert [(report.step, report.last) for report in told.evaluations] == [(steps, True)]
-    assert told.checkpoints[-1] == (f"step-{steps:08d}", True)
+    assert slow.ended == [state.ended_early]
+    assert [(report.step, report.last) for report in slow.evaluations] == [(steps, True)]
+    assert slow.checkpoints[-1] == (f"step-{steps:08d}", True)
     assert [row["step"] for row in state.history][-1] == steps
 
 
@@ -66,17 +66,17 @@ def test_time_before_a_resume_counts(shards, tmp_path, clock):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(shards, tmp_path, callbacks=[Slow(clock), StopAfter(5)], **options).run()
     clock.now += 10_000  # while nothing ran
-    told = Slow(clock)
-    state = make_trainer(shards, tmp_path, callbacks=[told], **options).run()
-    assert [report.step for report in told.steps] == [5, 6, 7, 8], "step 8 begins at 70 s"
+    slow = Slow(clock)
+    state = make_trainer(shards, tmp_path, callbacks=[slow], **options).run()
+    assert [report.step for report in slow.steps] == [5, 6, 7, 8], "step 8 begins at 70 s"
     assert state.seconds == pytest.approx(80, abs=0.1)
     again = make_trainer(shards, tmp_path, **options).run()
     assert (again.step, again.ended_early) == (8, state.ended_early)
 
 
 def test_a_budget_that_an_evaluation_uses_up_begins_no_epoch(shards, clock):
-    told = Slow(clock, evaluation=100.0)
-    state = make_trainer(shards, epochs=4, time_budget=100.0, callbacks=[told]).run()
+    slow = Slow(clock, evaluation=100.0)
+    state = make_trainer(shards, epochs=4, time_budget=100.0, callbacks=[slow]).run()
     assert state.step == 4, "the evaluation of epoch 1 ends after the decision of its own epoch"
     slow = make_trainer(shards, epochs=4, time_budget=100.0)
     evaluate = slow.evaluator

@@ -253,23 +253,23 @@ def test_boundaries_are_looked_for_in_whole_samples_whatever_the_windows_and_wor
                 window[:, :, : piece.shape[2], : piece.shape[3]] = piece
                 ids = predictor.tensor_labels(window)[0, : piece.shape[2], : piece.shape[3]]
                 predicted[top : top + 64, left : left + 64] = ids
-        wanted = boundary_counts(predicted, labels, 4, 3)
-        np.testing.assert_array_equal(entry.boundary, wanted)
+        expected = boundary_counts(predicted, labels, 4, 3)
+        np.testing.assert_array_equal(entry.boundary, expected)
         assert entry.pieces == ()
-        assert wanted.sum() > 0
+        assert expected.sum() > 0
 
 
 def test_boundary_scores_are_reported(cut) -> None:
     model, shards = cut
-    found = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0, boundary_px=2))
-    values = json.loads(found.to_json())
-    assert values["scores"]["boundary_iou"] == found.boundary.miou
+    actual = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0, boundary_px=2))
+    values = json.loads(actual.to_json())
+    assert values["scores"]["boundary_iou"] == actual.boundary.miou
     assert values["boundary"]["pixels"] == values["settings"]["boundary_px"] == 2
-    assert values["boundary"]["f1"]["water"] == pytest.approx(found.boundary.f1[1], nan_ok=True)
-    assert scores(values)["boundary_f1"] == found.boundary.mf1, "these are the metrics of a registered model"
-    text = markdown([found])
+    assert values["boundary"]["f1"]["water"] == pytest.approx(actual.boundary.f1[1], nan_ok=True)
+    assert scores(values)["boundary_f1"] == actual.boundary.mf1, "these are the metrics of a registered model"
+    text = markdown([actual])
     assert "within 2 px" in text
-    assert f"| *mean of the scored* | {found.boundary.miou:.4f} | {found.boundary.mf1:.4f} |" in text
+    assert f"| *mean of the scored* | {actual.boundary.miou:.4f} | {actual.boundary.mf1:.4f} |" in text
     without = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0))
     assert without.boundary is None
     assert "boundary" not in markdown([without])
