@@ -273,7 +273,7 @@ def test_boundary_scores_are_reported(cut) -> None:
     without = evaluate(EvaluateRequest(model, shards.uri, "test", bootstrap=0))
     assert without.boundary is None
     assert "boundary" not in markdown([without])
-    np.testing.assert_array_equal(without.confusion, found.confusion)
+    np.testing.assert_array_equal(without.confusion, actual.confusion)
 
 
 @pytest.mark.parametrize(
