@@ -167,7 +167,12 @@ def _boundaries(evaluation: Evaluation) -> list[str]:
     ]
     rows = zip(evaluation.classes.names, scores.iou, scores.f1, scores.precision, scores.recall, strict=True)
     lines += [f"| {name} | {' | '.join(map(_number, values))} |" for name, *values in rows]
-    return [*lines, f"| *mean of the scored* | {_number(scores.miou)} | {_number(scores.mf1)} | | |"]
+    spread = evaluation.intervals
+    means = [
+        _number(scores.miou, spread.get("boundary_iou")),
+        _number(scores.mf1, spread.get("boundary_f1")),
+    ]
+    return [*lines, f"| *mean of the scored* | {' | '.join(means)} | | |"]
 
 
 def _published(evaluation: Evaluation) -> list[str]:

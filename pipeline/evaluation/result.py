@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -113,21 +113,24 @@ class Evaluation:
     @cached_property
     def scenes(self) -> dict[str, Counts]:
         """Counts by scene."""
-        counts: dict[str, Counts] = {}
-        for sample in self.samples:
-            counts[sample.scene] = counts.get(sample.scene, 0) + sample.confusion
-        return counts
+        return _by_scene((sample.scene, sample.confusion) for sample in self.samples)
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
         """95 % bootstrap intervals over scenes: miou, mf1, overall_accuracy, and iou and f1 of each class.
 
+        With boundaries also boundary_iou and boundary_f1.
         Empty for fewer than two scenes, which do not allow an estimate.
         """
         resamplings = int(self.settings.get("bootstrap", 0))
         if resamplings < 1 or len(self.scenes) < 2:
             return {}
-        return bootstrap(np.stack(list(self.scenes.values())), self.classes.scored, resamplings, self.seed)
+        options = self.classes.scored, resamplings, self.seed
+        intervals = bootstrap(np.stack(list(self.scenes.values())), *options)
+        if self.boundary is None:
+            return intervals
+        boundaries = _by_scene((s.scene, s.boundary) for s in self.samples if s.boundary is not None)
+        return intervals | bootstrap_boundaries(np.stack(list(boundaries.values())), *options)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -216,7 +219,7 @@ def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: in
         `miou`, `mf1`, `overall_accuracy`: lowest and highest value; `iou`, `f1`: K such pairs, None without a value.
     """
     count, classes = scenes.shape[:2]
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamplings)
+    draws = _draws(count, resamplings, seed)
     sums = (draws @ scenes.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
     hit = np.diagonal(sums, axis1=1, axis2=2)
     present, predicted = sums.sum(axis=2), sums.sum(axis=1)
@@ -232,6 +235,40 @@ def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: in
         "iou": [_interval(column) for column in iou.T],
         "f1": [_interval(column) for column in f1.T],
     }
+
+
+def bootstrap_boundaries(
+    scenes: Counts, scored: Sequence[bool], resamplings: int, seed: int
+) -> dict[str, Interval | None]:
+    """Computes intervals of the mean boundary scores as `bootstrap` does, with the same draws.
+
+    Args:
+        scenes: S K 7 counts of `d2ls.boundary.boundary_counts`.
+        scored: K flags.
+        resamplings: number of draws.
+        seed: of the draws.
+
+    Returns:
+        `boundary_iou`, `boundary_f1`: lowest and highest value.
+    """
+    sums = np.tensordot(_draws(len(scenes), resamplings, seed), scenes.astype(np.float64), axes=1)
+    scores = [boundary_scores(counts, scored) for counts in sums]
+    return {
+        "boundary_iou": _interval(np.array([each.miou for each in scores])),
+        "boundary_f1": _interval(np.array([each.mf1 for each in scores])),
+    }
+
+
+def _by_scene(counts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
+    sums: dict[str, Counts] = {}
+    for scene, values in counts:
+        sums[scene] = sums.get(scene, 0) + values
+    return sums
+
+
+def _draws(count: int, resamplings: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often each of `count` scenes is drawn, resamplings by count."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamplings)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

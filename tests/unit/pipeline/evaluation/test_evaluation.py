@@ -12,7 +12,7 @@ from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError, DataError, ShardError, StorageError, WeightsError
 from d2ls.inference.scoring import SampleCounts, merge
 from d2ls.labels import ClassTable
-from d2ls.metrics import BINS, expected_calibration_error, score
+from d2ls.metrics import BINS, boundary_scores, expected_calibration_error, score
 from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
@@ -23,7 +23,7 @@ from pipeline.evaluation.parts import SplitPart
 from pipeline.evaluation.published import published_table, published_tables
 from pipeline.evaluation.report import markdown
 from pipeline.evaluation.request import EvaluateRequest
-from pipeline.evaluation.result import Evaluation, bootstrap
+from pipeline.evaluation.result import Evaluation, bootstrap, bootstrap_boundaries
 from pipeline.evaluation.run import count_part, evaluate, evaluate_recipe
 from pipeline.evaluation.temperature import fit_temperature, sum_slopes
 from pipeline.models import load_model
@@ -274,6 +274,21 @@ def test_boundary_scores_are_reported(cut) -> None:
     assert without.boundary is None
     assert "boundary" not in markdown([without])
     np.testing.assert_array_equal(without.confusion, actual.confusion)
+
+
+def test_boundary_intervals_are_those_of_resampled_scenes(world) -> None:
+    evaluation = evaluate(EvaluateRequest(*world, "test", bootstrap=200, boundary_px=2))
+    low, high = evaluation.intervals["boundary_iou"]
+    assert low <= evaluation.boundary.miou <= high
+    assert f"{evaluation.boundary.miou:.4f} ({low:.3f}-{high:.3f})" in markdown([evaluation])
+    scenes = np.random.default_rng(0).integers(1, 50, (5, 3, 7))
+    scenes[:, :, 2] = scenes[:, :, :2].min(axis=2) // 2
+    intervals = bootstrap_boundaries(scenes, (True, False, True), 300, seed=5)
+    draws = np.random.default_rng(5).multinomial(5, np.full(5, 1 / 5), 300)
+    values = [
+        boundary_scores(np.repeat(scenes, draw, axis=0).sum(0), (True, False, True)).mf1 for draw in draws
+    ]
+    np.testing.assert_allclose(intervals["boundary_f1"], np.quantile(values, [0.025, 0.975]))
 
 
 @pytest.mark.parametrize(
