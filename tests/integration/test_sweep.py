@@ -22,7 +22,8 @@ from tests.sweep_world import make_place, tracked, trials
 from tests.train_world import assert_undisturbed, undisturbed
 
 SMALL = [
-    "sweep.space={model.stages: {values: [0, 1]}}", "sweep.trial_overrides={train.epochs: 1}", "train.epochs=3",
+    "sweep.space={model.stages: {values: [0, 1]}, data.fraction: {values: [0.5]}}",
+    "sweep.trial_overrides={train.epochs: 1}", "train.epochs=3",
     "train.patience=1", "train.min_delta=1.0",  # nothing improves so much: the final training ends in epoch 2
     "sweep.max_concurrent_trials=1", "tracking.figures_every=9", "evaluate.bootstrap=5",
 ]  # fmt: skip
@@ -71,6 +72,7 @@ def test_an_early_end_is_said_in_the_log_the_folder_and_mlflow(place: Path, said
     folder = RunFolder.of("runs", "first-final")
     reason = "val mIoU has not risen by more than 1 in 1 evaluation(s) (train.patience)"
     assert f"the training ends early: {reason}" in said
+    assert folder.epochs()[-1]["step"] == 2, "half of the samples make one step of an epoch"
     assert (folder.metadata()["state"], len(folder.epochs())) == ("finished", 2)
     assert folder.metadata()["reason"].startswith(reason)
     row = Store.open(TrackingConfig(), folder=place).run(folder.metadata()["run_id"])
