@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from d2ls.losses import D2LSLoss
+from d2ls.models import D2LSOutput
 from d2ls.training.device import open_device
 from d2ls.training.probe_memory import probe_memory
 from d2ls.training.process_group import ProcessGroup
@@ -93,6 +95,34 @@ def test_no_call_waits_for_the_gpu_in_a_step(shards, backbone):
 
     trainer._train_step = watched
     trainer.run()
+
+
+@pytest.mark.gpu
+def test_every_term_of_labels_is_that_of_the_cpu_and_waits_for_nothing():
+    options = {
+        "focal_weight": 1.0, "tversky_weight": 1.0, "lovasz_weight": 1.0, "class_weights": (0.5, 3.0, 0.0, 1.0),
+        "boundary_factor": 5.0, "contrastive": "none",
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 64, 64, generator=generator)
+    labels = (
+        torch.randint(0, 4, (2, 8, 8), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    )
+    labels[0, :9] = 255
+    results = []
+    for place in ("cpu", "cuda"):
+        x, y, loss = logits.to(place).requires_grad_(), labels.to(place), D2LSLoss(**options).to(place)
+        loss(D2LSOutput(x), y).total.backward()  # the first call loads kernels
+        x.grad = None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            terms = loss(D2LSOutput(x), y)
+            terms.total.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        results.append((torch.stack(list(terms.terms.values())).detach().cpu(), x.grad.cpu()))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.gpu
