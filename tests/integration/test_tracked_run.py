@@ -126,7 +126,7 @@ def test_an_end_that_nobody_heard_is_told_later(
     monkeypatch.undo()
     assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
     (result,) = diagnosis.check_runs(store, recipe.output_dir)
-    assert "1 log entries" in result.text
+    assert "1 waiting log entries" in result.text
     row = store.run(run_id)
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
 

@@ -23,9 +23,10 @@ BEHIND_THEM = {
     "anyio", "certifi", "cuda", "cython_runtime", "fsspec", "h11", "httpcore", "httpcore2", "httpx", "httpx2",
     "huggingface_hub", "idna", "mpmath", "networkx", "packaging", "psutil", "requests", "sniffio", "sympy",
     "torchgen", "tqdm", "triton", "truststore", "urllib3", "functorch", "mpl_toolkits", "shellingham", "click",
-    "colorama",
+    "colorama", "defusedxml",
 }  # fmt: skip
-"""Dependencies of torch, timm and their hub: no cluster, tracking, plotting or data frames."""
+"""Dependencies of torch, timm and their hub, and what Pillow imports where it is installed (defusedxml): no cluster,
+tracking, plotting or data frames."""
 
 
 def test_a_worker_imports_what_it_needs_and_nothing_beyond():
