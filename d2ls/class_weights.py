@@ -55,7 +55,7 @@ def class_weights(
 
 
 def unknown_classes(weights: Mapping[str, float], names: Sequence[str]) -> str:
-    """Says which names are no class, and which there are; empty if all are."""
+    """Returns a message that lists names of no class, and the classes; empty if all names are classes."""
     unknown = [name for name in weights if name not in names]
     if not unknown:
         return ""

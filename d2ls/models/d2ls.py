@@ -169,9 +169,12 @@ def _padded(size: int, multiple: int) -> int:
 def crop(output: D2LSOutput, height: int, width: int) -> D2LSOutput:
     """Cuts both logits (B K H' W') back to height x width."""
     static = output.static_logits
-    return output._replace(
-        logits=_cropped(output.logits, height, width),
-        static_logits=None if static is None else _cropped(static, height, width),
+    return D2LSOutput(  # not output._replace, which torch.compile of PyTorch 2.11 does not trace
+        _cropped(output.logits, height, width),
+        None if static is None else _cropped(static, height, width),
+        output.static_dictionary,
+        output.dynamic_dictionary,
+        output.dictionaries,
     )
 
 

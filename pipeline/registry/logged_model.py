@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import Recipe
 
 BUNDLE_TAG = "bundle_digest"
-TEMPERATURE_TAG = "temperature"
+TEMPERATURE_TAG = "calibration_temperature"  # a run has the tag `temperature`: of the contrastive term
 
 
 def register_checkpoint(

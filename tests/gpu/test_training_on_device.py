@@ -115,7 +115,11 @@ def test_every_term_of_labels_is_that_of_the_cpu_and_waits_for_nothing():
     labels[0, :9] = 255
     results = []
     for place in ("cpu", "cuda"):
-        x, y, loss = logits.to(place).requires_grad_(), labels.to(place), D2LSLoss(**options).to(place)
+        x, y, loss = (
+            logits.to(place, copy=True).requires_grad_(),
+            labels.to(place),
+            D2LSLoss(**options).to(place),
+        )
         loss(D2LSOutput(x), y).total.backward()  # the first call loads kernels
         x.grad = None
         torch.cuda.set_sync_debug_mode("error")

@@ -119,7 +119,7 @@ def test_temperature_and_report_lie_with_the_model_and_make_a_version_of_one_wit
     assert versions.report_of(world.store, bare.uri) is None
     version = register(CALIBRATED)
     assert version.version == "2"
-    assert version.tags["temperature"] == "1.5"
+    assert version.tags["calibration_temperature"] == "1.5"
     words = "at temperature 1.5, fitted on split `val`; expected calibration error on `test` 0.1250 without it, 0.0300"
     assert words in version.description
     for evaluation in (CALIBRATED, None):
