@@ -99,7 +99,7 @@ def test_the_whole_way_with_the_server_away_at_the_end_of_a_run(server: Server, 
     with server.running():
         assert store.run(run).status == "RUNNING"
         (result,) = diagnosis.check_runs(store, recipe.output_dir)
-        assert "served: 30 log entries" in result.text
+        assert "served: 30 waiting log entries" in result.text
         history = store.client.get_metric_history(run, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, 30))
         pictures = [
