@@ -57,7 +57,12 @@ BASE: dict[str, Any] = {
     "sweep.trial_overrides": {},
     "registry.promote": "never",
 }
-D2LS: dict[str, Any] = {"model.architecture": "d2ls", "model.stages": 3, "loss.contrastive": "ratio"}
+D2LS: dict[str, Any] = {
+    "model.architecture": "d2ls",
+    "model.stages": 3,
+    "model.upsampling_init": "published",
+    "loss.contrastive": "ratio",
+}
 METHODS: dict[str, dict[str, Any]] = {
     "D2LS, 3 stages": D2LS,
     "D2LS, 1 stage": {**D2LS, "model.stages": 1},
