@@ -93,21 +93,37 @@ def parse_report(text: str | bytes, classes: ClassTable, *, where: str) -> npt.N
     Raises:
         ConfigError: not an evaluation report, or one of several models or of other classes.
     """
+    way_out = "name the report of this model with --evaluation-report"
     try:
         content = json.loads(text)
         content = content if isinstance(content, list) else [content]
-        confusions = [(np.array(report["confusion"], np.int64), report["classes"]) for report in content]
+        confusions = [report["confusion"] for report in content]
+        names = [tuple(row["name"] for row in report["classes"]) for report in content]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: is not a report of `python -m pipeline.evaluate` ({error!r})") from error
-    if len(confusions) != 1:
-        raise ConfigError(
-            f"{where}: holds the reports of {len(confusions)} models; name one of a single model"
+        missing = (
+            "has no" if isinstance(error, KeyError) else "is not a report of `python -m pipeline.evaluate`:"
         )
-    confusion, rows = confusions[0]
-    names = tuple(row["name"] for row in rows)
-    if names != classes.names:
-        raise ConfigError(f"{where}: is about {', '.join(names)}, the model knows {', '.join(classes.names)}")
-    return np.ascontiguousarray(confusion.T)
+        raise ConfigError(f"{where}: {missing} {error}; {way_out}") from error
+    if len(content) != 1:
+        raise ConfigError(f"{where}: holds the reports of {len(content)} models; {way_out} alone")
+    if names[0] != classes.names:
+        raise ConfigError(
+            f"{where}: is about {', '.join(names[0])}, the model knows {', '.join(classes.names)}; {way_out}"
+        )
+    return _counts(confusions[0], classes.num_classes, where, way_out)
+
+
+def _counts(confusion: object, num_classes: int, where: str, way_out: str) -> npt.NDArray[np.int64]:
+    """Returns the transpose of a confusion matrix, which must hold K K counts."""
+    try:
+        counts = np.array(confusion)
+    except ValueError:  # rows of different lengths
+        counts = np.array(None)
+    if counts.shape != (num_classes, num_classes) or counts.dtype.kind != "i" or (counts < 0).any():
+        raise ConfigError(
+            f"{where}: its confusion matrix does not hold counts of {num_classes} classes; {way_out}"
+        )
+    return np.ascontiguousarray(counts.T.astype(np.int64))
 
 
 @dataclass(frozen=True)

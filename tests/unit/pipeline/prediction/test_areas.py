@@ -95,9 +95,18 @@ def test_other_reports_are_refused(tmp_path) -> None:
     path = report(tmp_path, classes=CLASSES.to_json()[::-1])
     with pytest.raises(ConfigError, match="is about other, forest, gain, loss, the model knows loss"):
         read_report(str(path), CLASSES)
-    path.write_text("{}")
+    path.write_text("no JSON")
     with pytest.raises(ConfigError, match=r"report\.json: is not a report of `python -m pipeline\.evaluate`"):
         read_report(str(path), CLASSES)
+    path.write_text(json.dumps({"classes": CLASSES.to_json()}))
+    with pytest.raises(
+        ConfigError,
+        match=r"report\.json: has no 'confusion'; name the report of this model with --evaluation-report",
+    ):
+        read_report(str(path), CLASSES)
+    for confusion in ([[1, 2]], [[1], [2, 3]], [[0.5] * 4] * 4, [[-1] * 4] * 4, None):
+        with pytest.raises(ConfigError, match=r"does not hold counts of 4 classes; .* --evaluation-report"):
+            read_report(str(report(tmp_path, confusion=confusion)), CLASSES)
     path.write_text(json.dumps([{"confusion": [[1]], "classes": []}] * 2))
     with pytest.raises(ConfigError, match="holds the reports of 2 models"):
         read_report(str(path), CLASSES)
