@@ -62,8 +62,8 @@ class Recorder(Callback):
     def on_checkpoint(self, uri, report):
         self.checkpoints.append((Path(uri).name, report is not None))
 
-    def on_end(self, ended_early):
-        self.ended.append(ended_early)
+    def on_end(self, state):
+        self.ended.append(state.ended_early)
 
     def close(self):
         self.closed += 1

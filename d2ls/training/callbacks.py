@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from d2ls.labels import ClassTable
 from d2ls.metrics import Scores
+from d2ls.training.train_state import TrainingState
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +37,8 @@ class StepReport:
         memory_bytes: peak device memory, or resident memory on CPU, of this rank.
         model_tflops: model FLOP/s of one device in 1e12 (see `d2ls.training.flops`); 0 where the crop is not known.
         mfu: `model_tflops` as a share of the device's peak; None where the peak is not known.
+        seconds_spent: wall time of the run so far, over all sessions, as this rank measures it.
+        time_budget: seconds after which the training ends; None: no limit.
     """
 
     step: int
@@ -50,6 +53,8 @@ class StepReport:
     memory_bytes: int = 0
     model_tflops: float = 0.0
     mfu: float | None = None
+    seconds_spent: float = 0.0
+    time_budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,8 @@ class Callback:
     def on_checkpoint(self, uri: str, report: EvaluationReport | None) -> None:
         """Called when a checkpoint is complete, on rank 0, which writes it; `report` is None in mid-epoch."""
 
-    def on_end(self, ended_early: str) -> None:
-        """Called when the training has ended without an error, with the reason if that was before its full length."""
+    def on_end(self, state: TrainingState) -> None:
+        """Called when the training has ended without an error."""
 
     def close(self) -> None:
         """Called at the end of the run, also after an error."""

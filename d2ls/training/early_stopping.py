@@ -1,6 +1,6 @@
 """Early stopping as a pure function of the scores, so nothing has to be saved or restored."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def evaluations_since_best(scores: Iterable[float], min_delta: float = 0.0) -> int:
@@ -23,3 +23,25 @@ def evaluations_since_best(scores: Iterable[float], min_delta: float = 0.0) -> i
         else:
             since += 1
     return since
+
+
+def is_over(
+    history: Iterable[Mapping[str, float]],
+    seconds: float,
+    *,
+    patience: int | None,
+    min_delta: float,
+    time_budget: float | None,
+) -> bool:
+    """Returns whether a training that ended early stays ended, with settings that may differ from those it ended by.
+
+    Args:
+        history: flat metrics of its epochs, oldest first.
+        seconds: time spent, over all sessions.
+        patience: see `TrainerSettings`, also for the next two.
+        min_delta: with `patience`.
+        time_budget: in seconds.
+    """
+    scores = [row["val/miou"] for row in history if "val/miou" in row]
+    waited = patience is not None and evaluations_since_best(scores, min_delta) >= patience
+    return waited or (time_budget is not None and seconds >= time_budget)

@@ -49,11 +49,13 @@ class TrainingState:
             self.epoch_terms[name] = self.epoch_terms.get(name, 0.0) + value
         self.epoch_count += 1
 
-    def take_terms(self) -> dict[str, float]:
-        """Returns the mean loss terms of the epoch and starts the next one."""
-        means = {name: value / max(self.epoch_count, 1) for name, value in self.epoch_terms.items()}
+    def mean_terms(self) -> dict[str, float]:
+        """Returns the mean loss terms of the running epoch."""
+        return {name: value / max(self.epoch_count, 1) for name, value in self.epoch_terms.items()}
+
+    def clear_terms(self) -> None:
+        """Starts the sums of the next epoch."""
         self.epoch_terms, self.epoch_count = {}, 0
-        return means
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""

@@ -26,7 +26,7 @@ from d2ls.training.accumulation import GradientAccumulator, MicrobatchPlan
 from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, close_all, flat_metrics
 from d2ls.training.checkpoint import Checkpointer, Completed
 from d2ls.training.device import Device, Precision, Stopwatch, open_device
-from d2ls.training.early_stopping import evaluations_since_best
+from d2ls.training.early_stopping import evaluations_since_best, is_over
 from d2ls.training.ema import ExponentialMovingAverage
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.flops import FlopMeter
@@ -170,7 +170,7 @@ class Trainer:
             if self.checkpointer:
                 self._report_checkpoint(self.checkpointer.completed(wait=True))
             for callback in self.callbacks:
-                callback.on_end(self.state.ended_early)
+                callback.on_end(self.state)
         except GeneratorExit:  # stopped by the caller, which is no error
             self._close()
             raise
@@ -210,7 +210,21 @@ class Trainer:
             if restored is not None:
                 self.state = restored
                 self._started -= restored.seconds
-                _log.info("going on after step %d", restored.step)
+                if restored.ended_early and not self._is_over(restored):
+                    restored.ended_early = ""
+                _log.info(
+                    "%s after step %d", "ended early" if restored.ended_early else "going on", restored.step
+                )
+
+    def _is_over(self, state: TrainingState) -> bool:
+        """Returns whether a training that ended early has ended by the settings of this session too."""
+        return is_over(
+            state.history,
+            state.seconds,
+            patience=self.settings.patience,
+            min_delta=self.settings.min_delta,
+            time_budget=self.settings.time_budget,
+        )
 
     def _count_flops(self) -> FlopMeter:
         """Rank 0 alone counts: its callbacks report the rates."""
@@ -327,6 +341,8 @@ class Trainer:
             memory_bytes=self._device.peak_memory(),
             model_tflops=model_tflops,
             mfu=mfu,
+            seconds_spent=self._seconds_spent(),
+            time_budget=self.settings.time_budget,
         )
         for callback in self.callbacks:
             callback.on_step(report)
@@ -334,13 +350,16 @@ class Trainer:
     def _end_epoch(self) -> dict[str, float]:
         """Evaluates, saves and reports an epoch that has ended; returns its flat metrics."""
         self._read_pending_step()
-        terms = self.state.take_terms()
+        terms = self.state.mean_terms()
+        if self.state.step % self.schedule.steps_per_epoch == 0:
+            self.state.clear_terms()
         complete = self.state.step == self.schedule.total_steps
         due = complete or self._time_is_up or self.epoch % self.settings.evaluate_every == 0
         report = self._evaluate(terms) if due else None
         best = report is not None and report.best
         metrics = flat_metrics(self.epoch, self.state.step, terms, self.evaluator.classes, report)
-        self.state.history.append(metrics)
+        # An epoch that a time budget ended, and a later session completed, has one row.
+        self.state.history = [row for row in self.state.history if row["epoch"] < self.epoch] + [metrics]
         if best:
             self.state.best_scores = metrics
         if (
@@ -405,7 +424,10 @@ class Trainer:
 
     def _budget_is_used(self) -> bool:
         budget = self.settings.time_budget
-        return budget is not None and time.perf_counter() - self._started >= budget
+        return budget is not None and self._seconds_spent() >= budget
+
+    def _seconds_spent(self) -> float:
+        return time.perf_counter() - self._started
 
     def _checkpoint_in_epoch(self) -> None:
         if self.checkpointer:
@@ -417,7 +439,7 @@ class Trainer:
             self._save()
 
     def _save(self, report: EvaluationReport | None = None) -> None:
-        self.state.seconds = time.perf_counter() - self._started
+        self.state.seconds = self._seconds_spent()
         if self.checkpointer:
             previous = self.checkpointer.save(self.state, self.network, self.optimizer, self.ema, report)
             self._report_checkpoint(previous)

@@ -29,12 +29,12 @@ _FREE = (
     "data.root", "description",
 )  # fmt: skip
 FREE_ON_RESUME: dict[Literal["training", "sweep"], tuple[str, ...]] = {
-    "training": (*_FREE, "sweep.", "train.time_budget"),
+    "training": (*_FREE, "sweep.", "train.time_budget", "train.patience", "train.min_delta"),
     "sweep": (*_FREE, "sweep.max_concurrent_trials", "sweep.final", "sweep.num_trials"),
 }
 """Keys, or prefixes of keys, that may change when a training or a sweep is resumed.
 
-None of them decides what a step computes; `train.time_budget` decides how many there are, which depends on the machine.
+None of them decides what a step computes; those of `train` decide after how many of them a training ends early.
 Shards and raw data may lie elsewhere than before: checkpoints know them by their digest.
 The trials of a sweep that have ended stay comparable with those to come.
 """

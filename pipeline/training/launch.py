@@ -39,7 +39,7 @@ def train_in_process(job: Job, *, max_failures: int) -> Generator[dict[str, floa
     Raises:
         D2LSError: the training cannot go on.
     """
-    last_epoch, failures, training = 0.0, 0, worker.epochs(job)
+    last_step, failures, training = 0.0, 0, worker.epochs(job)
     try:
         while True:
             try:
@@ -57,8 +57,8 @@ def train_in_process(job: Job, *, max_failures: int) -> Generator[dict[str, floa
                 _log.warning("run %s, failure %d of at most %d: %s", job.name, failures, max_failures, reason)
                 training = worker.epochs(job)
                 continue
-            if metrics["epoch"] > last_epoch:
-                last_epoch = metrics["epoch"]
+            if metrics["step"] > last_step:
+                last_step = metrics["step"]
                 yield metrics
     finally:
         training.close()
@@ -78,7 +78,7 @@ def train_on_ray(
     import ray
 
     folder.clear_failure()
-    last_epoch = max((row["epoch"] for row in folder.epochs()), default=0.0)
+    last_step = max((row["step"] for row in folder.epochs()), default=0.0)
     # Outside the placement group of a trial: that one holds only what the trial's own process needs.
     fit = ray.remote(num_cpus=0, resources=HEAD, max_retries=0, scheduling_strategy="DEFAULT")(_fit)
     answer = fit.remote(job.to_config(), _scaling(recipe, cluster), recipe.cluster.max_failures)
@@ -87,8 +87,8 @@ def train_on_ray(
     try:
         while running:
             running = not ray.wait([answer], timeout=pause)[0]
-            for row in _epochs_after(folder, last_epoch):
-                last_epoch = row["epoch"]
+            for row in _epochs_after(folder, last_step):
+                last_step = row["step"]
                 yield row
         problem = ray.get(answer)
     finally:
@@ -107,10 +107,10 @@ def _gave_up(name: str, failures: int, reason: str) -> str:
     return f"run {name} failed {failures} time(s): {reason}. Go on from its newest checkpoint with --resume {name}"
 
 
-def _epochs_after(folder: RunFolder, epoch: float) -> list[dict[str, float]]:
+def _epochs_after(folder: RunFolder, step: float) -> list[dict[str, float]]:
     """Returns the new epochs; none if the folder cannot be read now, the next call returns them."""
     try:
-        return [row for row in folder.epochs() if row["epoch"] > epoch]
+        return [row for row in folder.epochs() if row["step"] > step]
     except (StorageError, ValueError):
         return []
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from d2ls import storage
 from d2ls.errors import StorageError
 from d2ls.training.callbacks import Callback, StepReport
+from d2ls.training.train_state import TrainingState
 from pipeline.training.run_folder import RunFolder
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
@@ -26,7 +28,7 @@ class ProgressWriter(Callback):
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._latest: dict[str, Any] | None = None
-        self._ended_early = ""
+        self._end: dict[str, Any] = {}
         self._notes: list[str] = []
         self._changed, self._stop = threading.Event(), threading.Event()
         self._pause = LOCAL_SECONDS if storage.is_local(folder.uri) else REMOTE_SECONDS
@@ -61,7 +63,7 @@ class ProgressWriter(Callback):
             "images_per_second": images / total if total else 0.0,
             "data_share": waiting / total if total else 0.0,
             "memory_bytes": report.memory_bytes,
-            "seconds_left": (report.total_steps - report.step) * total / len(self._recent),
+            **_outlook(report, total / len(self._recent)),
         }
         self._changed.set()
 
@@ -72,9 +74,9 @@ class ProgressWriter(Callback):
             extra = {f"speed/{key}": self._latest[key] for key in ("images_per_second", "data_share")}
         self._folder.add_epoch({**metrics, **extra})
 
-    def on_end(self, ended_early: str) -> None:
-        """Keeps the reason for the driver, which ends the run."""
-        self._ended_early = ended_early
+    def on_end(self, state: TrainingState) -> None:
+        """Keeps why the training ended for the driver, which ends the run, and the time spent for a resume."""
+        self._end = {"ended_early": state.ended_early, "seconds_spent": state.seconds}
 
     def close(self) -> None:
         """Writes the last step and ends the thread."""
@@ -91,13 +93,24 @@ class ProgressWriter(Callback):
         self._write_once()
 
     def _write_once(self) -> None:
-        content = {
-            **(self._latest or {}), "notes": list(self._notes), "ended_early": self._ended_early, "time": time.time()
-        }  # fmt: skip
+        content = {**(self._latest or {}), **self._end, "notes": list(self._notes), "time": time.time()}
         try:
             storage.write_bytes(self._folder.progress, json.dumps(content).encode(), sync=False)
         except StorageError as error:
             logging.getLogger(__name__).debug("progress is not written: %s", error)
+
+
+def _outlook(report: StepReport, seconds_per_step: float) -> dict[str, float | bool]:
+    """Returns how much of the training is done and left: its steps, or its time budget, which may end it before."""
+    by_steps = (report.total_steps - report.step) * seconds_per_step
+    budget = math.inf if report.time_budget is None else report.time_budget
+    by_budget = max(0.0, budget - report.seconds_spent)
+    return {
+        "seconds_spent": report.seconds_spent,
+        "seconds_left": min(by_steps, by_budget),
+        "budget_ends_it": by_budget < by_steps,
+        "share_done": min(1.0, max(report.step / report.total_steps, report.seconds_spent / budget)),
+    }
 
 
 class _NoteHandler(logging.Handler):

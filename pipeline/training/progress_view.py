@@ -92,6 +92,7 @@ def progress_line(progress: Mapping[str, Any]) -> str:
         f"lr {progress['learning_rate']:.2e}  {progress['images_per_second']:.1f} img/s  "
         f"data {progress['data_share']:.0%}  {progress['memory_bytes'] / 2**30:.1f} GiB  "
         f"about {format_duration(progress['seconds_left'])} left"
+        f"{' of the time budget' if progress.get('budget_ends_it') else ''}"
     )
 
 

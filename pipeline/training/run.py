@@ -9,6 +9,7 @@ from typing import Literal
 from d2ls.errors import ConfigError, TrainingError
 from d2ls.shards import DatasetCard, ShardSet
 from d2ls.training.checkpoint_files import complete_checkpoints
+from d2ls.training.early_stopping import is_over
 from pipeline import checks, cluster
 from pipeline.config import Recipe
 from pipeline.training import launch, run_folder, tracked_run
@@ -195,12 +196,30 @@ def read_result(folder: RunFolder) -> TrainResult:
 def check_resume(recipe: Recipe, folder: RunFolder) -> None:
     """Refuses to resume a finished run, or one whose recipe has changed.
 
+    A run that ended early goes on if its patience or time budget is not used up by this recipe.
+
     Raises:
-        ConfigError: names the changed keys.
+        ConfigError: names the changed keys, or says why the run has ended.
     """
-    before = folder.recipe()
-    if folder.metadata().get("state") == run_folder.FINISHED:
-        raise ConfigError(f"run {folder.name} is finished; start another one under a new --name")
+    before, metadata = folder.recipe(), folder.metadata()
+    if metadata.get("state") == run_folder.FINISHED:
+        reason, train = metadata.get("reason"), recipe.train
+        if not reason:
+            raise ConfigError(
+                f"run {folder.name} is finished: it has its {before.train.length}; start another one under a new "
+                "--name"
+            )
+        if is_over(
+            folder.epochs(),
+            folder.latest().get("seconds_spent", 0.0),
+            patience=train.patience,
+            min_delta=train.min_delta,
+            time_budget=train.time_budget_seconds,
+        ):
+            raise ConfigError(
+                f"run {folder.name} ended early: {reason}. It goes on with a larger train.patience or "
+                "train.time_budget (null: no limit); or start another one under a new --name"
+            )
     changed = recipe.changes_since(before, resuming="training")
     if changed:
         raise ConfigError(

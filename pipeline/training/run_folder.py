@@ -228,7 +228,10 @@ class RunFolder:
     def backfill_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Adds epochs of a checkpoint's history that history.jsonl lacks: a process may die between the two writes."""
         rows = {row["epoch"]: row for row in self.epochs()}
-        missing = [dict(row) for row in history if row["epoch"] not in rows]
+        steps = {
+            epoch: row.get("step", 0.0) for epoch, row in rows.items()
+        }  # of a partial epoch, once completed
+        missing = [dict(row) for row in history if row.get("step", 0.0) > steps.get(row["epoch"], -1.0)]
         if missing:
             rows |= {row["epoch"]: row for row in missing}
             self._write_epochs([rows[epoch] for epoch in sorted(rows)])

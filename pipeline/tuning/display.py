@@ -31,7 +31,8 @@ class SweepProgress:
         console: where to print.
         trials: trials to run.
         epochs: epochs of a trial; None if its length is given in steps.
-        running: returns the running trials, each with its latest step (`progress.json` of its run folder).
+        running: returns the running trials.
+        latest: returns the latest step of a trial (`progress.json` of its run folder); empty before the first.
         before: share of each trial that was done when this session began, by key.
         quiet: seconds without a report after which the progress of all trials is printed.
     """
@@ -41,13 +42,14 @@ class SweepProgress:
         console: Console,
         trials: int,
         epochs: int | None,
-        running: Callable[[], Iterable[tuple[Trial, Mapping[str, Any]]]] = tuple,
+        running: Callable[[], Iterable[Trial]] = tuple,
+        latest: Callable[[Trial], Mapping[str, Any]] = lambda _: {},
         before: Mapping[str, float] | None = None,
         quiet: float = QUIET_SECONDS,
     ) -> None:
         self._console = console
         self._trials, self._epochs = trials, epochs
-        self._running, self._quiet = running, quiet
+        self._running, self._latest, self._quiet = running, latest, quiet
         self._ended: set[str] = set()
         self._before = sum((before or {}).values())
         self._done: dict[str, float] = dict(before or {})
@@ -66,9 +68,9 @@ class SweepProgress:
 
     def __call__(self, trial: Trial, event: str) -> None:
         """Prints one line."""
+        share = self._share(trial) if event == "epoch" else 1.0
         with self._lock:
             if event == "epoch":
-                share = trial.epoch / self._epochs if self._epochs else 0.0
                 self._done[trial.key] = max(share, self._done.get(trial.key, 0.0))
             else:
                 self._ended.add(trial.key)
@@ -80,6 +82,14 @@ class SweepProgress:
             if event == "failed" and trial.error:
                 self._console.print(f"    {trial.error}", markup=False, soft_wrap=True)
 
+    def _share(self, trial: Trial) -> float:
+        """Returns the share of a trial that is done; its time budget may end it before its last epoch."""
+        try:
+            share = share_done(self._latest(trial))
+        except Exception:  # an error here must not stop the trials
+            share = 0.0
+        return max(share, trial.epoch / self._epochs if self._epochs else 0.0)
+
     def _follow(self) -> None:
         while not self._stop.wait(min(self._quiet, 5.0)):
             if time.monotonic() - self._printed >= self._quiet:
@@ -88,7 +98,8 @@ class SweepProgress:
     def look(self) -> None:
         """Prints the progress of the running trials."""
         try:
-            under_way = [(trial, at) for trial, at in self._running() if at.get("time", 0.0) > self._begun]
+            steps = [(trial, self._latest(trial)) for trial in self._running()]
+            under_way = [(trial, at) for trial, at in steps if at.get("time", 0.0) > self._begun]
         except Exception:  # an error here must not stop the trials, nor later looks
             return
         with self._lock:
@@ -119,8 +130,9 @@ class SweepProgress:
 
 
 def share_done(progress: Mapping[str, Any]) -> float:
-    """Returns the share of a training that is done, from the latest of its steps; 0 before the first."""
-    return progress["step"] / progress["total_steps"] if "step" in progress else 0.0
+    """Returns the share of a training that is done, by its latest step; 0 before the first."""
+    share: float = progress.get("share_done", 0.0)
+    return share
 
 
 def show_trials(console: Console, summary: SweepSummary) -> None:

@@ -70,9 +70,9 @@ class _Runner:
             return
         sweep, trial = self.sweep, trial_recipe(self.sweep.recipe, {})
         going_on = [trial for trial in self.records.trials.values() if not trial.ended]
-        before = {trial.key: share_done(sweep.folder_of(trial).latest()) for trial in going_on}
+        before = {trial.key: share_done(self._latest(trial)) for trial in going_on}
         with SweepProgress(
-            sweep.console, searcher.left, trial.train.epochs, self._running, before
+            sweep.console, searcher.left, trial.train.epochs, self._running, self._latest, before
         ) as progress:
 
             def on_event(trial: Trial, event: str) -> None:
@@ -92,9 +92,11 @@ class _Runner:
                 gpus=gpus,
             )
 
-    def _running(self) -> list[tuple[Trial, dict[str, Any]]]:
-        started = [trial for trial in list(self.records.trials.values()) if trial.status == "started"]
-        return [(trial, self.sweep.folder_of(trial).latest()) for trial in started]
+    def _running(self) -> list[Trial]:
+        return [trial for trial in list(self.records.trials.values()) if trial.status == "started"]
+
+    def _latest(self, trial: Trial) -> dict[str, Any]:
+        return self.sweep.folder_of(trial).latest()
 
 
 def _repeat(runner: _Runner, best: Mapping[str, Any]) -> list[Trial]:

@@ -1,16 +1,20 @@
 """Errors of `pipeline.train` before anything starts, and the imports of a worker."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from d2ls import storage
 from d2ls.errors import ConfigError, TrackingError, TrainingError
 from d2ls.shards import ShardSet
-from pipeline import diagnosis, train
+from pipeline import diagnosis
+from pipeline import train as command
 from pipeline.tracking import Store, connection
 from pipeline.training import run_folder, tracked_run
-from pipeline.training.run import TrainResult, check_resume, read_result
+from pipeline.training.run import TrainRequest, TrainResult, check_resume, read_result, train
 from pipeline.training.run_folder import RunFolder
 from tests.train_world import tiny_recipe
 
@@ -70,8 +74,41 @@ def test_resume_needs_a_run_and_the_same_recipe(folder):
     with pytest.raises(ConfigError, match=r"seed was 0, is 1; train.global_batch_size was 4, is 8"):
         check_resume(recipe.with_values({"seed": 1, "train.global_batch_size": 8}), run)
     run.update(state=run_folder.FINISHED)
-    with pytest.raises(ConfigError, match="before is finished"):
+    with pytest.raises(ConfigError, match=f"before is finished: it has its {recipe.train.length}"):
         check_resume(recipe, run)
+
+
+def test_a_run_that_ended_early_goes_on_if_more_is_allowed(folder):
+    recipe = tiny_recipe(folder)
+    run = RunFolder.of(recipe.output_dir, "early")
+    run.create(recipe)
+    for epoch, miou in enumerate((0.5, 0.4, 0.3), start=1):
+        run.add_epoch({"epoch": epoch, "step": epoch, "val/miou": miou})
+    storage.write_bytes(run.progress, json.dumps({"seconds_spent": 3600.0}).encode())
+    run.end(run_folder.FINISHED, "out of time")
+    for values in ({"patience": 2}, {"time_budget": "1h"}, {"patience": 3, "time_budget": 60}):
+        with pytest.raises(
+            ConfigError, match=r"early ended early: out of time. It goes on with a larger train"
+        ):
+            check_resume(recipe.with_values({f"train.{key}": value for key, value in values.items()}), run)
+    check_resume(recipe.with_values({"train.patience": 3, "train.time_budget": "2h"}), run)
+    check_resume(recipe, run)
+
+
+def test_a_larger_patience_continues_the_run(folder):
+    recipe = tiny_recipe(folder, cluster__workers=1, train__epochs=3, train__patience=1, train__min_delta=1.0)
+    request = TrainRequest(recipe, name="impatient", track=False, in_process=True)
+    assert len(train(request, quiet=True).history) == 2
+    run = RunFolder.of(recipe.output_dir, "impatient")
+    assert "(train.patience)" in run.metadata()["reason"]
+    again = replace(request, resume=True)
+    with pytest.raises(ConfigError, match=r"impatient ended early: val mIoU has not risen"):
+        train(again, quiet=True)
+    more = replace(again, recipe=recipe.with_values({"train.patience": 2}))
+    rows = []
+    assert len(train(more, on_epoch=rows.append, quiet=True).history) == 3
+    assert [row["epoch"] for row in rows] == [3]
+    assert (run.metadata()["state"], run.metadata()["reason"]) == ("finished", "")
 
 
 def test_a_run_without_an_epoch_has_no_result(folder):
@@ -164,10 +201,10 @@ def test_options_and_overrides_come_in_any_order(folder, monkeypatch, capsys):
         asked.update(vars(request))
         return TrainResult("a", "", "", "runs/a/checkpoints/step-00000001", "", 1, {"val/miou": 0.5}, {})
 
-    monkeypatch.setattr(train, "train", pretend)
-    assert train.main([str(file), "--name", "a", "train.epochs=7", "--profile"]) == 0
+    monkeypatch.setattr(command, "train", pretend)
+    assert command.main([str(file), "--name", "a", "train.epochs=7", "--profile"]) == 0
     assert (asked["name"], asked["resume"], asked["profile"]) == ("a", False, True)
     assert asked["recipe"].train.epochs == 7
     assert "mIoU 0.5000" in capsys.readouterr().out
-    train.main([str(file), "--resume", "b"])
+    command.main([str(file), "--resume", "b"])
     assert (asked["name"], asked["resume"]) == ("b", True)

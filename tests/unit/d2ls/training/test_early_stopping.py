@@ -78,6 +78,16 @@ def test_a_resumed_run_ends_at_the_same_epoch(shards, tmp_path, stop):
         assert_equal(weights(whole), weights(rest))
 
 
+def test_a_resumed_run_goes_on_with_more_patience(shards, tmp_path):
+    whole = scripted(shards, patience=4)
+    whole.run()
+    assert scripted(shards, tmp_path, patience=3).run().step == 5
+    rest = scripted(shards, tmp_path, patience=4)
+    assert rest.run() == whole.state
+    assert (rest.state.step, rest.state.ended_early) == (6, "")
+    assert_equal(weights(whole), weights(rest))
+
+
 def test_a_run_that_improves_or_has_its_full_length_does_not_end_early(shards):
     recorder = Recorder()
     state = scripted(shards, patience=4, callbacks=[recorder]).run()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.fake_device import FakeDevice
-from tests.training_world import Recorder, StopAfter, make_trainer, tiny_shards
+from tests.training_world import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,25 @@ def test_time_before_a_resume_counts(shards, tmp_path, clock):
     assert state.seconds == pytest.approx(80, abs=0.1)
     again = make_trainer(shards, tmp_path, **options).run()
     assert (again.step, again.ended_early) == (8, state.ended_early)
+
+
+@pytest.mark.parametrize("longer", [1000.0, None])
+def test_a_larger_budget_goes_on_where_the_smaller_one_ended(shards, tmp_path, clock, longer):
+    """The end is in mid-epoch: the completed epoch has one row, with the loss of all its steps."""
+    options = {"epochs": 3, "evaluate_every": 3}
+    whole = make_trainer(shards, **options)
+    whole.run()
+    ended = make_trainer(shards, tmp_path, time_budget=24.0, callbacks=[Slow(clock)], **options).run()
+    assert (ended.step, [row["epoch"] for row in ended.history]) == (4, [1, 2])
+    slow = Slow(clock)
+    rest = make_trainer(shards, tmp_path, time_budget=longer, callbacks=[slow], **options)
+    state = rest.run()
+    assert [report.step for report in slow.steps] == [5, 6, 7, 8, 9]
+    assert slow.steps[0].seconds_spent == pytest.approx(40, abs=0.1)
+    assert slow.steps[0].time_budget == longer
+    assert (state.ended_early, slow.ended) == ("", [""])
+    assert state.history == whole.state.history
+    assert_equal(weights(whole), weights(rest))
 
 
 def test_a_budget_that_an_evaluation_uses_up_begins_no_epoch(shards, clock):

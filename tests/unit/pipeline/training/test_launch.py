@@ -22,7 +22,7 @@ def failing(*errors):
         start = 1 if len(left) == len(errors) else 2
         try:
             for epoch in range(start, 4):
-                yield {"epoch": float(epoch)}
+                yield {"epoch": float(epoch), "step": 2.0 * epoch}
                 if epoch == 2 and left:
                     raise left.pop(0)
         finally:

@@ -36,6 +36,27 @@ def test_steps_epochs_and_remarks_are_written_and_shown(tmp_path):
     assert shown[-1]["step"] == 8
 
 
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (None, (1.0, False, 0.75)),
+        (100.0, (1.0, False, 0.75)),
+        (40.25, (0.25, True, 40 / 40.25)),
+        (39.0, (0.0, True, 1.0)),
+    ],
+)
+def test_a_time_budget_may_end_the_training_before_its_steps(tmp_path, budget, expected):
+    """Two steps of half a second are left."""
+    folder = RunFolder.of(str(tmp_path), "run")
+    writer = ProgressWriter(folder)
+    writer.on_step(report(6, seconds_spent=40.0, time_budget=budget))
+    writer.close()
+    latest = folder.latest()
+    assert (latest["seconds_left"], latest["budget_ends_it"], latest["share_done"]) == expected
+    assert latest["seconds_spent"] == 40.0
+    assert progress_line(latest).endswith(" left of the time budget" if expected[1] else " left")
+
+
 def test_what_cannot_be_shown_ends_nothing(tmp_path):
     folder = RunFolder.of(str(tmp_path), "run")
     folder.add_epoch({"epoch": 1.0})

@@ -91,6 +91,9 @@ def test_epochs_that_only_the_checkpoint_knows_are_added(folder):
     folder.backfill_history([{"epoch": 1, "train/loss": 3.0}, {"epoch": 2, "train/loss": 1.0}])
     assert [(row["epoch"], row["train/loss"]) for row in folder.epochs()] == [(1, 3.0), (2, 1.0), (3, 1.0)]
     assert "speed/data_share" in folder.epochs()[1], "what was written stays"
+    folder.add_epoch({"epoch": 4, "step": 7})  # a time budget ended it
+    folder.backfill_history([{"epoch": 4, "step": 8}])
+    assert folder.epochs()[-1] == {"epoch": 4, "step": 8}
 
 
 def test_a_history_that_cannot_be_read_is_not_taken_for_none(folder, monkeypatch):

@@ -13,12 +13,16 @@ ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages
 
 def at(step, **changes):
     values = {"step": step, "epoch": (step - 1) // 10 + 1, "steps_per_epoch": 10, "total_steps": 30}
-    return {**values, "terms": {"total": 1.25}, "time": time.time() + 1, **changes}
+    return {**values, "share_done": step / 30, "terms": {"total": 1.25}, "time": time.time() + 1, **changes}
 
 
 def watched(under_way, **options):
     console = Console(file=io.StringIO(), width=120)
-    return SweepProgress(console, 2, 3, lambda: under_way, **options), console.file
+    latest = {trial.key: progress for trial, progress in under_way}
+    running = [trial for trial, _ in under_way]
+    return SweepProgress(
+        console, 2, 3, lambda: running, lambda trial: latest[trial.key], **options
+    ), console.file
 
 
 def test_a_look_says_where_each_trial_stands_and_how_long_it_takes():
@@ -60,6 +64,15 @@ def test_epochs_of_an_earlier_session_took_no_time_in_this_one(monkeypatch):
     clock[0] += 60
     progress.look()  # half an epoch in a minute, of six epochs two were done before
     assert "about 7 min left" in out.getvalue()
+
+
+def test_a_trial_that_its_time_budget_ends_is_further_than_its_epochs(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    progress, out = watched([(ONE, at(10, share_done=0.8))])
+    clock[0] += 60
+    progress(Trial("aa", "sweep-aa", {"model.stages": 1}, score=0.5, epoch=1), "epoch")
+    assert "about 90 s left" in out.getvalue(), "0.8 of two trials took a minute"
 
 
 def test_silence_is_broken_and_ends_with_the_sweep():
