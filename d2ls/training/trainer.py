@@ -351,9 +351,9 @@ class Trainer:
         """Evaluates, saves and reports an epoch that has ended; returns its flat metrics."""
         self._read_pending_step()
         terms = self.state.mean_terms()
-        if self.state.step % self.schedule.steps_per_epoch == 0:
-            self.state.clear_terms()
         complete = self.state.step == self.schedule.total_steps
+        if complete or self.state.step % self.schedule.steps_per_epoch == 0:
+            self.state.clear_terms()
         due = complete or self._time_is_up or self.epoch % self.settings.evaluate_every == 0
         report = self._evaluate(terms) if due else None
         best = report is not None and report.best
