@@ -182,8 +182,9 @@ def costs(options):
     for method in METHODS:
         recipe = recipe_of(options, method, FOLDS[0])
         network = build.network(recipe, shards.card).to(memory_format=torch.channels_last)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.eval()(images[:1], False)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network.requires_grad_(False).eval()(images[:1], False)
+        network.requires_grad_(True)
         made[method] = {
             "network": network,
             "loss": build.loss(recipe, shards.card),

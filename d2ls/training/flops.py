@@ -71,11 +71,13 @@ def training_flops(network: nn.Module, shape: tuple[int, int, int]) -> float:
         network: not compiled yet; takes raw pixels, B C H W.
         shape: C H W of the training crop.
     """
+    # Detached: the counter looks for the graph of what requires a gradient, and views made without one have none.
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
     images = torch.zeros(1, *shape, device=next(network.parameters()).device)
     training = network.training
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network.eval()(images, True)
+            torch.func.functional_call(network.eval(), weights, (images, True))
     finally:
         network.train(training)
     return 3.0 * counter.get_total_flops() - 2.0 * _without_backward(network, counter)
