@@ -209,7 +209,7 @@ def smallest_gaps(areas: Iterable[tuple[str, Any]], reach: float) -> list[Gap]:
 
     Args:
         areas: split and labelled ground (a polygon of shapely) of each piece.
-        reach: largest distance to look for, in units of the CRS.
+        reach: largest distance to look for, in units of the polygons.
 
     Returns:
         The smallest distance of each pair of splits that are at most `reach` apart.

@@ -99,8 +99,14 @@ class Divider:
     def by_attribute(self, scenes: Sequence[Scene], attribute: str) -> Iterator[Scene]:
         """Yields a piece for each polygon of the labelled areas; `attribute` of the polygon names its split."""
         assert self.areas is not None
-        pieces = [piece for placed in self._placed(scenes) for piece in self._polygons(placed, attribute)]
-        self._compare_gaps(pieces, 0.0, "data.custom.area")
+        pieces: list[Scene] = []
+        in_crs: dict[str, list[tuple[Scene, PlacedScene]]] = {}
+        for placed in self._placed(scenes):
+            own = list(self._polygons(placed, attribute))
+            in_crs.setdefault(crs_text(placed.place.crs) or "", []).extend((piece, placed) for piece in own)
+            pieces += own
+        for group in in_crs.values():
+            self._compare_gaps(group, 0.0, "data.custom.area")
         yield from sorted(pieces, key=lambda piece: piece.split)
 
     def by_blocks(self, scenes: Sequence[Scene], split: CustomSplit) -> Iterator[Scene]:
@@ -124,15 +130,15 @@ class Divider:
             splits = deal_blocks(pixels, rule.fractions or {}, rule.seed)
         areas = labelled_areas(blocks, splits, rule.buffer_m / unit)
         pieces = [
-            piece
+            (piece, image)
             for block, name, area in zip(blocks, splits, areas, strict=True)
             for image in images
             if name and (piece := _piece(image, block.name, name, area, block.name)) is not None
         ]
         self._note_blocks(rule, splits, pixels)
-        self._compare_gaps(pieces, rule.buffer_m / unit, "data.custom.split.blocks")
+        self._compare_gaps(pieces, rule.buffer_m, "data.custom.split.blocks")
         order = list(rule.fractions or ("train", "val", "test"))
-        yield from sorted(pieces, key=lambda piece: order.index(piece.split))
+        yield from sorted((piece for piece, _ in pieces), key=lambda piece: order.index(piece.split))
 
     def _placed(self, scenes: Sequence[Scene]) -> Iterator[PlacedScene]:
         """Opens each image; images that cannot be read, or that no feature labels, are added to `problems`."""
@@ -230,13 +236,30 @@ class Divider:
         self.notes.append(f"blocks of {rule.size_m:g} m: {', '.join(shares)}")
         self.extra["blocks"] = {"size_m": rule.size_m, "buffer_m": rule.buffer_m, "seed": rule.seed}
 
-    def _compare_gaps(self, pieces: Sequence[Scene], buffer: float, key: str) -> None:
-        """Measures the distances between the labelled ground of splits; one below the buffer is a problem."""
-        areas = [(piece.split, shapely.from_wkb(piece.area)) for piece in pieces if piece.area]
+    def _compare_gaps(self, pieces: Sequence[tuple[Scene, PlacedScene]], buffer: float, key: str) -> None:
+        """Measures the distances between the labelled ground of splits; one below the buffer is a problem.
+
+        Args:
+            pieces: of images in one CRS.
+            buffer: in metres.
+            key: of the recipe, for the texts.
+        """
+        if not pieces:
+            return
+        image = pieces[0][1]
+        scale = np.array(metres_per_unit(image.place, *image.size))
+        areas = [
+            (piece.split, shapely.transform(shapely.from_wkb(piece.area), lambda points: points * scale))
+            for piece, _ in pieces
+            if piece.area
+        ]
+        unit = "m" if image.place.crs else "units of a CRS that the images do not name"
         for gap in smallest_gaps(areas, max(buffer * 1.5, 1.0)):
-            text = f"{key}: labelled ground of {gap.first} and {gap.second} is {gap.distance:.2f} apart (CRS units)"
+            text = (
+                f"{key}: labelled ground of {gap.first} and {gap.second} is {gap.distance:.2f} {unit} apart"
+            )
             if gap.distance < buffer * (1 - ROUNDING):
-                self.problems.append(f"{text}, the buffer is {buffer:g}")
+                self.problems.append(f"{text}, the buffer is {buffer:g} {unit}")
             elif not buffer and gap.distance == 0 and _overlap(areas, gap.first, gap.second):
                 self.problems.append(
                     f"{key}: polygons of {gap.first} and {gap.second} overlap; draw them apart"

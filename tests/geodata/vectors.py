@@ -348,7 +348,7 @@ def _(tmp_path):
     fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
     own["split"] = {"blocks": {"size_m": 32 * PIXEL, "buffer_m": 6 * PIXEL, "fractions": fractions}}
     assert problems(tmp_path, data=TILE, **own) == ""
-    assert "is 3.60 apart" in notes(tmp_path, data=TILE, **own)
+    assert "is 3.60 m apart" in notes(tmp_path, data=TILE, **own)
     card = shard(tmp_path, data=TILE, **own)
     owner = np.full((HEIGHT, WIDTH), "", object)
     for key, (_, result, meta) in samples(tmp_path).items():

@@ -68,7 +68,7 @@ def test_an_orthomosaic_and_its_polygons_become_shards(town, tmp_path, capsys):
     assert main([*arguments, "--check"]) == 0
     shown = capsys.readouterr().out
     assert "geometries were invalid (Self-intersection 2) and were repaired" in shown
-    assert "is 8.00 apart" in shown
+    assert "is 8.00 m apart" in shown
     assert not uri.exists()
     assert main(arguments) == 0
     card = verify(str(uri))
