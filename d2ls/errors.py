@@ -44,6 +44,10 @@ class NonFiniteLossError(TrainingError):
     """A loss term is not finite; raised on every rank before the optimizer step."""
 
 
+class NonFiniteOutputError(D2LSError):
+    """The output of a network is not finite, so it has no class and no probability."""
+
+
 class TrackingError(D2LSError):
     """The MLflow store or registry refuses a request."""
 

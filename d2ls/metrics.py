@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from d2ls.errors import ConfigError, LabelError
+from d2ls.errors import ConfigError, LabelError, NonFiniteOutputError
 from d2ls.labels import IGNORE
 
 if TYPE_CHECKING:
@@ -88,19 +88,33 @@ def winning_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Ten
     return classes, ((logits - best.unsqueeze(1)) / temperature).exp().sum(dim=1).reciprocal()
 
 
-def calibration_counts(confidence: Tensor, predictions: Tensor, labels: Tensor) -> Tensor:
+def calibration_counts(
+    confidence: Tensor, predictions: Tensor, labels: Tensor, *, where: str = "the network's output"
+) -> Tensor:
     """Counts labelled pixels by the probability of the predicted class.
 
     Args:
         confidence: that probability, 0..1, any shape.
         predictions: class ids, the same shape.
         labels: class ids or 255 (left out), the same shape, on the same device.
+        where: names what is counted in an error.
 
     Returns:
         BINS x 3, int64: pixels, correct pixels, and the sum of the probabilities in steps of 2**-24.
+
+    Raises:
+        NonFiniteOutputError: a labelled pixel has no probability: its logits are not finite.
     """
     kept = labels != IGNORE
-    steps = (confidence[kept] * 2**PROBABILITY_BITS).nan_to_num(0).round().long()
+    sure = confidence[kept]
+    missing = int((~((sure >= 0) & (sure <= 1))).sum())
+    if missing:
+        raise NonFiniteOutputError(
+            f"{where}: {missing} of {len(sure)} labelled pixels have no probability, because logits are not finite. "
+            "Weights or pixel values are too large: train with train.precision fp32 and a lower train.optimizer.lr, "
+            "and look at the pixel values"
+        )
+    steps = (sure * 2**PROBABILITY_BITS).round().long()
     bins = ((steps * BINS - 1) >> PROBABILITY_BITS).clamp(0, BINS - 1)
     correct = (predictions[kept] == labels[kept]).long()
     pairs = (2 * bins + correct).bincount(minlength=2 * BINS).view(BINS, 2)

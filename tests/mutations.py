@@ -101,7 +101,7 @@ MUTATIONS = [
              "if theirs.get(key) != ours.get(key)]", "if key not in theirs]",
              "tests/unit/d2ls/training/test_checkpoint.py"),
     Mutation("the later of two equal epochs is the best", "d2ls/training/trainer.py",
-             "scores.miou > self.state.best_score", "scores.miou >= self.state.best_score",
+             "scores.miou > before", "scores.miou >= before",
              "tests/unit/d2ls/training/test_checkpoint.py tests/unit/d2ls/training/test_trainer.py"),
     Mutation("each rank evaluates its own share", "d2ls/training/evaluator.py",
              "self.group.all_reduce_sum(counts).cpu()", "counts.cpu()",

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from d2ls.errors import NonFiniteOutputError
 from d2ls.labels import IGNORE
 
 Slopes = npt.NDArray[np.float64]
@@ -61,10 +62,17 @@ def best_temperature(slopes: Sequence[Slopes]) -> float | None:
         slopes: of `likelihood_slopes`, of all parts of a split.
 
     Returns:
-        None if no pixel is labelled, or if the logits are not finite.
+        None if no pixel is labelled.
+
+    Raises:
+        NonFiniteOutputError: logits of labelled pixels are not finite.
     """
     sums = np.sum(slopes, axis=0)
-    if not np.isfinite(sums).all() or not sums.any():
+    if not np.isfinite(sums).all():
+        raise NonFiniteOutputError(
+            "no temperature can be fitted, because logits of labelled pixels are not finite"
+        )
+    if not sums.any():
         return None
     # from the highest temperature to the lowest, L' rises
     logarithm = np.interp(0.0, sums[::-1], np.log(TEMPERATURES[::-1]))

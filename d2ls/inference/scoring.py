@@ -77,7 +77,12 @@ def count_samples(
                 if mapping:
                     pair = mapping.apply(*pair)
                 confusion = confusion_matrix(*pair, num_classes)
-                bins = torch.stack([calibration_counts(sure[place], *pair) for sure in (plain, tempered)])
+                bins = torch.stack(
+                    [
+                        calibration_counts(sure[place], *pair, where=f"sample {key}")
+                        for sure in (plain, tempered)
+                    ]
+                )
                 size = batch.sizes[place]
                 pieces: tuple[Piece, ...] = ()
                 if keep_pieces:

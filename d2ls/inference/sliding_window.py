@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, NonFiniteOutputError
 from d2ls.labels import IGNORE
 from d2ls.window import Window
 
@@ -236,6 +236,9 @@ def stitch(
         keep_probabilities: whether bands include the probabilities.
         temperature: of these probabilities; applied after blending, so that it cannot change a label.
         progress: called after every batch.
+
+    Raises:
+        NonFiniteOutputError: a probability is not a number.
     """
     begin = grid.first_row_reaching(first_band)
     # A resumed map uses the same batches: the rounding of a network depends on the batch size.
@@ -321,6 +324,7 @@ class _Rows:
         self.valid: Mask = np.ones((self.final, grid.width), bool)
         shape = (self.classes, self.final, grid.width) if self.keep else (0,)
         self.kept = torch.empty(shape, device=self.device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def _move(self, device: torch.device) -> None:
         """Moves the state to the device of the predictions; only windows without data came before."""
@@ -331,6 +335,7 @@ class _Rows:
         if self.row >= 0:
             self.strip, self.next_carry = self.strip.to(device), self.next_carry.to(device)
             self.labels, self.kept = self.labels.to(device), self.kept.to(device)
+            self.broken = self.broken.to(device)
 
     def _settled(self, column: int) -> int:
         """Returns the first column that the next window to the right covers."""
@@ -343,7 +348,8 @@ class _Rows:
         part = self.strip[:, :, :done]
         above = self.carry[:, :, start:settled]
         part[:, : above.shape[1]] += above
-        self.labels[:, start:settled] = _highest(part[:, : self.final])
+        self.labels[:, start:settled], highest = _highest(part[:, : self.final])
+        self.broken |= highest.isnan().any()
         self.next_carry[:, :, start:settled] = part[:, self.final :]
         if self.keep:
             self.kept[:, :, start:settled] = part[:, : self.final]
@@ -354,6 +360,13 @@ class _Rows:
     def _finish(self) -> Band:
         self.carry = self.next_carry
         labels = self.labels.cpu().numpy()
+        if self.broken:
+            first, last = self.grid.band(self.row)
+            raise NonFiniteOutputError(
+                f"rows {first} to {last}: the network's output is not finite, so its pixels have no class. "
+                "Pixel values are far from those of the training, or the weights are damaged: evaluate the model on "
+                "its shards"
+            )
         labels[~self.valid] = IGNORE
         kept: Floats | None = None
         if self.keep:
@@ -362,14 +375,17 @@ class _Rows:
         return Band(self.row, self.grid.band(self.row), labels, kept)
 
 
-def _highest(probabilities: Tensor) -> Tensor:
-    """Returns the class (h w) of the highest probability (K h w), the first on ties; faster on a CPU than `argmax`."""
+def _highest(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns class and value (h w) of the highest probability (K h w), the first on ties; NaN if one of them is NaN.
+
+    Faster on a CPU than `max`.
+    """
     best = probabilities[0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
     for index in range(1, len(probabilities)):
         labels.masked_fill_(probabilities[index] > best, index)
         torch.maximum(best, probabilities[index], out=best)
-    return labels
+    return labels, best
 
 
 def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:

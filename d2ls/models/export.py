@@ -199,6 +199,6 @@ def _difference(model: nn.Module, run: Run, shape: tuple[int, ...]) -> float:
     images = torch.from_numpy(np.random.default_rng(shape).integers(0, 256, shape).astype(np.float32))
     with torch.no_grad():
         expected, exported = model(images), run(images)
-    if exported.shape != expected.shape:
+    if exported.shape != expected.shape or not (exported.isfinite().all() and expected.isfinite().all()):
         return float("inf")
     return float((exported - expected).abs().max() / expected.std().clamp_min(1e-12))

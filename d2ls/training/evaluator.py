@@ -44,6 +44,9 @@ class Evaluator:
 
         Returns:
             The confusion matrix over all ranks, K K int64, rows are the truth; and the scores.
+
+        Raises:
+            NonFiniteOutputError: on this rank, if the network's output for one of its samples is not finite.
         """
         classes, device = self.classes.num_classes, open_device(self.group.device)
         forward = device.inference(self.precision)
@@ -54,6 +57,7 @@ class Evaluator:
             labels = on_device.labels.masked_fill(~on_device.valid.view(-1, 1, 1), IGNORE)
             predictions, confidence = winning_class(forward(network, on_device.images))
             confusion += confusion_matrix(predictions, labels.long(), classes)
-            calibration += calibration_counts(confidence, predictions, labels)
+            samples = f"{self.split} samples {', '.join(batch.keys)}"
+            calibration += calibration_counts(confidence, predictions, labels, where=samples)
         table, bins = (self.group.all_reduce_sum(counts).cpu().numpy() for counts in (confusion, calibration))
         return table, score(table, self.classes.scored, bins)

@@ -378,7 +378,11 @@ class Trainer:
         start = time.perf_counter()
         with self.ema.applied(self.network) if self.ema else contextlib.nullcontext():
             confusion, scores = self.evaluator(self.network)
-            best = self.state.best_score is None or scores.miou > self.state.best_score
+            before = self.state.best_score
+            # No score is a number where no scored class is in the labels or the predictions.
+            best = (
+                before is None or scores.miou > before or (math.isnan(before) and not math.isnan(scores.miou))
+            )
             if best:
                 self.state.best_score, self.state.best_epoch = scores.miou, self.epoch
                 self.state.best_step = self.state.step

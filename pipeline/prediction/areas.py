@@ -16,7 +16,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,6 +241,6 @@ def _line(cells: list[str]) -> str:
 
 def _hectares(value: float) -> str:
     """Formats hectares with four significant digits, and at least two decimals below 100."""
-    if value == 0 or not math.isfinite(value):
+    if value == 0:
         return "0"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.4g}"

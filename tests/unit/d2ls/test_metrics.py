@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2ls.errors import ConfigError, LabelError
+from d2ls.errors import ConfigError, LabelError, NonFiniteOutputError
 from d2ls.metrics import (
     BINS,
     calibration_counts,
@@ -132,11 +132,24 @@ def test_calibration_counts_of_any_parts_add_up_to_the_last_bit(logits):
     assert torch.equal(sum(calibration_counts(*part) for part in parts), whole)
 
 
-def test_bins_hold_their_upper_edge_and_what_is_not_a_number_counts_as_zero():
-    confidence = torch.tensor([1 / BINS - 1e-6, 1 / BINS + 1e-6, 0.5, 1.0, math.nan])
+def test_bins_hold_their_upper_edge():
+    confidence = torch.tensor([1 / BINS - 1e-6, 1 / BINS + 1e-6, 0.5, 1.0, 0.0])
     counts = calibration_counts(
         confidence, torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.uint8)
     )
     assert counts[:, 0].nonzero().flatten().tolist() == [0, 1, 7, 14]
     assert counts[0].tolist() == [2, 2, round((1 / BINS - 1e-6) * 2**24)]
     assert math.isnan(expected_calibration_error(np.zeros((BINS, 3), np.int64)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused_where_a_pixel_is_labelled(logits, value):
+    scores, labels = logits
+    scores[2, 1, :5, 7] = value
+    predictions, confidence = winning_class(scores)
+    with pytest.raises(
+        NonFiniteOutputError, match=rf"sample a: 2 of {6 * 13 * 12} labelled pixels have no prob"
+    ):
+        calibration_counts(confidence, predictions, labels, where="sample a")
+    labels[2, :5] = 255
+    calibration_counts(confidence, predictions, labels)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
+from d2ls.errors import NonFiniteOutputError
 from d2ls.inference import Predictor, calibration
 from d2ls.inference.calibration import TEMPERATURES, best_temperature, likelihood_slopes
 from d2ls.inference.sliding_window import apply_temperature
@@ -60,7 +61,8 @@ def test_what_says_nothing_gives_no_temperature_and_extremes_end_at_the_bounds()
     logits, labels = drawn(1.0)
     nothing = torch.full_like(labels, 255)
     assert best_temperature([likelihood_slopes(logits, nothing)]) is None
-    assert best_temperature([likelihood_slopes(logits * torch.nan, labels)]) is None
+    with pytest.raises(NonFiniteOutputError, match="not finite"):
+        best_temperature([likelihood_slopes(logits * torch.nan, labels)])
     right = logits.argmax(1)
     assert best_temperature([likelihood_slopes(logits, right)]) == TEMPERATURES[0]
     assert best_temperature([likelihood_slopes(logits, logits.argmin(1))]) == TEMPERATURES[-1]

@@ -3,7 +3,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from d2ls.errors import DataError
+from d2ls.errors import DataError, NonFiniteOutputError
 from d2ls.inference import Band, Grid, Predictor, Progress, stitch
 from tests.inference_stubs import LocalStub, model_info
 
@@ -144,6 +144,21 @@ def test_an_error_in_any_part_is_raised_and_nothing_hangs(failing: str) -> None:
             Grid(100, 100, 32, 8),
             4,
         )
+
+
+@pytest.mark.parametrize("place", [(slice(None), 3, 40), (2, 63, 60)])
+def test_an_output_that_is_not_a_number_ends_the_map(place) -> None:
+    """All classes of a pixel, or one of them, in the last rows too."""
+    image, bands = picture(64, 64), []
+
+    def predict(pixels):
+        block = torch.full((len(pixels), 4, 64, 64), 0.25)
+        block[(0, *place)] = torch.nan
+        return block
+
+    with pytest.raises(NonFiniteOutputError, match="rows 0 to 64: the network's output is not finite"):
+        stitch(lambda window: (image[window.slices], None), predict, bands.append, Grid(64, 64, 64, 0), 4)
+    assert bands == []
 
 
 def test_progress_counts_windows() -> None:

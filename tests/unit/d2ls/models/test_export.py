@@ -1,6 +1,7 @@
 """A network as a compiled program and as a file: its content, and refused inputs."""
 
 import json
+import math
 
 import onnx
 import onnxruntime
@@ -132,6 +133,14 @@ def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: lambda images: torch.zeros(1))
     with pytest.raises(WeightsError, match="differs from the network"):
         export_model(Stub(), model_info(), tmp_path / "model.pt2", checks=1)
+    answers = iter([1.0, math.nan])  # the first check passes
+
+    def run(images):
+        return next(answers) * expected(Stub(), images)
+
+    monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: run)
+    with pytest.raises(WeightsError, match="differs from the network by inf"):
+        export_model(Stub(), model_info(), tmp_path / "model.pt2", checks=2)
     assert list(tmp_path.iterdir()) == []
 
 

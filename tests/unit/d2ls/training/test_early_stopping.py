@@ -1,5 +1,6 @@
 """Early stopping: at the same epoch whatever interrupted the run, with evaluation and checkpoint."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_resumed_run_goes_on_with_more_patience(shards, tmp_path):
     assert rest.run() == whole.state
     assert (rest.state.step, rest.state.ended_early) == (6, "")
     assert_equal(weights(whole), weights(rest))
+
+
+def test_an_evaluation_without_a_score_is_not_the_best_for_ever(shards):
+    """No score is a number where no scored class is in the labels or the predictions."""
+    trainer = scripted(shards)
+    trainer.evaluator.scores = (math.nan, math.nan, 0.2, math.nan, 0.3, 0.1)
+    state = trainer.run()
+    assert (state.best_score, state.best_epoch) == (0.3, 5)
 
 
 def test_a_run_that_improves_or_has_its_full_length_does_not_end_early(shards):
