@@ -72,7 +72,8 @@ def commands(what: str, rest: list[str]) -> list[list[str]]:
         return [["python", "-m", "pipeline.sweep", *rest]]
     if what == "faults":
         page = ["-p", "tests.fault_table", "--fault-table", "docs/training-faults.md"]
-        return [["pytest", *page, "-m", "faults or survives", *FAULTS, *rest]]
+        # A process each: the tests of one file share a Ray, those of the others need their own.
+        return [["pytest", *page, "-m", "faults or survives", path, *rest] for path in FAULTS]
     if what == "cluster":
         return [["pytest", "-m", what, f"tests/{what}", *rest]]
     if what == "gpu":

@@ -45,14 +45,14 @@ DEFAULTS = {
 def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Cluster]:
     """Joins the cluster of the recipe (or of RAY_ADDRESS), or starts a local one and ends it afterwards.
 
-    A process that is connected already (a trial's driver) stays as it is.
+    A process that is connected already stays as it is: a worker of Ray, a notebook that called `ray.init`.
 
     Args:
         config: recipe section.
         dashboard: start Ray's dashboard too. Sweeps need it to free the resources of a pruned trial.
 
     Raises:
-        ResourceError: no cluster answers at the address.
+        ResourceError: no cluster answers at the address, or this process is connected to another one.
     """
     before = {name: os.environ.get(name) for name in (ADDRESS, GCS_PORT)}
     address = config.address or before[ADDRESS]
@@ -63,6 +63,7 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
     import ray
 
     if ray.is_initialized():
+        _check_same(config.address)
         yield _inventory(started_here=False)
         return
     for name, value in DEFAULTS.items():
@@ -80,6 +81,29 @@ def connect(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[Clust
             for variable, old in before.items():
                 _restore(variable, old)
             ray.shutdown()
+
+
+def _check_same(address: str | None) -> None:
+    """Checks that a driver that is connected already is connected to the cluster of the recipe (`host:port`)."""
+    import ray
+
+    context = ray.get_runtime_context()
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit() or "//" in host or context.get_actor_id():
+        return  # another form that Ray parses, or a worker of Ray
+    own_host, _, own_port = context.gcs_address.rpartition(":")
+    if (_ip(host), port) != (_ip(own_host), own_port):
+        raise ResourceError(
+            f"this process is connected to the Ray cluster at {context.gcs_address}, but cluster.address is {address}. "
+            "Call ray.shutdown() first, or leave cluster.address out"
+        )
+
+
+def _ip(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return host
 
 
 def _scratch_root() -> Path:

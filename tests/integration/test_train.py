@@ -6,10 +6,13 @@ import os
 import signal
 
 import pytest
+import ray
 
 from d2ls.errors import ConfigError, NonFiniteLossError, ResourceError
 from d2ls.models.saving import load_bundle
 from d2ls.storage import local_path
+from pipeline.cluster import connect
+from pipeline.config.train import ClusterConfig
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, train
 from pipeline.training.run_folder import RunFolder
@@ -107,6 +110,16 @@ def test_an_error_of_ours_ends_all_workers_at_once(ray_cluster, folder, record_p
     record_property(
         "happened", "all workers stopped before the step; the error names step, terms and samples"
     )
+
+
+def test_a_process_that_is_connected_elsewhere_is_refused(ray_cluster, folder):
+    address = ray.get_runtime_context().gcs_address
+    with connect(ClusterConfig(address=address.replace("127.0.0.1", "localhost"))) as cluster:
+        assert not cluster.started_here
+    with pytest.raises(
+        ResourceError, match=rf"connected to the Ray cluster at {address}, but .* is 127.0.0.1:1\."
+    ):
+        train(TrainRequest(tiny_recipe(folder, cluster__address="127.0.0.1:1"), name="elsewhere"), quiet=True)
 
 
 def test_an_impossible_plan_is_refused_with_the_arithmetic(ray_cluster, folder):
