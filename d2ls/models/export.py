@@ -32,6 +32,9 @@ TOLERANCE = 1e-4
 ONE_SIZE = ("unetformer",)
 """Architectures that torch.export cannot record for a free size: UNetFormer cuts each map into whole windows."""
 
+ONNX_OPSET, ONNX_IR = 18, 8
+"""Operator set and format version of ONNX files. onnxruntime from 1.14 on reads them; Deepness installs 1.17."""
+
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}
 """Packages that each suffix needs beside torch."""
 
@@ -125,7 +128,10 @@ def export_model(
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
     with atomic_write(target, scratch="export", sync=False) as partial:
-        run = (_write_onnx if target.suffix == ".onnx" else _write_pt2)(program, info, partial)
+        if target.suffix == ".onnx":
+            run = _write_onnx(program, onnx_metadata(info, size), partial)
+        else:
+            run = _write_pt2(program, info, partial)
         worst = max(_difference(model, run, shape) for shape in _shapes(bands, size, checks))
         if not worst <= TOLERANCE:
             raise WeightsError(
@@ -135,8 +141,8 @@ def export_model(
     return worst
 
 
-def onnx_metadata(info: "ModelInfo") -> dict[str, str]:
-    """Returns the metadata of an ONNX file, each value as JSON.
+def onnx_metadata(info: "ModelInfo", size: int | None = None) -> dict[str, str]:
+    """Returns the metadata of an ONNX file for images of a size (None: free), each value as JSON.
 
     `d2ls` is the whole description. The others are those that the QGIS plugin Deepness reads. It divides pixels by 255
     before it standardises them, so a standard deviation of 1/255 gives the raw values back. Its documentation says
@@ -145,8 +151,8 @@ def onnx_metadata(info: "ModelInfo") -> dict[str, str]:
     values: dict[str, Any] = {
         "model_type": "Segmentor",
         "class_names": dict(enumerate(info.classes.names)),
-        "tile_size": info.window,
-        "tiles_size": info.window,
+        "tile_size": size or info.window,
+        "tiles_size": size or info.window,
         "tiles_overlap": 25,
         "seg_thresh": 0.0,
         "seg_small_segment": 0,
@@ -164,15 +170,18 @@ def _write_pt2(program: ExportedProgram, info: "ModelInfo", file: Path) -> Run:
     return lambda images: loaded(images)
 
 
-def _write_onnx(program: ExportedProgram, info: "ModelInfo", file: Path) -> Run:
+def _write_onnx(program: ExportedProgram, metadata: dict[str, str], file: Path) -> Run:
     import onnx
     import onnxruntime
 
-    exported = torch.onnx.export(program, (), dynamo=True, verbose=False, output_names=["probabilities"])
+    exported = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, output_names=["probabilities"], opset_version=ONNX_OPSET
+    )
     assert exported is not None
     model = exported.model_proto
+    model.ir_version = ONNX_IR
     _name_axes(model.graph)
-    onnx.helper.set_model_props(model, onnx_metadata(info))
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -76,6 +76,13 @@ def test_onnx_takes_raw_pixels_of_any_size(onnx_file):
     torch.testing.assert_close(torch.from_numpy(result), expected(Stub(), PIXELS), rtol=1e-4, atol=1e-6)
 
 
+def test_the_onnxruntime_of_the_plugin_deepness_reads_the_file(onnx_file):
+    """Deepness installs onnxruntime 1.17.0 at most: up to format version 9 and operator set 20."""
+    model = onnx.load(onnx_file)
+    assert model.ir_version <= 9
+    assert max(entry.version for entry in model.opset_import) <= 20
+
+
 def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):
     model = onnx.load(onnx_file)
     texts = {entry.key: entry.value for entry in model.metadata_props}
@@ -94,6 +101,13 @@ def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):
         "standardization_mean": [0.0, 0.0, 0.0],
     }
     assert description["bands"] == ["red", "green", "blue"]
+
+
+def test_the_tile_of_the_plugin_deepness_is_the_size_that_the_file_takes(tmp_path):
+    target = tmp_path / "model.onnx"
+    export_model(Stub(), model_info(window=256), target, size=96, checks=1)
+    texts = {entry.key: entry.value for entry in onnx.load(target).metadata_props}
+    assert json.loads(texts["tile_size"]) == json.loads(texts["tiles_size"]) == 96
 
 
 def test_a_fixed_size_leaves_the_number_of_images_free(tmp_path):
