@@ -1,5 +1,7 @@
 """The headers of an image and its label image: bands, sizes, grids, types. No pixels are read."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from d2ls.errors import DataError
@@ -128,6 +130,14 @@ class HeaderReader:
             self.notes.append(f"{labels.ref}: resampled to the grid of {image.ref}: {difference.text}")
             return True
         return False
+
+
+def common_pixel_metres(scanned: Sequence[ScannedScene]) -> float | None:
+    """Returns the pixel size that all images state, within 1 %, to six digits; None if they differ or one states none."""
+    sides = [item.pixel_metres for item in scanned if item.pixel_metres]
+    if not sides or len(sides) < len(scanned) or max(sides) > 1.01 * min(sides):
+        return None
+    return float(f"{statistics.median(sides):.6g}")
 
 
 def with_advice(error: DataError, custom: bool) -> str:

@@ -16,7 +16,7 @@ from sharding.consistency import (
     role_problems,
     split_problems,
 )
-from sharding.headers import HeaderReader, ScannedScene
+from sharding.headers import HeaderReader, ScannedScene, common_pixel_metres
 from sharding.pixel_statistics import Scale
 from sharding.raster import Reading
 from sharding.scaling import find_scale, full_scale
@@ -149,7 +149,9 @@ def scan(spec: ShardSpec) -> Scan:
         unlabelled=dict(hidden),
         scene_check=scene_check,
         license=spec.license or source.license,
-        ground_sampling_distance=spec.ground_sampling_distance or source.ground_sampling_distance,
+        ground_sampling_distance=(
+            spec.ground_sampling_distance or source.ground_sampling_distance or common_pixel_metres(scanned)
+        ),
         extra=source.extra,
         train_split=spec.train_split,
         custom_classes=custom,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine import Affine
 
 from d2ls.errors import ConfigError, DataError
 from sharding.plan import plan_shards
@@ -13,6 +14,7 @@ from sharding.sources.custom_spec import CustomClass
 from sharding.sources.splitting import draw
 from sharding.tiling import Tiling
 from sharding.validate import validate
+from tests.geodata.tiffs import PIXEL, PLACE, ids, pixels, tif
 from tests.sharding_world import BLUE, CLASSES, RED, build, custom_spec, make, spec
 from tests.trees import blocks, save, texture
 
@@ -317,3 +319,19 @@ def test_samples_have_short_keys_of_their_own(tmp_path):
     ]
     planned = plan_shards(shard_spec, replace(result, scenes=tuple(scenes)))
     assert {len(key) for task in planned.tasks for cut in task.cuts for key, _ in cut.tiles} == {64}
+
+
+@pytest.mark.parametrize(("scales", "metres"), [
+    ((1, 1, 1.001), PIXEL), ((1, 1, 2), None), ((1, 1, None), None),
+])  # fmt: skip
+def test_the_pixel_size_that_all_images_state_is_in_the_card(tmp_path, scales, metres):
+    for name, scale in zip("abc", scales, strict=True):
+        place = PLACE @ Affine.scale(scale) if scale else None
+        tif(tmp_path / "raw" / "img" / f"{name}.tif", pixels(), transform=place)
+        tif(tmp_path / "raw" / "lab" / f"{name}.tif", ids(), transform=place)
+    classes = (CustomClass("a", RED, (0,)), CustomClass("b", BLUE, (1,)))
+    files = {"images": ("img/*.tif",), "masks": ("lab/*.tif",), "classes": classes, "ignored": (2,), "scene": None}
+    data = custom_spec({"scenes": {"train": ["a"], "val": ["b"], "test": ["c"]}}, **files)
+    assert scan(spec(tmp_path / "raw", tmp_path / "out", data)).ground_sampling_distance == metres
+    stated = spec(tmp_path / "raw", tmp_path / "out", data, ground_sampling_distance=10)
+    assert scan(stated).ground_sampling_distance == 10
