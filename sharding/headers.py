@@ -133,7 +133,7 @@ class HeaderReader:
 
 
 def common_pixel_metres(scanned: Sequence[ScannedScene]) -> float | None:
-    """Returns the pixel size that all images state, within 1 %, to six digits; None if they differ or one states none."""
+    """Returns the pixel size that all images state, within 1 %; None if they differ or one states none."""
     sides = [item.pixel_metres for item in scanned if item.pixel_metres]
     if not sides or len(sides) < len(scanned) or max(sides) > 1.01 * min(sides):
         return None

@@ -16,6 +16,7 @@ from d2ls.scratch import scratch_folder
 from sharding.raster import Reading, open_raster
 from sharding.raster.base import Georeference, Raster
 from sharding.raster.polygon_grid import to_pixels
+from sharding.raster.qgis import polygon_style
 from sharding.raster.vectors import project, write_features
 from sharding.sources.base import Scene
 
@@ -54,11 +55,15 @@ def write_split_map(scenes: Sequence[Scene], reading: Reading, max_value: float,
     _sheet(pictures, colors).save(stream, "PNG")
     storage.write_bytes(storage.join(uri, "preview", "splits.png"), stream.getvalue())
     assert first is not None
-    _write_layer(pieces, np.concatenate(shapes), first, uri)
+    _write_layer(pieces, np.concatenate(shapes), first, colors, uri)
 
 
 def _write_layer(
-    pieces: Sequence[Scene], shapes: npt.NDArray[np.object_], place: Georeference, uri: str
+    pieces: Sequence[Scene],
+    shapes: npt.NDArray[np.object_],
+    place: Georeference,
+    colors: dict[str, Any],
+    uri: str,
 ) -> None:
     order = {image: number for number, image in enumerate(dict.fromkeys(piece.image for piece in pieces))}
     listed = sorted(pieces, key=lambda piece: order[piece.image])
@@ -66,7 +71,8 @@ def _write_layer(
     fields = {name: np.array(values, object) for name, values in names.items()}
     with scratch_folder("splits") as folder:
         file = Path(folder) / "splits.gpkg"
-        write_features(file, "splits", shapes, fields, place.crs, geometry_type="Unknown")
+        style = polygon_style(list(colors), list(colors.values()), "split", opacity=80)
+        write_features(file, "splits", shapes, fields, place.crs, geometry_type="Unknown", style=style)
         storage.write_bytes(storage.join(uri, "preview", "splits.gpkg"), file.read_bytes())
 
 

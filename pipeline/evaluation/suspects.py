@@ -28,6 +28,7 @@ from pipeline.models import fetch_model, load_predictor
 from pipeline.prediction.ground import WEB_MERCATOR
 from pipeline.prediction.polygonize import components
 from sharding.raster.base import Georeference, crs_text
+from sharding.raster.qgis import polygon_style
 from sharding.raster.vectors import write_features
 
 if TYPE_CHECKING:
@@ -175,20 +176,21 @@ def write_layers(target: Path, ranked: list[tuple[Suspect, dict[str, Any]]], cla
     Args:
         target: local file; replaced if it exists.
         ranked: places, the most suspicious one first, and the metadata of the sample that each lies in.
-        classes: names.
+        classes: names and colours; QGIS draws a place in the colour of the predicted class.
     """
     layers: dict[str, list[int]] = defaultdict(list)
     for rank, (_, meta) in enumerate(ranked):
         layers[meta.get("crs") or "pixels"].append(rank)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp.gpkg")
+    style = polygon_style(classes.names, classes.palette, "predicted", opacity=60)
     try:
         for crs, ranks in (layers or {"pixels": []}).items():
             placed = None if crs == "pixels" else rasterio.CRS.from_user_input(crs)
             name = "suspects" if len(layers) <= 1 else f"suspects {crs_text(placed) or 'pixels'}"
             shapes = [_place(*ranked[rank]) for rank in ranks]
             columns = _columns([(rank, *ranked[rank]) for rank in ranks], classes)
-            write_features(partial, name, np.array(shapes, object), columns, placed)
+            write_features(partial, name, np.array(shapes, object), columns, placed, style=style)
         partial.replace(target)
     finally:
         for leftover in partial.parent.glob(f"{partial.name}*"):

@@ -58,11 +58,19 @@ def read_layer(
     features = read_features(path, columns=(field,) if field else ())
     _require_polygons(features)
     if not place.placed:
-        raise DataError(f"{scene}: has no georeference, so {path} cannot be laid over it; give it one first")
+        raise DataError(
+            f"{scene}: has no georeference, so {path} cannot be laid over it. Give it one (gdal_translate -a_srs and "
+            "-a_ullr, or the georeferencer of QGIS)"
+        )
     if not features.crs or not place.crs:
         missing = features.name if not features.crs else scene
+        command = (
+            f"ogr2ogr -a_srs EPSG:... named.gpkg {path}"
+            if not features.crs
+            else f"gdal_edit.py -a_srs EPSG:... {scene}"
+        )
         raise DataError(
-            f"{missing}: names no CRS, so layer and scene cannot be laid over each other. Give it one"
+            f"{missing}: names no CRS, so layer and scene cannot be laid over each other. Give it one: {command}"
         )
     labels = [str(value) for value in features.fields[field]] if field else range(1, len(features) + 1)
     polygons = project(features.geometries, features.crs, place.crs)

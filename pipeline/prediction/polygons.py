@@ -1,6 +1,5 @@
 """Writes the polygons of a label map as a GeoPackage, which QGIS opens with colours and class names."""
 
-import datetime
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from d2ls.labels import ClassTable
 from pipeline.prediction.ground import GroundArea
 from pipeline.prediction.map_writer import PROBABILITY_STEPS
 from pipeline.prediction.polygonize import Nodes, Polygons, Strip, polygonize, simplified
-from pipeline.prediction.qgis import polygon_style
 from pipeline.prediction.request import PolygonOptions
+from sharding.raster.qgis import GPKG_VERSION, polygon_style, write_style
 
 LAYER = "classes"
 _FIELDS = [
@@ -71,9 +70,8 @@ def write_polygons(
     stream = _Stream(batches, ground, classes)
     try:
         _write(partial, stream, ground, tags)
-        _write_style(
-            partial, polygon_style([classes.names[i] for i in chosen], [classes.palette[i] for i in chosen])
-        )
+        names, palette = [classes.names[i] for i in chosen], [classes.palette[i] for i in chosen]
+        write_style(partial, LAYER, polygon_style(names, palette))
         partial.replace(target)
     except Exception as error:
         if stream.error is not None:
@@ -146,17 +144,5 @@ def _write(path: Path, stream: _Stream, ground: GroundArea, tags: Mapping[str, s
     pyogrio.write_arrow(
         reader, path, layer=LAYER, driver="GPKG", geometry_name="geometry", geometry_type="Polygon",
         crs=ground.crs.to_wkt(), dataset_metadata=dict(tags),
+        dataset_options=GPKG_VERSION,
     )  # fmt: skip
-
-
-def _write_style(path: Path, style: str) -> None:
-    """Adds the table with the default style of a layer for QGIS."""
-    row = {
-        "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
-        "styleName": LAYER, "styleQML": style, "styleSLD": "", "useAsDefault": True, "description": "",
-        "owner": "", "ui": "", "update_time": datetime.datetime.now(datetime.UTC).replace(tzinfo=None),
-    }  # fmt: skip
-    table = pa.table({name: [value] for name, value in row.items()})
-    pyogrio.write_arrow(
-        table, path, layer="layer_styles", driver="GPKG", append=True, layer_options={"FID": "id"}
-    )

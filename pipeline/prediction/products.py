@@ -20,10 +20,10 @@ from pipeline.prediction.overlay import write_overlay
 from pipeline.prediction.parts import Parts
 from pipeline.prediction.plan import ScenePlan
 from pipeline.prediction.polygons import write_polygons
-from pipeline.prediction.qgis import raster_style
 from pipeline.prediction.request import MapOptions, PolygonOptions
 from pipeline.prediction.rows import Rows, resampled, sieved, strips, whole
 from pipeline.prediction.tags import MAP_TAG, TABLE_TAG, comment
+from sharding.raster.qgis import raster_style
 from sharding.raster.scene import Scene
 
 

@@ -119,6 +119,7 @@ class VectorGrid:
     Attributes:
         size: rows and columns of the image.
         features: number of features that reach into the image.
+        reached: name of each layer, and whether one of its features reaches into the image.
         notes: texts on what was repaired, left out or projected.
     """
 
@@ -128,9 +129,11 @@ class VectorGrid:
         self.size = size
         notes: list[str] = []
         shapes, ids, order = [], [], []
+        self.reached: dict[str, bool] = {}
         for layer, read in zip(labels.layers, read_layers(labels), strict=True):
             notes += [*read.features.notes, *_require_common_place(read.features, image, place)]
             near = _near(read, place, *size, layer.buffer_m or 0.0)
+            self.reached[read.features.name] = bool(len(near))
             moved = project(read.features.geometries[near], read.features.crs, place.crs)
             shapes.append(_buffered(moved, layer.buffer_m, place, *size))
             ids.append(read.ids[near])

@@ -22,6 +22,7 @@ from pyogrio.errors import CRSError, DataLayerError, DataSourceError, FeatureErr
 from rasterio.crs import CRS
 
 from d2ls.errors import DataError
+from sharding.raster.qgis import GPKG_VERSION, write_style
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
 
@@ -116,6 +117,7 @@ def write_features(
     *,
     geometry_type: str = "Polygon",
     append: bool = False,
+    style: str | None = None,
 ) -> None:
     """Writes features into a layer of a GeoPackage.
 
@@ -127,6 +129,7 @@ def write_features(
         crs: as rasterio gives it, or None.
         geometry_type: of the layer: `Polygon`, `MultiPolygon`, `Point`, ...
         append: add to an existing layer.
+        style: its default style in QGIS.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
@@ -140,7 +143,10 @@ def write_features(
             geometry_type=geometry_type,
             crs=crs.to_wkt() if crs else None,
             append=append,
+            dataset_options=GPKG_VERSION,
         )
+    if style:
+        write_style(path, layer, style)
 
 
 def project(geometries: Geometries, source: Any, target: Any) -> Geometries:

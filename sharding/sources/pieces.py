@@ -141,17 +141,28 @@ class Divider:
         yield from sorted((piece for piece, _ in pieces), key=lambda piece: order.index(piece.split))
 
     def _placed(self, scenes: Sequence[Scene]) -> Iterator[PlacedScene]:
-        """Opens each image; images that cannot be read, or that no feature labels, are added to `problems`."""
+        """Opens each image; images that cannot be read, or that no feature labels, are added to `problems`.
+
+        So are layers none of whose features lies on an image.
+        """
+        reached: dict[str, bool] = {}
         for scene in scenes:
             try:
                 with open_raster(scene.image, self.reading) as image:
                     placed = self._place(scene, image)
                     if isinstance(scene.mask, VectorLabels):
-                        self._check_vectors(scene.mask, image)
+                        here = self._check_vectors(scene.mask, image)
+                        reached |= {name: reached.get(name, False) or there for name, there in here.items()}
             except DataError as error:
                 self.problems.append(str(error))
                 continue
             yield placed
+        self.problems += [
+            f"{name}: none of its features lies on an image. Correct `crs` in data.custom.vectors, or the CRS in the "
+            "file, or take the layer out"
+            for name, there in reached.items()
+            if not there
+        ]
 
     def _place(self, scene: Scene, image: Raster) -> PlacedScene:
         place, size = image.georeference, (image.info.height, image.info.width)
@@ -159,7 +170,8 @@ class Divider:
             return PlacedScene(scene, place, size, shapely.Polygon())
         if not place.placed:
             raise DataError(
-                f"{image.ref}: the image has no georeference, so data.custom.area cannot be laid over it"
+                f"{image.ref}: the image has no georeference, so data.custom.area cannot be laid over it. Give it one "
+                "(gdal_translate -a_srs and -a_ullr, or the georeferencer of QGIS)"
             )
         corners = ((0, 0), (size[1], 0), (size[1], size[0]), (0, size[0]))
         ground = shapely.Polygon([place.transform @ corner for corner in corners])
@@ -173,7 +185,8 @@ class Divider:
                 )
         return PlacedScene(scene, place, size, ground)
 
-    def _check_vectors(self, labels: VectorLabels, image: Raster) -> None:
+    def _check_vectors(self, labels: VectorLabels, image: Raster) -> dict[str, bool]:
+        """Places the labels on an image; returns which layers reach into it."""
         grid = vector_grid(labels, image)
         self.notes += [note for note in grid.notes if note not in self.notes]
         if not grid.features and self.areas is None:
@@ -182,6 +195,7 @@ class Divider:
                 "should; else name the image in data.custom.unused, or say with data.custom.area that there is nothing "
                 "on it"
             )
+        return grid.reached
 
     def _polygons(self, placed: PlacedScene, attribute: str) -> Iterator[Scene]:
         assert self.areas is not None
@@ -286,9 +300,15 @@ def read_areas(
 
 
 def _projected(layer: Features, place: Georeference, image: FileRef) -> npt.NDArray[np.object_]:
-    if bool(layer.crs) != bool(place.crs):
+    if place.crs and not layer.crs:
         raise DataError(
-            f"{layer.name}, {image}: one of the two names no CRS. Say it with data.custom.area.crs"
+            f"{layer.name}: the layer names no CRS. Say it with data.custom.area.crs, for instance "
+            f"crs: {crs_text(place.crs)}"
+        )
+    if layer.crs and not place.crs:
+        raise DataError(
+            f"{image}: the image names no CRS, {layer.name} is in {crs_text(layer.crs)}. Write it into the image: "
+            f"gdal_edit.py -a_srs EPSG:... {image}"
         )
     return project(layer.geometries, layer.crs, place.crs)
 

@@ -146,6 +146,16 @@ def _(tmp_path):
     )
 
 
+@case("a layer in a wrong CRS over labelled ground", "refused: none of its features lies on an image")
+def _(tmp_path):
+    own = scene(tmp_path, crs=None)
+    own["vectors"] |= {"crs": "EPSG:4326", "background": "b"}
+    write_features(tmp_path / "area.gpkg", "area", ground((10, 20, 70, 120)), {}, UTM)
+    text = problems(tmp_path, area={"files": "area.gpkg"}, **own)
+    assert "labels.gpkg (layer land): none of its features lies on an image" in text
+    assert "`crs` in data.custom.vectors" in text
+
+
 @case("no polygon on an image", "refused; `unused`, or an `area` that states that nothing is on it")
 def _(tmp_path):
     own = scene(tmp_path)
@@ -316,6 +326,16 @@ def _(tmp_path):
     assert "no polygon of data.custom.area lies on this image" in problems(
         tmp_path, area={"files": "far.gpkg"}, **own
     )
+    write_features(tmp_path / "bare.gpkg", "area", ground((10, 20, 70, 120)), {}, None)
+    assert f"Say it with data.custom.area.crs, for instance crs: {CRS}" in problems(
+        tmp_path, area={"files": "bare.gpkg"}, **own
+    )
+    tif(tmp_path / "images" / "a.tif", pixels(), crs=None)
+    area = {"area": {"files": "area.gpkg"}, "masks": "labels/*.tif"}
+    assert "the image names no CRS" in problems(tmp_path, **area)
+    assert "gdal_edit.py -a_srs EPSG:..." in problems(tmp_path, **area)
+    tif(tmp_path / "images" / "a.tif", pixels(), crs=None, transform=None)
+    assert "gdal_translate -a_srs and -a_ullr" in problems(tmp_path, **area)
 
 
 @case(
@@ -360,8 +380,12 @@ def _(tmp_path):
         apart = np.linalg.norm(places[first][:, None] - places[second][None], axis=2).min()
         assert apart >= 6
     assert (tmp_path / "shards" / "preview" / "splits.png").is_file()
-    written = pyogrio.read_info(tmp_path / "shards" / "preview" / "splits.gpkg")
+    written = pyogrio.read_info(tmp_path / "shards" / "preview" / "splits.gpkg", layer="splits")
     assert written["features"] == sum(split.scenes for split in card.splits.values()) == 24
+    styles = pyogrio.raw.read(
+        tmp_path / "shards" / "preview" / "splits.gpkg", layer="layer_styles", columns=["styleQML"]
+    )
+    assert all(f'value="{split}"' in styles[3][0][0] for split in fractions)
 
 
 @case(

@@ -330,7 +330,13 @@ def test_the_pixel_size_that_all_images_state_is_in_the_card(tmp_path, scales, m
         tif(tmp_path / "raw" / "img" / f"{name}.tif", pixels(), transform=place)
         tif(tmp_path / "raw" / "lab" / f"{name}.tif", ids(), transform=place)
     classes = (CustomClass("a", RED, (0,)), CustomClass("b", BLUE, (1,)))
-    files = {"images": ("img/*.tif",), "masks": ("lab/*.tif",), "classes": classes, "ignored": (2,), "scene": None}
+    files = {
+        "images": ("img/*.tif",),
+        "masks": ("lab/*.tif",),
+        "classes": classes,
+        "ignored": (2,),
+        "scene": None,
+    }
     data = custom_spec({"scenes": {"train": ["a"], "val": ["b"], "test": ["c"]}}, **files)
     assert scan(spec(tmp_path / "raw", tmp_path / "out", data)).ground_sampling_distance == metres
     stated = spec(tmp_path / "raw", tmp_path / "out", data, ground_sampling_distance=10)

@@ -1,6 +1,9 @@
 """Places where a confident model contradicts the label."""
 
 import json
+import sqlite3
+from contextlib import closing
+from xml.etree import ElementTree
 
 import numpy as np
 import pyogrio
@@ -84,6 +87,12 @@ def test_places_lie_where_the_sample_was_cut(tmp_path) -> None:
     assert pixels.geometries[0].equals(shapely.box(230, -115, 244, -105))
     assert np.isnan(pixels.fields["area_m2"][0])
     assert [path.name for path in tmp_path.iterdir()] == ["s.gpkg"]
+    with closing(sqlite3.connect(tmp_path / "s.gpkg")) as file:
+        styles = dict(file.execute("select f_table_name, styleQML from layer_styles where useAsDefault"))
+    assert set(styles) == {"suspects EPSG:32632", "suspects pixels"}
+    renderer = ElementTree.fromstring(styles["suspects pixels"].partition("\n")[2]).find("renderer-v2")
+    assert renderer.get("attr") == "predicted"
+    assert [item.get("value") for item in renderer.iter("category")] == list(CLASSES.names)
 
 
 def test_the_command_ranks_the_places_of_a_split(tmp_path, monkeypatch) -> None:
@@ -108,7 +117,7 @@ def test_the_command_ranks_the_places_of_a_split(tmp_path, monkeypatch) -> None:
     words = [model, "--shards", str(tmp_path / "shards"), "--split", "val", "--bootstrap", "0"]
     words += ["--suspects", str(tmp_path / "s.gpkg"), "--suspect-probability", "0.25"]
     assert main(words) == 0
-    assert pyogrio.read_info(tmp_path / "s.gpkg")["features"] == 2
+    assert pyogrio.read_info(tmp_path / "s.gpkg", layer="suspects")["features"] == 2
     with pytest.raises(StorageError, match="exists already; name another --suspects"):
         main(words)
     assert main([*words, "--overwrite"]) == 0

@@ -41,6 +41,12 @@ def test_what_is_written_is_read_again(tmp_path):
     assert features.name == f"{path} (layer land)"
 
 
+def test_qgis_3_22_opens_a_geopackage_without_a_warning(tmp_path):
+    """Its GDAL 3.6 knows versions up to 1.3."""
+    with closing(sqlite3.connect(write(tmp_path / "a.gpkg"))) as file:
+        assert file.execute("pragma user_version").fetchone() == (10300,)
+
+
 def test_features_are_appended_to_a_layer(tmp_path):
     path = write(tmp_path / "a.gpkg")
     write_features(path, "land", SQUARES, {}, UTM, append=True)

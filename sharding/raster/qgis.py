@@ -4,12 +4,20 @@ When QGIS adds a layer, it reads the `.qml` file with the name of the raster, or
 GeoPackage whose `useAsDefault` is set.
 """
 
+import datetime
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree.ElementTree import Comment, Element, SubElement, indent, tostring
+
+import pyarrow as pa
+import pyogrio
 
 from d2ls.labels import Color
 
 _VERSION = "3.28"
+
+GPKG_VERSION = {"VERSION": "1.3"}
+"""Options of new GeoPackages: GDAL before 3.7, in QGIS 3.22, warns about version 1.4, which GDAL writes now."""
 
 
 def raster_style(names: Sequence[str], palette: Sequence[Color], comment: str) -> str:
@@ -34,10 +42,19 @@ def raster_style(names: Sequence[str], palette: Sequence[Color], comment: str) -
     return _text(root)
 
 
-def polygon_style(names: Sequence[str], palette: Sequence[Color]) -> str:
-    """Returns the style of a polygon layer: a filled symbol for each value of its attribute `class`."""
+def polygon_style(
+    names: Sequence[str], palette: Sequence[Color], attribute: str = "class", opacity: int = 140
+) -> str:
+    """Returns the style of a polygon layer: a filled symbol for each value of an attribute.
+
+    Args:
+        names: K values of the attribute.
+        palette: K colours.
+        attribute: its name.
+        opacity: of the fill, from 0 to 255; outlines are opaque.
+    """
     root = Element("qgis", version=_VERSION, styleCategories="Symbology")
-    renderer = SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class", symbollevels="0")
+    renderer = SubElement(root, "renderer-v2", type="categorizedSymbol", attr=attribute, symbollevels="0")
     categories = SubElement(renderer, "categories")
     symbols = SubElement(renderer, "symbols")
     for number, (name, color) in enumerate(zip(names, palette, strict=True)):
@@ -49,7 +66,7 @@ def polygon_style(names: Sequence[str], palette: Sequence[Color]) -> str:
         options = SubElement(layer, "Option", type="Map")
         rgb = ",".join(map(str, color))
         values = {
-            "color": f"{rgb},140",
+            "color": f"{rgb},{opacity}",
             "style": "solid",
             "outline_color": f"{rgb},255",
             "outline_width": "0.3",
@@ -57,6 +74,19 @@ def polygon_style(names: Sequence[str], palette: Sequence[Color]) -> str:
         for key, value in values.items():
             SubElement(options, "Option", type="QString", name=key, value=value)
     return _text(root)
+
+
+def write_style(path: Path, layer: str, style: str) -> None:
+    """Adds the default style of a layer to its GeoPackage."""
+    row = {
+        "f_table_catalog": "", "f_table_schema": "", "f_table_name": layer, "f_geometry_column": "geom",
+        "styleName": layer, "styleQML": style, "styleSLD": "", "useAsDefault": True, "description": "",
+        "owner": "", "ui": "", "update_time": datetime.datetime.now(datetime.UTC).replace(tzinfo=None),
+    }  # fmt: skip
+    table = pa.table({name: [value] for name, value in row.items()})
+    pyogrio.write_arrow(
+        table, path, layer="layer_styles", driver="GPKG", append=True, layer_options={"FID": "id"}
+    )
 
 
 def _text(root: Element) -> str:
