@@ -38,8 +38,9 @@ def expected(folder):
     return undisturbed(tiny_recipe(folder), folder / "expected")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local_ray(folder):
+    """A Ray for one test: it has the environment of its start, and a later test sets another one."""
     with cluster.connect(tiny_recipe(folder).cluster) as connected:
         yield connected
 

@@ -1,6 +1,8 @@
 """A node is lost during a run: one of three Ray nodes on 127.0.0.1 is killed with all its processes."""
 
 import os
+import shutil
+import tempfile
 
 import psutil
 import pytest
@@ -23,7 +25,13 @@ class Nodes:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read when ray is imported
         from ray.cluster_utils import Cluster
 
-        common = {"node_ip_address": LOOPBACK, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        self._folder = tempfile.mkdtemp()
+        common = {
+            "node_ip_address": LOOPBACK,
+            "include_dashboard": False,
+            "object_store_memory": 100 * 2**20,
+            "temp_dir": self._folder,
+        }
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
         self._nodes = [self._cluster.add_node(num_cpus=1, **common) for _ in range(count)]
         self._cluster.wait_for_nodes()
@@ -55,6 +63,7 @@ class Nodes:
 
     def close(self):
         self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
