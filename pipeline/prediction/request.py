@@ -94,7 +94,7 @@ class MapOptions:
         """The options that need true areas, for messages; empty: none."""
         simplify = self.polygons is not None and self.polygons.simplify_m is not None
         options = {
-            "--polygons": self.polygons is not None, "--simplify-m": simplify, "--areas": self.areas is not None,
+            "--polygons": self.polygons is not None, "--simplify-m": simplify, "--hectares": self.areas is not None,
             "--min-area-m2": self.min_area_m2 is not None,
         }  # fmt: skip
         return ", ".join(name for name, given in options.items() if given)

@@ -210,7 +210,8 @@ def _layer(path: Path | str, layer: str | None) -> str:
         raise DataError(f"{path}: no layer with geometries in it")
     if layer is None and len(layers) > 1:
         raise DataError(
-            f"{path}: {len(layers)} layers ({', '.join(layers)}), and none is chosen. Name the `layer`"
+            f"{path}: {len(layers)} layers ({', '.join(layers)}), and none is chosen. Name the `layer` in the recipe, "
+            f"or save one as a file: ogr2ogr one.gpkg {path} {layers[0]}"
         )
     if layer is not None and layer not in layers:
         raise DataError(f"{path}: no layer {layer!r}. Layers: {', '.join(layers)}")

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -101,6 +102,17 @@ def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):
         "standardization_mean": [0.0, 0.0, 0.0],
     }
     assert description["bands"] == ["red", "green", "blue"]
+
+
+def test_what_the_plugin_deepness_makes_of_pixels_gives_the_networks_probabilities(onnx_file):
+    """Its arithmetic: divide by 255, standardise as the file says, channels first."""
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    mean, std = (np.float32(json.loads(metadata[f"standardization_{name}"])) for name in ("mean", "std"))
+    tiles = PIXELS.numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+    batch = ((np.float32(tiles * 1.0 / 255.0) - mean) / std).transpose(0, 3, 1, 2)
+    (result,) = session.run(None, {session.get_inputs()[0].name: batch})
+    torch.testing.assert_close(torch.from_numpy(result), expected(Stub(), PIXELS), rtol=1e-4, atol=1e-6)
 
 
 def test_the_tile_of_the_plugin_deepness_is_the_size_that_the_file_takes(tmp_path):

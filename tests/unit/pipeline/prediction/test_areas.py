@@ -12,6 +12,7 @@ import shapely
 from d2ls.errors import ConfigError, DataError
 from d2ls.labels import ClassTable
 from pipeline.prediction.areas import AreaTable, adjust, read_report
+from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.ground import ground_area
 from pipeline.prediction.layers import count_in_zones
 from pipeline.prediction.rows import whole
@@ -147,3 +148,9 @@ def test_a_pixel_covers_ground_in_square_metres() -> None:
 def test_areas_that_would_not_be_true_are_refused(georeference, message) -> None:
     with pytest.raises(DataError, match=rf"scene\.tif: --hectares .*{message}"):
         ground_area("scene.tif", georeference, 9, 9, "--hectares")
+
+
+def test_options_that_need_true_areas_are_called_as_on_the_command_line() -> None:
+    words = ["m", "in.tif", "out.tif", "--polygons", "--simplify-m", "1", "--min-area-m2", "4", "--hectares"]
+    named = parse_request("predict", "", "", words).options.measured_by
+    assert set(named.split(", ")) == {word for word in words if word.startswith("--")}
