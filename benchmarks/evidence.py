@@ -145,9 +145,9 @@ def run(options):
     set_up_process()
     options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 3600 * options.hours
-    wanted = [("rate", FOLDS[0], method) for method in METHODS]
-    wanted += [("fold", fold, method) for fold in FOLDS[: options.folds] for method in METHODS]
-    for purpose, fold, method in wanted:
+    runs = [("rate", FOLDS[0], method) for method in METHODS]
+    runs += [("fold", fold, method) for fold in FOLDS[: options.folds] for method in METHODS]
+    for purpose, fold, method in runs:
         rows = read_rows(options.work)
         ended = [
             row for row in rows if (row["purpose"], row["fold"], row["method"]) == (purpose, fold, method)
@@ -188,7 +188,7 @@ def costs(options):
         made[method] = {
             "network": network,
             "loss": build.loss(recipe, shards.card),
-            "parameters": sum(each.numel() for each in network.parameters()),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "gmac_a_megapixel": counter.get_total_flops() / 2e9 / (size * size / 1e6),
             "training": [],
             "inference": [],
@@ -204,7 +204,7 @@ def costs(options):
             with torch.inference_mode():
                 network.eval()(images, False)
             each["inference"].append((time.process_time() - start) / pixels)
-    found = {
+    costs = {
         method: {
             "parameters": each["parameters"],
             "gmac_a_megapixel": each["gmac_a_megapixel"],
@@ -213,8 +213,8 @@ def costs(options):
         for method, each in made.items()
     }
     COSTS.parent.mkdir(exist_ok=True)
-    COSTS.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    COSTS.write_text(json.dumps(costs, indent=2) + "\n")
+    print(json.dumps(costs, indent=2))
 
 
 def read_rows(work):

@@ -161,12 +161,12 @@ def show_next(
     lines = [
         ("look at the runs", store.ui_command()),
         ("then open", store.run_list(recipe.experiment)),
-        ("pull the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
-        ("map an image", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
+        ("load the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
+        ("predict a map", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
          f" --split {recipe.roles.test}"),
         ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
-        ("your own data", "copy recipes/own.yaml, name your files and classes, python -m pipeline.sweep YOUR.yaml"),
+        ("your own data", "copy recipes/own.yaml to my.yaml, edit it, then python -m pipeline.sweep my.yaml"),
     ]  # fmt: skip
     if environment := os.environ.get("D2LS_ENVIRONMENT"):
         lines.insert(0, ("use the environment", f"source {shlex.quote(environment)}/bin/activate"))

@@ -100,6 +100,9 @@ class ProposingSearcher(TuneSearcher):
         self._keys[trial_id] = trial.key
         return {"key": trial.key, "name": trial.name, "values": dict(values), "run_id": trial.run_id}
 
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the records are the state. Without this method Tune warns that it cannot save."""
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Does nothing: `StoppingScheduler` tells the searcher of results."""
 

@@ -139,7 +139,7 @@ class SweepSummary:
         if repeated.deviation is None:
             return (
                 f"The winner leads by {lead:.4f} mIoU with one seed a configuration over {self.length}. "
-                "So short a sweep ranks by noise as much as by merit: `--seeds 3` before believing the order."
+                "The order may be noise: repeat the winner with `--seeds 3` before you rely on it."
             )
         # A runner-up with a single seed is assumed to be as noisy as the winner.
         variances = [(repeated.deviation**2, len(best.scores)), _spread(second, repeated.deviation)]

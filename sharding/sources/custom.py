@@ -194,7 +194,7 @@ class Custom(Source):
                 hits = [key for key, text in texts.items() if _names(pattern, text, bool(split.folders))]
                 if not hits and name != UNUSED:  # files to leave out need not exist
                     self.missing.append(
-                        f"data.custom.split.{split.way}.{name}: {pattern!r} fits nothing. "
+                        f"data.custom.split.{split.way}.{name}: {pattern!r} matches nothing. "
                         f"{nearest(pattern, sorted(set(texts.values()))[:20])}"
                     )
                 self._assign(name, hits, result)
@@ -213,7 +213,7 @@ def _vector_files(tree: FileTree, globs: Sequence[str], key: str) -> list[FileRe
     """Returns the files that fit globs, in natural order.
 
     Raises:
-        ConfigError: a glob fits none.
+        ConfigError: a glob matches none.
     """
     refs: dict[FileRef, None] = {}
     for glob in globs:
@@ -221,7 +221,7 @@ def _vector_files(tree: FileTree, globs: Sequence[str], key: str) -> list[FileRe
         hits = [ref for name, ref in tree.files.items() if any(rule.fullmatch(name) for rule in rules)]
         if not hits:
             raise ConfigError(
-                f"{key}: {glob!r} fits no file below {tree.root}. {nearest(glob, list(tree.files)[:20])}"
+                f"{key}: {glob!r} matches no file below {tree.root}. {nearest(glob, list(tree.files)[:20])}"
             )
         refs |= dict.fromkeys(hits)
     return list(refs)
@@ -246,7 +246,7 @@ def _matching(
         if not hits:
             some = ", ".join(list(tree.files)[:3])
             raise ConfigError(
-                f"data.custom.{what}: {glob!r} fits no file below {tree.root}; files there: {some} ..."
+                f"data.custom.{what}: {glob!r} matches no file below {tree.root}; files there: {some} ..."
             )
         for match, ref in hits:
             if ref in excluded:

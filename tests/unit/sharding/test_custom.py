@@ -223,11 +223,11 @@ def test_the_check_lists_everything_at_once_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"images": ("*/pictures/*.png",)}, r"data\.custom\.images: '\*/pictures/\*\.png' fits no file below"),
+    ({"images": ("*/pictures/*.png",)}, r"data\.custom\.images: '\*/pictures/\*\.png' matches no file below"),
     ({"images": ("*/img/part?.png",), "masks": ("*/img/part*",)},
      r"every file that fits \*/img/part\?\.png fits data\.custom\.masks too"),
     ({"split": {"scenes": {"train": ["aa"], "val": ["c"], "test": ["d"]}}},
-     r"data\.custom\.split\.scenes\.train: 'aa' fits nothing\. Did you mean a\?"),
+     r"data\.custom\.split\.scenes\.train: 'aa' matches nothing\. Did you mean a\?"),
     ({"split": {"seed": 1}},
      r"data\.custom\.split: give one of folders, scenes, lists, fractions, areas, blocks, fold; given: none"),
     ({"split": {"fractions": {"train": 0.9}}}, r"data\.custom\.split\.fractions: shares must be above 0 and add up"),
