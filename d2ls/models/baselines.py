@@ -69,7 +69,7 @@ class Baseline(nn.Module):
         maps = self.backbone(padded, from_stride_2=True)
         if 2 not in self.backbone.strides:  # these decoders expect a map there, if only one without channels
             half = [side // 2 for side in padded.shape[-2:]]
-            maps = [padded.new_empty(len(padded), 0, *half), *maps]
+            maps = [padded.new_empty(padded.shape[0], 0, *half), *maps]
         return crop(D2LSOutput(self.head(self.decoder([padded, *maps]))), height, width)
 
 

@@ -67,7 +67,7 @@ class PlainDecoder(nn.Module):
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Computes logits (B K 4*height 4*width) from pixel features (B N C)."""
-        vectors = self.classify.weight.expand(len(features), -1, -1)
+        vectors = self.classify.weight.expand(features.shape[0], -1, -1)
         return self.upsampler(features, vectors, size) + self.classify.bias[:, None, None]
 
 

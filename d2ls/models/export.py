@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 SMALLEST = 64
 """Smallest height and width; below it the deepest map is one pixel high, which would need another program."""
 
+LARGEST_CHECKED = 320
+"""Sides of the images of a check are below it: a UNetFormer has one window and several, a pyramid all its levels."""
+
 TOLERANCE = 1e-4
 """Largest difference of probabilities, relative to their standard deviation, that rounding can explain."""
 
-ONE_SIZE = ("unetformer",)
-"""Architectures that torch.export cannot record for a free size: UNetFormer cuts each map into whole windows."""
+ONE_SIZE = {".onnx": ("upernet",), ".pt2": ()}
+"""Architectures that are written for one size: ONNX has no adaptive pooling, of which UPerNet's pyramid consists."""
 
 ONNX_OPSET, ONNX_IR = 18, 8
 """Operator set and format version of ONNX files. onnxruntime from 1.14 on reads them; Deepness installs 1.17."""
@@ -118,9 +121,10 @@ def export_model(
     if size is not None and size < SMALLEST:
         raise ConfigError(f"size is {size}; an exported program takes {SMALLEST} pixels per side at least")
     config: Any = getattr(network, "config", {})
-    if size is None and config.get("architecture") in ONE_SIZE:
+    if size is None and config.get("architecture") in ONE_SIZE[target.suffix]:
         raise ConfigError(
-            f"{target}: {config['architecture']} is exported for images of one size; name it, e.g. --size 512"
+            f"{target}: {config['architecture']} is exported as {target.suffix} for images of one size; name it, e.g. "
+            f"--size {info.window}"
         )
     model, bands = PixelsToProbabilities(network, info.temperature or 1.0).eval(), len(info.bands)
     axes = {0: Dim.AUTO} if size else {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
@@ -132,7 +136,7 @@ def export_model(
             run = _write_onnx(program, onnx_metadata(info, size), partial)
         else:
             run = _write_pt2(program, info, partial)
-        worst = max(_difference(model, run, shape) for shape in _shapes(bands, size, checks))
+        worst = max(_difference(model, run, shape, target) for shape in _shapes(bands, size, checks))
         if not worst <= TOLERANCE:
             raise WeightsError(
                 f"{target}: the program differs from the network by {worst:.2g} of the probabilities' standard "
@@ -200,14 +204,22 @@ def _name_axes(graph: Any) -> None:
 
 def _shapes(bands: int, size: int | None, checks: int) -> list[tuple[int, int, int, int]]:
     draw = np.random.default_rng(0)
-    sides = np.full((checks, 2), size) if size else draw.integers(SMALLEST, 160, (checks, 2))
+    sides = np.full((checks, 2), size) if size else draw.integers(SMALLEST, LARGEST_CHECKED, (checks, 2))
     return [(int(draw.integers(1, 4)), bands, height, width) for height, width in sides.tolist()]
 
 
-def _difference(model: nn.Module, run: Run, shape: tuple[int, ...]) -> float:
+def _difference(model: nn.Module, run: Run, shape: tuple[int, ...], target: Path) -> float:
     images = torch.from_numpy(np.random.default_rng(shape).integers(0, 256, shape).astype(np.float32))
     with torch.no_grad():
-        expected, exported = model(images), run(images)
+        expected = model(images)
+        try:
+            exported = run(images)
+        except Exception as error:  # of onnxruntime, or a guard of torch.export
+            reason = str(error).splitlines()[0]
+            raise WeightsError(
+                f"{target}: the program does not take images of shape {list(shape)} ({reason}); nothing is written. "
+                "Export it for one size with --size (size=)"
+            ) from error
     if exported.shape != expected.shape or not (exported.isfinite().all() and expected.isfinite().all()):
         return float("inf")
     return float((exported - expected).abs().max() / expected.std().clamp_min(1e-12))

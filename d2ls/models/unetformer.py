@@ -5,6 +5,7 @@ urban scene imagery, ISPRS Journal 190 (arXiv 2109.08937), section 3. Written fr
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,24 +107,29 @@ class GlobalLocalAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Computes what is added to B 64 h w; where windows reach beyond the map, its last row and column go on."""
         height, width = features.shape[-2:]
-        whole = F.pad(features, (0, -width % WINDOW, 0, -height % WINDOW), mode="replicate")
-        attended = self._windows(whole)
-        context = _average(attended, (WINDOW, 1)) + _average(attended, (1, WINDOW))
+        attended = self._windows(features)
+        context = _average(attended, (WINDOW, 1), (height, width)) + _average(
+            attended, (1, WINDOW), (height, width)
+        )
         near = torch.stack([branch(features) for branch in self.local]).sum(0)
-        projected: Tensor = self.project(near + context[..., :height, :width])
+        projected: Tensor = self.project(near + context)
         return projected
 
     def _windows(self, features: Tensor) -> Tensor:
-        """Attends within windows; B 64 h w, h and w multiples of 8."""
-        B, C, height, width = features.shape
-        down, across = height // WINDOW, width // WINDOW
+        """Attends within windows; from B 64 h w to the map of at least two windows down and across, B 64 H W."""
+        B, C, *sides = features.shape
+        # torch.export would make a program for one window and another one for more.
+        counts: list[Any] = [torch.sym_max(_windows_of(side), 2) for side in sides]
+        down, across = counts
+        for axis, count, side in zip((-2, -1), counts, sides, strict=True):
+            features = _take(features, axis, 0, count * WINDOW, side)
         split = self.queries_keys_values(features).view(B, 3, HEADS, C // HEADS, down, WINDOW, across, WINDOW)
         windows = split.permute(1, 0, 4, 6, 2, 5, 7, 3).reshape(3, B * down * across, HEADS, WINDOW**2, -1)
         bias = self.position[self.relative.flatten()].view(WINDOW**2, WINDOW**2, HEADS).permute(2, 0, 1)
         q, k, v = windows.unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(windows.dtype)[None])
         shaped = attended.view(B, down, across, HEADS, WINDOW, WINDOW, C // HEADS)
-        return shaped.permute(0, 3, 6, 1, 4, 2, 5).reshape(B, C, height, width)
+        return shaped.permute(0, 3, 6, 1, 4, 2, 5).reshape(B, C, down * WINDOW, across * WINDOW)
 
 
 class WeightedFusion(nn.Module):
@@ -180,7 +186,29 @@ def conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     )
 
 
-def _average(features: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Averages over a kernel of even length around each pixel; beyond the edge the last row or column goes on."""
-    (above, left), (below, right) = (((side - 1) // 2 for side in kernel), (side // 2 for side in kernel))
-    return F.avg_pool2d(F.pad(features, (left, right, above, below), mode="replicate"), kernel, stride=1)
+def _average(features: Tensor, kernel: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Averages over a kernel of even length around each pixel of a map of this size.
+
+    Args:
+        features: B C H W, whole windows that hold the map.
+        kernel: height and width; one of them is 1.
+        size: height and width of the map. Beyond its last window the last row or column goes on.
+    """
+    for axis, side, length in zip((-2, -1), kernel, size, strict=True):
+        first = -((side - 1) // 2)
+        features = _take(features, axis, first, length + side - 1, _windows_of(length) * WINDOW)
+    return F.avg_pool2d(features, kernel, stride=1)
+
+
+def _windows_of(length: int) -> int:
+    """Returns the number of windows that cover a length."""
+    return (length + WINDOW - 1) // WINDOW  # ONNX rounds the quotient of a negative number towards zero
+
+
+def _take(features: Tensor, axis: int, first: int, count: int, length: int) -> Tensor:
+    """Takes rows or columns from `first` on, the nearest one of 0 to `length` - 1 where there is none.
+
+    Unlike a slice or `F.pad`, it lets torch.export leave all numbers free.
+    """
+    places = torch.arange(first, first + count, device=features.device)
+    return features.index_select(axis, places.clamp(0, length - 1))

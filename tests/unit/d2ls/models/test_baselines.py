@@ -108,8 +108,11 @@ def test_unetformer_attends_within_windows_and_looks_across_their_borders():
 
 
 def test_unetformer_averages_keep_places_and_edges():
-    ramp = torch.arange(12.0).expand(1, 1, 3, 12)
-    torch.testing.assert_close(_average(ramp, (8, 1)), ramp)
-    across = _average(ramp, (1, 8))
+    """A map of 3 x 12 in whole windows of 8 x 8."""
+    ramp = torch.arange(16.0).expand(1, 1, 8, 16)
+    torch.testing.assert_close(_average(ramp, (8, 1), (3, 12)), ramp[..., :3, :12])
+    across = _average(ramp, (1, 8), (3, 12))
+    assert across.shape == (1, 1, 3, 12)
+    assert _average(ramp, (1, 8), (3, 16))[0, 0, 0, 15] == pytest.approx((12 + 13 + 14 + 5 * 15) / 8)
     torch.testing.assert_close(across[0, 0, 0, 3:8], ramp[0, 0, 0, 3:8] + 0.5)
     assert across[0, 0, 0, 0] == pytest.approx((0 * 4 + 1 + 2 + 3 + 4) / 8)

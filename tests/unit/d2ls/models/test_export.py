@@ -147,12 +147,30 @@ def test_a_plain_transformer_is_exported_for_any_size(tmp_path, backbone, suffix
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_unetformer_is_exported_for_one_size(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"architecture": "unetformer", "backbone": "test_resnet"},
+        {"architecture": "unet", "backbone": "test_vit"},
+        {"dictionary": "none", "backbone": "test_convnext", "embed_dim": 64, "heads": 4},
+    ],
+    ids=lambda options: options.get("architecture", "none"),
+)
+def test_other_networks_are_exported_for_any_size(tmp_path, suffix, options):
     torch.manual_seed(0)
-    network = build_model(architecture="unetformer", backbone="test_resnet", num_classes=4)
-    with pytest.raises(ConfigError, match=r"unetformer is exported for images of one size.*--size 512"):
-        export_model(network, model_info(), tmp_path / f"model.{suffix}")
-    assert export_model(network, model_info(), tmp_path / f"model.{suffix}", size=96) < 1e-4
+    network = build_model(num_classes=4, **options)
+    assert export_model(network, model_info(), tmp_path / f"model.{suffix}", checks=6) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_upernet_is_exported_to_onnx_for_one_size(tmp_path):
+    torch.manual_seed(0)
+    network = build_model(architecture="upernet", backbone="test_resnet", num_classes=4)
+    with pytest.raises(ConfigError, match=r"upernet is exported as \.onnx for images of one size.*--size 32"):
+        export_model(network, model_info(), tmp_path / "model.onnx")
+    assert export_model(network, model_info(), tmp_path / "model.onnx", size=96) < 1e-4
+    assert export_model(network, model_info(), tmp_path / "model.pt2") < 1e-4
 
 
 def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
@@ -167,6 +185,16 @@ def test_a_program_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: run)
     with pytest.raises(WeightsError, match="differs from the network by inf"):
         export_model(Stub(), model_info(), tmp_path / "model.pt2", checks=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_refuses_a_size_is_not_kept(tmp_path, monkeypatch):
+    def run(images):
+        raise RuntimeError("Guard failed: images.size()[0] == 2")
+
+    monkeypatch.setattr(export, "_write_pt2", lambda program, info, file: run)
+    with pytest.raises(WeightsError, match=r"does not take images of shape .*Guard failed.*--size"):
+        export_model(Stub(), model_info(), tmp_path / "model.pt2", checks=1)
     assert list(tmp_path.iterdir()) == []
 
 
