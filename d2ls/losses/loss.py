@@ -9,6 +9,7 @@ micro-steps it is counted over the whole batch beforehand, so cross entropy, foc
 any number of micro-steps. Dice and the contrastive terms are not sums over images: they see one micro-step.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -109,18 +110,22 @@ class D2LSLoss(nn.Module):
             raise ConfigError(f"contrastive is {contrastive!r}; allowed are none, ratio, infonce")
         if ignored_pixels not in ("exclude", "include"):
             raise ConfigError(f"ignored_pixels is {ignored_pixels!r}; allowed are exclude, include")
-        if not 0 <= label_smoothing < 1 or temperature <= 0 or dice_smooth < 0 or focal_gamma < 0:
+        _check(
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "at least 0 and below 1"),
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("dice_smooth", dice_smooth, dice_smooth >= 0, "at least 0"),
+            ("focal_gamma", focal_gamma, focal_gamma >= 0, "at least 0"),
+            ("tversky_alpha", tversky_alpha, tversky_alpha > 0, "above 0"),
+            ("tversky_beta", tversky_beta, tversky_beta > 0, "above 0"),
+            ("boundary_factor", boundary_factor, boundary_factor >= 1, "at least 1"),
+            ("boundary_px", boundary_px, boundary_px >= 1, "at least 1"),
+        )
+        if class_weights is not None and not (
+            all(0 <= weight < math.inf for weight in class_weights) and any(class_weights)
+        ):
             raise ConfigError(
-                f"label_smoothing {label_smoothing} must be in 0..1 (1 left out), temperature {temperature} above 0, "
-                f"dice_smooth {dice_smooth} and focal_gamma {focal_gamma} not below 0"
+                f"class_weights {list(class_weights)} must be finite, not below 0, and not all 0"
             )
-        if tversky_alpha <= 0 or tversky_beta <= 0 or boundary_factor < 1 or boundary_px < 1:
-            raise ConfigError(
-                f"tversky_alpha {tversky_alpha} and tversky_beta {tversky_beta} must be above 0, boundary_factor "
-                f"{boundary_factor} and boundary_px {boundary_px} not below 1"
-            )
-        if class_weights is not None and (min(class_weights) < 0 or max(class_weights) <= 0):
-            raise ConfigError(f"class_weights {list(class_weights)} must not be below 0, nor all 0")
         self.label_smoothing, self.dice_smooth, self.temperature = label_smoothing, dice_smooth, temperature
         self.focal_gamma, self.tversky_alpha, self.tversky_beta = focal_gamma, tversky_alpha, tversky_beta
         self.boundary_factor, self.boundary_px = boundary_factor, boundary_px
@@ -135,10 +140,15 @@ class D2LSLoss(nn.Module):
             "static_cross_entropy": static_weight,
             "contrastive": default if contrastive_weight is None else contrastive_weight,
         }
-        if min(self.weights.values()) < 0 or not any(self.weights[name] for name in OF_LOGITS):
-            raise ConfigError(
-                f"weights of a loss are not below 0, and one of {', '.join(OF_LOGITS)} is above 0: {self.weights}"
+        keys = {"static_cross_entropy": "static_weight"}
+        _check(
+            *(
+                (keys.get(name, f"{name}_weight"), weight, 0 <= weight < math.inf, "finite and at least 0")
+                for name, weight in self.weights.items()
             )
+        )
+        if not any(self.weights[name] for name in OF_LOGITS):
+            raise ConfigError(f"one of {', '.join(f'{name}_weight' for name in OF_LOGITS)} must be above 0")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("_class_weights", weights, persistent=False)
 
@@ -245,6 +255,20 @@ class D2LSLoss(nn.Module):
         if self.contrastive == "ratio":
             return {"contrastive": contrastive_ratio(output.dynamic_dictionary)}
         return {"contrastive": infonce(output.dynamic_dictionary, output.static_dictionary, self.temperature)}
+
+
+def _check(*values: tuple[str, float, bool, str]) -> None:
+    """Refuses values out of range.
+
+    Args:
+        values: key, value, whether it is allowed, and what is allowed.
+
+    Raises:
+        ConfigError: names each one that is not.
+    """
+    wrong = [f"{key} is {value}, it must be {allowed}" for key, value, fine, allowed in values if not fine]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
 
 
 def _sum_together(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -124,6 +124,22 @@ def test_losses_are_float32_under_bf16():
         torch.testing.assert_close(loss.total, expected.total, rtol=0.02, atol=0.02)
 
 
+def test_each_value_out_of_range_is_named_and_no_other():
+    wrong = {"label_smoothing": 1.0, "focal_gamma": -1.0, "boundary_px": 0, "tversky_beta": math.nan}
+    with pytest.raises(ConfigError) as error:
+        D2LSLoss(**wrong)
+    assert str(error.value) == (
+        "label_smoothing is 1.0, it must be at least 0 and below 1; focal_gamma is -1.0, it must be at least 0; "
+        "tversky_beta is nan, it must be above 0; boundary_px is 0, it must be at least 1"
+    )
+    with pytest.raises(ConfigError, match=r"^static_weight is -1, it must be finite and at least 0$"):
+        D2LSLoss(static_weight=-1)
+    with pytest.raises(ConfigError, match=r"^one of cross_entropy_weight, .*lovasz_weight must be above 0$"):
+        D2LSLoss(cross_entropy_weight=0, dice_weight=0)
+    with pytest.raises(ConfigError, match=r"class_weights .*nan.* must be finite"):
+        D2LSLoss(class_weights=(1.0, math.nan))
+
+
 @pytest.mark.parametrize(
     "values", [{"contrastive": "x"}, {"ignored_pixels": "x"}, {"label_smoothing": 1.0}, {"temperature": 0.0}]
 )
