@@ -205,7 +205,9 @@ class RunFolder:
         except StorageError as error:
             if storage.is_local(self.uri) and not Path(self.uri).exists():
                 names = sorted(path.parent.name for path in Path(self.uri).parent.glob("*/recipe.yaml"))
-                raise ConfigError(f"{self.uri}: no run to resume here. There are: {', '.join(names) or 'none'}") from None
+                raise ConfigError(
+                    f"{self.uri}: no run to resume here. There are: {', '.join(names) or 'none'}"
+                ) from None
             raise ConfigError(f"{self.uri}: no run to resume here ({error})") from error
         if storage.is_local(self.uri):
             return load_recipe(Path(self.uri) / "recipe.yaml")

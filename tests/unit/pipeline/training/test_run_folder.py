@@ -75,7 +75,7 @@ def test_a_foreign_folder_is_not_written_to(recipe, tmp_path):
 def test_the_recipe_comes_back(folder, recipe):
     assert folder.recipe() == recipe
     assert folder.metadata()["recipe_digest"] == recipe.digest()
-    with pytest.raises(ConfigError, match="no run to resume here. There are: one"):
+    with pytest.raises(ConfigError, match=r"no run to resume here\. There are: one"):
         RunFolder.of(recipe.output_dir, "none").recipe()
 
 
