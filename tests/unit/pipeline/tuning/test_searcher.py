@@ -40,3 +40,11 @@ def test_halving_around_another_searcher_stops_what_is_behind_and_tells_the_othe
     assert not searcher.tell(trial("b", 0.6))
     assert not searcher.tell(replace(trial("b", 0.1), status="finished")), "it has ended already"
     assert recorder.known == [("b", "started"), ("b", "started"), ("b", "finished")]
+
+
+def test_tune_saves_no_searcher_and_does_not_warn(tmp_path, capfd):
+    from pipeline.tuning.ray_tune import ProposingSearcher
+
+    ProposingSearcher("sweep", ListSearcher([]), None).save_to_dir(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert "save not implemented" not in "".join(capfd.readouterr())
