@@ -1,8 +1,8 @@
 """Class-weighted sampling: how often each sample occurs in an epoch, as whole numbers. Pure arithmetic, without torch.
 
-Repeat factors follow Gupta, Dollar, Girshick, "LVIS" (2019), section 4: a sample is repeated for the rarest class it
-shows. Here the frequency of a class is its share of the labelled pixels, and a class counts as shown in a sample where
-it fills at least 1 % of the labelled pixels.
+Repeat factors follow Gupta, Dollar, Girshick, "LVIS" (2019), section 4: the rarest class in a sample decides how often
+it is repeated. Here the frequency of a class is its share of the labelled pixels, and a class is in a sample if it
+fills at least 1 % of the sample's labelled pixels.
 """
 
 import numpy as np
@@ -49,8 +49,8 @@ def repeat_factors(
 def multiplicities(factors: npt.NDArray[np.float64], *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Rounds repeat factors to whole numbers whose mean over many epochs is the factor.
 
-    Systematic rounding: every sample gets its factor rounded down or up, and the sum is the same in every epoch, so
-    that all epochs have the same number of steps.
+    Systematic rounding: each factor is rounded down or up, and the sum is the same in every epoch, so all epochs have
+    the same number of steps.
 
     Args:
         factors: N, each at least 1.

@@ -42,8 +42,8 @@ def dice_loss(sums: Tensor, smooth: float) -> Tensor:
 def tversky_sum(logits: Tensor, labels: Tensor, *, alpha: float, beta: float) -> Tensor:
     """Sums the Tversky loss over the images of this rank.
 
-    Of an image it is the mean, over the classes it shows, of 1 - TP / (TP + alpha FP + beta FN), with probabilities in
-    place of counts. alpha = beta = 0.5 is Dice, alpha = beta = 1 is IoU.
+    For an image it is the mean of 1 - TP / (TP + alpha FP + beta FN) over the classes in its labels, with probabilities
+    in place of counts. alpha = beta = 0.5 is Dice, alpha = beta = 1 is IoU.
 
     Args:
         logits: B K H W.

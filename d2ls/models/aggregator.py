@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class Aggregator(nn.Module):
     """Projects each map to C, resizes it to stride 4, concatenates (deepest first) and mixes by a 1x1 convolution.
 
-    All of this is linear, and resizing commutes with a linear map over channels. So the convolution is cut into one
-    C x C block a map, each block is multiplied with the projection of its map, the product is applied at the map's
-    own resolution, and the resized results are summed: nothing is concatenated, nothing wide is resized.
+    All of this is linear, and resizing commutes with a linear map over channels. So the convolution is split into one
+    C x C block per map. Each block is multiplied with the projection of its map, and the product is applied at the
+    map's own resolution. The resized results are summed; no concatenated map exists.
 
     Args:
         channels: channels C_i of the four maps, shallowest first.

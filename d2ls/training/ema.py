@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """Averages all floating-point tensors of a state dict; other tensors are copied.
 
-    Not `torch.optim.swa_utils.AveragedModel`: that one copies the weights of the first update instead of averaging
-    from the initial ones, averages integer buffers, and counts its updates where a step that the device left out
-    cannot be taken back.
+    `torch.optim.swa_utils.AveragedModel` does not fit: its first update copies the weights instead of averaging them
+    with the initial ones, it averages integer buffers, and it counts a step that the device skipped.
 
     Args:
         network: the network whose weights are averaged; the average starts from them.

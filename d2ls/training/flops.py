@@ -1,8 +1,7 @@
-"""How much arithmetic a training step is, and what share of a GPU's peak it reaches (MFU).
+"""FLOPs of a training step, and their share of a GPU's peak (model FLOPs utilisation, MFU).
 
-Model FLOPs: a multiply-add counts as two, the backward pass as twice the forward pass (nothing for a frozen backbone),
-and what is computed a second time to save memory does not count. So repeated work lowers the MFU, and nothing can raise
-it but speed.
+A multiply-add counts as two FLOPs, the backward pass as twice the forward pass (nothing for a frozen backbone).
+Recomputation to save memory does not count, so it lowers the MFU.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The registered model as MLflow runs it: a script beside the weights, without pickle or imports of this project.
 
-MLflow executes this file by path. The network's code travels with the model as a package whose name carries its
-digest, so versions with different code can be loaded in one process, and none imports modules of a checkout or an
-installed release. The model's signature describes what `predict` takes and returns.
+MLflow executes this file by path. The network's code is stored with the model, as a package with its digest in the
+name. So versions with different code can be loaded in one process, and none imports a checkout or an installed
+release. The model's signature describes what `predict` takes and returns.
 """
 
 import base64

@@ -1,9 +1,9 @@
-"""One orthomosaic, several splits: square blocks of ground, each in one split, with a buffer between splits.
+"""One orthomosaic, several splits: square blocks, each in one split, with a buffer between splits.
 
-Blocks are dealt as follows. The error of a deal is the squared deviation of each split's share of each class (and of
-all labelled pixels) from its fraction, divided by the fraction and added up, so that rare classes count as much as
-common ones. The block with the largest share of a class comes first; each block goes to the split where the error grows
-least. Then single blocks are moved and pairs of blocks exchanged as long as that lowers the error.
+Blocks are assigned to splits so that each split's share of every class is close to its fraction. The error of an
+assignment is the sum of (share - fraction)^2 / fraction over splits and classes (and all labelled pixels), so rare
+classes count as much as common ones. Blocks are assigned in the order of their largest share of a class, each to the
+split where the error grows least. Then single blocks are moved and pairs swapped as long as the error falls.
 """
 
 import random
