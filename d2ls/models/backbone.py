@@ -3,10 +3,15 @@
 import difflib
 import functools
 import inspect
+import logging
+import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from typing import Any, Self
 
+import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,11 @@ from d2ls.models.feature_pyramid import SimpleFeaturePyramid
 
 STRIDES = (4, 8, 16, 32)
 RGB = (0, 1, 2)
+
+HUB_SECONDS = 10.0
+"""Seconds in which the hub has to answer before its weights are asked for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -198,6 +208,8 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float, plain:
         options["features_only"] = True
         if _accepts(architecture, "strict_img_size"):
             options["strict_img_size"] = False
+    if pretrained and (cached := _weights_without_hub(name)):
+        options["pretrained_cfg_overlay"] = {"file": cached}
     try:
         network: Any = timm.create_model(name, pretrained=pretrained, in_chans=bands, **options)
     except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
@@ -206,14 +218,45 @@ def _create(name: str, *, bands: int, pretrained: bool, drop_path: float, plain:
             f"backbone {name!r} cannot be built: {error}. Weight tags of timm: {tags}"
         ) from error
     except OSError as error:  # the hub's errors are all of this kind
-        raise WeightsError(
-            f"backbone {name!r}: its pretrained weights could not be fetched ({str(error).splitlines()[0]}). Connect "
-            "once, name a file in model.weights with model.pretrained=false, or train from scratch with "
-            "model.pretrained=false"
-        ) from error
+        raise _not_fetched(name, str(error).splitlines()[0]) from error
     if plain:  # what only a classifier uses would have no gradient
         network.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
     return network
+
+
+def _weights_without_hub(name: str) -> str | None:
+    """Returns the cached weights where the hub cannot be reached; None where timm is to ask it.
+
+    The hub's library tries for about a minute before it gives up or takes its cache.
+
+    Raises:
+        WeightsError: the hub cannot be reached, and nothing is cached.
+    """
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or not settings.hf_hub_id or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    _log.info("asking %s for the pretrained weights of %s", endpoint, name)
+    try:
+        request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310 (the user's own endpoint)
+        urllib.request.urlopen(request, timeout=HUB_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return None  # it answers
+    except OSError as error:
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            cached = huggingface_hub.try_to_load_from_cache(settings.hf_hub_id, file)
+            if isinstance(cached, str):
+                _log.info("%s cannot be reached (%s); its cached weights are taken", endpoint, error)
+                return cached
+        raise _not_fetched(name, f"{endpoint} cannot be reached: {error}") from error
+    return None
+
+
+def _not_fetched(name: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"backbone {name!r}: its pretrained weights could not be fetched ({reason}). Connect once, name a file in "
+        "model.weights with model.pretrained=false, or train from scratch with model.pretrained=false"
+    )
 
 
 def _patch(name: str) -> int | None:

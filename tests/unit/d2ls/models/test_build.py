@@ -1,9 +1,11 @@
 """The builder: switches, backbones, weight files, normalisation."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 from d2ls.errors import ConfigError, WeightsError
 from d2ls.inference import Predictor
 from d2ls.models import Normalization, backbone_normalization, build_model, load_published
+from d2ls.models import backbone as backbone_file
 from d2ls.models.attention import cheaper_route
 from d2ls.models.backbone import RGB, _at_stride_16, fit_bands, rgb_places
 from tests.inference_stubs import model_info
@@ -396,8 +399,32 @@ def test_weights_that_cannot_be_fetched_are_named_with_both_ways_out(monkeypatch
     def unreachable(*_, **__):
         raise FileNotFoundError("cannot find the requested files in the local cache")  # as the hub says
 
+    backbone_file._patch("convnext_atto")  # describes it by timm.create_model, once
     monkeypatch.setattr("timm.create_model", unreachable)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())  # the hub answers
     with pytest.raises(
         WeightsError, match=r"convnext_atto.*local cache.*model\.weights.*model\.pretrained=false"
     ):
         build_model(backbone="convnext_atto", num_classes=2, pretrained=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again(monkeypatch, tmp_path):
+    """Without internet the library would try for about a minute; cached weights are taken."""
+
+    def refused(request, timeout):
+        raise urllib.error.URLError("no route to host")
+
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    monkeypatch.setattr("timm.create_model", lambda name, **options: asked.append(options))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
+    with pytest.raises(WeightsError, match=r"cannot be reached: .*no route to host.*model\.weights"):
+        backbone_file._create("test_resnet", bands=3, pretrained=True, drop_path=0.0, plain=False)
+    assert asked == []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: f"/cache/{file}")
+    backbone_file._create("test_resnet", bands=3, pretrained=True, drop_path=0.0, plain=False)
+    assert asked[0]["pretrained_cfg_overlay"] == {"file": "/cache/model.safetensors"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone_file._create("test_resnet", bands=3, pretrained=True, drop_path=0.0, plain=False)
+    assert "pretrained_cfg_overlay" not in asked[1]
