@@ -113,11 +113,11 @@ def code_tags() -> dict[str, str]:
 
 def description(recipe: "Recipe", card: "DatasetCard", kind: str) -> str:
     """Returns a few lines of Markdown: the kind of run, its data and its settings."""
-    train, select = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
+    train, val = (card.splits.get(split) for split in (recipe.roles.train, recipe.roles.val))
     part = f"{recipe.data.fraction:g} of " if recipe.data.fraction < 1 else ""
     counts = ", ".join(
-        f"{part if role == 'train' else ''}{split.samples} samples to {role}"
-        for role, split in (("train", train), ("select", select))
+        f"{part if role == 'train' else ''}{split.samples} samples for {role}"
+        for role, split in (("train", train), ("val", val))
         if split
     )
     space = ", ".join(f"`{key}`" for key in recipe.sweep.space)
