@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,13 +26,7 @@ class Nodes:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read when ray is imported
         from ray.cluster_utils import Cluster
 
-        self._folder = tempfile.mkdtemp()
-        common = {
-            "node_ip_address": LOOPBACK,
-            "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,
-            "temp_dir": self._folder,
-        }
+        common = {"node_ip_address": LOOPBACK, "include_dashboard": False, "object_store_memory": 100 * 2**20}
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
         self._nodes = [self._cluster.add_node(num_cpus=1, **common) for _ in range(count)]
         self._cluster.wait_for_nodes()
@@ -63,7 +58,7 @@ class Nodes:
 
     def close(self):
         self._cluster.shutdown()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(Path(tempfile.gettempdir(), "ray"), ignore_errors=True)  # this Cluster always writes there
 
 
 @pytest.fixture(scope="module")
