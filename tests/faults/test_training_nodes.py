@@ -58,7 +58,9 @@ class Nodes:
 
     def close(self):
         self._cluster.shutdown()
-        shutil.rmtree(Path(tempfile.gettempdir(), "ray"), ignore_errors=True)  # this Cluster always writes there
+        shutil.rmtree(
+            Path(tempfile.gettempdir(), "ray"), ignore_errors=True
+        )  # this Cluster always writes there
 
 
 @pytest.fixture(scope="module")
