@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LSOutput, build_model
 from d2ls.training.flops import peak_tflops
-from tests.named import NORMALIZED
-from tests.textbook import TextbookD2LS
+from tests.named_weights import NORMALIZED
+from tests.textbook_network import TextbookD2LS
 
 MODES = ("fp32", "tf32", "bf16", "bf16+channels_last", "bf16+compile")
 NETWORKS = ("backbone", "textbook", "ours")

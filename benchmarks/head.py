@@ -26,8 +26,8 @@ import torch
 
 from d2ls.models import build_model
 from d2ls.models.published import published_name
-from tests.named import NORMALIZED
-from tests.textbook import TextbookD2LS
+from tests.named_weights import NORMALIZED
+from tests.textbook_network import TextbookD2LS
 
 BACKBONES = {"base": "convnext_base", "small": "convnext_small", "tiny": "convnext_tiny"}
 MIB = 2**20

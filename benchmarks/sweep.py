@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import sweep_world
+from tests import tiny_sweeps
 
 TRIALS = 4
 KINDS = ("plain process", "first trial", "later trial", "pipeline.train")
@@ -50,7 +50,7 @@ def timed(place: Path, *words: str) -> float:
 
 def of_trials(place: Path, name: str) -> tuple[float, float]:
     """Seconds of the first trial, and the median of the later ones."""
-    records = sweep_world.trials(place, name)
+    records = tiny_sweeps.trials(place, name)
     assert len(records) == TRIALS, f"{name}: {sorted(records)}"
     files = [place / "runs" / name / "trials" / f"{key}.json" for key in records]
     ended = sorted((file.stat().st_mtime, file.stem) for file in files)
@@ -66,12 +66,12 @@ def main() -> None:
     epochs = parser.parse_args().epochs
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, epochs {epochs}", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as scratch:
-        place = sweep_world.make_place(Path(scratch))
+        place = tiny_sweeps.make_place(Path(scratch))
         common = ("tiny.yaml", "sweep.max_concurrent_trials=1", "train.epochs=1")
         whole: dict[str, float] = {}
         walls: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for name, count in zip(("short", "long"), epochs, strict=True):
-            words = sweep_world.sweep(*common, "--name", name, f"sweep.trial_overrides.train.epochs={count}")
+            words = tiny_sweeps.sweep(*common, "--name", name, f"sweep.trial_overrides.train.epochs={count}")
             whole[name] = timed(place, *words)
             first, later = of_trials(place, name)
             plain = timed(place, sys.executable, "-c", PLAIN, str(count))
@@ -80,7 +80,7 @@ def main() -> None:
             for kind, seconds in zip(KINDS, (plain, first, later, alone), strict=True):
                 walls[kind].append(seconds)
             print(f"{name}: {dict(zip(KINDS, (plain, first, later, alone), strict=True))}", flush=True)
-        again = timed(place, *sweep_world.sweep("--resume", "short"))
+        again = timed(place, *tiny_sweeps.sweep("--resume", "short"))
     apart = epochs[1] - epochs[0]
     print(f"\n| seconds | {' | '.join(KINDS)} |\n|---|{'---|' * len(KINDS)}")
     for row, count in enumerate(epochs):

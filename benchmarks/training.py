@@ -260,8 +260,8 @@ def main():
         torchrun_worker(json.loads(given.job.read_text()))
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    from tests.train_world import recipe_values
-    from tests.training_world import tiny_shards
+    from tests.tiny_recipes import recipe_values
+    from tests.tiny_trainer import tiny_shards
 
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {vars(given)}")
     with tempfile.TemporaryDirectory() as name:

@@ -18,7 +18,7 @@ import numpy as np
 from d2ls.inference import Predictor
 from d2ls.models.saving import load_bundle
 from pipeline.tracking import Store
-from tests.tracking_world import register_blobs
+from tests.tracked_runs import register_blobs
 
 SCRIPT = """\
 import importlib.util, json, mlflow, numpy as np

@@ -10,7 +10,7 @@ from d2ls import storage
 from d2ls.errors import D2LSError, StorageError
 from d2ls.training import checkpoint_files
 from tests.fake_device import FakeDevice
-from tests.training_world import Recorder, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, make_trainer, tiny_shards, weights
 
 
 def refused(action):

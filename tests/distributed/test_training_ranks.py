@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d2ls.training.process_group import ProcessGroup
-from tests.training_world import (
+from tests.tiny_trainer import (
     Recorder,
     StopAfter,
     assert_equal,

@@ -21,8 +21,8 @@ from pipeline import cluster
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, read_result, train
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import assert_undisturbed, recipe_values, tiny_recipe, undisturbed
-from tests.training_world import tiny_shards
+from tests.tiny_recipes import assert_undisturbed, recipe_values, tiny_recipe, undisturbed
+from tests.tiny_trainer import tiny_shards
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from d2ls.training.checkpoint_files import complete_checkpoints
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, train
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed, weights_of
+from tests.tiny_recipes import assert_undisturbed, tiny_recipe, undisturbed, weights_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 LOOPBACK = "127.0.0.1"

@@ -8,7 +8,7 @@ from pipeline import cluster
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, train
 from tests.mlflow_processes import free_port, mlflow
-from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
+from tests.tiny_recipes import assert_undisturbed, tiny_recipe, undisturbed
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EPOCHS, DOWN, UP = 14, 2, 9

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from tests.training_world import tiny_shards
+from tests.tiny_trainer import tiny_shards
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in a fixed order; read when CUDA starts
 

@@ -9,7 +9,7 @@ from d2ls.inference import Predictor
 from d2ls.models import build_model
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
-from tests.training_world import SIZE, make_trainer
+from tests.tiny_trainer import SIZE, make_trainer
 
 SAME_PIXELS = 0.999
 """Share of pixels that get the same class: where two classes are equally likely, rounding decides."""

@@ -12,7 +12,7 @@ from d2ls.models import D2LSOutput
 from d2ls.training.device import open_device
 from d2ls.training.probe_memory import probe_memory
 from d2ls.training.process_group import ProcessGroup
-from tests.training_world import SIZE, Recorder, StopAfter, assert_equal, make_trainer, weights
+from tests.tiny_trainer import SIZE, Recorder, StopAfter, assert_equal, make_trainer, weights
 
 BACKBONES = ["test_convnext", "test_resnet", "swin_tiny_patch4_window7_224"]
 SETTINGS = {

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from d2ls.training.process_group import ProcessGroup
 from tests.rank_pool import RankPool
-from tests.training_world import Recorder, make_trainer, weights
+from tests.tiny_trainer import Recorder, make_trainer, weights
 
 
 def first_step(shards, global_batch_size, micro_batch_size):

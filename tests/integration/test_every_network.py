@@ -8,7 +8,7 @@ from pipeline.evaluation.run import evaluate_recipe
 from pipeline.tracking import Store
 from pipeline.tracking.callback import TrackingCallback
 from pipeline.training import build
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 PLAIN = {"loss__contrastive": "none"}
 

@@ -12,9 +12,9 @@ from d2ls.errors import StorageError, WeightsError
 from d2ls.models import Normalization
 from pipeline.import_published import main
 from pipeline.models import load_model
-from tests.named import fill, named_tensor
-from tests.textbook import TextbookD2LS, TorchvisionConvNeXt
-from tests.tracking_world import make_recipe, make_shards, make_store
+from tests.named_weights import fill, named_tensor
+from tests.textbook_network import TextbookD2LS, TorchvisionConvNeXt
+from tests.tracked_runs import make_recipe, make_shards, make_store
 
 ATTO = [CNBlockConfig(*sizes) for sizes in ((40, 80, 2), (80, 160, 2), (160, 320, 6), (320, None, 2))]
 

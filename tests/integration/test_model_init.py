@@ -10,7 +10,7 @@ from d2ls.errors import WeightsError
 from d2ls.labels import ClassTable
 from d2ls.models.saving import load_bundle
 from pipeline.training import build
-from tests.tracking_world import register_blobs
+from tests.tracked_runs import register_blobs
 
 URI = "models:/d2ls-blobs@challenger"
 

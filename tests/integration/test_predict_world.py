@@ -20,7 +20,7 @@ from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import MapOptions
 from pipeline.registry import versions
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
-from tests.tracking_world import register_blobs
+from tests.tracked_runs import register_blobs
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -22,7 +22,7 @@ from d2ls.shards import ShardSet
 from pipeline.config import Recipe
 from pipeline.registry import ModelVersion, model_code, model_files, register_checkpoint, versions
 from pipeline.registry.promotion import should_promote
-from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
+from tests.tracked_runs import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
 
 NAME = "d2ls-blobs"
 EVALUATION = {

@@ -16,7 +16,7 @@ from pipeline.models import load_model
 from pipeline.registry import logged_model, model_files, versions
 from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
-from tests.tracking_world import make_recipe, make_run, make_shards, make_store
+from tests.tracked_runs import make_recipe, make_run, make_shards, make_store
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 from d2ls.inference import Predictor
 from d2ls.models.saving import load_bundle
 from tests.mlflow_processes import free_port, mlflow
-from tests.tracking_world import register_blobs
+from tests.tracked_runs import register_blobs
 
 pytestmark = pytest.mark.slow
 

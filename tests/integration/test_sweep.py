@@ -18,8 +18,8 @@ from pipeline.tracking import Store
 from pipeline.training.run import read_result
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning.space import trial_recipe
-from tests.sweep_world import make_place, tracked, trials
-from tests.train_world import assert_undisturbed, undisturbed
+from tests.tiny_recipes import assert_undisturbed, undisturbed
+from tests.tiny_sweeps import make_place, tracked, trials
 
 SMALL = [
     "sweep.space={model.stages: {values: [0, 1]}, data.fraction: {values: [0.5]}}",

@@ -17,7 +17,7 @@ import pytest
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store
 from tests.mlflow_processes import free_port
-from tests.sweep_world import make_place, run, sweep, tracked, trials
+from tests.tiny_sweeps import make_place, run, sweep, tracked, trials
 
 pytestmark = [
     pytest.mark.slow,

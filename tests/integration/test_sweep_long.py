@@ -15,7 +15,7 @@ from pipeline.tracking import Store
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning.halving import Halving
 from pipeline.tuning.report import Trial
-from tests.sweep_world import TINY, make_place, run, sweep, tracked, trials
+from tests.tiny_sweeps import TINY, make_place, run, sweep, tracked, trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

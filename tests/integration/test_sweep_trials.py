@@ -9,7 +9,7 @@ from pipeline import cluster
 from pipeline.tracking import Store
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
-from tests.sweep_world import (
+from tests.tiny_sweeps import (
     BREAKS,
     DIES,
     DIES_ALWAYS,

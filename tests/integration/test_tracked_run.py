@@ -15,7 +15,7 @@ from pipeline.registry import register_checkpoint
 from pipeline.tracking import RunWriter, Store, connection
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards, make_store
+from tests.tracked_runs import make_checkpoint, make_recipe, make_shards, make_store
 
 
 @pytest.fixture(scope="module")

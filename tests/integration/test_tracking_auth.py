@@ -11,7 +11,7 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.registry import register_checkpoint, versions
 from pipeline.tracking import Store
 from tests.mlflow_processes import free_port, mlflow
-from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards
+from tests.tracked_runs import log_metrics, make_checkpoint, make_recipe, make_shards
 
 pytestmark = pytest.mark.slow
 

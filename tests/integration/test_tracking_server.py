@@ -20,7 +20,7 @@ from pipeline.tracking import RunWriter, Store
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import RunFolder
 from tests.mlflow_processes import free_port, mlflow
-from tests.tracking_world import make_checkpoint, make_recipe, make_shards
+from tests.tracked_runs import make_checkpoint, make_recipe, make_shards
 
 pytestmark = pytest.mark.slow
 

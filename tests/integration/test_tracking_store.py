@@ -17,7 +17,7 @@ from pipeline.config import Recipe
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import RunWriter, Store
 from pipeline.tracking.callback import TrackingCallback
-from tests.tracking_world import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
+from tests.tracked_runs import log_metrics, make_checkpoint, make_recipe, make_shards, make_store
 
 WRITERS = 5
 """Threads; twenty processes are a slow test."""

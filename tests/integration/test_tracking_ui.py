@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tracking_world import fill_store
+from tests.tracked_runs import fill_store
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "take_screenshots.py"
 

@@ -16,7 +16,7 @@ from pipeline.config.train import ClusterConfig
 from pipeline.tracking import Store
 from pipeline.training.run import TrainRequest, train
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import assert_undisturbed, tiny_recipe, train_workers, undisturbed
+from tests.tiny_recipes import assert_undisturbed, tiny_recipe, train_workers, undisturbed
 
 
 @pytest.fixture(scope="module")

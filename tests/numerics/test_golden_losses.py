@@ -10,7 +10,7 @@ import torch
 from d2ls.losses import D2LSLoss, contrastive_ratio, infonce
 from d2ls.metrics import confusion_matrix, score
 from d2ls.models import D2LSOutput
-from tests.named import named_tensor
+from tests.named_weights import named_tensor
 
 K = 6
 RECORDED = [3.0906003, 0.6868784, 1.6159728, 5.8167796]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from d2ls.models import build_model, load_published
-from tests.named import NORMALIZED, fill, named_tensor, relative_error
+from tests.named_weights import NORMALIZED, fill, named_tensor, relative_error
 
 FOLDER = Path(__file__).parent / "goldens"
 LIMIT = 4e-6

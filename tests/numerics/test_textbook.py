@@ -6,8 +6,8 @@ import torchvision
 
 from d2ls.models import build_model, load_published, pixel_kernels, pixel_ops
 from d2ls.models.published import published_name
-from tests.named import NORMALIZED, fill, named_tensor, relative_error
-from tests.textbook import TextbookD2LS, TorchvisionConvNeXt
+from tests.named_weights import NORMALIZED, fill, named_tensor, relative_error
+from tests.textbook_network import TextbookD2LS, TorchvisionConvNeXt
 
 
 def small_textbook(classes, stages):

@@ -6,7 +6,7 @@ from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline import checks, diagnosis
 from pipeline.training import build
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pipeline.tracking import Store, connection
 from pipeline.training import run_folder, tracked_run
 from pipeline.training.run import TrainRequest, TrainResult, check_resume, read_result, train
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 WORKER_IMPORTS = {
     "PIL", "annotated_types", "blake3", "cloudpickle", "cv2", "d2ls", "filelock", "isal", "numpy", "pipeline",

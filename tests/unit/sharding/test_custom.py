@@ -14,8 +14,8 @@ from sharding.sources.custom_spec import CustomClass
 from sharding.sources.splitting import draw
 from sharding.tiling import Tiling
 from sharding.validate import validate
+from tests.custom_shards import BLUE, CLASSES, RED, build, custom_spec, make, spec
 from tests.geodata.tiffs import PIXEL, PLACE, ids, pixels, tif
-from tests.sharding_world import BLUE, CLASSES, RED, build, custom_spec, make, spec
 from tests.trees import blocks, save, texture
 
 

@@ -8,7 +8,7 @@ from d2ls.errors import ShardError
 from d2ls.shards import INDEX_SCHEMA, ShardSet
 from sharding.index_writer import delete_index, finished_card, write_index
 from sharding.write import write_shard
-from tests.shard_world import make, plan_of, spec_of
+from tests.loveda_shards import make, plan_of, spec_of
 
 
 def test_mean_and_deviation_are_those_of_the_training_images(raw, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from d2ls.errors import DataError
 from sharding.codecs import Codec
 from sharding.tiling import Tiling
-from tests.shard_world import plan_of, spec_of
+from tests.loveda_shards import plan_of, spec_of
 
 SMALL = 20_000
 

@@ -8,7 +8,7 @@ import pytest
 
 from d2ls.errors import ConfigError, DataError
 from sharding.scan import scan
-from tests.shard_world import spec_of
+from tests.loveda_shards import spec_of
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from sharding.pixel_statistics import PixelSums
 from sharding.shard_manifest import ShardManifest, finished_manifest
 from sharding.write import write_shard
-from tests.shard_world import plan_of, spec_of
+from tests.loveda_shards import plan_of, spec_of
 
 
 @pytest.fixture

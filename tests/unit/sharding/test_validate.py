@@ -9,7 +9,7 @@ from sharding.scan import scan
 from sharding.sources.custom_spec import CustomClass
 from sharding.tiling import Tiling
 from sharding.validate import LabelCounts, require_labels, validate
-from tests.sharding_world import BLUE, GREY, RED, build, custom_spec, make, spec
+from tests.custom_shards import BLUE, GREY, RED, build, custom_spec, make, spec
 from tests.trees import save, texture
 
 

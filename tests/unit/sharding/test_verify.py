@@ -9,7 +9,7 @@ import pytest
 from d2ls.errors import ShardError
 from d2ls.shards import CARD_FILE, INDEX_FILE, INDEX_SCHEMA
 from sharding.verify import verify
-from tests.shard_world import make, spec_of
+from tests.loveda_shards import make, spec_of
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from d2ls import storage
 from d2ls.errors import CheckpointError, StorageError
 from d2ls.training import checkpoint, checkpoint_files
 from d2ls.training.checkpoint_files import complete_checkpoints
-from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from d2ls.models import build_model
 from d2ls.training.device import CudaDevice, Device, Stopwatch, open_device
 from d2ls.training.update import WeightUpdate
 from tests.fake_device import GARBAGE, FakeDevice
-from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from d2ls.training.early_stopping import evaluations_since_best
-from tests.training_world import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
 
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.9]
 

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2ls.models import build_model
 from d2ls.training.flops import peak_tflops, training_flops
-from tests.training_world import SIZE, Recorder, make_trainer, tiny_shards
+from tests.tiny_trainer import SIZE, Recorder, make_trainer, tiny_shards
 
 
 def test_a_convolution_is_counted_by_hand():

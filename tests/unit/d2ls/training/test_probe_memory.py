@@ -8,7 +8,7 @@ from d2ls.training.device import Device
 from d2ls.training.probe_memory import fitting_micro_batch_size, probe_memory
 from d2ls.training.process_group import ProcessGroup
 from tests.fake_device import FakeDevice
-from tests.training_world import Recorder, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
 SHAPE = (3, 64, 64)
 

@@ -2,7 +2,7 @@ import gzip
 import json
 
 from d2ls.training.profiler import ProfileCallback
-from tests.training_world import make_trainer, tiny_shards
+from tests.tiny_trainer import make_trainer, tiny_shards
 
 
 def test_a_trace_of_some_steps_is_written(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training_world import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.fake_device import FakeDevice
-from tests.training_world import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, StopAfter, assert_equal, make_trainer, tiny_shards, weights
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from d2ls.errors import NonFiniteLossError, TrainingError
 from d2ls.losses import D2LSLoss
 from d2ls.models.saving import load_bundle
-from tests.training_world import Recorder, make_trainer, tiny_shards, weights
+from tests.tiny_trainer import Recorder, make_trainer, tiny_shards, weights
 
 
 class Poisoned(D2LSLoss):

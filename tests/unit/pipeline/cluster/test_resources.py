@@ -2,7 +2,7 @@ import pytest
 
 from d2ls.errors import ResourceError, StorageError, TrackingError
 from pipeline.cluster import Cluster, check_resources
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 
 @pytest.fixture

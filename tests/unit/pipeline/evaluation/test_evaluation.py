@@ -30,8 +30,8 @@ from pipeline.models import load_model
 from pipeline.registry.model_card import scores
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
-from tests.tracking_world import make_checkpoint, make_recipe
-from tests.tracking_world import make_shards as blobs
+from tests.tracked_runs import make_checkpoint, make_recipe
+from tests.tracked_runs import make_shards as blobs
 
 BINS_OF_NOTHING = np.zeros((2, BINS, 3), np.int64)
 

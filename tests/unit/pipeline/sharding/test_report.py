@@ -4,7 +4,7 @@ import yaml
 from pipeline.shard import main
 from pipeline.sharding.report import progress_of
 from sharding.make import Progress
-from tests.sharding_world import build
+from tests.custom_shards import build
 from tests.trees import save, texture
 
 RECIPE = {

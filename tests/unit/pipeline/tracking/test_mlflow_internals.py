@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipeline.tracking import Store, mlflow_internals
-from tests.tracking_world import make_store
+from tests.tracked_runs import make_store
 
 
 @pytest.fixture(scope="module")

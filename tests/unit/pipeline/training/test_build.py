@@ -8,7 +8,7 @@ from pipeline.config.recipe import parse_recipe
 from pipeline.sharding.run import shard_spec
 from pipeline.training import build
 from tests.shards import make_shards
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 
 @pytest.mark.parametrize(("change", "own"), [

@@ -9,7 +9,7 @@ from pipeline.training import launch, worker
 from pipeline.training.run import TrainRequest, needs_no_ray, train
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import Job
-from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
+from tests.tiny_recipes import assert_undisturbed, tiny_recipe, undisturbed
 
 JOB = Job(recipe={}, folder="runs/one", name="one", shards="shards")
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.training.process_state import ProcessState, unchanged_after
 from pipeline.training.run import TrainRequest, train_epochs
-from tests.train_world import assert_undisturbed, tiny_recipe, undisturbed
+from tests.tiny_recipes import assert_undisturbed, tiny_recipe, undisturbed
 
 
 @pytest.fixture(scope="module")

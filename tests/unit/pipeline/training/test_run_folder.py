@@ -10,7 +10,7 @@ from d2ls.errors import ConfigError, StorageError
 from pipeline import process_identity
 from pipeline.training import run_folder
 from pipeline.training.run_folder import RunFolder
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from d2ls.shards import ShardSet
 from d2ls.training.process_group import ProcessGroup
 from pipeline.training import build
 from tests.shards import picture
-from tests.train_world import tiny_recipe, weights_of
-from tests.training_world import tiny_shards
+from tests.tiny_recipes import tiny_recipe, weights_of
+from tests.tiny_trainer import tiny_shards
 
 
 def relabelled(number, height, width):

@@ -11,7 +11,7 @@ from d2ls.errors import ResourceError
 from pipeline import sweep
 from pipeline.cluster import Cluster
 from pipeline.tuning.plan import LISTED, Plan
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 SPACE = {"model.stages": {"values": [0, 1]}, "model.drop_path": {"values": [0.0, 0.1]}}
 

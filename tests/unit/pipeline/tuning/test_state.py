@@ -9,7 +9,7 @@ import pytest
 from d2ls.errors import ConfigError
 from pipeline.config import parse_recipe
 from pipeline.tuning.state import SweepState, only_driver
-from tests.train_world import recipe_values
+from tests.tiny_recipes import recipe_values
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.tuning.report import METRIC
 from pipeline.tuning.trial_process import TrialContext, TrialProcess
-from tests.sweep_world import recipe_of
+from tests.tiny_sweeps import recipe_of
 
 LENGTHS = {"epochs": {"train__epochs": 4}, "steps": {"train__epochs": None, "train__steps": 11}}
 

@@ -10,7 +10,7 @@ from sharding.files import FileRef
 from sharding.scan import scan
 from sharding.sources.custom_spec import CustomBlocks, CustomFold
 from sharding.sources.custom_vectors import CustomLayer, CustomVectors, vector_labels
-from tests.sharding_world import build, custom_spec, spec
+from tests.custom_shards import build, custom_spec, spec
 
 CLASSES = ("other", "building", "road")
 

@@ -13,7 +13,7 @@ from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import set_keys
 from pipeline.training import build
 from tests.rank_pool import RankPool
-from tests.training_world import SIZE, tiny_shards
+from tests.tiny_trainer import SIZE, tiny_shards
 
 
 def recipe_values(folder, **changes):

@@ -18,7 +18,7 @@ from pipeline.demo.scenery import write_scenery
 from pipeline.tracking import RunRow, Store
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning.report import METRIC
-from tests.train_world import recipe_values
+from tests.tiny_recipes import recipe_values
 
 TINY = {
     "name": "tiny",
@@ -116,7 +116,7 @@ def happened(folder: Path, word: str) -> list[list[str]]:
 
 
 def recipe_of(folder: Path, **changes) -> Recipe:
-    """A recipe for pretended trials of one worker; see `tests.train_world.recipe_values`."""
+    """A recipe for pretended trials of one worker; see `tests.tiny_recipes.recipe_values`."""
     keys = {"cluster__workers": 1, "train__epochs": 4, "cluster__max_failures": 1, **changes}
     return parse_recipe(recipe_values(folder, **keys))
 
