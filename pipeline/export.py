@@ -5,9 +5,9 @@ from d2ls.errors import ConfigError
 from pipeline.cli import parser, run_command
 
 DESCRIPTION = (
-    "Writes a trained model as ONNX or as a torch.export program (.pt2): raw pixels in (float32, B bands H W), class "
-    "probabilities out (B K H W). The file is compared with the network, in onnxruntime or torch, before it gets its "
-    "name."
+    "Writes a trained model as ONNX or as a torch.export program (.pt2): input raw pixels (float32, B bands H W), "
+    "output class probabilities (B K H W). OUTPUT is written only if onnxruntime or torch computes the same from it as "
+    "the network."
 )
 EXAMPLES = """\
   python -m pipeline.export models:/d2ls-loveda@champion loveda.onnx        # any number of images of any size from 64

@@ -1,4 +1,4 @@
-"""`python -m pipeline.sweep`: search, train the best configuration, evaluate, register. Without a recipe: the demo."""
+"""`python -m pipeline.sweep`: searches, then trains, evaluates and registers the best; by default the demo."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,17 @@ EXAMPLES = """\
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the sweep."""
-    command = parser("pipeline.sweep", __doc__.split(": ", 1)[1], EXAMPLES)
+    command = parser("pipeline.sweep", __doc__.split(": ", 1)[1].capitalize(), EXAMPLES)
     add_recipe(command, default="demo")
     names = command.add_mutually_exclusive_group()
     names.add_argument("--name", help="name of the sweep (default: recipe, date, time)")
-    names.add_argument("--resume", metavar="NAME", help="go on with a sweep that did not end")
+    names.add_argument("--resume", metavar="NAME", help="continue an unfinished sweep")
     names.add_argument("--plan", action="store_true", help="print the plan of a new sweep and stop")
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="train the best configuration with N seeds in total"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="train the best configuration with N seeds, the first one included",
     )
     options = command.parse_args(arguments)
 

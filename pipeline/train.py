@@ -10,7 +10,7 @@ EXAMPLES = """\
   python -m pipeline.train demo                          # a recipe that comes with the project
   python -m pipeline.train my.yaml train.epochs=10       # with a key changed
   python -m pipeline.train loveda --name first-try       # named by you
-  python -m pipeline.train loveda --resume first-try     # goes on where it stopped
+  python -m pipeline.train loveda --resume first-try     # continues from its newest checkpoint
   python -m pipeline.train loveda cluster.workers=4 cluster.address=auto   # on a running Ray cluster
 """
 
@@ -18,12 +18,14 @@ EXAMPLES = """\
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses, trains, prints what to do next."""
     parser = cli.parser(
-        "pipeline.train", "Train a D2LS network, here or on Ray workers; resumable by name.", EXAMPLES
+        "pipeline.train",
+        "Trains a network, in this process or on Ray workers. A run resumes by its name.",
+        EXAMPLES,
     )
     cli.add_recipe(parser)
     names = parser.add_mutually_exclusive_group()
-    names.add_argument("--name", help="name of the run (default: made up from recipe and time)")
-    names.add_argument("--resume", metavar="NAME", help="go on with the run of this name")
+    names.add_argument("--name", help="name of the run (default: recipe, date, time)")
+    names.add_argument("--resume", metavar="NAME", help="continue the run of this name")
     parser.add_argument(
         "--profile", action="store_true", help="write a trace of three steps into the run folder"
     )

@@ -39,7 +39,7 @@ class ClassConfig(Section):
     name: str
     """Shown in reports, in legends and in the shards' card."""
     color: Color
-    """Display colour; with `label_values` unset also its colour in the label images."""
+    """Display colour. If `label_values` is unset, also the colour of the class in the label images."""
     label_values: tuple[Code, ...] | None = None
     """Raw ids or colours that mean this class."""
     scored: bool = True
@@ -66,7 +66,7 @@ class LayerConfig(Section):
     attribute: str | None = None
     """Attribute whose values are the classes."""
     values: dict[str, Values] = {}
-    """Class to its attribute values; the value of a class that is not listed is its name."""
+    """Attribute values of each class. For a class that is not listed, the value is its name."""
     class_name: str | None = None
     """In place of `attribute`: all features are of this class."""
     ignored: Values = ()
@@ -76,7 +76,7 @@ class LayerConfig(Section):
     crs: str | None = None
     """CRS of files that name none, e.g. `EPSG:25832`."""
     encoding: str | None = None
-    """Encoding of the texts of a Shapefile that does not say it, e.g. `cp1252`."""
+    """Encoding of the texts of a Shapefile that does not name it, e.g. `cp1252`."""
 
 
 class VectorsConfig(Section):
@@ -122,7 +122,7 @@ class BlocksConfig(Section):
     buffer_m: Annotated[float, Field(ge=0)] = 0.0
     """Metres between splits that are neither trained on nor scored."""
     fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Split to its share of the labelled pixels; unset with `fold`."""
+    """Share of the labelled pixels for each split; unset with `fold`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides between blocks that fit equally well."""
 
@@ -140,14 +140,15 @@ class SplitConfig(Section):
     """Division of custom scenes into splits; give one of folders, scenes, lists, fractions, areas, blocks or fold."""
 
     folders: dict[str, Texts] | None = None
-    """Split to globs of image paths below the root, e.g. `train: ["train/*"]`; those under `unused` are left out."""
+    """Globs of image paths below the root for each split, e.g. `train: ["train/*"]`; images under `unused` are left
+    out."""
     scenes: dict[str, Texts] | None = None
-    """Split to names (or globs) of scenes; those under `unused` are left out."""
+    """Names (or globs) of scenes for each split; scenes under `unused` are left out."""
     lists: dict[str, Texts] | None = None
-    """Split to text files below the root that name an image a line, e.g. `train: train.txt`; images that stand in none
-    are left out."""
+    """Text files below the root for each split, with one image per line, e.g. `train: train.txt`; images in no file are
+    left out."""
     fractions: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Split to its share of the scenes; the shares add up to 1. Scenes are never divided."""
+    """Share of the scenes for each split; the shares add up to 1. Scenes are never divided."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of `fractions` and `fold`."""
     areas: str | None = None
@@ -177,8 +178,8 @@ class CustomConfig(Section):
     images: Texts
     """Globs below `data.root`; `*` stays within a folder, `**` does not; `{tif,png}` is either."""
     masks: Texts = ()
-    """Globs with as many wildcards: the texts they stand for pair an image with its label image. A file that fits both
-    is a label image. Unset: all labels are `vectors`."""
+    """Globs with as many wildcards as `images`: an image and a label image belong together if the wildcards match the
+    same text. A file that matches both is a label image. Unset: all labels are `vectors`."""
     vectors: VectorsConfig | None = None
     """Labels of the images that have no label image."""
     area: AreaConfig | None = None
@@ -190,18 +191,19 @@ class CustomConfig(Section):
     unused: Texts = ()
     """Globs of images and label images that are left out, e.g. images without labels."""
     scene: str | None = None
-    """What makes a scene, which stays in one split: `file`, `folder`, or a regular expression on the image's path
-    whose first group names it. Unset: not known."""
+    """What a scene is: `file`, `folder`, or a regular expression on the image's path whose first group is the name of
+    the scene. A scene stays in one split. Unset: not known."""
     bands: tuple[str, ...] = ("red", "green", "blue")
     """Names of the channels in the image files, in their order."""
     band_order: Literal["refuse", "names", "positions"] = "refuse"
-    """Where `bands` and the names in a file (descriptions, colour interpretation) differ: refuse the file, take bands
-    by the names in each file, or by position."""
+    """If `bands` and the names in a file (descriptions, colour interpretation) differ: refuse the file, take bands by
+    the names in the file, or take them by position."""
     nodata: float | None = None
-    """Value of pixels without data (in all bands), beside what files are tagged with; they are ignored."""
+    """Value of pixels without data (in all bands), in addition to the nodata tags of the files. These pixels are
+    ignored."""
     align: Literal["refuse", "resample", "ignore"] = "refuse"
-    """Where image and label image are georeferenced to different grids of the same ground: refuse them, take the label
-    at each pixel's centre, or pair pixels as they are stored."""
+    """If image and label image are georeferenced to different grids of the same ground: refuse them, take the label at
+    the centre of each image pixel, or pair pixels as they are stored."""
     page: Annotated[int, Field(ge=1)] | None = None
     """Page of TIFF files of several pages that holds the image, from 1."""
 
@@ -212,7 +214,7 @@ class TilingConfig(Section):
     size: Annotated[int, Field(ge=32)] | None = None
     """Side of a square tile in pixels; unset: scenes stay whole."""
     stride: Annotated[int, Field(ge=1)] | None = None
-    """Distance of neighbouring tiles in pixels; unset: the size."""
+    """Distance between neighbouring tiles in pixels; unset: the size."""
     padding: Literal["zero", "mirror"] = "zero"
     """Image content beyond the edge; labels there are always ignored."""
     edge: Literal["shift", "pad", "drop"] = "shift"
@@ -231,8 +233,8 @@ class CodecConfig(Section):
     """Codec of images; masks are always lossless PNG."""
 
     name: Literal["png", "webp", "jpg", "tif"] = "tif"
-    """tif: in blocks, so that a crop decodes only what it needs; webp is lossless; png and jpg files that are tiles
-    already are kept as they are."""
+    """`tif`: in blocks, so that a crop decodes only what it needs. `webp` is lossless. `png` and `jpg` files that are
+    tiles already are kept unchanged."""
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Quality of jpg; unset: 95."""
     level: Annotated[int, Field(ge=0, le=22)] | None = None
@@ -253,7 +255,7 @@ class DataConfig(Section):
     options: dict[str, Any] = {}
     """Options of a benchmark's reader, e.g. `{imagery: IRRG}` of potsdam."""
     custom: CustomConfig | None = None
-    """Goes with `source: custom` alone."""
+    """Description of custom data; only with `source: custom`."""
     tiling: dict[str, TilingConfig] = {}
     """A tiling per split; `default` for splits that are not named."""
     codec: CodecConfig = CodecConfig()
@@ -261,24 +263,25 @@ class DataConfig(Section):
     """Splits to make; empty: all."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training samples that a training uses, drawn with `seed`; a larger share contains the smaller ones.
-    The shards and the statistics in their card stay those of the whole."""
+    The shards and the statistics in their card stay those of all samples."""
     bands: tuple[str, ...] = ()
     """Channels to take, in this order; empty: all."""
     max_value: Annotated[float, Field(gt=0)] | None = None
-    """Pixel value that stands for 1.0; unset: 255 or 65535. Of float and signed images: `scale: [0, max_value]`."""
+    """Pixel value that stands for 1.0; unset: 255 or 65535. For float and signed images: the same as `scale: [0,
+    max_value]`."""
     scale: Range | tuple[Range, ...] | None = None
-    """Of float and signed images (reflectance, radar, heights): the values that stand for dark and bright; the network
-    clips others. One pair, or a pair per channel that is taken."""
+    """For float and signed images (reflectance, radar, heights): the values that stand for dark and bright. The network
+    clips values outside. One pair, or a pair for each channel that is used."""
     ground_sampling_distance: Annotated[float, Field(gt=0)] | None = None
     """Metres per pixel; unset: the value of the source."""
     treat_as_ignored: tuple[Code, ...] = ()
-    """Raw labels that the data set does not define; they are ignored, and counted in the card."""
+    """Raw labels outside the definition of the data set that are ignored instead of refused; the card counts them."""
     check_archives: bool = True
     """Compare archives with their published MD5 sums."""
     follow_links: bool = False
     """Accept symbolic links that lead out of the root."""
     license: str = ""
-    """Licence of the data, for the card and the registry; empty: the one of the source."""
+    """Licence of the data, for the card and the registry; empty: the licence that the source names."""
 
     @model_validator(mode="after")
     def _custom_has_its_section(self) -> Self:
@@ -299,4 +302,4 @@ class ShardsConfig(Section):
     target_mb: Annotated[float, Field(gt=0)] = 64.0
     """Approximate size of a shard in megabytes."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Order of the scenes in the shards."""
+    """Seed of the order of the scenes in the shards."""

@@ -17,7 +17,7 @@ class AugmentationConfig(Section):
     scale: tuple[float, float] | None = (0.75, 1.5)
     """Random zoom, lowest and highest factor; null turns it off."""
     max_class_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.75
-    """Try again (ten times) while one class fills more than this share of the crop; null turns it off."""
+    """Draw another crop (up to ten times) while one class fills more than this share of it; null turns it off."""
     horizontal_flip: Probability = 0.5
     """Probability of a flip left to right."""
     vertical_flip: Probability = 0.5
@@ -29,7 +29,7 @@ class AugmentationConfig(Section):
     sharpen: Probability = 0.0
     """Probability of sharpening."""
     mosaic: Probability = 0.25
-    """Share of samples that are pieced together from four."""
+    """Probability of a mosaic: a sample put together from four."""
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
@@ -43,15 +43,16 @@ class LoaderConfig(Section):
 
     augmentation: AugmentationConfig = AugmentationConfig()
     workers: Annotated[int, Field(ge=0, le=64)] = 2
-    """Decoding processes per worker; 0 decodes in the training process. Has no effect on the batches."""
+    """Decoding processes per worker; 0 decodes in the training process. The batches are the same for any number."""
     shuffle_window: Annotated[int, Field(ge=1)] = 256
-    """Samples that a lane shuffles over; a larger window mixes better and keeps more shards open."""
+    """Number of samples among which a lane (a position in the global batch) shuffles; a larger window mixes better and
+    keeps more shards open."""
     class_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Repeats samples of rare classes: 0 not at all, 1 by inverse frequency."""
     bad_samples: Literal["raise", "skip"] = "raise"
     """A damaged sample: stop with its name, or replace it by an empty image without labels."""
     skip_limit: Annotated[int, Field(ge=0)] = 10
-    """With `bad_samples: skip`, how many a run may skip before it stops."""
+    """With `bad_samples: skip`: largest number of samples that a run may skip."""
     cache_dir: str | None = None
     """Local folder for shards of an object store; unset: one below the system's temporary folder."""
     cache_gb: Annotated[float, Field(gt=0)] = 50.0

@@ -69,7 +69,8 @@ class ModelConfig(Section):
 
     architecture: Architecture = "d2ls"
     """D2LS, or a network to compare it with: UNetFormer, or one of segmentation_models_pytorch (the extra `baselines`).
-    The same backbone, loop, losses and evaluation; without a dictionary, so its keys have no effect."""
+    All have the same backbone, loop, losses and evaluation. The others have no dictionary, so its keys have no
+    effect."""
     backbone: str = "convnext_base.fb_in1k"
     """Name of a timm backbone with four maps at strides 4, 8, 16, 32."""
     pretrained: bool = True
@@ -77,8 +78,8 @@ class ModelConfig(Section):
     weights: str | None = None
     """Start the backbone from this local file (safetensors or pth) instead."""
     weights_by_order: bool = False
-    """Match the entries of `weights` (pth) by their order, not their names: a file of the same network by another
-    author. The number of entries, the last part of each name and all shapes must agree."""
+    """Match the entries of `weights` (pth) by order instead of by name, for a file of the same network from other code.
+    The number of entries, the last part of each name and all shapes must agree."""
     init: str | None = None
     """Start the whole network from a registered model (`models:/name@alias`) or a checkpoint folder."""
     stages: Annotated[int, Field(ge=0, le=6)] = 3
@@ -94,8 +95,8 @@ class ModelConfig(Section):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the backbone."""
     upsampling_init: Literal["published", "icnr"] = "published"
-    """Initial weights before the pixel shuffles of D2LS: `published`, independent; `icnr`: the 4 x 4 sub-pixels of a
-    pixel start equal. Without effect on weights that `init` brings."""
+    """Initial weights before the pixel shuffles of D2LS. `published`: independent; `icnr`: the 4 x 4 sub-pixels of a
+    pixel start equal. Without effect on weights loaded by `init`."""
 
 
 def _by_name_or_word(value: Any) -> Any:
@@ -116,36 +117,38 @@ class LossConfig(Section):
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the target that the cross entropy spreads over all classes."""
+    """Label smoothing: share of the target that the cross entropy spreads over all classes."""
     class_weights: ClassWeights = "none"
     """Weights of the classes in cross entropy and focal: by name, e.g. `{road: 3}` (1 for the others), or from the
     pixels of the training split: `inverse` frequency, or `effective` number of pixels."""
     effective_beta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of `effective`: nearer to 1 is nearer to `inverse`; unset: 1 - 1 / (mean number of pixels of a class)."""
+    """Beta of the effective number, with `class_weights: effective`: the nearer to 1, the nearer to `inverse`. Unset:
+    1 - 1 / (mean number of pixels per class)."""
     boundary_factor: Annotated[float, Field(ge=1)] = 1.0
-    """How often a pixel near a class boundary counts in cross entropy and focal; 1 as often as others."""
+    """Weight of pixels near a class boundary in cross entropy and focal; 1: that of other pixels."""
     boundary_px: Annotated[int, Field(ge=1, le=255)] = 3
-    """How near: another class within so many rows and columns."""
+    """With `boundary_factor`: a pixel is near a boundary if another class lies within this number of rows and
+    columns."""
     focal_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the focal loss, in place of the cross entropy or beside it."""
     focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
-    """Exponent of the focal loss: more takes weight from pixels that are right already."""
+    """Exponent of the focal loss: the higher, the less pixels count that are already predicted well."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the Dice loss; 0 turns it off."""
     dice_smooth: Annotated[float, Field(gt=0)] = 0.05
     """Added to numerator and denominator of Dice."""
     tversky_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the Tversky loss: Dice, image by image, that tells false positives from false negatives."""
+    """Weight of the Tversky loss: Dice per image, with separate weights for false positives and false negatives."""
     tversky_alpha: Annotated[float, Field(gt=0)] = 0.3
     """Weight of false positives in Tversky."""
     tversky_beta: Annotated[float, Field(gt=0)] = 0.7
     """Weight of false negatives in Tversky."""
     lovasz_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the Lovász-softmax loss, a surrogate of IoU, image by image."""
+    """Weight of the Lovász-softmax loss, a surrogate of IoU, per image."""
     static_weight: Annotated[float, Field(ge=0)] = 0.4
     """Weight of the cross entropy of the static branch."""
     contrastive: Literal["none", "ratio", "infonce"] = "ratio"
-    """`ratio` as published; `infonce`: with a temperature, this project's own form."""
+    """Contrastive term. `ratio`: as published; `infonce`: this project's own form, with a temperature."""
     contrastive_weight: Annotated[float, Field(ge=0)] | None = None
     """Weight of the contrastive term; unset: 1.0 for `ratio`, 0.1 for `infonce`."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.1

@@ -18,11 +18,11 @@ class EvaluateConfig(Section):
     tta: TestTimeAugmentation = "none"
     """Test-time augmentation; the probabilities of all views are averaged."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
-    """Resamplings over scenes for the intervals; 0 turns them off."""
+    """Bootstrap resamplings of scenes for the confidence intervals; 0 turns them off."""
     boundary_px: Annotated[int, Field(ge=1, le=255)] | None = None
-    """Also boundary IoU and boundary F1, within so many pixels; unset: not computed."""
+    """Distance in pixels for boundary IoU and boundary F1; unset: they are not computed."""
     boundary_m: Annotated[float, Field(gt=0)] | None = None
-    """In place of `boundary_px`: within so many metres, rounded to whole pixels of the shards."""
+    """In place of `boundary_px`: the distance in metres, rounded to whole pixels of the shards."""
 
     @model_validator(mode="after")
     def _one_distance(self) -> Self:

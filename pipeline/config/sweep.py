@@ -42,7 +42,7 @@ class SweepConfig(Section):
         "model.stages": Axis(values=(1, 2, 3)),
         "loss.temperature": Axis(values=(0.07, 0.2, 0.5), when={"loss.contrastive": "infonce"}),
     }
-    """Dotted key of the recipe to the values that it takes."""
+    """The values to try for each dotted key of the recipe."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """`grid`: every combination; `random`; `tpe`: tree-structured Parzen estimator (the extra `search`)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
@@ -52,11 +52,11 @@ class SweepConfig(Section):
     trial_overrides: dict[str, Any] = {}
     """Keys that replace the recipe's values only in the trials, e.g. {train.epochs: 5}."""
     scheduler: Literal["none", "asha"] = "none"
-    """`asha` stops trials early that are behind at the same epoch (asynchronous successive halving)."""
+    """`asha` stops trials early that score lower than others at the same epoch (asynchronous successive halving)."""
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs before ASHA may stop a trial."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """ASHA lets one of so many trials go on, and compares again after so many times the epochs."""
+    """With a factor of n, ASHA continues one of n trials, and compares again after n times as many epochs."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Trials at once; unset: as many as the cluster holds."""
     final: bool = True

@@ -20,7 +20,7 @@ class OptimizerConfig(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor from one backbone layer to the next shallower one; 1 is off."""
     lookahead: bool = False
-    """Wrap AdamW in Lookahead (6 steps, alpha 0.5), as the published recipes do."""
+    """Wrap AdamW in Lookahead (6 steps, alpha 0.5), as in the published settings."""
 
 
 class ScheduleConfig(Section):
@@ -40,7 +40,7 @@ class CheckpointConfig(Section):
     """When to write checkpoints and which to keep; last and best are always kept."""
 
     every_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps between checkpoints within an epoch; unset: only at the ends of epochs."""
+    """Optimizer steps between checkpoints within an epoch; unset: checkpoints only at the ends of epochs."""
     every_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs between checkpoints at epoch ends."""
 
@@ -70,7 +70,8 @@ class TrainConfig(Section):
     global_batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples of an optimizer step over all workers; the same for any number of workers."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Largest number of samples that a worker takes at once; more are accumulated. Unset: the worker's whole share."""
+    """Largest number of samples in a forward pass of a worker; the gradients of its share are accumulated. Unset: the
+    whole share at once."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -86,17 +87,17 @@ class TrainConfig(Section):
     non_finite: Literal["stop", "skip"] = "stop"
     """A loss that is not finite: stop before the step, or skip it."""
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
-    """With `skip`, how many steps a run may skip."""
+    """With `skip`: largest number of steps that a run may skip."""
     evaluate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between evaluations on the val split; the end of the training is always evaluated."""
+    """Epochs between evaluations on the val split; there is always one at the end of the training."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Early stopping: end after so many evaluations without a higher mIoU on the val split; unset: never. The learning
-    rate follows the full length."""
+    """Early stopping: end after this number of evaluations without a higher mIoU on the val split; unset: never. The
+    learning rate follows the full length."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """With `patience`: by how much more the mIoU must rise to count."""
+    """With `patience`: smallest rise of the mIoU that counts as higher."""
     time_budget: float | str | None = None
-    """End with the step in which so much time is used up, all sessions of a run counted: `30m`, `2h`, `1h30m`; a number
-    is minutes. The learning rate follows the full length."""
+    """End the training after this time, at the end of a step: `30m`, `2h`, `1h30m`; a number is minutes. The time of
+    all sessions of a run counts. The learning rate follows the full length."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
@@ -192,9 +193,9 @@ class RolesConfig(Section):
     train: str = "train"
     """Split whose samples train the network."""
     val: str = "val"
-    """Selects the epoch and the trial."""
+    """Split whose scores select the epoch and the trial."""
     test: str = "test"
-    """Selects nothing. Its scores are reported, and compare a new model with the champion."""
+    """Split for the final score and for the comparison with the champion. Selects nothing."""
 
     @model_validator(mode="after")
     def _roles_differ(self) -> Self:

@@ -153,9 +153,9 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         "--boundary-px",
         type=int,
         metavar="N",
-        help="boundary IoU and F1 within so many pixels (default: none)",
+        help="also boundary IoU and F1, within N pixels (default: none)",
     )
-    add("--boundary-m", type=float, metavar="M", help="the same within so many metres")
+    add("--boundary-m", type=float, metavar="M", help="the same, within M metres")
     add(
         "--tracking-uri", dest="tracking_uri", metavar="URI",
         help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
@@ -173,7 +173,7 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
     )
     add(
         "--map-classes", metavar="FILE.yaml",
-        help="for a model of other classes than the shards have: what the classes of both become",
+        help="classes to score on, where model and shards have different ones: what each class of both becomes",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing report or suspects file")
     options: Namespace = arguments.parse_args(argv)

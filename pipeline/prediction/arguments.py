@@ -61,7 +61,9 @@ def _add_scenes(arguments: argparse.ArgumentParser) -> None:
     add("--nodata", type=float, metavar="V", help="value of pixels without data (default: as in training)")
     add("--page", type=int, metavar="N", help="page of a TIFF of several pages, from 1")
     add("--resample", action="store_true", help="resample scenes to the pixel size of the training first")
-    add("--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, a band a class")
+    add(
+        "--probabilities", action="store_true", help="also write OUTPUT.probabilities.tif, one band per class"
+    )
     add("--overlay", action="store_true", help="also write OUTPUT.overlay.jpg, the map over the image")
     add(
         "--area", metavar="FILE", help="polygons (GeoPackage, ...): only what lies in them is read and mapped"

@@ -25,7 +25,7 @@ class TrainRequest:
     Attributes:
         recipe: the run configuration.
         name: name of the run, new unless it is resumed; None makes one up.
-        resume: go on with the run of this name. `auto`: go on if there is one, else start it; the result of a finished
+        resume: continue the run of this name. `auto`: continue if there is one, else start it; the result of a finished
             run is returned.
         parent_run_id: MLflow run of the sweep that this run is a trial of.
         run_is_open: the caller has opened the folder's MLflow run and ends it.
