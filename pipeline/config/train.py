@@ -94,7 +94,7 @@ class TrainConfig(Section):
     """Early stopping: end after this number of evaluations without a higher mIoU on the val split; unset: never. The
     learning rate follows the full length."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """With `patience`: smallest rise of the mIoU that counts as higher."""
+    """With `patience`: a higher mIoU counts only if the rise is more than this."""
     time_budget: float | str | None = None
     """End the training after this time, at the end of a step: `30m`, `2h`, `1h30m`; a number is minutes. The time of
     all sessions of a run counts. The learning rate follows the full length."""
