@@ -9,6 +9,7 @@ from d2ls import storage
 from d2ls.class_weights import class_weights
 from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
+from pipeline.cluster import address_of
 from pipeline.config import Recipe
 from pipeline.config.predict import boundary_pixels
 
@@ -35,12 +36,12 @@ class Finding:
 
 
 def quick(recipe: Recipe) -> list[Finding]:
-    """Checks shards, roles, storage and the library of a baseline from this process, without starting anything.
+    """Checks the network, shards, roles and storage from this process, without starting anything.
 
     Raises:
         D2LSError: the first problem that would make a run fail.
     """
-    check_architecture(recipe)
+    check_backbone(recipe)
     return [*check_shards(recipe), check_storage(recipe.output_dir)]
 
 
@@ -145,8 +146,13 @@ def check_architecture(recipe: Recipe) -> None:
 
 
 def check_backbone(recipe: Recipe) -> Finding:
-    """Checks that the network can be built here, and that the weights of the backbone are available."""
-    import timm
+    """Checks that the network can be built here, and that the weights of the backbone are available.
+
+    The hub is asked only if the workers run on this machine: those of a cluster have their own network and cache.
+    """
+    import timm  # imports torch: `train --help` stays quick
+
+    from d2ls.models.backbone import check_hub
 
     check_architecture(recipe)
     name = recipe.model.backbone
@@ -155,5 +161,7 @@ def check_backbone(recipe: Recipe) -> Finding:
         raise ConfigError(f"model.backbone={name}: timm knows no such backbone; some it knows: {close}")
     if recipe.model.weights and not storage.exists(recipe.model.weights):
         raise ConfigError(f"model.weights={recipe.model.weights}: no such file")
+    if recipe.model.pretrained and not address_of(recipe.cluster):
+        check_hub(name)
     source = "timm's weights, fetched on first use" if recipe.model.pretrained else "no pretrained weights"
     return Finding("model", "ok", f"{recipe.model.architecture}, {name}, {recipe.model.weights or source}")

@@ -1,10 +1,12 @@
 """`python -m pipeline.train RECIPE`: trains a network, here or on Ray workers, resumable by name."""
 
+import shlex
 from collections.abc import Sequence
 
 from pipeline import cli
 from pipeline.config import load_recipe
 from pipeline.training.run import TrainRequest, TrainResult, train
+from pipeline.training.run_folder import RunFolder, new_name
 
 EXAMPLES = """\
   python -m pipeline.train demo                          # a recipe that comes with the project
@@ -32,13 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
     cli.warn_without_effect(recipe, options.overrides)
-    request = TrainRequest(
-        recipe,
-        name=options.resume or options.name,
-        resume=bool(options.resume),
-        profile=options.profile,
-    )
-    _print_next(train(request))
+    name = options.resume or options.name or new_name(recipe)
+    request = TrainRequest(recipe, name=name, resume=bool(options.resume), profile=options.profile)
+    try:
+        _print_next(train(request))
+    except KeyboardInterrupt:
+        if RunFolder.of(recipe.anchored().output_dir, name).exists():
+            again = shlex.join([options.recipe, "--resume", name, *options.overrides])
+            print(f"Interrupted. Go on with: python -m pipeline.train {again}")  # noqa: T201
+        raise
     return 0
 
 

@@ -199,6 +199,15 @@ def flat_name(name: str) -> str:
     return name.replace(".", "_")
 
 
+def check_hub(name: str) -> None:
+    """Checks that the pretrained weights of a backbone are cached, or that the hub which has them can be reached.
+
+    Raises:
+        WeightsError: neither; says what to do.
+    """
+    _weights_without_hub(name)
+
+
 def _create(name: str, *, bands: int, pretrained: bool, drop_path: float, plain: bool) -> Any:
     architecture = name.split(".")[0]
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}

@@ -122,14 +122,18 @@ def _prepare(request: SweepRequest) -> tuple[str, Recipe, int]:
 
 
 def _check(recipe: Recipe) -> None:
-    """Checks plan, output_dir, shards, roles and libraries before anything is started."""
-    Plan.make(recipe, None if cluster.address_of(recipe.cluster) else cluster.this_machine())
-    if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
-        checks.quick(recipe)
-        return
-    checks.check_architecture(recipe)
+    """Checks plan, networks, output_dir, shards and roles before anything is started."""
+    plan = Plan.make(recipe, None if cluster.address_of(recipe.cluster) else cluster.this_machine())
+    trials = [trial_recipe(recipe, values) for values in plan.chosen or [{}]]
+    networks = {
+        (t.model.architecture, t.model.backbone, t.model.weights, t.model.pretrained): t for t in trials
+    }
+    for trial in networks.values():
+        checks.check_backbone(trial)
     checks.check_storage(recipe.output_dir)
-    if not demo.is_demo(recipe) and not storage.exists(recipe.data.root):
+    if storage.exists(storage.join(recipe.shards.uri, CARD_FILE)):
+        checks.check_shards(recipe)
+    elif not demo.is_demo(recipe) and not storage.exists(recipe.data.root):
         ShardSet.open(recipe.shards.uri)  # raises the error for missing shards
 
 

@@ -1,8 +1,9 @@
+import urllib.error
 from dataclasses import replace
 
 import pytest
 
-from d2ls.errors import ConfigError, ShardError, StorageError
+from d2ls.errors import ConfigError, ShardError, StorageError, WeightsError
 from d2ls.shards import ShardSet
 from pipeline import checks, diagnosis
 from pipeline.training import build
@@ -69,6 +70,25 @@ def test_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"output_dir=.*file/below cannot be used.*set another output_dir"):
         checks.check_storage(str(tmp_path / "file" / "below"))
+
+
+def test_a_network_that_cannot_be_built_is_found_before_the_start(folder, monkeypatch):
+    recipe = tiny_recipe(folder)
+    with pytest.raises(ConfigError, match="convnxt_tiny: timm knows no such backbone"):
+        checks.quick(recipe.with_values({"model.backbone": "convnxt_tiny"}))
+
+    def refused(request, timeout):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refused)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
+    pretrained = recipe.with_values({"model.pretrained": True})
+    with pytest.raises(WeightsError, match=r"no route to host.*model\.pretrained=false"):
+        checks.quick(pretrained)
+    checks.quick(
+        pretrained.with_values({"cluster.address": "10.0.0.1:6379"})
+    )  # its machines may have the weights
 
 
 def test_every_problem_gets_a_line(folder, monkeypatch, capsys):

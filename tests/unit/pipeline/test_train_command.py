@@ -119,6 +119,27 @@ def test_a_run_without_an_epoch_has_no_result(folder):
         read_result(run)
 
 
+def test_an_interrupt_tells_how_to_go_on(folder, monkeypatch, capsys, tmp_path):
+    recipe = tiny_recipe(folder, output_dir=str(tmp_path))
+
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load_recipe", lambda name, overrides: recipe)
+    monkeypatch.setattr(command, "train", interrupted)
+    line = ["my.yaml", "--name", "first", "train.epochs=3", "data.custom.classes=[{name: a b}]"]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(line)
+    assert "--resume" not in capsys.readouterr().out, "there is no folder yet"
+    RunFolder.of(recipe.output_dir, "first").create(recipe)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(line)
+    assert (
+        "Go on with: python -m pipeline.train my.yaml --resume first train.epochs=3 "
+        "'data.custom.classes=[{name: a b}]'\n"
+    ) in capsys.readouterr().out
+
+
 class StoreThatGoesAway:
     """An MLflow server that answers when a run begins, but not when it ends."""
 
