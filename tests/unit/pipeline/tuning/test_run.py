@@ -4,7 +4,7 @@ import pytest
 
 from d2ls.errors import ConfigError, WeightsError
 from pipeline.tuning import run
-from tests.train_world import tiny_recipe
+from tests.tiny_recipes import tiny_recipe
 
 
 @pytest.fixture
