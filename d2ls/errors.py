@@ -1,7 +1,10 @@
 """The exceptions of the project: one root, and a class for each kind of error that a user can fix.
 
-Every message names the offending file, key, shard or value, what is allowed, and the way out.
+Every message names the offending file, key, shard or value, what is allowed, and how to fix it.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class D2LSError(Exception):
@@ -54,3 +57,10 @@ class TrackingError(D2LSError):
 
 class ResourceError(D2LSError):
     """The machine or cluster does not have what the recipe asks for."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Returns the allowed words that are most similar to a wrong one, as a question; all of them if none is similar."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Allowed: {', '.join(allowed)}"

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from d2ls.errors import nearest
 from pipeline.cli import COMPLETING, run_command
 
 COMMANDS = {
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        print(f"error: {name}: no such command. {nearest(name)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {name}: no such command. {nearest(name, COMMANDS)}", file=sys.stderr)  # noqa: T201
         return 2
     command = importlib.import_module(f"pipeline.{COMMANDS[name][0]}")
     status: int | None = command.main(rest)
@@ -81,14 +82,6 @@ def help_text() -> str:
     return HELP.format(
         commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
     )
-
-
-def nearest(name: str) -> str:
-    """Returns the nearest commands, or all."""
-    import difflib
-
-    close = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Commands: {', '.join(COMMANDS)}"
 
 
 def script() -> None:

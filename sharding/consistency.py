@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from d2ls.errors import nearest
 from sharding.headers import ScannedScene
 from sharding.raster.bands import band_text, contradiction
 from sharding.raster.base import INTEGER_TYPES
-from sharding.sources.base import Scene, Source, nearest
+from sharding.sources.base import Scene, Source
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
 

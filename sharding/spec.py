@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from d2ls.labels import IGNORE, Color, LabelCodes
 from sharding.codecs import Codec
 from sharding.sources import Source, open_source
-from sharding.sources.base import nearest
 from sharding.tiling import Tiling
 
 DEFAULT_TILING = "default"

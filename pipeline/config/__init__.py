@@ -3,7 +3,7 @@
 recipe = load_recipe("recipes/loveda.yaml", ["train.epochs=10", "model.stages=2"])
 """
 
-from pipeline.config.base import Section, nearest
+from pipeline.config.base import Section
 from pipeline.config.recipe import Recipe, apply_overrides, load_recipe, parse_recipe, recipe_names
 from pipeline.config.yaml_text import read_yaml
 
@@ -12,7 +12,6 @@ __all__ = [
     "Section",
     "apply_overrides",
     "load_recipe",
-    "nearest",
     "parse_recipe",
     "read_yaml",
     "recipe_names",

@@ -4,14 +4,14 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import ErrorDetails
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from pipeline.renamed import new_key
 
 Scalar = bool | int | float | str
@@ -68,17 +68,6 @@ def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Returns the nearest allowed spellings as a question, or else all allowed ones."""
-    allowed = list(allowed)
-    close = difflib.get_close_matches(word, allowed, n=3, cutoff=0.6)
-    return (
-        f"Did you mean {' or '.join(repr(name) for name in close)}?"
-        if close
-        else f"Allowed: {', '.join(allowed)}"
-    )
-
-
 def _suggest(root: type[BaseModel], location: Sequence[str | int]) -> str:
     here: type[BaseModel] | None = root
     for part in location[:-1]:
@@ -90,7 +79,7 @@ def _suggest(root: type[BaseModel], location: Sequence[str | int]) -> str:
         return nearest(wrong, local)
     elsewhere = [key for key in known_keys(root) if key.rsplit(".", 1)[-1] == wrong]
     if elsewhere:
-        return f"Did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+        return f"Did you mean {' or '.join(elsewhere)}?"
     return nearest(wrong, local)
 
 

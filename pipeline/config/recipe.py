@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from d2ls import storage
 from d2ls.class_weights import unknown_classes
-from d2ls.errors import ConfigError
-from pipeline.config.base import Section, known_keys, nearest
+from d2ls.errors import ConfigError, nearest
+from pipeline.config.base import Section, known_keys
 from pipeline.config.data import DataConfig, ShardsConfig
 from pipeline.config.loader import LoaderConfig
 from pipeline.config.model import LossConfig, ModelConfig, unmet

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from d2ls.labels import IGNORE, ClassTable
-from pipeline.config import nearest, read_yaml
+from pipeline.config import read_yaml
 
 if TYPE_CHECKING:
     from d2ls.inference.class_mapping import ClassMapping

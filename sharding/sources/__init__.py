@@ -4,8 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Any, cast
 
-from d2ls.errors import ConfigError
-from sharding.sources.base import Protocol, Scene, Source, nearest
+from d2ls.errors import ConfigError, nearest
+from sharding.sources.base import Protocol, Scene, Source
 
 __all__ = ["SOURCES", "Protocol", "Scene", "Source", "open_source"]
 

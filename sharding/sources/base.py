@@ -1,13 +1,12 @@
 """The base class of all readers: scenes, classes, label codes, bands of a raw data set."""
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from d2ls.errors import ConfigError, DataError
+from d2ls.errors import ConfigError, DataError, nearest
 from d2ls.labels import ClassTable, LabelCodes
 from d2ls.window import Window
 from sharding.files import FileRef, FileTree
@@ -210,10 +209,3 @@ def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], source: str
         if name not in known:
             rest = nearest(name, known) if known else "It has no options."
             raise ConfigError(f"data.options.{name}: the source {source} has no such option. {rest}")
-
-
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Returns the most similar allowed words as a question, or else all allowed words."""
-    allowed = list(allowed)
-    close = difflib.get_close_matches(word, allowed, n=2, cutoff=0.6)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Allowed: {', '.join(allowed)}"

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from d2ls.labels import ClassTable
 from sharding.files import FileRef, FileTree, composed, natural
 from sharding.raster.scene import IMAGE_SUFFIXES
 from sharding.raster.vector_labels import VectorLabels
-from sharding.sources.base import LeftOut, Protocol, Scene, Source, nearest, refuse_unknown
+from sharding.sources.base import LeftOut, Protocol, Scene, Source, refuse_unknown
 from sharding.sources.blocks import fold_split
 from sharding.sources.custom_spec import CustomSpec, label_codes, refuse_equal_colors
 from sharding.sources.custom_vectors import vector_files, vector_labels

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from d2ls.labels import IGNORE
 from sharding.files import FileRef
 from sharding.raster.vector_labels import VectorLabels, VectorLayer
 from sharding.raster.vectors import VECTOR_SUFFIXES
-from sharding.sources.base import nearest
 
 KEY = "data.custom.vectors"
 

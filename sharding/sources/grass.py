@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, nearest
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
 from sharding.files import FileTree
-from sharding.sources.base import Protocol, Scene, Source, collect, nearest, option, refuse_unknown
+from sharding.sources.base import Protocol, Scene, Source, collect, option, refuse_unknown
 from sharding.sources.splitting import draw
 
 

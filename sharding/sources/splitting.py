@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Self
 
-from d2ls.errors import ConfigError, DataError
+from d2ls.errors import ConfigError, DataError, nearest
 from sharding.files import FileTree, composed
-from sharding.sources.base import Scene, nearest
+from sharding.sources.base import Scene
 
 
 def draw(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
