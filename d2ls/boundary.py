@@ -1,7 +1,7 @@
 """Boundaries between classes, on label images and predictions alike.
 
 Distances are in pixels, the larger of the row and the column distance: the square neighbourhood of the authors' code of
-boundary IoU. Pixels labelled 255, and what lies beyond the image, are no other class: they form no boundary.
+boundary IoU. Pixels labelled 255 and the edges of the image form no boundary.
 """
 
 import torch
@@ -28,10 +28,10 @@ def near_boundary(ids: Tensor, distance: int) -> Tensor:
 
 
 def boundary_counts(predictions: Tensor, labels: Tensor, num_classes: int, distance: int) -> Tensor:
-    """Counts what boundary IoU and boundary F1 of an image consist of.
+    """Counts the pixels from which boundary IoU and boundary F1 of an image are computed.
 
-    Predictions of pixels without a label are left out before boundaries are looked for, as the labels are: a prediction
-    that is right on every labelled pixel has the same boundaries as the labels.
+    Pixels without a label are removed from the predictions first. So a prediction that is right on every labelled
+    pixel has the same boundaries as the labels.
 
     Args:
         predictions: H W, class ids, any integer type.
@@ -40,9 +40,10 @@ def boundary_counts(predictions: Tensor, labels: Tensor, num_classes: int, dista
         distance: in pixels, at least 1.
 
     Returns:
-        K 7, int64. Pixels near a boundary: predicted as the class, labelled as it, both. Pixels at the boundary of the
-        predicted class (another class is next to them), and how many have a labelled boundary of the class within the
-        distance; pixels at the boundary of the labelled class, and how many have a predicted one within the distance.
+        K 7, int64, numbers of pixels. 0 to 2, near a boundary: predicted as the class, labelled as it, both. 3 and 4:
+        pixels on the predicted boundary of the class (another class is next to them), and those of them within the
+        distance of its labelled boundary. 5 and 6: pixels on the labelled boundary, and those of them within the
+        distance of the predicted one.
     """
     labels = labels.long()
     pair = torch.stack([predictions.long().masked_fill(labels == IGNORE, IGNORE), labels])

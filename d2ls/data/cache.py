@@ -59,7 +59,7 @@ class SplitShards:
 
 
 def open_reader(shards: SplitShards, cache: CacheConfig | None) -> ShardReader:
-    """Returns a reader: of a local disk directly, of an object store through the cache or, without one, by range."""
+    """Returns a reader for a local disk, or for an object store: through the cache if there is one, else by range."""
     local = storage.is_local(shards.uri)
     if cache is not None and (cache.local or not local):
         return CachedReader(shards, cache)
@@ -114,8 +114,8 @@ class ShardCache:
 
     A process holds the folder's lock only to make room and to rename a complete shard, never during a download. Room
     is reserved before a download (the partial file has its full length from the start), so the limit always holds.
-    The writer of a partial file holds a lock on it: a partial file without a lock was left by a killed process and is
-    removed.
+    The writer of a partial file holds a lock on it. A partial file without a lock was left by a killed process, and
+    is removed.
 
     Args:
         folder: folder of the cache.

@@ -5,8 +5,8 @@
     -> step t of lane g is slot g of global batch t
 
 Only `rank_lanes` knows ranks: a rank takes some of the lanes, a worker some of the steps. So the sequence of global
-batches depends on (seed, epoch, global batch size) and the index alone, and a run can stop at any step and continue
-with another number of ranks and workers. docs/architecture.md derives the plan.
+    batches depends only on the index and (seed, epoch, global batch size). A run can stop at any step and continue
+    with another number of ranks and workers. docs/architecture.md derives the plan.
 
 `training_specs` turns the plan into `BatchSpec`s: all that a worker needs to make a batch.
 """
@@ -295,8 +295,8 @@ def _window_walk(length: int, window: int, stream: tuple[int, ...]) -> tuple[Int
     """Shuffles 0..length-1 within a sliding window.
 
     Position i gets the due time i + delay, with a delay drawn uniformly from [0, window); the order is by due time.
-    This is what a shuffle buffer does, as one sort. A position never leaves before a position more than `window`
-    ahead of it enters, so at any step only `window` neighbouring positions can follow.
+    This is what a shuffle buffer does, as one sort. A position leaves before every position that is `window` or more
+    ahead of it, so at any step only `window` neighbouring positions can follow.
 
     Returns:
         The positions in their new order, and for each the largest position that had entered when it left.

@@ -36,16 +36,16 @@ _PROBABILITIES = (
 class Augmentation:
     """Random changes to a training sample.
 
-    The published recipes scale the whole image, then crop it, and draw the crop again if one class fills too much of
-    it (GeoSeg's RandomScale and SmartCropV1, which D2LS copies). Here the crop is cut first and then scaled: the same
-    pixels, except that the window is rounded to whole pixels.
+    The published recipes copy GeoSeg's RandomScale and SmartCropV1: they scale the whole image, then crop it, and
+    draw the crop again if one class fills too much of it. Here the crop is cut first and then scaled. That gives the
+    same pixels, except that the window is rounded to whole pixels.
 
     Attributes:
         crop_size: side of the square crop, in pixels.
         scale: zoom: lowest and highest factor, or with `scale_mode="choice"` the factors to choose from.
         scale_mode: `uniform` draws between lowest and highest, `choice` draws one of the factors.
-        max_class_fraction: a crop whose largest class has this share of its labelled pixels or more is drawn again, ten
-            times at most; None takes the first.
+        max_class_fraction: the crop is drawn again, at most ten times, if one class has at least this share of its
+            labelled pixels; None takes the first crop.
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of an upside-down flip.
         quarter_turns: probability of a turn by 0, 90, 180 or 270 degrees.
@@ -215,8 +215,8 @@ class Transforms:
 
         Values of float images outside the range, and NaN, are preserved whether colours change or not.
 
-        All stages share one generator: albumentations' `set_random_seed` would give each stage the same stream, so
-        that an image is flipped left-right exactly when it is flipped upside down.
+        All stages share one generator. With albumentations' `set_random_seed` each stage would get the same stream:
+        an image would be flipped left-right exactly when it is flipped upside down.
         """
         self._compose.set_random_state(generator, random.Random(int(generator.integers(1 << 62))))
         if image.dtype == np.uint8 or not self._colours:

@@ -31,9 +31,9 @@ class PlannedSource(IterableDataset[dict[str, Any]]):
     """Source stage of a `webdataset.DataPipeline`: the encoded samples of a rank, in the order of the plan.
 
     Each sample is a dictionary as webdataset's tar reader makes it (`__key__`, `__url__`, `image.png`, `mask.png`,
-    `json`), plus `__seed__`: seed, epoch, row and occurrence, for stages that draw random numbers. In a DataLoader
-    each worker takes whole steps in turn. With `webdataset.batched(n)`, where n is the number of lanes of the rank,
-    batches arrive in the order of the plan for any number of workers.
+    `json`), plus `__seed__`. That is seed, epoch, row and occurrence, for stages that draw random numbers. In a
+    DataLoader each worker takes whole steps in turn. With `webdataset.batched(n)`, where n is the number of lanes of
+    the rank, batches arrive in the order of the plan for any number of workers.
 
     Args:
         shards: the shard set.

@@ -1,8 +1,8 @@
 """Class-weighted sampling: how often each sample occurs in an epoch, as whole numbers. Pure arithmetic, without torch.
 
-Repeat factors follow Gupta, Dollar, Girshick, "LVIS" (2019), section 4: the rarest class in a sample decides how often
-it is repeated. Here the frequency of a class is its share of the labelled pixels, and a class is in a sample if it
-fills at least 1 % of the sample's labelled pixels.
+Repeat factors follow Gupta, Dollar, Girshick, "LVIS" (2019), section 4: the rarest class in a sample decides how
+often the sample is repeated. The frequency of a class is its share of the labelled pixels. A class counts as in a
+sample if it has at least 1 % of the sample's labelled pixels.
 """
 
 import numpy as np
@@ -47,9 +47,9 @@ def repeat_factors(
 
 
 def multiplicities(factors: npt.NDArray[np.float64], *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Rounds repeat factors to whole numbers whose mean over many epochs is the factor.
+    """Rounds repeat factors to whole numbers. The mean over many epochs is the factor itself.
 
-    Systematic rounding: each factor is rounded down or up, and the sum is the same in every epoch, so all epochs have
+    Each factor is rounded down or up by systematic rounding. The sum is the same in every epoch, so all epochs have
     the same number of steps.
 
     Args:

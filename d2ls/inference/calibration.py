@@ -1,14 +1,15 @@
 """Fits the temperature at which the probabilities of a model agree best with the labels of a split.
 
-Guo et al. (2017), On calibration of modern neural networks: softmax(z / T) of the logits z of a pixel keeps the order
-of its classes, and T is where the negative log-likelihood of the labels y is lowest. With b = 1 / T that is
+Source: Guo et al. (2017), On calibration of modern neural networks. The probabilities of a pixel with logits z are
+softmax(z / T), which keeps the order of its classes. The temperature T is the one at which the negative
+log-likelihood L of the labels y is lowest. With b = 1 / T:
 
     L(b) = sum over pixels of log(sum_k exp(b z_k)) - b z_y
     L'(b) = sum over pixels of E_b[z] - z_y        E_b[z] = sum_k z_k softmax(b z)_k
 
-L is convex, since L'' is a sum of variances, so L' rises and crosses zero once. One pass over a split adds up L' at
-fixed temperatures, a number each; between two of them the crossing is interpolated in log T. That is within 0.5 % of
-the minimum of L. The sums of parts of a split add up.
+L is convex, because L'' is a sum of variances. So L' rises and crosses zero once. One pass over a split adds up L' at
+some fixed temperatures. The crossing is interpolated in log T between two of them. That is within 0.5 % of the
+minimum of L. The sums of parts of a split add up.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Predicts an image of any size window by window and blends the results.
 
-Needs memory for one row of windows, never for the whole image. Windows are predicted row by row. Rows of the image that
-no later window reaches are final and passed on at once; the rest is carried to the next row of windows. A thread reads
-one batch ahead, another writes one band behind; blending runs on the device that predicts.
+Needs memory for one row of windows, never for the whole image. Windows are predicted row by row. Rows of the image
+that no later window reaches are final and passed on at once. The other rows are carried to the next row of windows.
+One thread reads a batch ahead, another writes the finished band; blending runs on the device that predicts.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,8 +51,9 @@ def overlap_pixels(window: int, overlap: float) -> int:
 def spans(length: int, window: int, overlap: int) -> list[Span]:
     """Covers 0..length with windows of one size and at least this overlap (pixels).
 
-    All but the last, which ends at the edge of the image, begin at multiples of `ALIGNMENT`, so that the strides of a
-    network fall on the same pixels in neighbouring windows. A length up to the window gets one span.
+    Windows begin at multiples of `ALIGNMENT`, so that the strides of a network fall on the same pixels in
+    neighbouring windows. The last one is an exception: it ends at the edge of the image. A length up to the window
+    gets one span.
     """
     if length <= window:
         return [(0, length)]

@@ -1,8 +1,9 @@
 """Runs a network on a CPU over the samples of a batch, one thread per slice.
 
 PyTorch divides every operator among threads that wait for each other at its end. A network has thousands of small
-operators, so the threads wait often: they either spin, which takes the processor from the thread they wait for as
-soon as other programs run, or sleep, which costs a wake-up each time. Slices of a batch do not wait for each other.
+operators, so the threads wait often. Threads that spin while they wait take the processor from the thread they wait
+for as soon as other programs run. Threads that sleep cost a wake-up each time. Slices of a batch do not wait for each
+other.
 """
 
 import threading

@@ -10,8 +10,9 @@ from d2ls.distributed import gather_over_ranks, sum_over_ranks
 def contrastive_ratio(dictionary: Tensor) -> Tensor:
     """Computes the published contrastive term over the images of all ranks.
 
-    It is the mean squared distance of every image's class vector to the batch mean of its class, divided by the mean
-    squared distance of the means of two classes plus 1e-6. It is 0 where all ranks together have one image.
+    It is a quotient. The numerator is the mean squared distance of the class vectors to the mean of their class over
+    the batch. The denominator is the mean squared distance between the means of two classes, plus 1e-6. It is 0 where
+    all ranks together have one image.
 
     Args:
         dictionary: D0 of this rank, B K C; B may differ between ranks.
@@ -29,9 +30,9 @@ def contrastive_ratio(dictionary: Tensor) -> Tensor:
 def infonce(dictionary: Tensor, static: Tensor, temperature: float) -> Tensor:
     """Computes a contrastive term with a temperature (this project's form) over the images of all ranks.
 
-    Anchors are the class vectors of every image; candidates are the class vectors of all other images and the static
-    ones; positives are the candidates of the same class. All have unit length. The value is the mean, over anchors and
-    positives, of minus the log probability of the positive among the candidates. It has a meaning for one image too.
+    Anchors are the class vectors of every image. Candidates are the class vectors of all other images and the static
+    ones. Positives are the candidates of the same class. All have unit length. The value is the mean, over anchors
+    and positives, of minus the log probability of the positive among the candidates. It is defined for one image too.
 
     Args:
         dictionary: D0 of this rank, B K C; B may differ between ranks.

@@ -4,8 +4,8 @@ Every term is computed over the samples of all ranks: sums and counts are reduce
 returns the loss of the whole micro-step. The mean of its gradients over ranks, as DistributedDataParallel computes it,
 is the gradient of a single process with all samples.
 
-What terms are divided by follows from the labels alone (`D2LSLoss.label_counts`). Where a batch is accumulated in
-micro-steps it is counted over the whole batch beforehand, so cross entropy, focal, Tversky and Lovász are the same for
+The divisors of the terms follow from the labels alone (`D2LSLoss.label_counts`). Where a batch is accumulated in
+micro-steps, they are counted over the whole batch first. So cross entropy, focal, Tversky and Lovász are the same for
 any number of micro-steps. Dice and the contrastive terms are not sums over images: they see one micro-step.
 """
 
@@ -53,14 +53,16 @@ class LossTerms(NamedTuple):
 class D2LSLoss(nn.Module):
     """The weighted sum of the terms below; a weight of 0 switches a term off.
 
-    Cross entropy and focal are means over the labelled pixels, weighted by class and by nearness to a boundary: the
-    weighted sum divided by the sum of the weights. Tversky and Lovász are means over the images with labels.
+    Cross entropy and focal are weighted means over the labelled pixels: the weighted sum divided by the sum of the
+    weights. A weight depends on the pixel's class and on whether it is near a boundary. Tversky and Lovász are means
+    over the images with labels.
 
     Args:
         cross_entropy_weight: weight of the cross entropy.
         label_smoothing: share of the target that the cross entropies spread over all classes.
         class_weights: K weights of the classes in cross entropy and focal; None: all 1.
-        boundary_factor: weight of pixels near a class boundary of their label in cross entropy and focal; 1: as others.
+        boundary_factor: weight of pixels near a class boundary of the labels, in cross entropy and focal; 1: as other
+            pixels.
         boundary_px: how near, in pixels; see `d2ls.boundary`.
         focal_weight: weight of the focal loss.
         focal_gamma: exponent of the focal loss.

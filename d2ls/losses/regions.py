@@ -64,8 +64,8 @@ def tversky_sum(logits: Tensor, labels: Tensor, *, alpha: float, beta: float) ->
 def lovasz_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Sums the Lovász-softmax loss over the images of this rank.
 
-    For an image it is the mean, over the classes in its labels, of the Lovász extension of the class's Jaccard loss at
-    the errors |truth - probability|.
+    For each class in an image's labels, the Lovász extension of its Jaccard loss is taken at the errors |truth -
+    probability|. The loss of the image is the mean over these classes.
 
     Args:
         logits: B K H W.

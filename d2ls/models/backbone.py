@@ -35,8 +35,8 @@ class Backbone(nn.Module):
 
     A plain vision transformer (timm's `VisionTransformer` and `Eva`: DINOv2, DINOv3, EVA-02, DeiT, CLIP) has one map
     instead. Its last one, behind its closing norm, goes through a `SimpleFeaturePyramid`, which starts from random
-    weights and is trained like the head. Images are padded with zeros to multiples of the patch, timm interpolates
-    position embeddings to the size, and a map at another stride than 16 is resized bilinearly to that one.
+    weights and is trained like the head. Images are padded with zeros to multiples of the patch, and timm
+    interpolates position embeddings to that size. A map at another stride than 16 is resized bilinearly to stride 16.
 
     Args:
         name: timm's name, with or without a weight tag (`convnext_base.fb_in1k`).
@@ -154,7 +154,9 @@ class Backbone(nn.Module):
 
 
 def _at_stride_16(features: Tensor, patch: int, images: Tensor) -> Tensor:
-    """Resizes a map of patches, which may reach beyond the images, to one value each 16 x 16 pixels of the images."""
+    """Resizes a map of patches, which may reach beyond the images, to one value for each 16 x 16 pixels of the
+    images.
+    """
     if patch == feature_pyramid.STRIDE:
         return features
     height, width = (side // feature_pyramid.STRIDE for side in images.shape[-2:])
@@ -165,10 +167,10 @@ def _at_stride_16(features: Tensor, patch: int, images: Tensor) -> Tensor:
 def fit_bands(weight: Tensor, bands: int, rgb: Sequence[int] = RGB) -> Tensor:
     """Fits the weights of a convolution that reads three-band images to other bands.
 
-    More than three bands: red, green and blue keep their filters, and the others share the mean of the three equally.
-    So an image with zeros in them gives what it gave before, and equal bands give at most 4/3 of it. Fewer bands, or
-    ones without red, green and blue: each gets the sum of the three filters over the number of bands, so that equal
-    bands give what a grey image gave.
+    With more than three bands, red, green and blue keep their filters, and the other bands share the mean of the
+    three filters equally. An image with zeros in the other bands gives the same output as before; equal bands give at
+    most 4/3 of it. With fewer bands, or without red, green and blue, each band gets the sum of the three filters,
+    divided by the number of bands. Equal bands then give the same output as a grey image before.
 
     Args:
         weight: O 3 h w.

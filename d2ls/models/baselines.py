@@ -1,7 +1,7 @@
 """Networks to compare D2LS with: UNetFormer, and decoders of segmentation_models_pytorch, behind the same backbones.
 
 UNetFormer is this project's own code. The library is an optional extra, imported only where one of its networks is
-built. None of its weights are loaded: the backbone is timm's, with the weights that D2LS would start from, so that a
+built. None of its weights are loaded. The backbone is timm's, with the weights that D2LS would start from, so that a
 comparison changes only the head.
 """
 
@@ -57,8 +57,8 @@ class Baseline(nn.Module):
         """Segments images.
 
         Args:
-            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
-                padded with zeros at the lower and right edge to a multiple of 32, and the logits cropped.
+            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free. The normalised images are
+                padded with zeros at the lower and right edge to a multiple of 32; the logits are cropped.
             auxiliary: has no effect, as there is no second branch.
 
         Returns:

@@ -139,9 +139,9 @@ class D2LS(nn.Module):
         """Segments images.
 
         Args:
-            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free: the normalised images are
-                padded with zeros at the lower and right edge to a multiple of 4 (32 behind a plain transformer), at
-                least 32, and the logits cropped.
+            images: raw pixels, B bands H W, uint8, uint16 or float. H and W are free. The normalised images are
+                padded with zeros at the lower and right edge, to a multiple of 4 (32 for a plain transformer) and to
+                at least 32; the logits are cropped.
             auxiliary: whether the static branch is computed; None: in training only. Without effect where the
                 network has no such branch.
 

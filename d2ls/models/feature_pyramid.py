@@ -9,9 +9,9 @@ STRIDE = 16
 class SimpleFeaturePyramid(nn.Module):
     """Makes maps at strides 4, 8, 16 and 32, each directly from the last map of a transformer.
 
-    Two transposed convolutions of stride 2 lead to stride 4, one to stride 8, a max pooling to stride 32; behind each
-    a 1x1 and a 3x3 convolution with layer norms over channels. There is no batch norm. Source: Li et al. 2022,
-    Exploring Plain Vision Transformer Backbones for Object Detection (arXiv 2203.16527), section 3.
+    Two transposed convolutions of stride 2 lead to stride 4, one to stride 8, a max pooling to stride 32. Each map
+    then passes a 1x1 and a 3x3 convolution with layer norms over channels. There is no batch norm. Source: Li et al.
+    2022, Exploring Plain Vision Transformer Backbones for Object Detection (arXiv 2203.16527), section 3.
 
     Args:
         channels: channels of the transformer's map.

@@ -91,8 +91,8 @@ class Normalization(nn.Module):
             images: raw pixels, B C H W float.
 
         Returns:
-            The images, clipped to `scale` where there is one, with the mean instead of NaN; still raw pixels, which
-            `forward` maps to the same values as before, to rounding.
+            The images as raw pixels, clipped to `scale` where there is one, with the mean instead of NaN. `forward`
+            maps them to the same values as before, up to rounding.
         """
         if self.low is not None and self.high is not None:
             images = images.clamp(self.low, self.high)

@@ -1,10 +1,10 @@
 """Hand-written forward and backward passes of the operations in `pixel_ops`, for eager execution.
 
-They win two things over autograd. Memory: only the pixel features themselves and the small attention weights are kept
-for the backward pass; everything else that is as long as the image is computed again there. Cache: on a CPU, pixels
-are processed in blocks of `BLOCK`, so that a block's temporaries stay in the cache and none of full size is written.
-Other devices process all pixels as one block. The kernels stay because they are ahead of `torch.utils.checkpoint` over
-the plain operations in time and in memory (benchmarks/pixel_kernels.py).
+They have two advantages over autograd. Memory: only the pixel features and the small attention weights are kept for
+the backward pass. Everything else that is as long as the image is computed again there. Cache: on a CPU, pixels are
+processed in blocks of `BLOCK`. A block's temporaries stay in the cache, and none of full size is written. Other
+devices process all pixels as one block. The kernels are kept because they need less time and memory than
+`torch.utils.checkpoint` over the plain operations (benchmarks/pixel_kernels.py).
 
 How to read the derivations. Capitals are matrices as in the formulas of `pixel_ops`, written for one image: E pixel
 features (N C), P their positions (N C), a product is written side by side, ' transposes. dX is the gradient of the loss
@@ -20,8 +20,8 @@ The softmax rule follows from its derivative, da_i/ds_j = a_i (1[i = j] - a_j):
 
 Where a matrix has no pixel axis (rows, values, norm weights), its gradient is a sum over pixels, hence over blocks, and
 is accumulated in float32. A test compares every kernel with autograd through the plain operations, in float64, with
-blocks that do not divide the image; it also fails first if a release of PyTorch changes an `aten` operation used here.
-Letters as in `pixel_ops`; G stands for the product of images and branches.
+blocks that do not divide the image. It is also the test that fails if a release of PyTorch changes an `aten`
+operation used here. Letters as in `pixel_ops`; G stands for the product of images and branches.
 """
 
 from collections.abc import Callable, Iterator
@@ -168,8 +168,8 @@ class RefinePixels(torch.autograd.Function):
     ) -> Tensor:
         """Computes Z.
 
-        Keeps the inputs, A, and the two numbers by which the norm describes a pixel (mean, 1 / deviation); not S and
-        not Y, which is as large as E and would double what a stage keeps.
+        Keeps the inputs, A, and the mean and 1 / deviation of each pixel from the norm. S and Y are not kept: Y is as
+        large as E and would double what a stage keeps.
         """
         (G, R, C), N = rows.shape, features.shape[1]
         keep = any(ctx.needs_input_grad)
@@ -205,7 +205,7 @@ class RefinePixels(torch.autograd.Function):
 
         So dE = dY + dS' Q. All but dE are sums over pixels and add up over blocks.
 
-        Where S branches read the same E (T = 1, `share` = S groups read one map), dE is also a sum over these: the
+        Where S branches read the same E (T = 1, `share` = S groups read one map), dE is also a sum over these. The
         first group of a map writes its part, the others add theirs.
         """
         features, position, rows, values, weight, bias, attention, statistics = ctx.saved_tensors

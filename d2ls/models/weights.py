@@ -47,8 +47,8 @@ def load_backbone(backbone: Backbone, path: str | os.PathLike[str], *, by_order:
     Args:
         backbone: takes the weights.
         path: a .safetensors, .pth, .pt or .bin file.
-        by_order: match entries to those of timm's classifier by their order instead of by their names, for a file of
-            the same network under other names. Refused unless the number of entries, the last part of each name
+        by_order: match entries by their order in timm's classifier instead of by name, for a file of the same network
+            with other names. Refused unless the number of entries, the last part of each name
             (weight, bias, running_mean) and all shapes agree.
 
     Raises:

@@ -1,8 +1,8 @@
 """Reads windows of TIFF images as `sharding` writes them: only the blocks that a window touches are read and decoded.
 
-Supported: classic little-endian TIFF (Adobe TIFF 6.0), one image, chunky samples of 8 or 16 bits or 32-bit floats, in
-tiles, uncompressed or Zstandard, without predictor or (integers) with the horizontal one. `open_tiff` returns None for
-any other file.
+Supported is classic little-endian TIFF (Adobe TIFF 6.0) with one image in tiles. Samples are interleaved: integers of
+8 or 16 bits, or floats of 32 bits. Tiles are uncompressed or Zstandard. Integers may use the horizontal predictor.
+`open_tiff` returns None for any other file.
 """
 
 import struct

@@ -1,9 +1,9 @@
 """The gradients of one optimizer step: micro-batches over all ranks, with one gradient exchange at the end.
 
 The global batch is dealt to the R ranks in contiguous shares that may differ by one sample. Every rank cuts its share
-into the same number M of parts. Micro-step m takes part m of all ranks: the loss is computed over these samples as a
-whole, and weighs as much as their share of the global batch. What its sums over pixels and images are divided by is
-counted over the global batch, so their total does not depend on M.
+into the same number M of parts. Micro-step m takes part m of all ranks. Its loss is computed over these samples as a
+whole, and is weighted by their share of the global batch. The divisors of its sums over pixels and images are counted
+over the global batch, so the total does not depend on M.
 """
 
 import contextlib

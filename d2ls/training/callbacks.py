@@ -114,8 +114,8 @@ def close_all(closers: Iterable[Callable[[], None]], *, failed: bool) -> None:
 
     Args:
         closers: methods that close something.
-        failed: whether the run is ending by an error. It is the one that matters, so errors of closers are only logged;
-            otherwise the first error of a closer is raised, and further ones are logged.
+        failed: whether the run is ending by an error. If so, errors of closers are only logged. Otherwise the first
+            error of a closer is raised, and further ones are logged.
     """
     first: Exception | None = None
     for close in closers:

@@ -1,8 +1,8 @@
 """What differs between devices in training and evaluation: time, waiting, copies, memory, precision, batch norm.
 
 A call on the CPU has done its work when it returns. A CUDA device only queues the work; reading a result waits for
-everything queued before it. So a step reads nothing: it calls `reading`, and the trainer calls the returned function
-once the forward and backward pass of the next step are queued. The GPU is then never without work.
+everything queued before it. So a step reads nothing: it calls `reading`. The trainer calls the returned function once
+the forward and backward pass of the next step are queued, so the GPU is never without work.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Device:
         return network
 
     def peak_memory(self) -> int:
-        """Returns the peak memory of this process in bytes: of the device; on a CPU, resident memory."""
+        """Returns the peak device memory of this process in bytes; on a CPU, its peak resident memory."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 

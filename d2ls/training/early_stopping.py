@@ -33,7 +33,7 @@ def is_over(
     min_delta: float,
     time_budget: float | None,
 ) -> bool:
-    """Returns whether a training that ended early stays ended, with settings that may differ from those it ended by.
+    """Returns whether a training that ended early stays ended with these settings, which may have changed since.
 
     Args:
         history: flat metrics of its epochs, oldest first.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """Averages all floating-point tensors of a state dict; other tensors are copied.
 
-    `torch.optim.swa_utils.AveragedModel` does not fit: its first update copies the weights instead of averaging them
-    with the initial ones, it averages integer buffers, and it counts a step that the device skipped.
+    `torch.optim.swa_utils.AveragedModel` does not fit. Its first update copies the weights instead of averaging them
+    with the initial ones. It averages integer buffers, and it counts a step that the device skipped.
 
     Args:
         network: the network whose weights are averaged; the average starts from them.

@@ -17,8 +17,8 @@ class GuardedAdamW(torch.optim.AdamW):
     """AdamW that leaves out a step on the device where a loss or gradient is not finite, without waiting for the host.
 
     Before `step`, set `found_inf` to one float32 on the device: 1 leaves weights, moments and step counts as they are.
-    This is the attribute by which `torch.amp.GradScaler` drives fused optimizers. Lookahead does the same: at every
-    sixth step that is made, the weights move half of the way from where they were six steps before.
+    This is the attribute by which `torch.amp.GradScaler` drives fused optimizers. Lookahead leaves out the same
+    steps. At every sixth step that is made, the weights go back half of the way to where they were six steps before.
 
     Args:
         params: parameter groups.

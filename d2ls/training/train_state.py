@@ -70,8 +70,8 @@ class TrainingState:
 def seed_everything(*numbers: int) -> None:
     """Seeds all random generators of this process from some numbers, such as (seed, step, rank).
 
-    The trainer does so before every step. So a resumed run needs no saved generator states, and code that draws random
-    numbers in between (creating a data loader does) cannot change those of later steps.
+    The trainer does so before every step, so a resumed run needs no saved generator states. Code that draws random
+    numbers in between, such as the creation of a data loader, cannot change those of later steps.
     """
     mixed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(mixed)

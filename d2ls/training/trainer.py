@@ -1,12 +1,11 @@
 """Training, from built objects to a trained network; knows no Ray, no MLflow and no recipe.
 
-`Trainer.epochs` is the whole of it and reads from top to bottom: prepare; then for each epoch its steps, an
-evaluation and a checkpoint. Every rank of a `torch.distributed` group runs the same code; a single process is a group
-of one.
+`Trainer.epochs` is the whole training: it prepares, then runs the steps of each epoch, its evaluation and its
+checkpoint. Every rank of a `torch.distributed` group runs the same code; a single process is a group of one.
 
-A step never waits for the device. Whether its values are finite is decided there (see `WeightUpdate`), and the host
-reads the values of a step before the next weight update, when the device has more work queued; or at once, on devices
-whose calls return only when they are done.
+A step never waits for the device. The device itself checks whether the values are finite (see `WeightUpdate`). The
+host reads the values of a step just before the next weight update, when the device has more work queued. On devices
+whose calls return only when they are done, it reads them at once.
 """
 
 import contextlib
@@ -60,8 +59,8 @@ class TrainerSettings:
             no limit.
         checkpoint_every_epochs: epochs between checkpoints; last and best are always written.
         checkpoint_every_steps: also every so many steps.
-        sample_shape: C H W of the training crop. Where it is known, the FLOPs of a step are counted, and a micro-batch
-            that does not fit into the memory of a GPU is made smaller before the first step.
+        sample_shape: C H W of the training crop. If it is known, the FLOPs of a step are counted, and a micro-batch
+            too large for the memory of a GPU is reduced before the first step.
     """
 
     global_batch_size: int

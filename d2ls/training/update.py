@@ -52,8 +52,8 @@ class WeightUpdate:
             stop: whether this rank asks that the training ends; travels with the verdict, without a wait of its own.
 
         Returns:
-            The terms, the gradient norm before clipping, 1 where the step was left out, else 0, and 1 where a rank
-            asked for the end, else 0; float64, on the device.
+            float64, on the device: the terms; the gradient norm before clipping; 1 if the step was left out, else 0;
+            1 if a rank asked for the end, else 0.
         """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         values = torch.stack([value.detach().double() for value in (*terms.values(), norm)])

@@ -24,9 +24,9 @@ def parse(*overrides: str):
 @pytest.mark.parametrize(
     ("override", "key", "hint"),
     [
-        ("train.epocs=3", "train.epocs", "'epochs'"),
-        ("epochs=3", "epochs", "'train.epochs'"),
-        ("modle.stages=2", "modle", "'model'"),
+        ("train.epocs=3", "train.epocs", "Did you mean epochs"),
+        ("epochs=3", "epochs", "Did you mean train.epochs"),
+        ("modle.stages=2", "modle", "Did you mean model"),
         ("train.epochs=many", "train.epochs", "integer"),
         ("train.epochs=2.5", "train.epochs", "integer"),
         ("train.epochs=null", "train", "give one of epochs and steps, neither given"),

@@ -114,7 +114,10 @@ def test_a_class_of_the_model_alone_counts_as_an_error_and_is_not_scored(world, 
     ("text", "message"),
     [
         (FILE.replace("house", "hose"), r"model: there is no class 'hose'\. Did you mean house\?"),
-        (FILE.replace("forest: green", "forrest: green"), r"shards: there is no class 'forrest'.*Did you mean forest"),
+        (
+            FILE.replace("forest: green", "forrest: green"),
+            r"shards: there is no class 'forrest'.*Did you mean forest",
+        ),
         (FILE.replace(", snow: null", ""), r"model: nothing is said about snow; .* write snow: null"),
         (FILE.replace("soil: null, ", ""), r"shards: nothing is said about soil"),
         (FILE.replace("soil: null", "soil: bare"), r"no class of the model becomes 'bare', so 'soil'"),
