@@ -4,9 +4,9 @@
     python benchmarks/gpu_network.py --device cpu --backbone convnext_atto --size 64 --batches 1 --modes fp32 --steps 1
 
 Needs torch (2.11 or later) and timm, and this checkout; nothing else of the project. A setting that does not fit into
-memory, or that the device lacks, gives a row with the reason. A TFLOP counts the multiplications and additions of the
-bare formula (`FlopCounterMode` on the textbook network for both networks), so that a cheaper route shows as more of
-them; MFU is their share of the device's peak at this precision, where it is known.
+memory, or that the device lacks, gives a row with the reason. TFLOP/s count the multiplications and additions of the
+textbook network (`FlopCounterMode`), for both networks. So a cheaper route to the same result shows as a higher rate.
+MFU is the share of the device's peak at this precision, where it is known.
 
 Aims: a training step at most 1.25 times the bare backbone's, and 1.4 times as fast as the textbook network's.
 """

@@ -10,10 +10,10 @@
     stock-cv  the same, decoded by OpenCV
     litdata, mosaicml, energon: `benchmarks/loader_peers.py`, with the Python given by --peers
 
-`stock` and the peers take the partners of a mosaic from the samples just decoded, so a mosaic costs them no decoding;
-ours draws them from the shuffle window and decodes what is seen of them. `--mosaic 0` compares without. CPU time
-rather than wall time is taken, as it is a core's worth of work whatever else the machine does; rounds alternate
-between the ways, the median is shown.
+`stock` and the peers take the partners of a mosaic from the samples decoded last, so a mosaic costs them no decoding.
+Ours draws them from the shuffle window and decodes their visible parts. `--mosaic 0` compares without mosaics. CPU
+time is measured, because wall time depends on what else the machine does. Rounds alternate between the ways; the
+median is shown.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Does the plan of the loader work for 1 to 512 GPUs, and what do storage and network carry? A simulation.
+"""Does the plan of the loader work for 1 to 512 GPUs, and what is the load of storage and network? A simulation.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --gpus 64 512 --samples 10000000 --link-gbit 100
 
 Simulated, with the loader's own plan and without reading anything: steps, repeats, the shards that each node fetches
-and holds at once, that every sample occurs once, and the cost of planning an epoch for one rank. Computed: samples per
-second, requests, bytes and time of a gradient exchange, bytes and time of a checkpoint. `--rate` is the number of
-samples per second that one GPU takes: measure yours with a short training (speed/images_per_second); the default is a
-round number, not a measurement.
+and holds at once, and the cost of planning an epoch for one rank. It also checks that every sample occurs once.
+Computed: samples per second, requests, bytes and time of a gradient exchange, bytes and time of a checkpoint.
+`--rate` is the number of samples per second that one GPU takes: measure yours with a short training
+(speed/images_per_second); the default is a round number, not a measurement.
 """
 
 import argparse

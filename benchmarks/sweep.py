@@ -2,12 +2,12 @@
 
     python -m benchmarks.sweep               # about six minutes on two cores
 
-The same tiny sweep, one trial at a time, runs with short and with long trials. The time of the first trial is that from
-its proposal to its end, the time of a later one that between the ends of two trials. The part that grows with the
-epochs is the loop; the rest is the cost of a trial: its process, imports, MLflow, checkpoints and figures. The
-reference is a plain Python process that trains the same network on the same data with the same loop, without Ray and
-MLflow; `pipeline.train` trains it with MLflow. Then the finished sweep is resumed, with nothing left to do. The results
-belong into benchmarks/results/sweep.md with date, hardware and load.
+The same tiny sweep, one trial at a time, runs with short and with long trials. The first trial is timed from its
+proposal to its end, a later one from the end of the trial before. The part that grows with the epochs is the loop;
+the rest is the cost of a trial: its process, imports, MLflow, checkpoints and figures. The reference is a plain
+Python process that trains the same network on the same data with the same loop, without Ray and MLflow;
+`pipeline.train` trains it with MLflow. Then the finished sweep is resumed, with nothing left to do. Write the results
+into benchmarks/results/sweep.md with date, hardware and load.
 """
 
 import argparse

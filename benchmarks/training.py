@@ -5,10 +5,10 @@
 
 Each kind of run is made `--rounds` times, in turn; the median counts. CPU seconds are those of all threads of a worker
 process from the end of the first step to the end of the last; unlike wall times, they are valid on a busy machine.
-"beside the loop's thread" is the share of a worker's CPU time that its other threads take (Ray's own, gloo's); start is
-the time to the train function, that of the imports, and that to the first step.
+"beside the loop's thread" is the share of a worker's CPU time that its other threads take (Ray's own, gloo's);
+"start" lists three times: to the train function, of the imports, and to the first step.
 
-The results belong into benchmarks/results/training.md with date, hardware and load.
+Write the results into benchmarks/results/training.md with date, hardware and load.
 """
 
 import argparse

@@ -12,7 +12,7 @@ the val scenes before, during and after training:
 - isolated: share of pixels whose class none of their four neighbours has;
 - mIoU on val, which selects nothing here.
 
-The results belong into benchmarks/results/upsampling_artefacts.md with date and command.
+Write the results into benchmarks/results/upsampling_artefacts.md with date and command.
 """
 
 import argparse

@@ -6,8 +6,9 @@ D2LS pools its whole window, lets the dictionary attend to every pixel of it, an
 same pixel in another window may get another class. Three tables are printed:
 
 1. disagreement of maps by window size, each against the training window (same overlap);
-2. disagreement between the map and the one whose grid is shifted by half a stride, by overlap: the remaining influence
-   of the grid after blending; once by a multiple of 32 pixels, the deepest stride, and once by 13 pixels more;
+2. disagreement between the map and one whose grid is shifted by half a stride, by overlap. This is the influence of
+   the grid that remains after blending. The shift is a multiple of 32 pixels (the deepest stride) in one column, and
+   13 pixels more in the other;
 3. disagreement between a window's own answer and its neighbour's, by distance to the window's edge: where a window is
    least reliable. The overlap should cover the distance over which this curve falls.
 

@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def command_to_complete() -> str:
-    """Returns the command whose arguments the shell wants to complete; completes a command's name itself, and ends."""
+    """Returns the command whose arguments the shell wants to complete. If that is the name of a command, completes it
+    and exits.
+    """
     words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
     if len(words) > 2 and words[1] in COMMANDS:
         os.environ[COMPLETING] = "2"  # the command's parser sees the words behind its name

@@ -19,8 +19,8 @@ def set_up_process() -> None:
 def keep_freed_memory() -> None:
     """Lets glibc keep large freed blocks for the next allocation; does nothing with other C libraries.
 
-    PyTorch has no pool of memory on CPUs. By default glibc returns a large tensor to the system when it is freed, and
-    the system fills every page of the next one with zeros: a third of the processor time of a forward pass.
+    PyTorch has no pool of memory on CPUs. By default glibc returns a freed large tensor to the system. The system
+    then fills every page of the next one with zeros, which takes a third of the processor time of a forward pass.
     """
     if not sys.platform.startswith("linux"):
         return

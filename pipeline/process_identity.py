@@ -1,4 +1,4 @@
-"""Unique names of processes, which tell the run of a living process from one that a dead process left.
+"""Unique names of processes. They show whether the process that owns a run is still alive.
 
 An identity is `host:machine:pid:start`. `machine` holds the boot, the process-id namespace and the machine id:
 containers may share a host name and a boot, and each numbers its processes from 1.

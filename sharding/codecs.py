@@ -31,8 +31,8 @@ Image = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 class Codec:
     """How images are stored.
 
-    The default lets a loader read a crop five times as fast as PNG or WebP, but takes two thirds more bytes than PNG;
-    `compression="zstd"` is between the two. Measured by benchmarks/loader.py and benchmarks/shards.py.
+    With the default, a loader reads a crop five times as fast as from PNG or WebP. It takes two thirds more bytes
+    than PNG; `compression="zstd"` is between the two. Measured by benchmarks/loader.py and benchmarks/shards.py.
 
     Attributes:
         name: `png`, `webp` (lossless), `jpg`, or `tif` (256-pixel blocks).

@@ -23,8 +23,11 @@ Row = dict[str, Any]
 def verify(uri: str) -> DatasetCard:
     """Reads every byte of a shard set back.
 
-    Checks size and BLAKE3 of every tar, that the card names every tar, the members' names, offsets and CRC, image and
-    label sizes, class pixels, counts, digests, and that scenes are in one split.
+    Checks:
+
+    - tars: named in the card, size, BLAKE3;
+    - samples: names, offsets and CRC of their members, sizes of image and labels, class pixels;
+    - the set: counts, digests, no scene in two splits.
 
     Returns:
         The card.

@@ -1,7 +1,7 @@
 """Settings of all tests: one thread, one Ray per process, and no process or file left behind.
 
-`dev.py` runs pytest in two processes, all tests of a file in one of them, so that they share its fixtures; and the slow
-tests, which start servers or their own Ray, one after the other in one process.
+`dev.py` runs pytest in two processes. All tests of a file run in one of them and share its fixtures. The slow tests,
+which start servers or their own Ray, run one after the other in one process.
 """
 
 import multiprocessing.util

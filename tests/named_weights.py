@@ -1,7 +1,7 @@
 """Tensors computed from their names, so that golden files need not hold weights.
 
-A value depends on name and shape only: uniform numbers (a stream that NumPy guarantees) seeded by the SHA-256 of the
-name, scaled so that activations stay of order one.
+A value depends on name and shape only. The numbers are uniform, from a stream that NumPy guarantees, seeded by the
+SHA-256 of the name. They are scaled so that activations stay of order one.
 """
 
 import hashlib

@@ -30,7 +30,7 @@ IgnoredPixels = Literal["exclude", "include"]
 DEFAULT_CONTRASTIVE_WEIGHT = {"none": 0.0, "ratio": 1.0, "infonce": 0.1}
 
 OF_LOGITS = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
-"""Terms of the logits that the network is used for; one of them has a weight."""
+"""Terms of the main logits; at least one of them must have a weight above 0."""
 
 _PER_IMAGE = ("tversky", "lovasz")
 

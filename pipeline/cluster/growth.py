@@ -15,8 +15,8 @@ BOOTSTRAP_FILE = "~/ray_bootstrap_config.yaml"
 def grows_to(now: Mapping[str, float]) -> dict[str, float]:
     """Returns the resources of a cluster when all its nodes run.
 
-    On the head of a cluster made by `ray up` they are in its copy of the cluster file; elsewhere (Kubernetes) set the
-    variable D2LS_GROWS_TO, e.g. `CPU=68,GPU=8`.
+    On the head of a cluster made by `ray up` they come from its copy of the cluster file. Elsewhere (Kubernetes), set
+    the variable D2LS_GROWS_TO, e.g. `CPU=68,GPU=8`.
 
     Args:
         now: resources that Ray counts at this moment.

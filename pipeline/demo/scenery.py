@@ -1,8 +1,8 @@
 """Procedural aerial scenes with labels, written in LoveDA's folder layout and label codes.
 
-They replace a real data set in the demo, in tests and in benchmarks. Fields with furrows, forest of
-single crowns, rivers and lakes, roads with markings and cars, buildings with gabled roofs, bare soil; light from one
-side, cast shadow, haze and tint that change from scene to scene; classes as uneven as in real scenes.
+They replace a real data set in the demo, in tests and in benchmarks. They show fields with furrows, forest of single
+crowns, rivers and lakes, roads with markings and cars, buildings with gabled roofs, and bare soil. Light comes from
+one side and casts shadows; haze and tint change from scene to scene. Class shares are as uneven as in real scenes.
 """
 
 from collections.abc import Mapping

@@ -142,9 +142,9 @@ class Outputs:
 def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
     """Makes this process the only one that works on a map; yields a function to call from time to time.
 
-    On a local disk it is a lock, which the operating system releases when the process ends. In an object store it is a
-    record that is renewed: the record of a dead process of this machine is taken over at once, that of another machine
-    after `SILENT_SECONDS` without a renewal.
+    On a local disk it is a lock, which the operating system releases when the process ends. In an object store it is
+    a record that the process renews. The record of a dead process of this machine is taken over at once; one of
+    another machine, after `SILENT_SECONDS` without a renewal.
 
     Args:
         outputs: the files.

@@ -47,8 +47,8 @@ def register_checkpoint(
 ) -> ModelVersion:
     """Registers the model of a checkpoint as a new version and gives it the alias `challenger`.
 
-    The same weights of the same run are registered once: a second call returns the first version, unless that has no
-    temperature and the evaluation brings one.
+    The same weights of the same run are registered once. A second call returns the first version, unless that version
+    has no temperature and `evaluation` has one.
 
     Args:
         store: where the registry is.

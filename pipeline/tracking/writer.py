@@ -165,8 +165,8 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
 class Sender:
     """Sends entries in order, metrics of one run together, and deletes them from the queue.
 
-    A point or a picture is skipped if the run already has its step: a killed process may have sent an entry without
-    deleting it, and a resumed training repeats the steps since its last checkpoint.
+    A point or a picture is skipped if the run already has its step. Repeats have two causes: a killed process may
+    have sent an entry without deleting it, and a resumed training repeats the steps since its last checkpoint.
     """
 
     def __init__(self) -> None:

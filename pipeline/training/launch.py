@@ -69,8 +69,8 @@ def train_on_ray(
 ) -> Generator[dict[str, float]]:
     """Trains on a Ray Train worker group; yields the metrics of each new epoch, which rank 0 writes to the run folder.
 
-    `fit` runs in a Ray task: when that task is cancelled, Ray shuts the group down in order, whatever closes this
-    iterator (Ctrl-C, a pruned trial).
+    `fit` runs in a Ray task. Whatever closes this iterator (Ctrl-C, a pruned trial) cancels the task, and Ray then
+    shuts the group down in order.
 
     Raises:
         D2LSError: the error that ended the workers.

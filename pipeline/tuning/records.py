@@ -1,7 +1,7 @@
 """The trial files of a sweep. Only the process of the sweep writes them.
 
-Configuration and progress of a trial are in `<sweep>/trials/<key>.json`, not in Ray Tune's pickled state: a resumed
-sweep starts a new Tune session with the configurations that are not finished.
+Configuration and progress of a trial are in `<sweep>/trials/<key>.json`, not in Ray Tune's pickled state. A resumed
+sweep starts a new Tune session with the unfinished configurations.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The configurations of a sweep: pure functions from a search space to lists of key values.
 
 A configuration is a dictionary of dotted recipe keys. A key appears only where it has an effect (`config.model.NEEDS`)
-and where its own condition (`when`) holds, so configurations that differ only in keys without effect are tried once.
+and where its own condition (`when`) holds. So configurations that differ only in keys without effect are tried once.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The process of a trial, as Ray Tune runs it: an epoch is a step, and the process is reused for the next trial.
 
 A trial with one worker trains here, in the process that holds the worker's resources. A trial with several workers
-waits here for its worker group. In both cases the training is an iterator over epochs: nothing is computed in this
+waits here for its worker group. In both cases the training is an iterator over epochs. Nothing is computed in this
 process between two steps, and closing the iterator frees the resources of the trial.
 """
 

@@ -1,8 +1,8 @@
 """Which bands of a file to take: one rule for sharding and prediction.
 
 1. If the file names all expected bands (by description or by colour interpretation), they are taken by name.
-2. Else, if the file has as many bands as are expected, with or without its alpha channel, they are taken in order,
-   unless a name in the file contradicts that order.
+2. Else, if the file has the expected number of bands, with or without its alpha channel, they are taken in order. A
+   name in the file that contradicts this order prevents it.
 3. Else there is no safe choice.
 """
 

@@ -1,9 +1,10 @@
 """One orthomosaic, several splits: square blocks, each in one split, with a buffer between splits.
 
 Blocks are assigned to splits so that each split's share of every class is close to its fraction. The error of an
-assignment is the sum of (share - fraction)^2 / fraction over splits and classes (and all labelled pixels), so rare
-classes count as much as common ones. Blocks are assigned in the order of their largest share of a class, each to the
-split where the error grows least. Then single blocks are moved and pairs swapped as long as the error falls.
+assignment is the sum of (share - fraction)^2 / fraction over splits and classes; all labelled pixels together count
+as a further class. So rare classes count as much as common ones. Blocks are assigned in the order of their largest
+share of a class, each to the split where the error grows least. Then single blocks are moved and pairs swapped as
+long as the error falls.
 """
 
 import random
@@ -171,8 +172,8 @@ def fold_split(fold: int, k: int, n: int) -> str:
 def labelled_areas(blocks: Sequence[Block], splits: Sequence[str], buffer: float) -> list[Any]:
     """Removes half of the buffer from each side of a block that adjoins a block of another split, or of none.
 
-    A line from a point of one split to a point of another leaves the blocks of the first and later enters those of the
-    second; half of the buffer is removed at both places, so the points are at least the buffer apart.
+    A line from one split to another leaves the blocks of the first and later enters those of the second. Half of the
+    buffer is removed at both places, so the ends of the line are at least the buffer apart.
 
     Args:
         blocks: all blocks of a grid.

@@ -2,8 +2,9 @@
 
     img_dir/{train,val,test}/*.png        ann_dir/{train,val,test}/*.png
 
-It is not documented whether the published split keeps scenes apart. If every file name holds a Landsat scene id, this
-is checked; the protocol `clean` refuses a scene in two splits, and can divide the patches anew by scene.
+It is not documented whether the published split keeps scenes apart. This is checked if every file name holds a
+Landsat scene id. The protocol `clean` refuses a scene in two splits; the option `resplit` divides the patches anew by
+scene.
 """
 
 import re

@@ -103,7 +103,7 @@ def test_the_same_weights_are_registered_once(world: World) -> None:
     assert world.register(world.checkpoint).version == "1"
 
 
-def test_temperature_and_report_lie_with_the_model_and_make_a_version_of_one_without(
+def test_a_model_without_temperature_gets_a_version_with_temperature_and_report(
     world: World, tmp_path: Path
 ) -> None:
     run = world.store.start_run(world.recipe, world.shards.card, "calibrated")

@@ -289,7 +289,7 @@ def test_batches_draws_what_training_sees(raw, tmp_path, capsys):
         main([*words, "--preview-batches", str(tmp_path / "seen.jpg")])
 
 
-def test_of_two_commands_on_one_target_the_second_waits_and_finds_the_work_done(raw, tmp_path, caplog):
+def test_the_second_of_two_commands_on_one_target_waits_and_finds_the_work_done(raw, tmp_path, caplog):
     target, calls = tmp_path / "out", []
     with ThreadPoolExecutor(1) as pool:
         with only_writer(str(target)):

@@ -97,7 +97,7 @@ def test_a_trial_whose_process_dies_goes_on_in_another_one(folder):
     assert starts[0][1] != starts[1][1]
 
 
-def test_a_broken_off_sweep_goes_on_with_what_is_left(folder):
+def test_an_interrupted_sweep_continues_with_the_remaining_trials(folder):
     recipe = recipe_of(folder, sweep=over(0.01, 0.02, 0.03, 0.04))
     run_pretended(recipe, name="broken", seeds=2)
     before = trials(folder, "broken")

@@ -70,7 +70,7 @@ def test_two_trainings_of_one_name_are_two_runs(
     assert (points(store, here), points(store, there)) == ([1, 2], [1, 2, 3])
 
 
-def test_a_killed_training_goes_on_in_its_run_and_nothing_of_its_end_stays(
+def test_a_killed_training_continues_its_run_and_the_record_of_its_end_is_removed(
     recipe: Recipe, shards: ShardSet, store: Store
 ) -> None:
     folder = begin(recipe, "killed")
@@ -114,7 +114,7 @@ def away(uri: str) -> "Store":
     raise MlflowException("API request to http://mlflow failed with exception connection refused")
 
 
-def test_an_end_that_nobody_heard_is_told_later(
+def test_an_end_that_mlflow_did_not_receive_is_sent_later(
     recipe: Recipe, shards: ShardSet, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begin(recipe, "unheard")

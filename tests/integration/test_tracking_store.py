@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("store"))
 
 
-def test_a_run_says_all_about_itself(store: Store, recipe: Recipe, shards: ShardSet) -> None:
+def test_a_run_has_tags_and_a_description(store: Store, recipe: Recipe, shards: ShardSet) -> None:
     run = store.start_run(recipe, shards.card, "first")
     row = store.run(run)
     assert (row.name, row.status) == ("first", "RUNNING")

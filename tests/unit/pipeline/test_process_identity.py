@@ -1,4 +1,4 @@
-"""A process is distinguished from a dead one, from a new one with its id, and from one in another container."""
+"""A process is told apart from a dead one, from a new one with its id, and from one in another container."""
 
 import socket
 import subprocess
@@ -35,7 +35,7 @@ def test_a_process_is_gone_only_when_it_certainly_is(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("boot", ["0badcafe", "00000000"])
-def test_a_container_of_the_same_host_name_knows_nothing_of_the_processes_in_another(
+def test_processes_of_another_container_with_the_same_host_name_are_unknown(
     boot: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_identity, "_machine", lambda: f"{boot}-4026532188-abc")

@@ -13,7 +13,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "train" / "a.tar").read_bytes() == b"whole"
 
 
-def test_what_a_killed_command_left_is_removed_and_what_one_at_work_writes_stays(tmp_path):
+def test_files_of_a_killed_command_are_removed_and_those_of_a_running_one_stay(tmp_path):
     left = tmp_path / "train" / "d2ls.tmp-shard-killed"
     left.mkdir(parents=True)
     (left / "a.tar").write_bytes(b"half")

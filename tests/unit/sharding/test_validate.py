@@ -66,7 +66,7 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
     assert [name.split("/")[-3] for name in read] == ["a", "c", "d"]
 
 
-def test_a_class_that_training_never_sees_is_refused_of_ones_own_and_a_warning_of_a_published_set(tmp_path):
+def test_a_class_without_training_pixels_is_an_error_in_custom_and_a_warning_in_published_data(tmp_path):
     build(tmp_path)
     lone = CustomClass("lone", (5, 5, 5))
     classes = (CustomClass("roof", RED), CustomClass("water", BLUE), lone)

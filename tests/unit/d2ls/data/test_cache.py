@@ -113,7 +113,7 @@ def test_a_missing_shard_is_named(shards, tmp_path):
         files.read("train/none.tar", 0, 5)
 
 
-def test_rests_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(shards, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_are_not(shards, tmp_path):
     folder, split = tmp_path / "cache", split_shards(shards)
     folder.mkdir()
     room = two_shards(shards)

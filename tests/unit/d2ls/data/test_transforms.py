@@ -188,7 +188,7 @@ def test_a_choice_of_scales():
     assert {augmentation.draw_scale(rng) for _ in range(60)} == {0.75, 1.0, 1.25}
 
 
-def test_albumentations_is_imported_without_a_look_at_the_network_or_a_trace():
+def test_importing_albumentations_uses_no_network_and_leaves_no_trace():
     code = (
         "import os, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('network')\n"

@@ -57,7 +57,7 @@ def test_slopes_are_the_derivative_of_the_likelihood_and_parts_add_up():
     assert best_temperature(parts) == best_temperature([slopes])
 
 
-def test_what_says_nothing_gives_no_temperature_and_extremes_end_at_the_bounds():
+def test_unlabelled_data_gives_no_temperature_and_extremes_end_at_the_bounds():
     logits, labels = drawn(1.0)
     nothing = torch.full_like(labels, 255)
     assert best_temperature([likelihood_slopes(logits, nothing)]) is None

@@ -38,7 +38,7 @@ def test_all_windows_but_the_last_lie_on_the_stride_of_the_encoder(share: float)
     assert starts[-1] == 1003 - 128
 
 
-def test_a_window_has_no_say_next_to_its_inner_edges_and_full_say_at_the_image_border() -> None:
+def test_a_window_has_weight_zero_at_its_inner_edges_and_one_at_the_image_border() -> None:
     first, second = blend([(0, 32), (16, 48)])
     assert first[0] == second[-1] == 1
     assert (first[-4:] == 0).all()

@@ -75,7 +75,7 @@ def test_a_map_begun_at_any_band_ends_the_same(overlap: int) -> None:
             np.testing.assert_array_equal(one.probabilities, two.probabilities)
 
 
-def test_batches_run_on_over_the_ends_of_rows_and_are_the_same_ones_from_any_band() -> None:
+def test_batches_continue_over_row_ends_and_are_the_same_from_any_band() -> None:
     """The rounding of a network depends on the batch size, so a resumed map must use the same batches."""
     image, grid = picture(120, 120), Grid(120, 120, 32, 8)
     predictor = Predictor(LocalStub(), model_info())
@@ -103,7 +103,7 @@ def test_batches_do_not_change_the_map() -> None:
         np.testing.assert_array_equal(a.labels, b.labels)
 
 
-def test_pixels_without_data_stay_without_label_and_empty_windows_are_passed_over() -> None:
+def test_pixels_without_data_get_no_label_and_empty_windows_are_skipped() -> None:
     image = picture(100, 100)
     valid = np.zeros((100, 100), bool)
     valid[60:, 55:] = True

@@ -96,7 +96,7 @@ def test_every_backbone_gives_every_parameter_a_gradient(backbone):
     check_gradients(model, model(images()))
 
 
-def test_auxiliary_branch_follows_mode_unless_told():
+def test_auxiliary_branch_follows_the_mode_unless_it_is_given():
     model = build_model(**TINY)
     x = images(1)
     assert model.train()(x).static_logits is not None
@@ -204,7 +204,7 @@ def test_a_plain_transformer_maps_a_scene_by_windows(architecture):
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_a_plain_transformer_is_read_behind_its_closing_norm_and_at_the_true_places():
+def test_the_map_of_a_plain_transformer_comes_after_its_last_norm_at_the_right_positions():
     """Maps of 14 x 14 patches are resized to 16 x 16 pixels, at the same places of the image."""
     torch.manual_seed(0)
     backbone = build_model(**{**TINY, "backbone": "test_vit"}).eval().backbone

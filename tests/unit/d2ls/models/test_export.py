@@ -104,7 +104,7 @@ def test_onnx_holds_what_the_plugin_deepness_reads(onnx_file):
     assert description["bands"] == ["red", "green", "blue"]
 
 
-def test_what_the_plugin_deepness_makes_of_pixels_gives_the_networks_probabilities(onnx_file):
+def test_pixels_as_the_plugin_deepness_scales_them_give_the_networks_probabilities(onnx_file):
     """Its arithmetic: divide by 255, standardise as the file says, channels first."""
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map

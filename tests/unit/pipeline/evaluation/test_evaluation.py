@@ -232,7 +232,7 @@ def cut(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_boundaries_are_looked_for_in_whole_samples_whatever_the_windows_and_workers(cut, world_size) -> None:
+def test_boundaries_are_counted_in_whole_samples_for_any_windows_and_workers(cut, world_size) -> None:
     model, shards = cut
     predictor, part = load_model(model), SplitPart(shards.uri, "test", 4, 64)
     parts = [

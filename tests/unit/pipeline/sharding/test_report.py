@@ -67,7 +67,7 @@ def test_problems_stand_below_the_table(tmp_path, capsys):
     assert shown.rstrip().endswith("nothing was written")
 
 
-def test_one_problem_of_many_files_is_told_once_with_paths_below_the_root(tmp_path, capsys, monkeypatch):
+def test_a_problem_of_many_files_is_reported_once_with_paths_below_the_root(tmp_path, capsys, monkeypatch):
     build(tmp_path / "raw", scenes="abcd")
     for number, path in enumerate(sorted((tmp_path / "raw").glob("?/lab/*.png"))):
         labels = np.full((40, 50, 3), (1, 2, 3), np.uint8)

@@ -21,7 +21,7 @@ def test_a_list_is_proposed_in_its_order_and_stops_no_trial():
     assert not searcher.tell(trial("a", 0.0))
 
 
-def test_halving_around_another_searcher_stops_what_is_behind_and_tells_the_other(tmp_path):
+def test_halving_stops_trials_that_are_behind_and_tells_the_wrapped_searcher(tmp_path):
     class Recorder(ListSearcher):
         def __init__(self, configurations):
             super().__init__(configurations)

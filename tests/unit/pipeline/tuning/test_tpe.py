@@ -37,7 +37,7 @@ def test_every_configuration_once_until_the_space_is_used_up():
     )
 
 
-def test_resume_counts_finished_trials_and_starts_with_the_broken_off_one():
+def test_resume_counts_finished_trials_and_starts_with_the_interrupted_one():
     earlier = drain(make(4))
     search = make(5, finished=[(values, 1.0) for values in earlier[:3]], first=[earlier[3]])
     assert search.left == 2
