@@ -3,7 +3,7 @@
     python -m pipeline.shard my.yaml
     python examples/webdataset_pipeline.py data/shards/my train --epoch 3 --start-step 10
 
-`PlannedSource` takes the place of webdataset's shard list, splitters and tar reader; every later stage is
+`PlannedSource` replaces the shard list, splitters and tar reader of webdataset; all later stages are
 webdataset's or your own. Each sample occurs once in an epoch, for any number of ranks and workers.
 """
 
