@@ -254,6 +254,7 @@ def test_more_bands_keep_the_pretrained_filters_of_red_green_and_blue(tmp_path, 
             return network
 
         monkeypatch.setattr("timm.create_model", fetched)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # timm is asked, not the hub
         values["pretrained"] = True
     five = build_model(**values).eval().backbone
     if five.neck is not None:
