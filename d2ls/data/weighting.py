@@ -24,7 +24,8 @@ def repeat_factors(
 
     Args:
         class_pixels: N K pixel counts of the samples.
-        strength: 0 repeats nothing; 1 repeats a class x times if it is x times rarer than an even share.
+        strength: 0 repeats nothing. 1 repeats samples of a class x times if the class has 1/x of an equal share of
+            the pixels.
         maximum: the largest factor.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Comparing predictions with labels of other classes: what the classes of both become."""
+"""Compares predictions with labels of other classes: maps both to common classes."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class ClassMapping:
     Attributes:
         classes: the K common classes.
         model_classes: classes of the model.
-        predicted: a common class id for each of them, or 255: pixels of that prediction are left out.
+        predicted: common class id of each class of the model, or 255: pixels predicted as it are left out.
         label_classes: classes of the labels.
-        labelled: likewise for each of these: pixels of that label are left out.
+        labelled: common class id of each class of the labels, or 255: pixels labelled as it are left out.
     """
 
     classes: ClassTable

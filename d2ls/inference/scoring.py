@@ -35,7 +35,7 @@ class SampleCounts(NamedTuple):
         confusion: K K pixel counts, rows are the truth; pixels labelled 255 are left out.
         calibration: 2 BINS 3 counts by winning probability, at temperature 1 and at the model's temperature.
         boundary: K 7 counts of `d2ls.boundary.boundary_counts`; None: not counted, or not all pieces are there.
-        pieces: windows that wait for the rest of the sample, because boundaries are looked for in all of it.
+        pieces: windows that wait for the rest of the sample, because boundaries are counted in the whole sample.
         size: height and width of the sample.
     """
 

@@ -57,7 +57,8 @@ def build_model(
         weights: use a local file of backbone weights (.safetensors, .pth) instead.
         weights_by_order: match its entries by order instead of by names; see `load_backbone`.
         bands: channels of the images.
-        rgb: which of more than three bands are red, green and blue, and keep the pretrained filters; empty: none are.
+        rgb: positions of red, green and blue among more than three bands; they keep the pretrained filters. Empty:
+            there are none.
         embed_dim: C, a multiple of 16 and of twice the heads.
         heads: H.
         candidates: R, at least 2.
@@ -125,7 +126,7 @@ def build_model(
 
 
 def _layers_before_upsampling(network: D2LS) -> list[nn.Linear]:
-    """Returns the layers whose outputs are summed to E; a norm over all of its channels keeps equal ones equal."""
+    """Returns the layers whose outputs are summed to E. A norm over all channels of E keeps equal channels equal."""
     fuse, head = network.aggregator, network.head
     stages: Any = head.interactor.stages if isinstance(head, DictionaryHead) else ()
     first: Any = fuse.mix if isinstance(fuse, Aggregator) else fuse.projection

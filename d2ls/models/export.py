@@ -27,13 +27,14 @@ SMALLEST = 64
 """Smallest height and width; below it the deepest map is one pixel high, which would need another program."""
 
 LARGEST_CHECKED = 320
-"""Sides of the images of a check are below it: a UNetFormer has one window and several, a pyramid all its levels."""
+"""Sides of the random images of a check are below it: some give a UNetFormer one window and some several, and a
+pyramid has all its levels."""
 
 TOLERANCE = 1e-4
 """Largest difference of probabilities, relative to their standard deviation, that rounding can explain."""
 
 ONE_SIZE = {".onnx": ("upernet",), ".pt2": ()}
-"""Architectures that are written for one size: ONNX has no adaptive pooling, of which UPerNet's pyramid consists."""
+"""Architectures that need a fixed size in ONNX: UPerNet's pyramid is adaptive pooling, which ONNX lacks."""
 
 ONNX_OPSET, ONNX_IR = 18, 8
 """Operator set and format version of ONNX files. onnxruntime from 1.14 on reads them; Deepness installs 1.17."""

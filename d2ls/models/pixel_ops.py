@@ -1,4 +1,4 @@
-"""The operations on pixel features: nearly all of the head's cost, as everything else is as short as the dictionary.
+"""The operations on pixel features: nearly all of the head's cost, because other tensors are much shorter.
 
 In eager mode each is computed by a hand-written kernel (`pixel_kernels`). Under `torch.compile` and `torch.export` it
 is computed by plain operations, which a compiler can fuse and an exporter can express. The results are equal.

@@ -84,8 +84,8 @@ class GlobalLocalBlock(nn.Module):
 class GlobalLocalAttention(nn.Module):
     """Sums convolutions (local) and window attention with context across windows (global), and projects the sum.
 
-    Attention stays within windows of 8 x 8 pixels. Then averages over 8 pixels down and 8 across, added, exchange what
-    neighbouring windows found: the cross-shaped window context interaction.
+    Attention stays within windows of 8 x 8 pixels. Neighbouring windows then exchange information through the
+    cross-shaped window context interaction: the sum of averages over 8 pixels down and over 8 pixels across.
     """
 
     relative: Tensor
@@ -105,7 +105,7 @@ class GlobalLocalAttention(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Computes what is added to B 64 h w; where windows reach beyond the map, its last row and column go on."""
+        """Computes what is added to B 64 h w; windows beyond the map repeat its last row and column."""
         height, width = features.shape[-2:]
         attended = self._windows(features)
         context = _average(attended, (WINDOW, 1), (height, width)) + _average(
@@ -192,7 +192,7 @@ def _average(features: Tensor, kernel: tuple[int, int], size: tuple[int, int]) -
     Args:
         features: B C H W, whole windows that hold the map.
         kernel: height and width; one of them is 1.
-        size: height and width of the map. Beyond its last window the last row or column goes on.
+        size: height and width of the map. Beyond its last window the last row or column is repeated.
     """
     for axis, side, length in zip((-2, -1), kernel, size, strict=True):
         first = -((side - 1) // 2)
@@ -206,7 +206,7 @@ def _windows_of(length: int) -> int:
 
 
 def _take(features: Tensor, axis: int, first: int, count: int, length: int) -> Tensor:
-    """Takes rows or columns from `first` on, the nearest one of 0 to `length` - 1 where there is none.
+    """Takes rows or columns from `first` on; indices outside 0 to `length` - 1 are clamped.
 
     Unlike a slice or `F.pad`, it lets torch.export leave all numbers free.
     """

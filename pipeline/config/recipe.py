@@ -34,9 +34,9 @@ FREE_ON_RESUME: dict[Literal["training", "sweep"], tuple[str, ...]] = {
 }
 """Keys, or prefixes of keys, that may change when a training or a sweep is resumed.
 
-None of them decides what a step computes; those of `train` decide after how many of them a training ends early.
-Shards and raw data may lie elsewhere than before: checkpoints know them by their digest.
-The trials of a sweep that have ended stay comparable with those to come.
+None of them changes what a step computes; those of `train` only decide when a training ends early. Shards and raw
+data may be elsewhere than before: checkpoints know them by their digest. Trials of a sweep that have ended stay
+comparable with those to come.
 """
 
 _MAPPINGS = (

@@ -29,9 +29,10 @@ from d2ls.labels import IGNORE, ClassTable
 Z95 = 1.96
 
 CAUTION = (
-    "The adjusted areas hold if the test pixels of the evaluation report were a random sample of this map, and the "
-    "intervals if their errors were independent. Neighbouring pixels are not, and other scenes differ: take the "
-    "intervals as lower bounds of the uncertainty. For figures to publish, label a random sample of this map."
+    "The adjusted areas assume that the test pixels of the evaluation report are a random sample of this map. The "
+    "intervals also assume that errors are independent. But errors of neighbouring pixels are related, and test scenes "
+    "differ from this map. So take the intervals as lower bounds of the uncertainty. For figures to publish, label a "
+    "random sample of this map."
 )
 
 

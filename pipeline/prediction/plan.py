@@ -256,8 +256,8 @@ def _count_windows(name: str, size: tuple[int, int], look: WindowPlan) -> int:
     if rows * columns > MAX_WINDOWS:
         raise ConfigError(
             f"{name}: {size[0]:,} x {size[1]:,} pixels in windows of {look.window} with an overlap of {overlap} are "
-            f"{rows * columns:,} windows, at most {MAX_WINDOWS:,} are mapped at once (ten a second would take "
-            f"{rows * columns / 36_000:,.0f} h). Give a larger --window, less --overlap, or cut the scene"
+            f"{rows * columns:,} windows, at most {MAX_WINDOWS:,} are mapped at once. At ten per second they "
+            f"would take {rows * columns / 36_000:,.0f} h. Give a larger --window, less --overlap, or cut the scene"
         )
     return rows * columns
 

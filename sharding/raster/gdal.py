@@ -175,9 +175,9 @@ def _opened(ref: FileRef, page: int | None) -> Any:
             file.close()
             if page is None:
                 raise DataError(
-                    f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image, for instance "
-                    "data.custom.page: 1 in a recipe (for images, not for label images) or --page 1 for a map, or "
-                    "save it as a file of its own"
+                    f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image: in a recipe by "
+                    "data.custom.page (images only, not label images), for a map by --page. Or save it as a file of "
+                    "its own"
                 )
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
     if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":

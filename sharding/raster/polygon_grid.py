@@ -28,9 +28,9 @@ STEP = 2.0**-32
 class PolygonGrid:
     """Polygons as pixel values.
 
-    A window equals `rasterio.features.rasterize` of the whole scene. The exception are pixels with an outline through
-    their centre (with `all_touched`, through a corner): there GDAL's rounding depends on the origin of its raster.
-    Blocks lie on a fixed grid, so a pixel has the same value in every window.
+    A window equals `rasterio.features.rasterize` of the whole scene. The exceptions are pixels with an outline
+    through their centre (with `all_touched`, through a corner). There GDAL's rounding depends on the origin of its
+    raster. Blocks lie on a fixed grid, so a pixel has the same value in every window.
 
     Args:
         polygons: shapes (N) in the CRS of the scene; later ones lie over earlier ones.

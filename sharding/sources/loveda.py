@@ -3,8 +3,8 @@
     {Train,Val,Test}/{Urban,Rural}/{images_png,masks_png}/<n>.png
 
 Raw labels: 0 no data, then the seven classes from 1. The official Test part has no labels and is left out; a Test part
-with labels becomes the split `test`. The images are cut from larger scenes, which their names do not tell, so it is
-unknown whether two splits share one.
+with labels becomes the split `test`. The images are cut from larger scenes, but their names do not say which. So it
+is unknown whether two splits share a scene.
 """
 
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
