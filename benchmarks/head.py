@@ -4,8 +4,8 @@
     python benchmarks/head.py --widths tiny --size 256
     python benchmarks/head.py --whole               # with the backbone in front
 
-Both run in one process on the same inputs and weights, in turns; a ratio is taken in each turn, and its median is
-shown. Training computes the static branch too, inference does not. On a machine that others use at the same time,
+Both run in one process on the same inputs and weights, taking turns. The median of the ratios of all turns is shown.
+Training computes the static branch too, inference does not. On a machine that others use at the same time,
 `--cpu-time --threads 1` counts the processor time of this process instead of the time on the wall.
 """
 

@@ -3,9 +3,9 @@
     python benchmarks/polygons.py [--side 20000] [--cell 60]
 
 Each way runs in a separate process over the same map, which is made first: Voronoi cells of about `--cell` pixels
-with ragged borders, a quarter of the side mirrored. `shapes` reads the raster in one piece and drops each outline as it
-comes; `polygonize` also adds up the confidence under each polygon; `geopackage` is what `predict --polygons` does: it
-writes them too.
+with ragged borders, a quarter of the side mirrored. `shapes` reads the raster in one piece and discards each outline.
+`polygonize` also adds up the confidence under each polygon. `geopackage` also writes the polygons, as `predict
+--polygons` does.
 """
 
 import argparse

@@ -83,7 +83,7 @@ class Predictor:
     def probabilities(self, image: npt.NDArray[np.generic]) -> Floats:
         """Computes class probabilities of an image, H W bands (or B H W bands): K H W (B K H W), sum one over K.
 
-        They are at the model's temperature.
+        The model's temperature is applied.
         """
         if image.ndim == 4:
             return np.stack([self.probabilities(one) for one in image])
@@ -94,7 +94,7 @@ class Predictor:
     def window_probabilities(self, pixels: npt.NDArray[np.generic]) -> Tensor:
         """Computes probabilities of whole windows in one pass: B H W bands to B K H W float32 on the device.
 
-        They are before the temperature, which follows when windows are blended (`stitch`).
+        The temperature is not applied yet: `stitch` applies it after blending.
         """
         raw = torch.from_numpy(np.ascontiguousarray(_plain(pixels)))
         return self.tensor_probabilities(raw.permute(0, 3, 1, 2))
@@ -103,7 +103,7 @@ class Predictor:
     def tensor_probabilities(self, raw: Tensor) -> Tensor:
         """Computes probabilities of raw images, B C H W, any number type: B K H W float32 on the device.
 
-        They are before the temperature.
+        The temperature is not applied.
         """
         images = self._on_device(raw)
         if images.is_floating_point() and any(view.scale != 1.0 for view in self.views):
@@ -119,8 +119,8 @@ class Predictor:
     def tensor_logits(self, raw: Tensor) -> Tensor:
         """Computes class scores of raw images, B C H W: B K H W; softmax(scores / temperature) are the probabilities.
 
-        Without test-time augmentation these are the logits, as in the training loop, with it the logarithms of the mean
-        probabilities.
+        Without test-time augmentation the scores are the logits, as in the training loop. With it, they are the
+        logarithms of the mean probabilities.
         """
         if self.views != (TTATransform(),):
             probabilities = self.tensor_probabilities(raw)

@@ -108,7 +108,7 @@ class Checkpointer:
         return previous
 
     def completed(self, *, wait: bool = False) -> Completed | None:
-        """Returns the checkpoint that has become complete since the last call, if any; always None but on rank 0.
+        """Returns the checkpoint that has become complete since the last call, if any; always None on ranks above 0.
 
         Raises:
             CheckpointError: it could not be written; older ones are intact.

@@ -86,7 +86,7 @@ class GdalRaster(Raster):
         numbers = [1] if self._table is not None else [band + 1 for band in positions]
         options = self._area(window, grid)
         smooth = {"resampling": Resampling.bilinear} if grid and self._table is None else {}
-        with _told(self.ref, window):
+        with _located_errors(self.ref, window):
             raw = self._file.read(numbers, **options, **smooth)
             masks = self._file.read_masks(numbers, **options) > 0 if self._masked else None
             opaque = None
@@ -117,14 +117,14 @@ class GdalRaster(Raster):
         """See `Raster.pixels`."""
         if self._table is not None:
             return np.asarray(self._table[self.indices(window)], np.uint8)
-        with _told(self.ref, window):
+        with _located_errors(self.ref, window):
             return np.ascontiguousarray(self._file.read(**self._area(window, None)).transpose(1, 2, 0))
 
     def indices(self, window: Window | None = None) -> Pixels:
         """See `Raster.indices`."""
         if self._file.count != 1:
             raise DataError(f"{self.ref}: label ids need one band, this file has {self._file.count}")
-        with _told(self.ref, window):
+        with _located_errors(self.ref, window):
             return np.asarray(self._file.read(1, **self._area(window, None)))
 
     def close(self) -> None:
@@ -133,8 +133,8 @@ class GdalRaster(Raster):
         self._env.__exit__(None, None, None)
 
 
-class _told:  # noqa: N801  (a context manager, called like a function)
-    """Adds file and place to an error of reading."""
+class _located_errors:  # noqa: N801  (a context manager, called like a function)
+    """Adds the file and the window to an error of reading."""
 
     def __init__(self, ref: FileRef, window: Window | None) -> None:
         self._ref, self._window = ref, window
@@ -175,9 +175,8 @@ def _opened(ref: FileRef, page: int | None) -> Any:
             file.close()
             if page is None:
                 raise DataError(
-                    f"{ref}: {len(pages)} pages in one TIFF. Name the one that holds the image: in a recipe by "
-                    "data.custom.page (images only, not label images), for a map by --page. Or save it as a file of "
-                    "its own"
+                    f"{ref}: {len(pages)} pages in one TIFF. Name the page that holds the image: data.custom.page: 1 in a "
+                    "recipe (not for label images), --page 1 for a map. Or save it as a file of its own"
                 )
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
     if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":

@@ -76,7 +76,7 @@ def test_an_unpacked_file_wins_over_its_archive(tmp_path):
     assert str(files["Train/b.png"]).endswith("Train.zip!Train/b.png")
 
 
-def test_links_out_of_the_folder_are_refused_unless_told(tmp_path):
+def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes(b"x")
     root = tmp_path / "root"

@@ -118,7 +118,7 @@ def test_too_many_bad_samples_stop_the_run(shards):
         list(load(shards, bad_samples="skip", skip_limit=0))
 
 
-def test_evaluation_skips_only_when_told(shards):
+def test_evaluation_skips_damaged_samples_only_if_set(shards):
     shards = DAMAGES["checksum"][0](shards)
     with pytest.raises(ShardError, match=KEY):
         list(EvaluationLoader(shards, "train", batch_size=4))
