@@ -1,5 +1,4 @@
-"""Do the hand-written gradients of `d2ls/models/pixel_kernels.py` need less time and memory than
-`torch.utils.checkpoint`?
+"""Do the hand-written gradients of `pixel_kernels` need less time and memory than `torch.utils.checkpoint`?
 
     python -m benchmarks.pixel_kernels                          # head alone, widths of ConvNeXt-B, 512x512, K=7, L=3
     python -m benchmarks.pixel_kernels --widths tiny --size 256

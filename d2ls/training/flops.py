@@ -53,16 +53,12 @@ class FlopMeter:
         device: str,
         precision: Precision,
     ) -> Self:
-        """Counts the FLOPs of a step over a number of images of one shape (C H W), on a device of this product
-        name.
-        """
+        """Counts the FLOPs of a step over some images of one shape (C H W), on a device of this product name."""
         flops = 0.0 if shape is None else images * training_flops(network, shape)
         return cls(flops, peak_tflops(device, precision))
 
     def rates(self, seconds: float) -> tuple[float, float | None]:
-        """Returns model FLOP/s in 1e12, and the MFU (None where the peak is not known) of a step that took this
-        long.
-        """
+        """Returns model FLOP/s in 1e12, and the MFU (None where the peak is not known), of a step of this duration."""
         model_tflops = self.flops / seconds / 1e12
         return model_tflops, model_tflops / self.peak_tflops if self.peak_tflops else None
 

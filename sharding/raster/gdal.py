@@ -175,8 +175,8 @@ def _opened(ref: FileRef, page: int | None) -> Any:
             file.close()
             if page is None:
                 raise DataError(
-                    f"{ref}: {len(pages)} pages in one TIFF. Name the page that holds the image: data.custom.page: 1 in a "
-                    "recipe (not for label images), --page 1 for a map. Or save it as a file of its own"
+                    f"{ref}: {len(pages)} pages in one TIFF. Name the page that holds the image: data.custom.page: 1 "
+                    "in a recipe (not for label images), --page 1 for a map. Or save it as a file of its own"
                 )
             file = rasterio.open(f"GTIFF_DIR:{page}:{ref.gdal}")
     if file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
