@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{target}: images (B {len(info.bands)} {sides}: {', '.join(info.bands)}; raw {info.dtype} values as "  # noqa: T201
           f"float32) to probabilities (B {info.classes.num_classes} {sides})")  # fmt: skip
     print(f"equal to the network within {difference:.1g} of the probabilities' standard deviation")  # noqa: T201
+    if values.size != info.window:
+        print(f"the model was trained with windows of {info.window} pixels: other sizes give other results, "  # noqa: T201
+              f"--size {info.window} fixes this one")  # fmt: skip
 
 
 if __name__ == "__main__":

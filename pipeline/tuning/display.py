@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.console import format_duration
+from pipeline.demo import is_demo
 from pipeline.training.progress_view import place_of
 from pipeline.tuning.report import HEADER, METRIC, SUMMARY_HEADER, SweepSummary, Trial
 from pipeline.tuning.space import describe
@@ -166,8 +167,14 @@ def show_next(
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
          f" --split {recipe.roles.test}"),
         ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
-        ("your own data", "copy recipes/own.yaml to my.yaml, edit it, then python -m pipeline.sweep my.yaml"),
     ]  # fmt: skip
+    if is_demo(recipe):
+        lines.append(
+            (
+                "your own data",
+                "copy recipes/own.yaml to my.yaml, edit it, then python -m pipeline.sweep my.yaml",
+            )
+        )
     if environment := os.environ.get("D2LS_ENVIRONMENT"):
         lines.insert(0, ("use the environment", f"source {shlex.quote(environment)}/bin/activate"))
     console.print("[bold]Next[/]")

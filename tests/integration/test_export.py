@@ -37,6 +37,14 @@ def test_a_model_is_exported_for_any_size(tmp_path, bundle, suffix, capsys) -> N
     assert (result.argmax(1) == expected).mean() > 0.999
 
 
+def test_another_size_than_the_window_of_the_training_is_named(tmp_path, bundle, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("d2ls.models.export.export_model", lambda *_, **__: 0.0)
+    window = load_model(bundle, device="cpu").info.window
+    for options, told in ((["--size", str(window)], False), (["--size", str(2 * window)], True), ([], True)):
+        main([bundle, str(tmp_path / "model.pt2"), *options])
+        assert (f"trained with windows of {window} pixels" in capsys.readouterr().out) == told, options
+
+
 def test_what_the_command_refuses_before_it_reads_the_model(tmp_path) -> None:
     existing = tmp_path / "model.onnx"
     existing.write_text("mine")

@@ -2,10 +2,12 @@
 
 import io
 import time
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
-from pipeline.tuning.display import SweepProgress
+from pipeline.tuning.display import SweepProgress, show_next
 from pipeline.tuning.report import Trial
 
 ONE, TWO = (Trial(key, f"sweep-{key}", {"model.stages": stages}) for key, stages in (("aa", 1), ("bb", 2)))
@@ -85,3 +87,20 @@ def test_silence_is_broken_and_ends_with_the_sweep():
     assert "aa epoch 2/3" in said
     time.sleep(0.1)
     assert out.getvalue() == said
+
+
+@pytest.mark.parametrize(("name", "shown"), [("demo", True), ("town", False)])
+def test_only_the_demo_points_to_the_reader_s_own_data(name, shown):
+    console = Console(file=io.StringIO(), width=120)
+    store = SimpleNamespace(ui_command=lambda: "mlflow ui", run_list=lambda experiment: "http://runs")
+    recipe = SimpleNamespace(
+        name=name,
+        model_name=f"d2ls-{name}",
+        experiment=name,
+        shards=SimpleNamespace(uri="shards"),
+        roles=SimpleNamespace(test="test"),
+    )
+    show_next(console, store, recipe, SimpleNamespace(aliases=["champion"]), "sweep")
+    out = console.file.getvalue()
+    assert f"pipeline.predict models:/d2ls-{name}@champion" in out
+    assert ("recipes/own.yaml" in out) == shown
