@@ -8,8 +8,8 @@ log-likelihood L of the labels y is lowest. With b = 1 / T:
     L'(b) = sum over pixels of E_b[z] - z_y        E_b[z] = sum_k z_k softmax(b z)_k
 
 L is convex, because L'' is a sum of variances. So L' rises and crosses zero once. One pass over a split adds up L' at
-some fixed temperatures. The crossing is interpolated in log T between two of them. That is within 0.5 % of the
-minimum of L. The sums of parts of a split add up.
+some fixed temperatures. The crossing is interpolated in log T between two of them. This T is within 0.5 % of the
+one that minimises L. The sums of parts of a split add up.
 """
 
 import math

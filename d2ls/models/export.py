@@ -27,8 +27,8 @@ SMALLEST = 64
 """Smallest height and width; below it the deepest map is one pixel high, which would need another program."""
 
 LARGEST_CHECKED = 320
-"""Sides of the random images of a check are below it: some give a UNetFormer one window and some several, and a
-pyramid has all its levels."""
+"""Limit to the sides of the random images of a check. With sides up to it a UNetFormer has one window or several,
+and a pyramid has all its levels."""
 
 TOLERANCE = 1e-4
 """Largest difference of probabilities, relative to their standard deviation, that rounding can explain."""
