@@ -184,7 +184,7 @@ class Trainer:
         return -(-self.state.step // self.schedule.steps_per_epoch)
 
     def _prepare(self) -> None:
-        """Resumes, and builds what a step needs. The order counts: each part takes the network as the last one left it."""
+        """Resumes, and builds what a step needs. The order counts: each part takes the network as the last left it."""
         settings = self.settings
         self._device = self.device or open_device(self.group.device)
         self._device.set_precision(settings.precision)

@@ -56,7 +56,7 @@ class SweepConfig(Section):
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs before ASHA may stop a trial."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """With a factor of 3, ASHA continues the best third of the trials and compares them again after 3 times the epochs."""
+    """With a factor of 3, ASHA continues the best third of the trials and compares again after 3 times the epochs."""
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     """Trials at once; unset: as many as the cluster holds."""
     final: bool = True

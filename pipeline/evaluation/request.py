@@ -173,7 +173,7 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
     )
     add(
         "--map-classes", metavar="FILE.yaml",
-        help="a common list of classes, where model and shards have different ones, and what each of their classes counts as",
+        help="where model and shards have different classes: a common list, and what each class counts as",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an existing report or suspects file")
     options: Namespace = arguments.parse_args(argv)
