@@ -6,7 +6,7 @@
 Each kind of run is made `--rounds` times, in turn; the median counts. CPU seconds are those of all threads of a worker
 process from the end of the first step to the end of the last; unlike wall times, they are valid on a busy machine.
 "beside the loop's thread" is the share of a worker's CPU time that its other threads take (Ray's own, gloo's);
-"start" lists three times: to the train function, of the imports, and to the first step.
+"start" has three times: until the train function begins, for the imports, and until the first step.
 
 Write the results into benchmarks/results/training.md with date, hardware and load.
 """

@@ -107,7 +107,9 @@ def check_runs(store: Store, storage_uri: str) -> list[Finding]:
             way = f"; it was logged to {other}: set tracking.uri to that" if other != store.uri else ""
             findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
             continue
-        words = f"{folder.name}: {sent} waiting log entries were sent to MLflow; it is {metadata['state']} there too"
+        words = (
+            f"{folder.name}: {sent} waiting log entries sent to MLflow; it is {metadata['state']} there too"
+        )
         more = f" ({metadata['reason']}); go on with --resume {folder.name}" if metadata.get("reason") else ""
         findings.append(Finding("runs", "warning", words + more))
     return findings

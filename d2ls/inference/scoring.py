@@ -87,7 +87,7 @@ def count_samples(
                 pieces: tuple[Piece, ...] = ()
                 if keep_pieces:
                     window = batch.windows[place] or Window(0, 0, *size)
-                    ids = torch.stack([each.to(torch.uint8) for each in pair])
+                    ids = torch.stack([labels.to(torch.uint8) for labels in pair])
                     pieces = (Piece(window, ids[:, : window.height, : window.width].cpu().numpy()),)
                 yield SampleCounts(
                     key, scene, confusion.cpu().numpy(), bins.cpu().numpy(), pieces=pieces, size=size

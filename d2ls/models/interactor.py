@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from d2ls.models.attention import DictionaryToPixelAttention, PixelToDictionaryAttention, Route
 
 
-class ReadPixels(nn.Module):
-    """D <- LN(D + attention(q = D + D0, k = E + P, v = E))."""
+class DictionaryUpdate(nn.Module):
+    """The dictionary attends to the pixels: D <- LN(D + attention(q = D + D0, k = E + P, v = E))."""
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Stage(nn.Module):
 
     def __init__(self, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
-        self.read_pixels = ReadPixels(embed_dim, heads, route)
+        self.read_pixels = DictionaryUpdate(embed_dim, heads, route)
         self.read_dictionary = PixelToDictionaryAttention(embed_dim, heads, route)
 
     def forward(
@@ -54,7 +54,7 @@ class Interactor(nn.Module):
     def __init__(self, stages: int, embed_dim: int, heads: int, route: Route) -> None:
         super().__init__()
         self.stages = nn.ModuleList(Stage(embed_dim, heads, route) for _ in range(stages))
-        self.closing = ReadPixels(embed_dim, heads, route)
+        self.closing = DictionaryUpdate(embed_dim, heads, route)
 
     def forward(self, initial: Tensor, features: Tensor, position: Tensor) -> tuple[list[Tensor], Tensor]:
         """Refines dictionary and pixel features.

@@ -254,8 +254,8 @@ def bootstrap_boundaries(
     sums = np.tensordot(_draws(len(scenes), resamplings, seed), scenes.astype(np.float64), axes=1)
     scores = [boundary_scores(counts, scored) for counts in sums]
     return {
-        "boundary_iou": _interval(np.array([each.miou for each in scores])),
-        "boundary_f1": _interval(np.array([each.mf1 for each in scores])),
+        "boundary_iou": _interval(np.array([score.miou for score in scores])),
+        "boundary_f1": _interval(np.array([score.mf1 for score in scores])),
     }
 
 

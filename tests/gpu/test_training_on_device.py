@@ -159,7 +159,7 @@ def test_a_gpu_that_is_too_small_accumulates(shards, caplog):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_rehearsal_leaves_no_trace_on_a_gpu(shards, backbone):
+def test_a_probe_leaves_no_trace_on_a_gpu(shards, backbone):
     trainer = make_trainer(
         shards, group=ProcessGroup.current(torch.device("cuda", 0)), backbone=backbone, ema=0.9
     )

@@ -84,7 +84,7 @@ def test_a_killed_training_continues_its_run_and_the_record_of_its_end_is_remove
     assert diagnosis.check_runs(store, recipe.output_dir) == [], "its process lives"
     folder.update(driver=dead_process())
     (result,) = diagnosis.check_runs(store, recipe.output_dir)
-    assert "killed: 1 waiting log entries were sent" in result.text
+    assert "killed: 1 waiting log entries sent" in result.text
     assert "--resume killed" in result.text
     row = store.run(run_id)
     assert (row.status, "has ended" in row.tags["d2ls.end"]) == ("KILLED", True)

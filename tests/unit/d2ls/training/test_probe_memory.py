@@ -66,7 +66,7 @@ def everything(trainer):
 
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("restored", [True, False])
-def test_a_rehearsal_leaves_everything_as_it_was(shards, tmp_path, restored, fits):
+def test_a_probe_leaves_everything_as_it_was(shards, tmp_path, restored, fits):
     """With batch norm, before any training and after a restored checkpoint, also if memory is too small."""
     options = {"backbone": "test_resnet", "epochs": 1, "ema": 0.9}
     trainer = make_trainer(shards, tmp_path, **options)
