@@ -154,9 +154,7 @@ class Backbone(nn.Module):
 
 
 def _at_stride_16(features: Tensor, patch: int, images: Tensor) -> Tensor:
-    """Resizes a map of patches, which may reach beyond the images, to one value for each 16 x 16 pixels of the
-    images.
-    """
+    """Resizes a map of patches, which may reach beyond the images, to one value for each 16 x 16 pixels."""
     if patch == feature_pyramid.STRIDE:
         return features
     height, width = (side // feature_pyramid.STRIDE for side in images.shape[-2:])

@@ -233,9 +233,8 @@ class RunFolder:
     def backfill_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Adds epochs of a checkpoint's history that history.jsonl lacks: a process may die between the two writes."""
         rows = {row["epoch"]: row for row in self.epochs()}
-        steps = {
-            epoch: row.get("step", 0.0) for epoch, row in rows.items()
-        }  # of a partial epoch, once completed
+        # A partial epoch, which a time budget ended, has fewer steps than the same epoch once completed.
+        steps = {epoch: row.get("step", 0.0) for epoch, row in rows.items()}
         missing = [dict(row) for row in history if row.get("step", 0.0) > steps.get(row["epoch"], -1.0)]
         if missing:
             rows |= {row["epoch"]: row for row in missing}
