@@ -166,8 +166,11 @@ def show_next(
         ("predict a map", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
          f" --split {recipe.roles.test}"),
-        ("resume this sweep", f"python -m pipeline.sweep --resume {sweep}"),
     ]  # fmt: skip
+    if "seed" not in recipe.sweep.space:
+        lines.append(
+            ("train the best one with three seeds", f"python -m pipeline.sweep --resume {sweep} --seeds 3")
+        )
     if is_demo(recipe):
         lines.append(
             (

@@ -124,7 +124,9 @@ def _prepare(request: SweepRequest) -> tuple[str, Recipe, int]:
 def _check(recipe: Recipe) -> None:
     """Checks plan, networks, output_dir, shards and roles before anything is started."""
     plan = Plan.make(recipe, None if cluster.address_of(recipe.cluster) else cluster.this_machine())
-    trials = [trial_recipe(recipe, values) for values in plan.chosen or [{}]]
+    backbones = recipe.sweep.space.get("model.backbone")
+    listed = [{"model.backbone": name} for name in backbones.values or ()] if backbones else [{}]
+    trials = [trial_recipe(recipe, values) for values in plan.chosen or listed]  # tpe has chosen none yet
     networks = {
         (t.model.architecture, t.model.backbone, t.model.weights, t.model.pretrained): t for t in trials
     }

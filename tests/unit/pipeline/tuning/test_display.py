@@ -99,6 +99,7 @@ def test_only_the_demo_points_to_the_reader_s_own_data(name, shown):
         experiment=name,
         shards=SimpleNamespace(uri="shards"),
         roles=SimpleNamespace(test="test"),
+        sweep=SimpleNamespace(space={}),
     )
     show_next(console, store, recipe, SimpleNamespace(aliases=["champion"]), "sweep")
     out = console.file.getvalue()

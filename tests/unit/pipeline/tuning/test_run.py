@@ -30,6 +30,13 @@ def test_a_backbone_of_any_trial_that_timm_does_not_know(recipe, space):
         run.sweep(run.SweepRequest(wrong))
 
 
+def test_a_backbone_that_tpe_could_choose(recipe):
+    space = {"model.backbone": {"values": ["test_convnext", "convnxt_tiny"]}}
+    wrong = recipe.with_values({"sweep.space": space, "sweep.search": "tpe", "sweep.num_trials": 2})
+    with pytest.raises(ConfigError, match=r"convnxt_tiny: timm knows no such backbone"):
+        run.sweep(run.SweepRequest(wrong))
+
+
 def test_pretrained_weights_that_cannot_be_fetched(recipe, monkeypatch):
     def away(name):
         raise WeightsError(f"{name}: no route to the hub")
