@@ -33,13 +33,12 @@ def pixel_mean(logits, labels, value, class_weights=None, boundary=(1.0, 1), ign
 
 
 def cross_entropy(smoothing=0.0, class_weights=None):
-    """-sum_c w_c q_c log p_c with the smoothed target q (the documentation of torch.nn.CrossEntropyLoss)."""
+    """-w_k sum_c q_c log p_c with the smoothed target q of class k (Szegedy et al. 2016, section 7)."""
 
     def value(log, k):
         target = torch.full_like(log, smoothing / len(log))
         target[k] += 1 - smoothing
-        weights = torch.ones_like(log) if class_weights is None else torch.tensor(class_weights).double()
-        return -(weights * target * log).sum()
+        return -(1.0 if class_weights is None else class_weights[k]) * (target * log).sum()
 
     return value
 

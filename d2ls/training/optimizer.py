@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from d2ls.errors import ConfigError
 from d2ls.models.backbone import flat_name
 
-LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 6, 0.5
+LOOKAHEAD_STEPS, LOOKAHEAD_SHARE = 5, 0.5
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -18,7 +18,8 @@ class GuardedAdamW(torch.optim.AdamW):
 
     Before `step`, set `found_inf` to one float32 on the device: 1 leaves weights, moments and step counts as they are.
     This is the attribute by which `torch.amp.GradScaler` drives fused optimizers. Lookahead leaves out the same
-    steps. At every sixth step that is made, the weights go back half of the way to where they were six steps before.
+    steps. At step 6, 11, ... of those that are made, the weights go back half of the way to where they were five steps
+    before.
 
     Args:
         params: parameter groups.
@@ -40,7 +41,7 @@ class GuardedAdamW(torch.optim.AdamW):
         loss = super().step(closure)
         for group in self.param_groups:
             group["steps"] += 1
-            if self.lookahead and group["steps"] % LOOKAHEAD_STEPS == 0:
+            if self.lookahead and group["steps"] % LOOKAHEAD_STEPS == 1:
                 self._look_ahead(group)
         return loss
 
@@ -63,7 +64,7 @@ class GuardedAdamW(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:  # never had a gradient
                 continue
-            if group["steps"] == LOOKAHEAD_STEPS:
+            if group["steps"] == 1:
                 state["slow"] = parameter.detach().clone()
                 continue
             made: Any = 1.0 if self.found_inf is None else 1 - self.found_inf
@@ -88,7 +89,7 @@ def build_optimizer(
         weight_decay: decoupled, on every parameter, as in the published recipes.
         backbone_lr_factor: rate of the backbone's last layer, as a share of `lr`.
         layer_decay: factor from one backbone layer to the next shallower one; 1 is off.
-        lookahead: wrap the steps in Lookahead (k 6, alpha 0.5), as the published recipes do.
+        lookahead: wrap the steps in Lookahead (k 5, alpha 0.5), as the published recipes do.
     """
     groups = parameter_groups(network, backbone_lr_factor, layer_decay)
     for group in groups:

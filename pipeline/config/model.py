@@ -161,10 +161,4 @@ class LossConfig(Section):
         terms = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
         if not any(getattr(self, f"{term}_weight") for term in terms):
             raise ValueError(f"one of {', '.join(f'{term}_weight' for term in terms)} must be above 0")
-        if (
-            isinstance(self.class_weights, dict)
-            and self.class_weights
-            and not any(self.class_weights.values())
-        ):
-            raise ValueError("class_weights are all 0; one must be above 0")
         return self

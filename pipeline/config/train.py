@@ -20,7 +20,7 @@ class OptimizerConfig(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor from one backbone layer to the next shallower one; 1 is off."""
     lookahead: bool = False
-    """Wrap AdamW in Lookahead (6 steps, alpha 0.5), as in the published settings."""
+    """Wrap AdamW in Lookahead (5 steps, alpha 0.5), as in the published settings."""
 
 
 class ScheduleConfig(Section):

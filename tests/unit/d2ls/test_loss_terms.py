@@ -83,11 +83,34 @@ def test_a_term_is_what_its_paper_says(name):
 
 def test_class_weights_are_those_of_pytorch():
     logits, labels = example()
-    loss = D2LSLoss(**{**NOTHING, "cross_entropy_weight": 1.0}, label_smoothing=0.2, class_weights=WEIGHTS)
-    expected = F.cross_entropy(
-        logits, labels, torch.tensor(WEIGHTS), ignore_index=255, label_smoothing=0.2, reduction="mean"
-    )
+    loss = D2LSLoss(**{**NOTHING, "cross_entropy_weight": 1.0}, label_smoothing=0.0, class_weights=WEIGHTS)
+    expected = F.cross_entropy(logits, labels, torch.tensor(WEIGHTS), ignore_index=255, reduction="mean")
     torch.testing.assert_close(loss(D2LSOutput(logits), labels).total, expected)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_class_weights_do_not_change_which_probabilities_are_best(factor):
+    """The best ones are the smoothed target, also where another class weighs 500 times as much."""
+    labels = torch.tensor([[[0, 0, 0, 1, 255]]])
+    target = F.one_hot(labels.where(labels != 255, 0), 3).movedim(-1, 1) * 0.95 + 0.05 / 3
+    logits = target.log().requires_grad_()
+    options = {"class_weights": (0.5, 250.0, 1.0), "boundary_factor": factor, "boundary_px": 1}
+    loss = D2LSLoss(**{**NOTHING, "cross_entropy_weight": 1.0, **options})
+    loss(D2LSOutput(logits), labels).total.backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "focal"])
+def test_pixels_of_a_class_without_weight_do_not_count(term):
+    logits, labels = example()
+    loss = D2LSLoss(**{**NOTHING, f"{term}_weight": 1.0}, class_weights=WEIGHTS)
+    hidden = labels.masked_fill(labels == 2, 255)
+    torch.testing.assert_close(loss(D2LSOutput(logits), labels).total, loss(D2LSOutput(logits), hidden).total)
+    logits.requires_grad_()
+    total = loss(D2LSOutput(logits), torch.full_like(labels, 2)).total
+    total.backward()
+    assert float(total.detach()) == 0
+    assert not logits.grad.any()
 
 
 def test_lovasz_is_the_jaccard_loss_of_certain_predictions():

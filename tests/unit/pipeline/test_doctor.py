@@ -40,9 +40,14 @@ def test_class_weights_fit_the_training_split(folder):
         [sum(pixels) / 4] * 4, rel=0.01
     )
     assert list(build.loss(recipe, card)._class_weights) == pytest.approx(weights, rel=0.01)
-    wrong = recipe.with_values({"loss.class_weights": {"boat": 2.0}})
-    with pytest.raises(ConfigError, match="no class is called boat"):
-        checks.quick(wrong)
+    names = card.classes.names
+    checks.quick(recipe.with_values({"loss.class_weights": {names[0]: 0.0}}))
+    for wrong, message in (
+        ({"boat": 2.0}, "no class is called boat"),
+        (dict.fromkeys(names, 0.0), "one is above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            checks.quick(recipe.with_values({"loss.class_weights": wrong}))
 
 
 def test_a_distance_in_metres_needs_a_resolution(folder, monkeypatch):

@@ -51,20 +51,23 @@ def test_frozen_parameters_are_left_out():
     assert len(parameter_groups(network, 0.1, 1.0)) == 1
 
 
-def test_lookahead_moves_back_every_sixth_step():
-    parameter = torch.nn.Parameter(torch.ones(1))
-    network = torch.nn.ParameterList([parameter])
-    optimizer = build_optimizer(network, lr=0.1, weight_decay=0.0, lookahead=True)
-    places = []
-    for _ in range(12):
-        parameter.grad = torch.ones(1)
-        optimizer.step()
-        places.append(parameter.item())
-    assert places[5] == pytest.approx(0.4, abs=1e-5)
-    assert places[11] == pytest.approx(0.4 + (-0.2 - 0.4) / 2, abs=1e-5)
+def test_lookahead_is_that_of_the_published_recipes():
+    """`catalyst.contrib.nn.Lookahead` with its defaults: at step 1, 6, 11, ... halfway from the slow weights."""
+    ours, theirs = (torch.nn.Parameter(torch.linspace(1, 2, 3)) for _ in range(2))
+    optimizer = build_optimizer(torch.nn.ParameterList([ours]), lr=0.1, lookahead=True)
+    plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    slow = None
+    for step in range(17):
+        for parameter, each in ((ours, optimizer), (theirs, plain)):
+            parameter.grad = torch.linspace(-1, 2, 3) * (step - 4)
+            each.step()
+        if step % 5 == 0:
+            slow = theirs.detach().clone() if slow is None else (slow + theirs.detach()) / 2
+            theirs.data.copy_(slow)
+        torch.testing.assert_close(ours, theirs, msg=f"step {step + 1}")
 
 
-@pytest.mark.parametrize("bad", [5, 6, 8, 12])
+@pytest.mark.parametrize("bad", [1, 5, 6, 8, 11])
 def test_a_step_that_is_not_made_leaves_no_trace(bad):
     """Neither weights and moments nor the counts of AdamW and Lookahead change."""
     runs = []
