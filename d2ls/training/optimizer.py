@@ -64,7 +64,7 @@ class GuardedAdamW(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:  # never had a gradient
                 continue
-            if group["steps"] == 1:
+            if group["steps"] == 1 or "slow" not in state:  # it may get its first gradient later
                 state["slow"] = parameter.detach().clone()
                 continue
             made: Any = 1.0 if self.found_inf is None else 1 - self.found_inf

@@ -67,6 +67,15 @@ def test_lookahead_is_that_of_the_published_recipes():
         torch.testing.assert_close(ours, theirs, msg=f"step {step + 1}")
 
 
+def test_lookahead_takes_a_parameter_whose_first_gradient_comes_late():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(torch.nn.ParameterList([parameter]), lr=0.1, lookahead=True)
+    for step in range(1, 12):
+        parameter.grad = torch.ones(3) if step > 2 else None
+        optimizer.step()
+    assert (parameter < 1).all()
+
+
 @pytest.mark.parametrize("bad", [1, 5, 6, 8, 11])
 def test_a_step_that_is_not_made_leaves_no_trace(bad):
     """Neither weights and moments nor the counts of AdamW and Lookahead change."""
