@@ -117,12 +117,7 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
     """
     if workers is None and address is None:
         return None
-    values = recipe.cluster.model_dump(mode="json")
-    if workers is not None:
-        values |= {"workers": workers, "min_workers": None, "max_workers": None}
-    if address is not None:
-        values["address"] = address
-    return type(recipe.cluster).parse(values, where="command line")
+    return recipe.cluster.changed(workers, address)
 
 
 def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:

@@ -84,18 +84,14 @@ def evaluate_recipe(
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         calibrate: fit a temperature on the recipe's val split first, instead of the model's own.
     """
-    settings = recipe.evaluate
+    settings = recipe.evaluate.model_dump() | ({} if bootstrap is None else {"bootstrap": bootstrap})
     request = EvaluateRequest(
         model,
         recipe.shards.uri,
         recipe.roles.test,
-        batch_size=settings.batch_size,
-        tta=settings.tta,
-        bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
+        **settings,
         cluster=cluster,
         tracking_uri=tracking_uri,
-        boundary_px=settings.boundary_px,
-        boundary_m=settings.boundary_m,
     )
     if calibrate:
         temperature = fit_temperature(replace(request, split=recipe.roles.val), show=True)
