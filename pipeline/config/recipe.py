@@ -15,9 +15,9 @@ from d2ls.class_weights import unknown_classes
 from d2ls.errors import ConfigError, nearest
 from pipeline.config.base import Section, known_keys
 from pipeline.config.data import DataConfig, ShardsConfig
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import LoaderConfig
 from pipeline.config.model import LossConfig, ModelConfig, unmet
-from pipeline.config.predict import EvaluateConfig
 from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig

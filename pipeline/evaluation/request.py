@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from d2ls.errors import ConfigError
 from pipeline.cli import parser
 from pipeline.config import Recipe, load_recipe
-from pipeline.config.predict import EvaluateConfig
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.class_map import ClassMap
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.inference.scoring import SampleCounts, count_samples, merge
 from pipeline.config import Recipe
-from pipeline.config.predict import boundary_pixels
+from pipeline.config.evaluate import boundary_pixels
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.parts import OnProgress, SplitPart, open_split
 from pipeline.evaluation.request import EvaluateRequest

@@ -22,6 +22,7 @@ from pipeline.models import (
     load_predictor,
     registered_report,
 )
+from pipeline.models.workers import spread
 from pipeline.prediction.areas import parse_report
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
@@ -29,7 +30,6 @@ from pipeline.prediction.mosaic import mosaic_job
 from pipeline.prediction.outputs import BusyError, is_held
 from pipeline.prediction.plan import ScenePlan, check_disk, megabytes, plan_scene
 from pipeline.prediction.request import MapOptions, PredictRequest
-from pipeline.prediction.workers import spread
 
 if TYPE_CHECKING:
     from d2ls.inference import Predictor

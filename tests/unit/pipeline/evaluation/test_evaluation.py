@@ -17,7 +17,7 @@ from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
-from pipeline.config.predict import boundary_pixels
+from pipeline.config.evaluate import boundary_pixels
 from pipeline.evaluate import main
 from pipeline.evaluation.parts import SplitPart
 from pipeline.evaluation.published import published_table, published_tables
