@@ -109,6 +109,15 @@ def add_workers(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tracking_uri(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--tracking-uri`: the store in which models are looked up."""
+    arguments.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+
+
 def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) -> "ClusterConfig | None":
     """Returns the recipe's Ray workers with the changes of the command line; None if it names neither.
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 from d2ls.errors import ConfigError
-from pipeline.cli import parser
+from pipeline.cli import add_tracking_uri, parser
 from pipeline.config import Recipe, load_recipe
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.train import ClusterConfig
@@ -153,10 +153,7 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         help="also boundary IoU and F1, within N pixels (default: none)",
     )
     add("--boundary-m", type=float, metavar="M", help="the same, within M metres")
-    add(
-        "--tracking-uri", dest="tracking_uri", metavar="URI",
-        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
+    add_tracking_uri(arguments)
     add("--output", metavar="FOLDER", help="write report.md, report.json and pictures here")
     add(
         "--suspects", metavar="FILE.gpkg",
