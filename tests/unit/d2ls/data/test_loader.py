@@ -58,8 +58,8 @@ def planned_keys(batches, step):
 
 def test_batches_are_as_documented(shards):
     loader = batches(shards)
-    assert len(loader) == loader.steps_per_epoch == 6
-    assert loader.wrapped == 2
+    assert len(loader) == loader.plan.steps == 6
+    assert loader.plan.wrapped == 2
     seen = []
     for step, batch in enumerate(loader):
         assert batch.images.shape == (4, 3, 32, 32)
@@ -133,7 +133,7 @@ def test_more_slots_than_samples(shards, tmp_path):
     few = make_shards(tmp_path / "few", [3])
     loader = batches(few, global_batch_size=8)
     (batch,) = loader
-    assert loader.wrapped == 5
+    assert loader.plan.wrapped == 5
     assert len(batch.keys) == 8
     assert set(batch.keys) == {f"train_{number:06d}" for number in range(3)}
     assert len({image.numpy().tobytes() for image in batch.images}) == 8
