@@ -161,7 +161,7 @@ def test_a_dead_worker_is_reported(shards):
     with TrainingLoader(shards, "train", **arguments) as loader:
         epoch = iter(loader.epoch(0))
         next(epoch)
-        (worker,) = worker_processes(loader._pool._loader)
+        (worker,) = worker_processes(loader._loader)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(ResourceError, match="worker died"):
             list(itertools.chain.from_iterable(loader.epoch(number) for number in range(1, 200)))
