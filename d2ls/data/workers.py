@@ -5,7 +5,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import cv2
@@ -148,15 +147,6 @@ class PooledLoader:
             prefetch_factor=self._config.prefetch,
             persistent_workers=True,
         )
-
-
-def worker_processes(loader: DataLoader[Any]) -> list[BaseProcess]:
-    """Returns the running worker processes of a DataLoader with `persistent_workers`.
-
-    Uses a private attribute of torch; tests/unit/d2ls/data/test_workers.py fails if torch renames it.
-    """
-    iterator = loader._iterator
-    return [] if iterator is None else list(iterator._workers)  # type: ignore[attr-defined]
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from d2ls.data import Augmentation, TrainingLoader
-from d2ls.data.workers import worker_processes
 from d2ls.errors import ConfigError
 from tests.shards import make_shards, training_batches
 
@@ -97,12 +96,12 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
     with TrainingLoader(shards, "train", workers=2, **arguments) as loader:
         before = torch.random.get_rng_state()
         assert stream(loader.epoch(2)) == reference
-        workers = [worker.pid for worker in worker_processes(loader._loader)]
+        workers = [worker.pid for worker in loader._loader._iterator._workers]
         half = iter(loader.epoch(0))  # stopped in the middle
         next(half)
         assert stream(loader.epoch(2, start_step=3)) == reference[3:]
         assert stream(loader.epoch(3)) != reference
-        assert [worker.pid for worker in worker_processes(loader._loader)] == workers
+        assert [worker.pid for worker in loader._loader._iterator._workers] == workers
         assert torch.random.get_rng_state().equal(before)
 
 
