@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from d2ls.labels import ClassTable
-from sharding.codecs import Codec, encode_mask
+from d2ls.shards.png import grey_png
+from sharding.codecs import Codec
 from tests import shards as maker
 
 SIDE, A_SHARD = 1024, 24
@@ -81,7 +82,7 @@ def main():
     for name, codec in CODECS.items():
         supply = iter(pictures)
         maker.encode = lambda image, suffix, codec=codec, **_: (
-            codec.encode(image) if image.shape[2] == 3 else encode_mask(image[..., 0])
+            codec.encode(image) if image.shape[2] == 3 else grey_png(image[..., 0])
         )
         maker.make_shards(
             options.target / name,

@@ -61,7 +61,8 @@ def by_distance(model: Predictor, image, window, bins):
         for left in range(0, width - window - half + 1, half):
             pair = np.stack([image[top : top + window, left + s : left + s + window] for s in (0, half)])
             results = (
-                model.tensor_labels(torch.from_numpy(np.ascontiguousarray(pair.transpose(0, 3, 1, 2))))
+                model.tensor_logits(torch.from_numpy(np.ascontiguousarray(pair.transpose(0, 3, 1, 2))))
+                .argmax(1)
                 .cpu()
                 .numpy()
             )

@@ -11,7 +11,7 @@ from d2ls.errors import ConfigError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from pipeline.cluster import address_of
 from pipeline.config import Recipe
-from pipeline.config.predict import boundary_pixels
+from pipeline.config.evaluate import boundary_pixels
 
 Status = Literal["ok", "warning", "error"]
 

@@ -109,6 +109,15 @@ def add_workers(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tracking_uri(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--tracking-uri`: the store in which models are looked up."""
+    arguments.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
+    )
+
+
 def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) -> "ClusterConfig | None":
     """Returns the recipe's Ray workers with the changes of the command line; None if it names neither.
 
@@ -117,12 +126,7 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
     """
     if workers is None and address is None:
         return None
-    values = recipe.cluster.model_dump(mode="json")
-    if workers is not None:
-        values |= {"workers": workers, "min_workers": None, "max_workers": None}
-    if address is not None:
-        values["address"] = address
-    return type(recipe.cluster).parse(values, where="command line")
+    return recipe.cluster.changed(workers, address)
 
 
 def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:

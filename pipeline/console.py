@@ -68,18 +68,14 @@ class ProgressDisplay:
             note: further information, e.g. a rate.
         """
         seconds = (time.monotonic() - self._started) * (total - done) / done if done else None
-        left = [] if seconds is None else [f"about {format_duration(seconds)} left"]
+        left = "" if seconds is None else f"about {format_duration(seconds)} left"
+        text = ", ".join(filter(None, (f"{done}/{total}", note, left)))
         if self._live.is_started:
             table = Table.grid(padding=(0, 1))
-            bar = ProgressBar(total=total, completed=done, width=40)
-            table.add_row(
-                Text(self._title), bar, ", ".join([f"{done}/{total}", *([note] if note else []), *left])
-            )
+            table.add_row(Text(self._title), ProgressBar(total=total, completed=done, width=40), text)
             self._live.update(table)
         else:
-            self._print_now_and_then(
-                ", ".join([f"{self._title}: {done}/{total}", *([note] if note else []), *left])
-            )
+            self._print_now_and_then(f"{self._title}: {text}")
 
     def update(self, line: str) -> None:
         """Shows a line in place of the last one."""

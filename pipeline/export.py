@@ -2,7 +2,7 @@
 
 from d2ls import storage
 from d2ls.errors import ConfigError
-from pipeline.cli import parser, run_command
+from pipeline.cli import add_tracking_uri, parser, run_command
 
 DESCRIPTION = (
     "Writes a trained model as ONNX or as a torch.export program (.pt2): input raw pixels (float32, B bands H W), "
@@ -24,10 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     add("output", metavar="OUTPUT", help="local file: model.onnx or model.pt2")
     add("--size", type=int, metavar="N", help="height and width of all images (default: free, at least 64)")
     add("--overwrite", action="store_true", help="replace OUTPUT if it exists")
-    add(
-        "--tracking-uri", metavar="URI",
-        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
+    add_tracking_uri(arguments)
     values = arguments.parse_args(argv)
     if not storage.is_local(values.output):
         raise ConfigError(f"{values.output}: name a local file, and copy it from there")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.cli import add_workers, parser, run_command, scoring_cluster
+from pipeline.cli import add_tracking_uri, add_workers, parser, run_command, scoring_cluster
 
 DESCRIPTION = (
     "Scores the challenger and the champion on the same, current test split, and makes the challenger "
@@ -64,11 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--force", metavar="REASON", help="do not score; make it champion, and record this reason"
     )
-    arguments.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )
+    add_tracking_uri(arguments)
     return arguments
 
 

@@ -18,7 +18,6 @@ from isal import isal_zlib
 from rasterio.io import MemoryFile
 
 from d2ls.errors import ConfigError, ShardError
-from d2ls.shards.png import grey_png
 
 CodecName = Literal["png", "webp", "jpg", "tif"]
 TIFF_BLOCK = 256
@@ -100,11 +99,6 @@ class Codec:
         if self.name == "tif":
             settings |= {"compression": self.compression, "block": TIFF_BLOCK}
         return settings
-
-
-def encode_mask(ids: npt.NDArray[np.uint8]) -> bytes:
-    """Encodes H W class ids as a grey PNG."""
-    return grey_png(ids)
 
 
 def crc32(content: bytes) -> int:

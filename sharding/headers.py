@@ -1,14 +1,17 @@
 """The headers of an image and its label image: bands, sizes, grids, types. No pixels are read."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from d2ls.errors import DataError
-from sharding.raster import Raster, RasterInfo, open_raster
+from d2ls.labels import LabelCodes
+from sharding.raster import Raster, RasterInfo, Reading, open_raster
 from sharding.raster.bands import band_text, bands_by_name, bands_in_order, contradiction
 from sharding.raster.base import FLOAT_TYPES, INTEGER_TYPES
 from sharding.raster.grids import compare_grids
+from sharding.raster.label_source import LabelSource, open_labels
 from sharding.raster.labels import MAX_BANDS, needs_colors, needs_ids
 from sharding.raster.vector_labels import VectorLabels
 from sharding.sources.base import Scene, Source
@@ -33,6 +36,17 @@ class ScannedScene:
     resampled: bool = False
     labels: RasterInfo | None = None
     pixel_metres: float | None = None
+
+    @contextmanager
+    def opened(self, reading: Reading, codes: LabelCodes) -> Iterator[tuple[Raster, LabelSource]]:
+        """Opens the image and its labels."""
+        scene = self.scene
+        assert scene.mask is not None
+        with (
+            open_raster(scene.image, reading) as image,
+            open_labels(scene.mask, image, codes, resampled=self.resampled, area=scene.area) as labels,
+        ):
+            yield image, labels
 
 
 @dataclass

@@ -18,12 +18,11 @@ from d2ls.window import Window
 from sharding.codecs import Codec
 from sharding.headers import ScannedScene
 from sharding.pixel_statistics import Scale
-from sharding.raster import RasterInfo, Reading
+from sharding.raster import Reading
 from sharding.raster.polygon_grid import to_pixels
 from sharding.scan import Scan
-from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
-from sharding.tiling import Tile, Tiling, tiles
+from sharding.tiling import Padding, Tile, Tiling, tiles
 
 FORMAT = 3
 """Version of the writer, part of every fingerprint. It changes when the same plan gives other bytes or another
@@ -35,12 +34,9 @@ MIN_SHARDS, MIN_SAMPLES = 4, 8
 
 @dataclass(frozen=True)
 class Cut:
-    """The tiles of one scene that go into one shard, each with its sample key; the rest as in `ScannedScene`."""
+    """The tiles of one scene that go into one shard, each with its sample key."""
 
-    scene: Scene
-    info: RasterInfo
-    bands: tuple[int, ...]
-    resampled: bool
+    item: ScannedScene
     tiles: tuple[tuple[str, Tile], ...]
 
 
@@ -65,7 +61,7 @@ class Recording:
     reading: Reading
     scale: Scale | None
     codec: Codec
-    padding: str
+    padding: Padding
     statistics: bool
 
 
@@ -198,7 +194,7 @@ def _cut(split: str, item: ScannedScene, tiling: Tiling) -> Cut:
         named = [(stem, tile) for tile in cut]
     else:
         named = [(f"{stem}_r{tile.window.row:05d}_c{tile.window.column:05d}", tile) for tile in cut]
-    return Cut(item.scene, item.info, item.bands, item.resampled, tuple(named))
+    return Cut(item, tuple(named))
 
 
 def _shifted(region: Window, tiling: Tiling) -> Iterable[Tile]:
@@ -236,11 +232,11 @@ def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) 
     path = f"{split}/{split}-{number:05d}.tar"
     content = [FORMAT, path, _codes_json(recording.codes), {**asdict(recording), "codes": None}]
     for cut in cuts:
-        scene = cut.scene
+        item, scene = cut.item, cut.item.scene
         state = [scene.image.stamp, scene.mask.stamp if scene.mask else ""]
         state += [scene.area.hex()] if scene.area else []
         content.append(
-            [scene.id, scene.group, dict(scene.tags), state, asdict(cut.info), cut.bands, cut.resampled]
+            [scene.id, scene.group, dict(scene.tags), state, asdict(item.info), item.bands, item.resampled]
         )
         content.append([[key, asdict(tile)] for key, tile in cut.tiles])
     text = json.dumps(content, sort_keys=True)

@@ -20,8 +20,8 @@ IGNORED = (110, 110, 110)
 def write_previews(shards: ShardSet) -> list[str]:
     """Draws and writes all previews of a set; returns their locations."""
     sheets = {split: contact_sheet(shards, split) for split in shards.splits}
-    written = [_write(shards, f"samples-{split}", sheet) for split, sheet in sheets.items()]
-    written.append(_write(shards, "classes", class_histogram(shards)))
+    written = [write_picture(shards.uri, f"samples-{split}", sheet) for split, sheet in sheets.items()]
+    written.append(write_picture(shards.uri, "classes", class_histogram(shards)))
     return written
 
 
@@ -72,10 +72,11 @@ def class_histogram(shards: ShardSet) -> Image.Image:
     return picture
 
 
-def _write(shards: ShardSet, name: str, picture: Image.Image) -> str:
+def write_picture(uri: str, name: str, picture: Image.Image) -> str:
+    """Writes a picture into `preview/` of a shard set; returns its location."""
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    location = storage.join(shards.uri, "preview", f"{name}.png")
+    location = storage.join(uri, "preview", f"{name}.png")
     storage.write_bytes(location, stream.getvalue())
     return location
 

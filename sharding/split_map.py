@@ -1,6 +1,6 @@
 """A map of the splits of divided images: a picture and a GeoPackage under `preview/`."""
 
-import io
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from d2ls import storage
 from d2ls.display import GAP, INK, LINE, PAPER, displayable, write
 from d2ls.scratch import scratch_folder
+from sharding.preview import write_picture
 from sharding.raster import Reading, open_raster
 from sharding.raster.base import Georeference, Raster
 from sharding.raster.polygon_grid import to_pixels
@@ -42,20 +43,22 @@ def write_split_map(scenes: Sequence[Scene], reading: Reading, max_value: float,
     if not pieces:
         return
     colors = dict(zip(dict.fromkeys(piece.split for piece in pieces), COLORS * len(pieces), strict=False))
+    by_image = defaultdict(list)
+    for piece in pieces:
+        by_image[piece.image].append(piece)
     shapes, pictures, first = [], [], None
-    for number, image in enumerate(dict.fromkeys(piece.image for piece in pieces)):
-        here = [piece for piece in pieces if piece.image == image]
+    for number, (image, here) in enumerate(by_image.items()):
         with open_raster(image, reading) as raster:
             first = first or raster.georeference
             areas = np.array([shapely.from_wkb(piece.area) for piece in here], object)
             shapes.append(project(areas, raster.georeference.crs, first.crs))
             if number < MAX_IMAGES:
                 pictures.append(_picture(raster, here, areas, max_value, colors))
-    stream = io.BytesIO()
-    _sheet(pictures, colors).save(stream, "PNG")
-    storage.write_bytes(storage.join(uri, "preview", "splits.png"), stream.getvalue())
+    write_picture(uri, "splits", _sheet(pictures, colors))
     assert first is not None
-    _write_layer(pieces, np.concatenate(shapes), first, colors, uri)
+    _write_layer(
+        [piece for here in by_image.values() for piece in here], np.concatenate(shapes), first, colors, uri
+    )
 
 
 def _write_layer(
@@ -65,9 +68,7 @@ def _write_layer(
     colors: dict[str, Any],
     uri: str,
 ) -> None:
-    order = {image: number for number, image in enumerate(dict.fromkeys(piece.image for piece in pieces))}
-    listed = sorted(pieces, key=lambda piece: order[piece.image])
-    names = {"split": [piece.split for piece in listed], "scene": [piece.id for piece in listed]}
+    names = {"split": [piece.split for piece in pieces], "scene": [piece.id for piece in pieces]}
     fields = {name: np.array(values, object) for name, values in names.items()}
     with scratch_folder("splits") as folder:
         file = Path(folder) / "splits.gpkg"
@@ -88,8 +89,8 @@ def _picture(
     scale = SIDE / max(info.height, info.width)
     grid = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
     pixels, _ = raster.read(grid=grid)
-    alpha = [band for band in range(info.bands) if band != info.alpha]
-    picture = Image.fromarray(displayable(pixels[..., alpha], max_value)).convert("RGBA")
+    opaque = [band for band in range(info.bands) if band != info.alpha]
+    picture = Image.fromarray(displayable(pixels[..., opaque], max_value)).convert("RGBA")
     overlay = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(overlay)
     for piece, shape in zip(pieces, to_pixels(areas, raster.georeference.transform), strict=True):

@@ -1,7 +1,6 @@
 """Second step: read pixels before anything is written: damaged files, unknown labels, splits without labels."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ from d2ls.labels import IGNORE, LabelCodes
 from d2ls.window import Window
 from sharding.headers import ScannedScene, with_advice
 from sharding.pixel_statistics import PixelSums, Scale, histogram
-from sharding.raster import Raster, Reading, open_raster
+from sharding.raster import Raster, Reading
 from sharding.raster.base import Mask
-from sharding.raster.label_source import LabelSource, open_labels
+from sharding.raster.label_source import LabelSource
 from sharding.scaling import range_warnings
-from sharding.scan import Scan, listed
+from sharding.scan import Scan
 from sharding.tasks import TaskRunner, run_here
 from sharding.tiling import Tiling, tiles
 
@@ -133,10 +132,7 @@ def require_labels(scan: Scan) -> None:
             counts[split] += window_counts
             if all(counts[split].classes) or (counts[split].labelled and split != scan.train_split):
                 break
-    if problems := label_problems(scan, counts):
-        raise DataError(
-            f"{len(problems)} problem(s) in the raw data, nothing was written:\n{listed(problems)}"
-        )
+    replace(scan, problems=tuple(label_problems(scan, counts))).raise_problems()
 
 
 def label_problems(scan: Scan, counts: Mapping[str, LabelCounts]) -> list[str]:
@@ -189,27 +185,17 @@ def unseen_classes(scan: Scan, counts: Mapping[str, LabelCounts]) -> Iterator[tu
 def _labels_of(scan: Scan, split: str) -> Iterator[LabelCounts]:
     """Yields the counts of a split's label images, window by window."""
     for item in scan.scenes:
-        assert item.scene.mask is not None
         if item.scene.split == split:
-            with ExitStack() as stack:
-                image = stack.enter_context(open_raster(item.scene.image, scan.reading))
-                source = open_labels(
-                    item.scene.mask, image, scan.codes, resampled=item.resampled, area=item.scene.area
-                )
-                labels = stack.enter_context(source)
+            with item.opened(scan.reading, scan.codes) as (_, labels):
                 for area in _areas((item.info.height, item.info.width), item.scene.region):
                     yield _count(labels.read(area), None, scan.classes.num_classes)
 
 
 def _check_scene(item: ScannedScene, rules: Rules) -> SceneCheck:
     scene, info, sums = item.scene, item.info, PixelSums()
-    assert scene.mask is not None
+    size = (info.height, info.width)
     try:
-        with ExitStack() as stack:
-            size = (info.height, info.width)
-            image = stack.enter_context(open_raster(scene.image, rules.reading))
-            source = open_labels(scene.mask, image, rules.codes, resampled=item.resampled, area=scene.area)
-            labels = stack.enter_context(source)
+        with item.opened(rules.reading, rules.codes) as (image, labels):
             if size == labels.size:
                 counts, problems = _read(_areas(size, scene.region), item, image, labels, rules, sums)
             else:

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,14 @@ from d2ls import storage
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from d2ls.shards.codecs import decode_image
+from d2ls.shards.png import grey_png
 from d2ls.window import Window
-from sharding.codecs import crc32, encode_mask
+from sharding.codecs import crc32
 from sharding.digests import sample_digest
+from sharding.headers import ScannedScene
 from sharding.pixel_statistics import PixelSums, histogram
-from sharding.plan import Cut, Recording, ShardTask
-from sharding.raster import Raster, WholeRaster, open_raster
-from sharding.raster.label_source import LabelSource, open_labels
+from sharding.plan import Recording, ShardTask
+from sharding.raster import Raster, WholeRaster
 from sharding.shard_io import HashingStream, tar_writer, target_file
 from sharding.shard_manifest import SCHEMA, ShardManifest
 from sharding.tiling import Tile, pad_image, place_labels
@@ -69,44 +69,42 @@ class _Sample:
 
 def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iterator[_Sample]:
     """Yields the samples of a shard; adds their pixels to `sums` and the labels it counts to `unexpected`."""
+    recording = task.recording
     for cut in task.cuts:
-        assert cut.scene.mask is not None
-        reading = task.recording.reading
-        with ExitStack() as stack:
-            image = stack.enter_context(open_raster(cut.scene.image, reading))
-            source = open_labels(
-                cut.scene.mask, image, task.recording.codes, resampled=cut.resampled, area=cut.scene.area
-            )
-            labels = _Labels(stack.enter_context(source), task.recording, unexpected)
+        with cut.item.opened(recording.reading, recording.codes) as (image, labels):
             for key, tile in cut.tiles:
-                yield _sample(key, tile, cut, image, labels, task.recording, sums)
+                pixels, valid = image.read(tile.inside, cut.item.bands)
+                if recording.statistics:
+                    sums.add(pixels, valid, recording.scale)
+                if recording.counted:
+                    raw = labels.raw(tile.labelled)
+                    unexpected += Counter({str(code): count_code(raw, code) for code in recording.counted})
+                ids = labels.read(tile.inside)
+                if valid is not None:
+                    ids = np.where(valid, ids, np.uint8(IGNORE))
+                yield _sample(key, tile, cut.item, image, pixels, ids, recording)
 
 
 def _sample(
     key: str,
     tile: Tile,
-    cut: Cut,
+    item: ScannedScene,
     image: Raster,
-    labels: "_Labels",
+    pixels: npt.NDArray[Any],
+    ids: npt.NDArray[np.uint8],
     recording: Recording,
-    sums: PixelSums,
 ) -> _Sample:
-    pixels, valid = image.read(tile.inside, cut.bands)
-    if recording.statistics:
-        sums.add(pixels, valid, recording.scale)
-    whole = tile.window == tile.inside == Window(0, 0, cut.info.height, cut.info.width)
-    padded = pad_image(pixels, tile, "mirror" if recording.padding == "mirror" else "zero")
-    whole &= cut.bands == tuple(range(cut.info.bands))
-    content, stored = _encode(padded, image, recording, whole)
-    ids = labels.read(tile)
-    if valid is not None:
-        ids = np.where(valid, ids, np.uint8(IGNORE))
+    """Encodes the pixels and class ids inside a tile."""
+    scene, info = item.scene, item.info
+    whole = tile.window == tile.inside == Window(0, 0, info.height, info.width)
+    whole &= item.bands == tuple(range(info.bands))
+    content, stored = _encode(pad_image(pixels, tile, recording.padding), image, recording, whole)
     ids = place_labels(ids, tile)
     digest = sample_digest(stored, ids)
     counts = histogram(ids)[: recording.num_classes].tolist()
-    meta = _meta(key, tile, cut, digest)
-    group = cut.scene.group or cut.scene.id
-    return _Sample(key, group, content, encode_mask(ids), meta, (ids.shape[0], ids.shape[1]), counts, digest)
+    meta = _meta(key, tile, item, digest)
+    size = (ids.shape[0], ids.shape[1])
+    return _Sample(key, scene.group or scene.id, content, grey_png(ids), meta, size, counts, digest)
 
 
 def _encode(
@@ -120,38 +118,21 @@ def _encode(
     return content, pixels if codec.lossless else decode_image(content, codec.name)
 
 
-class _Labels:
-    """Reads the class ids of the tiles of a scene, and counts the codes of `Recording.counted`."""
-
-    def __init__(self, source: LabelSource, recording: Recording, unexpected: Counter[str]) -> None:
-        self._ids = source
-        self._counted, self._unexpected = recording.counted, unexpected
-
-    def read(self, tile: Tile) -> npt.NDArray[np.uint8]:
-        """Reads the class ids inside a tile (h w)."""
-        if self._counted:
-            raw = self._ids.raw(tile.labelled)
-            for code in self._counted:
-                if count := count_code(raw, code):
-                    self._unexpected[str(code)] += count
-        return self._ids.read(tile.inside)
-
-
-def _meta(key: str, tile: Tile, cut: Cut, digest: str) -> bytes:
+def _meta(key: str, tile: Tile, item: ScannedScene, digest: str) -> bytes:
     """Returns the JSON member: where the sample comes from, in pixels and, if known, on the ground."""
-    info, window = cut.info, tile.window
+    scene, info, window = item.scene, item.info, tile.window
     values: dict[str, Any] = {
         "key": key,
-        "image": cut.scene.id,
-        "scene": cut.scene.group or cut.scene.id,
-        "split": cut.scene.split,
+        "image": scene.id,
+        "scene": scene.group or scene.id,
+        "split": scene.split,
         "scene_size": [info.height, info.width],
         "window": [window.row, window.column, window.height, window.width],
         "inside": [tile.inside.height, tile.inside.width],
         "digest": digest,
     }
-    if cut.scene.tags:
-        values["tags"] = dict(cut.scene.tags)
+    if scene.tags:
+        values["tags"] = dict(scene.tags)
     if info.crs:
         values["crs"] = info.crs
     if info.transform:

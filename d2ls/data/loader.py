@@ -45,16 +45,6 @@ class EpochBatches:
     def __iter__(self) -> Iterator[Batch]:
         return self.loader._load(self.loader._specs(self))
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of the whole epoch, the same on every rank."""
-        return self.plan.steps
-
-    @property
-    def wrapped(self) -> int:
-        """Samples that the last global batch repeats to be full."""
-        return self.plan.wrapped
-
 
 class TrainingLoader(PooledLoader):
     """Makes the batches of any epoch. Worker processes start once and serve all epochs.

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import cv2
@@ -55,24 +54,41 @@ class _EpochSampler(Sampler[BatchSpec]):
         return self.specs
 
 
-class WorkerPool:
-    """Makes the batches of specs, in order, in this process or in others.
+class PooledLoader:
+    """Base of both loaders: batches from a pool of workers. The end of the `with` block ends the workers.
 
     Args:
         dataset: makes a batch of a spec.
         config: processes and prefetch.
+        skip_limit: how many samples this rank may skip during the lifetime of the loader.
+
+    Attributes:
+        skipped: bad samples skipped so far by this rank.
     """
 
-    def __init__(self, dataset: BatchDataset, config: WorkerConfig) -> None:
-        self._dataset, self._config = dataset, config
+    def __init__(self, dataset: BatchDataset, config: WorkerConfig, skip_limit: int) -> None:
+        self._dataset, self._config, self._skip_limit = dataset, config, skip_limit
         self._sampler = _EpochSampler()
         self._loader: DataLoader[Batch | D2LSError] | None = None
+        self.skipped = 0
 
-    def run(self, specs: Iterator[BatchSpec]) -> Iterator[Batch]:
-        """Yields the batch of each spec. A second run ends the first one.
+    def close(self) -> None:
+        """Ends the worker processes now; the next run starts new ones."""
+        loader, self._loader = self._loader, None
+        if loader is not None:
+            end_workers(loader)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, specs: Iterator[BatchSpec]) -> Iterator[Batch]:
+        """Yields the batch of each spec, in order. A second call ends the first one.
 
         Raises:
-            DataError: a damaged sample.
+            DataError: a damaged sample, or more samples were skipped than the limit allows.
             ResourceError: a worker process died.
         """
         for batch in self._in_process(specs) if self._config.workers == 0 else self._in_workers(specs):
@@ -82,13 +98,18 @@ class WorkerPool:
                     raise batch
                 finally:
                     del batch  # breaks the reference cycle of error, traceback and this frame
+            self._count_skipped(batch)
             yield batch
 
-    def close(self) -> None:
-        """Ends the worker processes now; the next run starts new ones."""
-        loader, self._loader = self._loader, None
-        if loader is not None:
-            end_workers(loader)
+    def _count_skipped(self, batch: Batch) -> None:
+        for message in batch.skipped:
+            self.skipped += 1
+            _log.warning("bad sample %d of at most %d skipped: %s", self.skipped, self._skip_limit, message)
+        if self.skipped > self._skip_limit:
+            raise DataError(
+                f"{self.skipped} bad samples skipped, the limit is {self._skip_limit} (`skip_limit`); the last one: "
+                f"{batch.skipped[-1] if batch.skipped else 'in an earlier batch'}"
+            )
 
     def _in_process(self, specs: Iterator[BatchSpec]) -> Iterator[Batch | D2LSError]:
         for spec in specs:
@@ -128,15 +149,6 @@ class WorkerPool:
         )
 
 
-def worker_processes(loader: DataLoader[Any]) -> list[BaseProcess]:
-    """Returns the running worker processes of a DataLoader with `persistent_workers`.
-
-    Uses a private attribute of torch; tests/unit/d2ls/data/test_workers.py fails if torch renames it.
-    """
-    iterator = loader._iterator
-    return [] if iterator is None else list(iterator._workers)  # type: ignore[attr-defined]
-
-
 def end_workers(loader: DataLoader[Any]) -> None:
     """Ends the worker processes of a DataLoader now.
 
@@ -145,66 +157,6 @@ def end_workers(loader: DataLoader[Any]) -> None:
     """
     if loader._iterator is not None:
         loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-
-class SkipCounter:
-    """Counts and logs skipped samples, and stops a run that skips too many.
-
-    Args:
-        limit: how many samples a run may skip.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.count = 0
-
-    def add(self, batch: Batch) -> None:
-        """Counts and logs the skipped samples of a batch.
-
-        Raises:
-            DataError: more samples were skipped than the limit allows.
-        """
-        for message in batch.skipped:
-            self.count += 1
-            _log.warning("bad sample %d of at most %d skipped: %s", self.count, self._limit, message)
-        if self.count > self._limit:
-            raise DataError(
-                f"{self.count} bad samples skipped, the limit is {self._limit} (`skip_limit`); the last one: "
-                f"{batch.skipped[-1] if batch.skipped else 'in an earlier batch'}"
-            )
-
-
-class PooledLoader:
-    """Base of both loaders: batches from a pool of workers. The end of the `with` block ends the workers.
-
-    Args:
-        dataset: makes a batch of a spec.
-        config: processes and prefetch.
-        skip_limit: how many samples this rank may skip during the lifetime of the loader.
-    """
-
-    def __init__(self, dataset: BatchDataset, config: WorkerConfig, skip_limit: int) -> None:
-        self._pool, self._skips = WorkerPool(dataset, config), SkipCounter(skip_limit)
-
-    @property
-    def skipped(self) -> int:
-        """Bad samples skipped so far by this rank."""
-        return self._skips.count
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _load(self, specs: Iterator[BatchSpec]) -> Iterator[Batch]:
-        for batch in self._pool.run(specs):
-            self._skips.add(batch)
-            yield batch
 
 
 @dataclass(frozen=True)

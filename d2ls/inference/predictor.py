@@ -111,11 +111,6 @@ class Predictor:
         return average_predictions(self._softmax, images, self.views)
 
     @torch.inference_mode()
-    def tensor_labels(self, raw: Tensor) -> Tensor:
-        """Predicts class ids of raw images in one pass, B C H W: B H W int64 on the device."""
-        return self.tensor_logits(raw).argmax(1)
-
-    @torch.inference_mode()
     def tensor_logits(self, raw: Tensor) -> Tensor:
         """Computes class scores of raw images, B C H W: B K H W; softmax(scores / temperature) are the probabilities.
 

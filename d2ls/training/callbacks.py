@@ -146,12 +146,17 @@ def flat_metrics(
         report: evaluation of the epoch, if there was one. Undefined scores (of a class without a pixel) are left out.
     """
     metrics = {"epoch": float(epoch), "step": float(step)}
-    metrics |= {f"train/{'loss' if name == 'total' else name}": value for name, value in terms.items()}
-    if report is not None:
-        scores = report.scores
-        values = {
-            "miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy, "ece": scores.ece,
-        }  # fmt: skip
-        values |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
-        metrics |= {f"val/{name}": value for name, value in values.items() if math.isfinite(value)}
-    return metrics
+    metrics |= loss_metrics("train", terms)
+    return metrics if report is None else metrics | score_metrics(report.scores, classes)
+
+
+def loss_metrics(group: str, terms: Mapping[str, float]) -> dict[str, float]:
+    """Returns loss terms by their tracked names: `<group>/loss` for `total`, `<group>/dice`, ..."""
+    return {f"{group}/{'loss' if name == 'total' else name}": value for name, value in terms.items()}
+
+
+def score_metrics(scores: Scores, classes: ClassTable) -> dict[str, float]:
+    """Returns scores by their tracked names: `val/miou`, `val/iou/<class>`, ...; undefined ones are left out."""
+    values = {"miou": scores.miou, "mf1": scores.mf1, "oa": scores.overall_accuracy, "ece": scores.ece}
+    values |= {f"iou/{name}": value for name, value in zip(classes.names, scores.iou, strict=True)}
+    return {f"val/{name}": value for name, value in values.items() if math.isfinite(value)}

@@ -15,9 +15,9 @@ from d2ls.class_weights import unknown_classes
 from d2ls.errors import ConfigError, nearest
 from pipeline.config.base import Section, known_keys
 from pipeline.config.data import DataConfig, ShardsConfig
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.loader import LoaderConfig
 from pipeline.config.model import LossConfig, ModelConfig, unmet
-from pipeline.config.predict import EvaluateConfig
 from pipeline.config.sweep import Axis, SweepConfig
 from pipeline.config.tracking import RegistryConfig, TrackingConfig
 from pipeline.config.train import ClusterConfig, RolesConfig, TrainConfig
@@ -233,10 +233,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"override {override!r}: write key.sub=value, for instance train.epochs=10")
-        try:
-            text = _value_file(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
+        text = _read_file(text[1:], override) if text.startswith("@") else text
         value = read_yaml(text, where=f"override {override!r}")
         result = set_keys(result, {key.strip(): value})
     return result
@@ -253,11 +250,7 @@ def expand_files(overrides: Iterable[str]) -> list[str]:
         if not override.startswith("@"):
             expanded.append(override)
             continue
-        try:
-            text = _value_file(override[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
-        values = read_yaml(text, where=f"override {override!r}")
+        values = read_yaml(_read_file(override[1:], override), where=f"override {override!r}")
         if not isinstance(values, dict):
             raise ConfigError(f"override {override!r}: the file holds no mapping of keys to values")
         expanded += [f"{key}={json.dumps(value)}" for key, value in _leaves(values)]
@@ -273,10 +266,15 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield prefix + name, value
 
 
-def _value_file(name: str) -> Path:
-    """Returns the file of `@name`; one of `recipes/` is found from any folder."""
+def _read_file(name: str, override: str) -> str:
+    """Reads the file of `@name`; one of `recipes/` is found from any folder."""
     path, ours = Path(name), RECIPES.parent / name
-    return ours if not path.is_file() and ours.is_relative_to(RECIPES) and ours.is_file() else path
+    if not path.is_file() and ours.is_relative_to(RECIPES) and ours.is_file():
+        path = ours
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error
 
 
 def set_keys(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,19 @@ class ClusterConfig(Section):
             raise ValueError(f"min_workers {low} is more than max_workers {high}")
         return self
 
+    def changed(self, workers: int | None, address: str | None = None) -> Self:
+        """Returns a copy with another number of workers and another cluster, from the command line; None keeps them.
+
+        Raises:
+            ConfigError: not a possible number of workers.
+        """
+        values = self.model_dump(mode="json")
+        if workers is not None:
+            values |= {"workers": workers, "min_workers": None, "max_workers": None}
+        if address is not None:
+            values["address"] = address
+        return type(self).parse(values, where="command line")
+
     @property
     def worker_range(self) -> tuple[int, int]:
         """Fewest and most workers."""

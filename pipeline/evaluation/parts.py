@@ -14,7 +14,7 @@ from d2ls.shards import DatasetCard, ShardSet
 from pipeline.console import ProgressDisplay
 from pipeline.evaluation.request import EvaluateRequest
 from pipeline.models import fetch_model, load_predictor
-from pipeline.prediction.workers import spread
+from pipeline.models.workers import spread
 
 PARTS_PER_WORKER = 8
 

@@ -4,13 +4,14 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 from d2ls.errors import ConfigError
-from pipeline.cli import parser
+from pipeline.cli import add_tracking_uri, parser
 from pipeline.config import Recipe, load_recipe
-from pipeline.config.predict import EvaluateConfig
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.class_map import ClassMap
 
-SETTINGS = ("batch_size", "tta", "bootstrap", "boundary_px", "boundary_m")
+MIN_PROBABILITY = 0.9
+"""Lowest probability of the model's class that contradicts a label."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class EvaluateCommand:
     overwrite: bool
     tracking_uri: str | None
     suspects: str | None = None
-    suspect_probability: float = 0.9
+    suspect_probability: float = MIN_PROBABILITY
 
 
 def parse_command(description: str, examples: str, argv: list[str] | None) -> EvaluateCommand:
@@ -101,15 +102,11 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
             model,
             shards_uri,
             split,
-            batch_size=settings.batch_size,
-            tta=settings.tta,
-            bootstrap=settings.bootstrap,
+            **settings.model_dump(),
             cluster=cluster if cluster.worker_range[1] > 1 else None,
             seed=recipe.seed if recipe else 0,
             tracking_uri=tracking_uri,
             class_map=class_map,
-            boundary_px=settings.boundary_px,
-            boundary_m=settings.boundary_m,
         )
         for model in models
     )
@@ -126,7 +123,7 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
 def _suspect_probability(options: Namespace) -> float:
     value: float | None = options.suspect_probability
     if value is None:
-        return EvaluateCommand.suspect_probability
+        return MIN_PROBABILITY
     if not options.suspects:
         raise ConfigError(f"--suspect-probability {value:g} is about suspects; add --suspects FILE.gpkg")
     if not 0 < value < 1:
@@ -156,10 +153,7 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         help="also boundary IoU and F1, within N pixels (default: none)",
     )
     add("--boundary-m", type=float, metavar="M", help="the same, within M metres")
-    add(
-        "--tracking-uri", dest="tracking_uri", metavar="URI",
-        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
+    add_tracking_uri(arguments)
     add("--output", metavar="FOLDER", help="write report.md, report.json and pictures here")
     add(
         "--suspects", metavar="FILE.gpkg",
@@ -169,7 +163,7 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
         "--suspect-probability",
         type=float,
         metavar="P",
-        help="lowest probability of the model's class there (default: 0.9)",
+        help=f"lowest probability of the model's class there (default: {MIN_PROBABILITY})",
     )
     add(
         "--map-classes", metavar="FILE.yaml",
@@ -183,11 +177,6 @@ def _parse(description: str, examples: str, argv: list[str] | None) -> Namespace
 def _settings(options: Namespace, recipe: Recipe | None) -> tuple[EvaluateConfig, ClusterConfig]:
     """Returns the recipe's evaluation settings and cluster, with the changes of the command line."""
     settings = (recipe.evaluate if recipe else EvaluateConfig()).model_dump(mode="json")
-    settings |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    cluster = (recipe.cluster if recipe else ClusterConfig()).model_dump(mode="json")
-    if options.workers is not None:
-        cluster |= {"workers": options.workers, "min_workers": None, "max_workers": None}
-    return (
-        EvaluateConfig.parse(settings, where="command line"),
-        ClusterConfig.parse(cluster, where="command line"),
-    )
+    settings |= {name: getattr(options, name) for name in settings if getattr(options, name) is not None}
+    cluster = recipe.cluster if recipe else ClusterConfig()
+    return EvaluateConfig.parse(settings, where="command line"), cluster.changed(options.workers)

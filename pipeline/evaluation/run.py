@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from d2ls.inference.scoring import SampleCounts, count_samples, merge
 from pipeline.config import Recipe
-from pipeline.config.predict import boundary_pixels
+from pipeline.config.evaluate import boundary_pixels
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.parts import OnProgress, SplitPart, open_split
 from pipeline.evaluation.request import EvaluateRequest
@@ -84,18 +84,14 @@ def evaluate_recipe(
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         calibrate: fit a temperature on the recipe's val split first, instead of the model's own.
     """
-    settings = recipe.evaluate
+    settings = recipe.evaluate.model_dump() | ({} if bootstrap is None else {"bootstrap": bootstrap})
     request = EvaluateRequest(
         model,
         recipe.shards.uri,
         recipe.roles.test,
-        batch_size=settings.batch_size,
-        tta=settings.tta,
-        bootstrap=settings.bootstrap if bootstrap is None else bootstrap,
+        **settings,
         cluster=cluster,
         tracking_uri=tracking_uri,
-        boundary_px=settings.boundary_px,
-        boundary_m=settings.boundary_m,
     )
     if calibrate:
         temperature = fit_temperature(replace(request, split=recipe.roles.val), show=True)

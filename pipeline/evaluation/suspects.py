@@ -1,7 +1,6 @@
 """Suspected label errors: places where a confident model contradicts the label, ranked, as a layer for QGIS."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ import shapely.affinity
 import shapely.geometry
 
 from d2ls import storage
-from d2ls.bundle import read_info
 from d2ls.data import EvaluationLoader
 from d2ls.errors import ConfigError
 from d2ls.labels import IGNORE, ClassTable
+from d2ls.scratch import atomic_write
 from d2ls.shards import ShardSet
-from pipeline.evaluation.parts import check_fit
-from pipeline.evaluation.request import EvaluateRequest
-from pipeline.models import fetch_model, load_predictor
+from pipeline.evaluation.parts import open_split
+from pipeline.evaluation.request import MIN_PROBABILITY, EvaluateRequest
+from pipeline.models import load_predictor
 from pipeline.prediction.ground import WEB_MERCATOR
 from pipeline.prediction.polygonize import components
 from sharding.raster.base import Georeference, crs_text
@@ -33,9 +32,6 @@ from sharding.raster.vectors import write_features
 
 if TYPE_CHECKING:
     from d2ls.inference import Predictor
-
-MIN_PROBABILITY = 0.9
-"""Lowest probability of the model's class that counts as a contradiction."""
 
 MIN_PIXELS = 16
 """Smallest size. Smaller places are borders between classes, where labels and maps always differ a little."""
@@ -119,11 +115,10 @@ def write_suspects(
         ConfigError: the model was trained for other classes than those of the shards.
         DataError: the model takes other bands or pixel types.
     """
-    shards = ShardSet.open(request.shards_uri)
-    with fetch_model(request.model, tracking_uri=request.tracking_uri) as folder:
-        check_fit(request.model, read_info(folder, where=request.model), shards.card, request.shards_uri)
+    with open_split(request) as split:
+        shards = split.shards
         predictor = load_predictor(
-            folder, where=request.model, tta=request.tta, batch_size=request.batch_size
+            split.folder, where=request.model, tta=request.tta, batch_size=request.batch_size
         )
     places: list[tuple[Suspect, dict[str, Any]]] = []
     for suspects, meta in _samples(predictor, shards, request.split, min_probability):
@@ -164,9 +159,8 @@ def _samples(
             suspects = find_suspects(batch.labels[0].numpy(), predictor.probabilities(image), min_probability)
             if suspects:
                 row = rows[batch.keys[0]]
-                with storage.open_input(storage.join(shards.uri, row["shard"])) as stream:
-                    stream.seek(row["meta_offset"])
-                    meta = json.loads(stream.read(row["meta_length"]))
+                tar = shards.shard_uri(row["shard"])
+                meta = json.loads(storage.read_range(tar, row["meta_offset"], row["meta_length"]))
                 yield suspects, {"scene": row["scene"], **meta, "key": row["key"]}
 
 
@@ -181,20 +175,14 @@ def write_layers(target: Path, ranked: list[tuple[Suspect, dict[str, Any]]], cla
     layers: dict[str, list[int]] = defaultdict(list)
     for rank, (_, meta) in enumerate(ranked):
         layers[meta.get("crs") or "pixels"].append(rank)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp.gpkg")
     style = polygon_style(classes.names, classes.palette, "predicted", opacity=60)
-    try:
+    with atomic_write(target, scratch="suspects") as partial:
         for crs, ranks in (layers or {"pixels": []}).items():
             placed = None if crs == "pixels" else rasterio.CRS.from_user_input(crs)
             name = "suspects" if len(layers) <= 1 else f"suspects {crs_text(placed) or 'pixels'}"
             shapes = [_place(*ranked[rank]) for rank in ranks]
             columns = _columns([(rank, *ranked[rank]) for rank in ranks], classes)
             write_features(partial, name, np.array(shapes, object), columns, placed, style=style)
-        partial.replace(target)
-    finally:
-        for leftover in partial.parent.glob(f"{partial.name}*"):
-            leftover.unlink(missing_ok=True)
 
 
 def _transform(meta: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Trained models: loaded by name, used as initial weights, imported from the authors' code."""
+"""Trained models: loaded by name, run on Ray workers, used as initial weights, imported from the authors' code."""
 
 from pipeline.models.loading import (
     BUNDLE_FILES,

@@ -6,7 +6,7 @@ from typing import Any
 
 from d2ls import storage
 from d2ls.errors import ConfigError
-from pipeline.cli import parser
+from pipeline.cli import add_tracking_uri, parser
 from pipeline.config.train import ClusterConfig
 from pipeline.prediction.request import AreaOptions, MapOptions, ModelSettings, PolygonOptions, PredictRequest
 
@@ -135,10 +135,7 @@ def _add_machines(arguments: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--address", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
-    add(
-        "--tracking-uri", metavar="URI",
-        help="MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)",
-    )  # fmt: skip
+    add_tracking_uri(arguments)
 
 
 def _numbers(text: str | None, option: str, kind: type) -> tuple[Any, ...] | None:

@@ -262,8 +262,5 @@ class _Job:
             return pixels
 
     def _products(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
-        grid_size = (self.grid.height, self.grid.width)
-        with Products(
-            self.predictor.info, self.scene, self.plan, self.options, parts, grid_size, workspace
-        ) as products:
-            return products.write(outputs)
+        products = Products(self.predictor.info, self.scene, self.plan, self.options, parts, workspace)
+        return products.write(outputs)

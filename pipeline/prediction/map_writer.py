@@ -209,8 +209,7 @@ def _write_png(target: Path, rows: Rows, layout: Layout, classes: ClassTable, wo
     colors = np.zeros((256, 3), np.uint8)
     colors[: classes.num_classes] = classes.palette
     image.putpalette(colors.tobytes())
-    with _named(target):
-        save_image(target, image, workspace, transparency=IGNORE, pnginfo=notes)
+    save_image(target, image, workspace, transparency=IGNORE, pnginfo=notes)
 
 
 def save_image(target: Path, image: Image.Image, workspace: Path | None = None, **options: Any) -> None:

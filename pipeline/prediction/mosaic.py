@@ -13,7 +13,7 @@ import rasterio.errors
 from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction.ground import utm_zone
-from pipeline.prediction.inputs import Job, list_images, list_jobs, same_file
+from pipeline.prediction.inputs import MAP_SUFFIXES, Job, list_images, list_jobs, same_file
 from pipeline.prediction.tags import MOSAIC_TAG, quiet_gdal
 from sharding.raster.base import Georeference, crs_text
 from sharding.raster.gdal import GDAL_SUFFIXES
@@ -54,7 +54,7 @@ def mosaic_job(source: str, target: str) -> Job:
         return source, target
     if not (storage.is_local(source) and storage.is_local(target)):
         raise ConfigError("--mosaic: INPUT and OUTPUT are local; copy the tiles first")
-    if Path(target).suffix.lower() not in (".tif", ".tiff", ".png"):
+    if Path(target).suffix.lower() not in MAP_SUFFIXES:
         raise ConfigError(
             f"{target}: a mosaic gives one map; name it as OUTPUT, for instance {target}/map.tif"
         )

@@ -164,7 +164,7 @@ def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise _busy(outputs) from None
+        raise busy(outputs) from None
     except NotImplementedError:  # the file system has no locks
         with _hold_record(outputs, owner) as renew:
             yield renew
@@ -173,7 +173,7 @@ def hold(outputs: Outputs, *, owner: str = "") -> Iterator[Callable[[], None]]:
         raise StorageError(f"{outputs.parts}: cannot be written: {error}") from error
     try:
         if not (folder / IN_USE).exists():  # the previous process has just ended, and removed it
-            raise _busy(outputs)
+            raise busy(outputs)
         yield lambda: None
     finally:
         (folder / IN_USE).unlink(missing_ok=True)
@@ -206,7 +206,7 @@ def _hold_record(outputs: Outputs, owner: str) -> Iterator[Callable[[], None]]:
     if before and not process_identity.is_gone(before["process"]) and before["owner"] != owner:
         silent = time.time() - before["time"]
         if process_identity.is_another(before["process"]) or silent < SILENT_SECONDS:
-            raise _busy(outputs, before["process"], SILENT_SECONDS - silent)
+            raise busy(outputs, before["process"], SILENT_SECONDS - silent)
     written = 0.0
 
     def renew() -> None:
@@ -218,7 +218,7 @@ def _hold_record(outputs: Outputs, owner: str) -> Iterator[Callable[[], None]]:
 
     renew()
     if (_read_record(record) or {}).get("process") != process:
-        raise _busy(outputs)
+        raise busy(outputs)
     try:
         yield renew
     finally:
@@ -240,7 +240,8 @@ def _read_record(record: str) -> dict[str, Any] | None:
         return None
 
 
-def _busy(outputs: Outputs, process: str = "", seconds: float = 0.0) -> BusyError:
+def busy(outputs: Outputs, process: str = "", seconds: float = 0.0) -> BusyError:
+    """Returns the error that another process is working on a map; `seconds` until its record may be taken over."""
     by = f" ({process})" if process else ""
     wait = f"; if that was killed, its hold ends in {seconds:.0f} s" if seconds > 0 else ""
     return BusyError(

@@ -1,11 +1,8 @@
 """Writes all files of a map from its finished rows."""
 
-import contextlib
 import json
 import math
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +25,7 @@ from sharding.raster.scene import Scene
 
 
 class Products:
-    """Writes the files of a map; a context manager, because small parts are removed in temporary files.
+    """Writes the files of a map.
 
     Args:
         info: the model.
@@ -36,7 +33,6 @@ class Products:
         plan: plan of the map.
         options: how to map.
         parts: its rows, all finished.
-        grid_size: rows and columns of the parts.
         workspace: folder for unfinished files, on the same disk.
     """
 
@@ -47,29 +43,12 @@ class Products:
         plan: ScenePlan,
         options: MapOptions,
         parts: Parts,
-        grid_size: tuple[int, int],
         workspace: Path,
     ) -> None:
         self.info, self.scene, self.plan, self.options = info, scene, plan, options
-        self.parts, self.grid_size, self.workspace = parts, grid_size, workspace
+        self.parts, self.workspace = parts, workspace
         self.size = (plan.height, plan.width)
         self._sieved: npt.NDArray[np.uint8] | None = None
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        ground = self.plan.ground
-        if self.options.min_area_m2 is not None and ground is not None:
-            min_pixels = math.ceil(self.options.min_area_m2 / ground.square_metres - 1e-6)
-            if min_pixels > 1:
-                removal = sieved(self._rows("labels"), self.size, min_pixels, self.workspace)
-                self._sieved = self._stack.enter_context(removal)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._sieved = None
-        self._stack.close()
 
     def write(self, outputs: Outputs) -> tuple[int, ...]:
         """Writes the files; returns the number of pixels of each class, and as the last entry of those without data.
@@ -77,6 +56,14 @@ class Products:
         Raises:
             StorageError: a file cannot be written.
         """
+        area, ground = self.options.min_area_m2, self.plan.ground
+        min_pixels = 0 if area is None or ground is None else math.ceil(area / ground.square_metres - 1e-6)
+        if min_pixels <= 1:
+            return self._write(outputs)
+        with sieved(self._rows("labels"), self.size, min_pixels, self.workspace) as self._sieved:
+            return self._write(outputs)
+
+    def _write(self, outputs: Outputs) -> tuple[int, ...]:
         classes, how = self.info.classes, self.plan.provenance.to_json()
         about = json.dumps(
             {**self.info.dataset, **{key: str(value) for key, value in self.info.extra.items()}}
@@ -105,7 +92,7 @@ class Products:
         return self._rows("labels") if self._sieved is None else whole(self._sieved)
 
     def _rows(self, kind: str) -> Rows:
-        return resampled(self.parts.rows(kind), self.grid_size, self.size)
+        return resampled(self.parts.rows(kind), self.plan.grid_size, self.size)
 
     def _write_steps(
         self, target: str, kind: str, layout: Layout, names: "tuple[str, ...] | list[str]"

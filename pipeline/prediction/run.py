@@ -22,14 +22,14 @@ from pipeline.models import (
     load_predictor,
     registered_report,
 )
+from pipeline.models.workers import spread
 from pipeline.prediction.areas import parse_report
 from pipeline.prediction.inputs import READERS, Job, list_jobs
 from pipeline.prediction.map_scene import MapReport, map_scene, read_scene
 from pipeline.prediction.mosaic import mosaic_job
-from pipeline.prediction.outputs import BusyError, is_held
+from pipeline.prediction.outputs import BusyError, busy, is_held
 from pipeline.prediction.plan import ScenePlan, check_disk, megabytes, plan_scene
 from pipeline.prediction.request import MapOptions, PredictRequest
-from pipeline.prediction.workers import spread
 
 if TYPE_CHECKING:
     from d2ls.inference import Predictor
@@ -175,9 +175,7 @@ def survey_scenes(request: PredictRequest, jobs: list[Job], info: ModelInfo, dig
     survey = Survey(plans, errors)
     for scene in survey.open:
         if is_held(scene.outputs):
-            raise BusyError(
-                f"{scene.outputs.target}: is being mapped by another process now. Wait for it, or name another OUTPUT"
-            )
+            raise busy(scene.outputs)
     check_disk(survey.disk, request.target)
     return survey
 

@@ -4,8 +4,8 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,43 @@ if TYPE_CHECKING:
 
 BUNDLE_TAG = "bundle_digest"
 TEMPERATURE_TAG = "calibration_temperature"  # a run has the tag `temperature`: of the contrastive term
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model to register; `digest` is that of its files before the temperature was added."""
+
+    store: Store
+    run_id: str
+    name: str
+    info: ModelInfo
+    card: "DatasetCard"
+    recipe: "Recipe"
+    evaluation: Mapping[str, Any] | None
+    digest: str
+    step: int
+
+    @cached_property
+    def text(self) -> str:
+        """The model card, as long as the registry takes it."""
+        return run_tags.short(model_card(self.info, self.card, self.recipe, self.evaluation, self.run_id))
+
+    @cached_property
+    def tags(self) -> dict[str, str]:
+        """The tags of logged model and version."""
+        numbers, config = scores(self.evaluation), self.info.config
+        return {
+            BUNDLE_TAG: self.digest,
+            "dataset": self.card.name,
+            "protocol": self.card.protocol,
+            "dataset_digest": self.card.digest,
+            "recipe_digest": self.recipe.digest(),
+            "architecture": str(config.get("architecture", "d2ls")),
+            "backbone": str(config.get("backbone", "")),
+            "stages": str(config.get("stages", "-")),
+            **({} if self.info.temperature is None else {TEMPERATURE_TAG: f"{self.info.temperature:g}"}),
+            **({"report_miou": f"{numbers['miou']:.4f}"} if "miou" in numbers else {}),
+        }
 
 
 def register_checkpoint(
@@ -82,12 +119,8 @@ def register_checkpoint(
             info = replace(info, temperature=temperature)
             (bundle / INFO_FILE).write_text(info.to_json(), encoding="utf-8")
         step = step or int(info.extra.get("step", 0))
-        text = run_tags.short(model_card(info, card, recipe, evaluation, run_id))
-        tags = _tags(info, card, recipe, evaluation, digest)
-        model_id = _made_before(store, run_id, name, tags) or _log_model(
-            store, run_id, name, bundle, info, text, evaluation, recipe, card, tags, step
-        )
-        return _create_version(store, name, model_id, run_id, text, tags, recipe)
+        model = _Candidate(store, run_id, name, info, card, recipe, evaluation, digest, step)
+        return _create_version(model, _made_before(model) or _log_model(model, bundle))
 
 
 def _check_together(
@@ -119,122 +152,96 @@ def _check_together(
             )
 
 
-def _made_before(store: Store, run_id: str, name: str, tags: Mapping[str, str]) -> str | None:
+def _made_before(model: _Candidate) -> str | None:
     """Returns a logged model that a killed process left without a version; deletes unfinished ones."""
-    client, complete = store.client, None
-    experiment = client.get_run(run_id).info.experiment_id
-    runs.check_not_moved(store.uri, client.get_experiment(experiment))
-    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        if model.status != "READY":
-            client.delete_logged_model(model.model_id)
-        elif model.name == name and dict(model.tags).items() >= tags.items():
-            complete = str(model.model_id)
+    client, complete = model.store.client, None
+    experiment = client.get_run(model.run_id).info.experiment_id
+    runs.check_not_moved(model.store.uri, client.get_experiment(experiment))
+    for logged in client.search_logged_models([experiment], f"source_run_id = '{model.run_id}'"):
+        if logged.status != "READY":
+            client.delete_logged_model(logged.model_id)
+        elif logged.name == model.name and dict(logged.tags).items() >= model.tags.items():
+            complete = str(logged.model_id)
     return complete
 
 
-def _log_model(
-    store: Store,
-    run_id: str,
-    name: str,
-    bundle: Path,
-    info: ModelInfo,
-    text: str,
-    evaluation: Mapping[str, Any] | None,
-    recipe: "Recipe",
-    card: "DatasetCard",
-    tags: Mapping[str, str],
-    step: int,
-) -> str:
+def _log_model(model: _Candidate, bundle: Path) -> str:
     """Makes a logged model of the run with its files; returns its id."""
     from mlflow.entities import LoggedModelOutput
 
-    client = store.client
-    experiment = client.get_run(run_id).info.experiment_id
+    client, run_id = model.store.client, model.run_id
     params = {
         key: str(value)
-        for key, value in recipe.flat().items()
+        for key, value in model.recipe.flat().items()
         if key.startswith(("model.", "loss.", "train."))
     }
-    model = client.create_logged_model(
-        experiment, name=name, source_run_id=run_id, tags=dict(tags), params=params, model_type="segmentation"
-    )
+    logged = client.create_logged_model(
+        client.get_run(run_id).info.experiment_id, name=model.name, source_run_id=run_id, tags=model.tags,
+        params=params, model_type="segmentation",
+    )  # fmt: skip
     try:
         with scratch_folder("register") as scratch:
             files = {
-                "model_card": ("README.md", text),
-                "recipe": ("recipe.yaml", recipe.to_yaml()),
-                "dataset_card": ("card.json", card.to_json()),
-                **({"evaluation": (REPORT_FILE, json.dumps(evaluation, indent=2))} if evaluation else {}),
+                "model_card": ("README.md", model.text),
+                "recipe": ("recipe.yaml", model.recipe.to_yaml()),
+                "dataset_card": ("card.json", model.card.to_json()),
             }
+            if model.evaluation:
+                files["evaluation"] = (REPORT_FILE, json.dumps(model.evaluation, indent=2))
             for file, content in files.values():
                 Path(scratch, file).write_text(content, encoding="utf-8")
             folder = scratch / "model"
             save_model(
-                folder, bundle, info, {key: Path(scratch, file) for key, (file, _) in files.items()},
-                artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id,
+                folder, bundle, model.info, {key: Path(scratch, file) for key, (file, _) in files.items()},
+                artifact_path=logged.artifact_location, model_uuid=logged.model_id, model_id=logged.model_id,
                 run_id=run_id,
             )  # fmt: skip
-            client.log_model_artifacts(model.model_id, str(folder))
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-        client.finalize_logged_model(model.model_id, "READY")
+            client.log_model_artifacts(logged.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, model.step)])
+        client.finalize_logged_model(logged.model_id, "READY")
     except BaseException:
         with suppress(Exception):  # the first error counts; the next call deletes it
-            client.delete_logged_model(model.model_id)
+            client.delete_logged_model(logged.model_id)
         raise
-    _link_metrics(store, run_id, model.model_id, card, evaluation, step)
-    return str(model.model_id)
+    _link_metrics(model, logged.model_id)
+    return str(logged.model_id)
 
 
-def _link_metrics(
-    store: Store,
-    run_id: str,
-    model_id: str,
-    card: "DatasetCard",
-    evaluation: Mapping[str, Any] | None,
-    step: int,
-) -> None:
+def _link_metrics(model: _Candidate, model_id: str) -> None:
     """Logs the run's scores at the checkpoint's step, and those of the test split, as metrics of the logged model."""
     from mlflow.entities import Metric
 
-    keys = store.client.get_run(run_id).data.metrics
+    client, run_id = model.store.client, model.run_id
     chosen = {
         key: metric.value
-        for key in keys
+        for key in client.get_run(run_id).data.metrics
         if key.startswith(("val/", "train/")) or key == "epoch"
-        for metric in store.client.get_metric_history(run_id, key)
-        if metric.step == step  # not the newest value: the best checkpoint is rarely the last one
+        for metric in client.get_metric_history(run_id, key)
+        if metric.step == model.step  # not the newest value: the best checkpoint is rarely the last one
     }
-    chosen |= {f"test/{key}": value for key, value in scores(evaluation).items()}
+    chosen |= {f"test/{key}": value for key, value in scores(model.evaluation).items()}
     belongs = {
         "model_id": model_id,
-        "dataset_name": card.name,
-        "dataset_digest": card.digest[:36],
+        "dataset_name": model.card.name,
+        "dataset_digest": model.card.digest[:36],
         "run_id": run_id,
     }
     rows = [
-        Metric(metric_name(key), value, now(), step, **belongs)
+        Metric(metric_name(key), value, now(), model.step, **belongs)
         for key, value in chosen.items()
         if not math.isnan(value)
     ]
     for batch in connection.batches(rows, PER_REQUEST):
-        connection.retried(partial(store.client.log_batch, run_id, metrics=batch))
+        connection.retried(partial(client.log_batch, run_id, metrics=batch))
 
 
-def _create_version(
-    store: Store,
-    name: str,
-    model_id: str,
-    run_id: str,
-    text: str,
-    tags: Mapping[str, str],
-    recipe: "Recipe",
-) -> ModelVersion:
+def _create_version(model: _Candidate, model_id: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
-    client = store.client
+    store, name, client = model.store, model.name, model.store.client
     description = (
-        f"Segmentation of {recipe.name}. {recipe.description} `@{CHAMPION}` is the one to use; `@{CHALLENGER}` waits "
-        "for `python -m pipeline.promote`."
+        f"Segmentation of {model.recipe.name}. {model.recipe.description} `@{CHAMPION}` is the one to use; "
+        f"`@{CHALLENGER}` waits for `python -m pipeline.promote`."
     )
 
     def create_model() -> None:
@@ -248,39 +255,13 @@ def _create_version(
     with _default_store(store.uri):
         made = connection.retried(
             lambda: client.create_model_version(
-                name,
-                source=f"models:/{model_id}",
-                run_id=run_id,
-                tags=dict(tags),
-                description=text,
+                name, source=f"models:/{model_id}", run_id=model.run_id, tags=model.tags, description=model.text,
                 model_id=model_id,
             )
-        )
+        )  # fmt: skip
     set_alias(store, name, CHALLENGER, made.version)
     return by_version(store, name, str(made.version))
 
 
 def _default_store(uri: str) -> AbstractContextManager[None]:
     return nullcontext() if connection.is_server(uri) else mlflow_internals.as_default(uri)
-
-
-def _tags(
-    info: ModelInfo,
-    card: "DatasetCard",
-    recipe: "Recipe",
-    evaluation: Mapping[str, Any] | None,
-    digest: str,
-) -> dict[str, str]:
-    numbers = scores(evaluation)
-    return {
-        BUNDLE_TAG: digest,
-        "dataset": card.name,
-        "protocol": card.protocol,
-        "dataset_digest": card.digest,
-        "recipe_digest": recipe.digest(),
-        "architecture": str(info.config.get("architecture", "d2ls")),
-        "backbone": str(info.config.get("backbone", "")),
-        "stages": str(info.config.get("stages", "-")),
-        **({} if info.temperature is None else {TEMPERATURE_TAG: f"{info.temperature:g}"}),
-        **({"report_miou": f"{numbers['miou']:.4f}"} if "miou" in numbers else {}),
-    }

@@ -24,7 +24,7 @@ def fetch_bundle(source: Path | str, folder: Path) -> Path:
             raise WeightsError(
                 f"{source}: no {name}; a model is a folder with {INFO_FILE} and {WEIGHTS_FILE}"
             )
-        (folder / name).write_bytes(storage.read_bytes(uri))
+        storage.download(uri, folder / name)
     return folder
 
 

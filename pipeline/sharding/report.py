@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
+
 from d2ls.shards import DatasetCard
 from pipeline.console import ProgressDisplay
 
@@ -35,8 +38,6 @@ def progress_of(display: ProgressDisplay) -> Callable[["Progress"], None]:
 
 def print_summary(card: DatasetCard, uri: str) -> None:
     """Prints the tables of splits and classes, and notes."""
-    from rich.console import Console
-
     console = Console()
     console.print(split_table(card))
     console.print(class_table(card))
@@ -62,10 +63,8 @@ SCENE_CHECKS = {
 }
 
 
-def split_table(card: DatasetCard) -> Any:
+def split_table(card: DatasetCard) -> Table:
     """Makes the table of splits."""
-    from rich.table import Table
-
     table = Table(title=f"{card.name} ({card.source}, {card.protocol})")
     for name in ("split", "samples", "scenes", "shards", "MB", "ignored"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -78,10 +77,8 @@ def split_table(card: DatasetCard) -> Any:
     return table
 
 
-def class_table(card: DatasetCard) -> Any:
+def class_table(card: DatasetCard) -> Table:
     """Makes the table of classes: share of the labelled pixels of each split."""
-    from rich.table import Table
-
     table = Table()
     for name in ("class", *card.splits):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -96,8 +93,6 @@ def class_table(card: DatasetCard) -> Any:
 
 def print_validation(validation: "Validation", root: str) -> None:
     """Prints the result of `--check`: the table of splits, omitted files, notes, warnings, problems."""
-    from rich.console import Console
-
     scan = validation.scan
     console = Console()
     if scan.scenes:
@@ -136,10 +131,8 @@ def merge_alike(lines: Iterable[str]) -> list[str]:
     ]
 
 
-def validation_table(validation: "Validation") -> Any:
+def validation_table(validation: "Validation") -> Table:
     """Makes the table of `--check`, a column per split: properties of the files above, shares of the classes below."""
-    from rich.table import Table
-
     scan = validation.scan
     splits = list(dict.fromkeys((*(item.scene.split for item in scan.scenes), *scan.unlabelled)))
     columns = {split: [item for item in scan.scenes if item.scene.split == split] for split in splits}
@@ -157,7 +150,7 @@ def validation_table(validation: "Validation") -> Any:
         "bands in the files": lambda item: str(item.info.bands),
         "pixel type": lambda item: item.info.dtype,
         "labels": lambda item: label_kind(item.labels),
-        "CRS": lambda item: (item.info.crs or "none").split("[")[0] if item.info.crs else "none",
+        "CRS": lambda item: (item.info.crs or "none").split("[")[0],
         "pixel": lambda item: f"{item.pixel_metres:.3g} m" if item.pixel_metres else "unknown",
     }
     for name, text_of in properties.items():
@@ -187,8 +180,6 @@ def label_kind(info: "RasterInfo | None") -> str:
 
 def print_verified(card: DatasetCard, uri: str) -> None:
     """Prints that a shard set agrees with its card."""
-    from rich.console import Console
-
     console = Console()
     console.print(split_table(card))
     console.print(f"{uri}: checksums, counts, digests and splits agree with the card", soft_wrap=True)
@@ -197,8 +188,6 @@ def print_verified(card: DatasetCard, uri: str) -> None:
 
 def print_batches(path: Path, count: int, recipe: "Recipe") -> None:
     """Prints a description of the picture of batches."""
-    from rich.console import Console
-
     batches = f"the first {count} batches" if count > 1 else "the first batch"
     what = f"{batches} of {recipe.train.global_batch_size}, split {recipe.roles.train}"
     Console().print(f"{path}: {what}, epoch 0, seed {recipe.seed}", soft_wrap=True, highlight=False)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from d2ls.errors import D2LSError
-from d2ls.training.callbacks import Callback, EvaluationReport, StepReport
+from d2ls.training.callbacks import Callback, EvaluationReport, StepReport, loss_metrics, score_metrics
 from pipeline import figures
 from pipeline.tracking import connection, figure_samples
 from pipeline.tracking.system_metrics import Monitor
@@ -77,7 +77,7 @@ class TrackingCallback(Callback):
         every = max(1, report.total_steps // MOST_POINTS)
         if report.step % every and report.step not in (1, report.total_steps):
             return
-        values = {f"train/{_loss(name)}": float(np.mean(losses)) for name, losses in self._terms.items()}
+        values = loss_metrics("train", {name: float(np.mean(terms)) for name, terms in self._terms.items()})
         values["train/lr"] = report.learning_rate
         values["train/gradient_norm"] = report.gradient_norm
         values["speed/memory_gigabytes"] = report.memory_bytes / 1e9
@@ -105,15 +105,10 @@ class TrackingCallback(Callback):
 
     def on_evaluation(self, report: EvaluationReport, network: "nn.Module") -> None:
         """Logs scores, and every `figures_every` epochs the figures."""
-        names = self.shards.card.classes.names
-        scores = report.scores
-        values = {"val/miou": scores.miou, "val/mf1": scores.mf1, "val/oa": scores.overall_accuracy}
-        values["val/ece"] = scores.ece
-        values |= {f"val/iou/{name}": iou for name, iou in zip(names, scores.iou, strict=True)}
-        values |= {f"epoch/{_loss(name)}": value for name, value in report.terms.items()}
+        values = score_metrics(report.scores, self.shards.card.classes) | loss_metrics("epoch", report.terms)
         values |= {"epoch": float(report.epoch), "speed/evaluation_seconds": report.seconds}
         if report.best:
-            values |= {"best/miou": scores.miou, "best/epoch": float(report.epoch)}
+            values |= {"best/miou": report.scores.miou, "best/epoch": float(report.epoch)}
         self.writer.metrics(values, report.step)
         if report.last or report.epoch % self.recipe.tracking.figures_every == 0:
             self._figures(report, network)
@@ -204,10 +199,6 @@ def run_on_samples(
         static = getattr(output, "static_dictionary", None)
     stages = [np.stack(stage) for stage in zip(*vectors, strict=True)]
     return predictions, stages, None if static is None else static.float().cpu().numpy()
-
-
-def _loss(name: str) -> str:
-    return "loss" if name == "total" else name
 
 
 def _hardware() -> str:

@@ -1,13 +1,13 @@
 """Builds the objects of a training run from a recipe. Configuration stops here: modules get plain arguments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from d2ls.bundle import ModelInfo
 from d2ls.class_weights import class_weights
-from d2ls.data import Augmentation, Batch, CacheConfig, EvaluationLoader, TrainingLoader, evaluation_window
+from d2ls.data import Augmentation, CacheConfig, EvaluationLoader, TrainingLoader, evaluation_window
 from d2ls.losses import D2LSLoss
 from d2ls.models import D2LS, Baseline, Normalization, build_model
 from d2ls.models.backbone import rgb_places
@@ -32,10 +32,6 @@ class Loaders:
 
     training: TrainingLoader
     validation: EvaluationLoader
-
-    def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
-        """Returns the training batches of an epoch from a step on."""
-        return self.training.epoch(epoch, start_step)
 
     def close(self) -> None:
         """Ends the processes of both loaders."""
@@ -89,30 +85,10 @@ def _is_like_photographs(card: DatasetCard) -> bool:
 
 def loss(recipe: Recipe, card: DatasetCard) -> D2LSLoss:
     """Builds the loss; the card gives the classes and their pixels in the training split."""
-    values = recipe.loss
-    pixels = card.splits[recipe.roles.train].class_pixels
-    return D2LSLoss(
-        cross_entropy_weight=values.cross_entropy_weight,
-        label_smoothing=values.label_smoothing,
-        class_weights=class_weights(
-            values.class_weights, card.classes.names, pixels, beta=values.effective_beta
-        ),
-        boundary_factor=values.boundary_factor,
-        boundary_px=values.boundary_px,
-        focal_weight=values.focal_weight,
-        focal_gamma=values.focal_gamma,
-        dice_weight=values.dice_weight,
-        dice_smooth=values.dice_smooth,
-        tversky_weight=values.tversky_weight,
-        tversky_alpha=values.tversky_alpha,
-        tversky_beta=values.tversky_beta,
-        lovasz_weight=values.lovasz_weight,
-        static_weight=values.static_weight,
-        contrastive=values.contrastive,
-        contrastive_weight=values.contrastive_weight,
-        temperature=values.temperature,
-        ignored_pixels=values.ignored_pixels,
-    )
+    values = recipe.loss.model_dump()
+    beta, pixels = values.pop("effective_beta"), card.splits[recipe.roles.train].class_pixels
+    values["class_weights"] = class_weights(values["class_weights"], card.classes.names, pixels, beta=beta)
+    return D2LSLoss(**values)
 
 
 def augmentation(recipe: Recipe) -> Augmentation:
@@ -162,16 +138,9 @@ def loaders(recipe: Recipe, shards: ShardSet, group: ProcessGroup) -> Loaders:
 
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     """Builds the learning-rate schedule."""
-    train, values = recipe.train, recipe.train.schedule
-    return Schedule(
-        lr=train.optimizer.lr,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=train.steps or steps_per_epoch * (train.epochs or 0),
-        name=values.name,
-        warmup=values.warmup,
-        final_lr=values.final_lr,
-        per=values.per,
-    )
+    train = recipe.train
+    total_steps = train.steps or steps_per_epoch * (train.epochs or 0)
+    return Schedule(train.optimizer.lr, steps_per_epoch, total_steps, **train.schedule.model_dump())
 
 
 def settings(recipe: Recipe, card: DatasetCard) -> TrainerSettings:
@@ -241,7 +210,7 @@ def trainer(
         loss=loss(recipe, shards.card).to(group.device),
         optimizer=build_optimizer(net, **options),
         schedule=schedule(recipe, steps),
-        batches=loaders.batches,
+        batches=loaders.training.epoch,
         evaluator=Evaluator(
             split=recipe.roles.val,
             classes=shards.card.classes,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from d2ls import errors, storage
+from d2ls import errors
 from d2ls.errors import D2LSError, StorageError, TrainingError
 from d2ls.scratch import scratch_folder
 from pipeline.training import worker
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 HEAD = {"node:__internal_head__": 0.001}
 """Keeps the process that waits for the group on the head node; takes no CPU."""
-
-POLL_SECONDS, POLL_SECONDS_REMOTE = 0.3, 5.0
-"""Seconds between two reads of the run folder, on a local disk and in an object store."""
 
 ABORT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -82,11 +79,10 @@ def train_on_ray(
     # Outside the placement group of a trial: that one holds only what the trial's own process needs.
     fit = ray.remote(num_cpus=0, resources=HEAD, max_retries=0, scheduling_strategy="DEFAULT")(_fit)
     answer = fit.remote(job.to_config(), _scaling(recipe, cluster), recipe.cluster.max_failures)
-    pause = POLL_SECONDS if storage.is_local(folder.uri) else POLL_SECONDS_REMOTE
     running = True
     try:
         while running:
-            running = not ray.wait([answer], timeout=pause)[0]
+            running = not ray.wait([answer], timeout=folder.poll_seconds)[0]
             for row in _epochs_after(folder, last_step):
                 last_step = row["step"]
                 yield row

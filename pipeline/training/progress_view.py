@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from d2ls import storage
 from pipeline.console import ProgressDisplay, format_duration
 from pipeline.training.run_folder import RunFolder
 
@@ -21,7 +20,6 @@ class ProgressWatcher:
     def __init__(self, folder: RunFolder, show: Callable[[Mapping[str, Any]], None]) -> None:
         self._folder, self._show = folder, show
         self._stop = threading.Event()
-        self._pause = 0.3 if storage.is_local(folder.uri) else 5.0
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
@@ -34,7 +32,7 @@ class ProgressWatcher:
         self._poll()
 
     def _follow(self) -> None:
-        while not self._stop.wait(self._pause):
+        while not self._stop.wait(self._folder.poll_seconds):
             self._poll()
 
     def _poll(self) -> None:
@@ -45,8 +43,8 @@ class ProgressWatcher:
             logging.getLogger(__name__).debug("progress is not shown: %s", error)
 
 
-class ProgressView:
-    """Shows a run on standard output; a context manager.
+class ProgressView(ProgressDisplay):
+    """Shows a run on standard output.
 
     Args:
         epochs: epochs of the run; None where its length is in steps.
@@ -54,19 +52,8 @@ class ProgressView:
     """
 
     def __init__(self, epochs: int | None, *, silent: bool = False) -> None:
+        super().__init__(stderr=False, silent=silent)
         self._epochs, self._notes = epochs, 0
-        self._display = ProgressDisplay(stderr=False, silent=silent)
-
-    def __enter__(self) -> Self:
-        self._display.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._display.__exit__(*error)
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._display.say(text)
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Shows the latest step, and new log messages of the workers."""
@@ -75,7 +62,7 @@ class ProgressView:
             self.say(f"  {note}")
         self._notes = len(notes)
         if "step" in progress:
-            self._display.update(progress_line(progress))
+            self.update(progress_line(progress))
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Prints the line of an epoch."""

@@ -104,6 +104,11 @@ class RunFolder:
         return cls(storage.join(absolute(storage_uri), name), name)
 
     @property
+    def poll_seconds(self) -> float:
+        """Seconds between two reads of a file that changes; more in an object store."""
+        return 0.3 if storage.is_local(self.uri) else 5.0
+
+    @property
     def checkpoints(self) -> str:
         """Folder of the checkpoints."""
         return storage.join(self.uri, "checkpoints")

@@ -29,8 +29,6 @@ STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
     KILLED: "KILLED",
     PRUNED: "KILLED",
 }
-PATIENCE = 600.0
-"""Seconds for which a trial waits for a server that answered when its sweep began."""
 
 
 @contextmanager
@@ -57,7 +55,8 @@ def tracked_run(
         return store, open_run(store, recipe, card, folder, kind, parent_run_id)
 
     with ended(folder):
-        store, run_id = connection.patiently(open_store_and_run, PATIENCE if parent_run_id else 0.0)
+        patience = connection.PATIENCE if parent_run_id else 0.0
+        store, run_id = connection.patiently(open_store_and_run, patience)
     try:
         with ended(folder, last=True):
             yield store.uri, run_id

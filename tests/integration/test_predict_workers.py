@@ -12,10 +12,10 @@ from d2ls.errors import D2LSError
 from pipeline.config.train import ClusterConfig
 from pipeline.evaluation.request import EvaluateRequest
 from pipeline.evaluation.run import evaluate
+from pipeline.models.workers import spread
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.request import PredictRequest
 from pipeline.prediction.run import map_scenes
-from pipeline.prediction.workers import spread
 from tests.inference_stubs import tiny_bundle
 from tests.shards import CLASSES, make_shards
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import sharding.validate
+import sharding.headers
 from d2ls.errors import DataError
 from sharding.scan import scan
 from sharding.sources.custom_spec import CustomClass
@@ -55,13 +55,13 @@ def test_labels_are_read_before_sharding_only_until_all_is_seen(tmp_path, monkey
     build(tmp_path)
     result = scan(spec(tmp_path, "out"))
     read = []
-    opened = sharding.validate.open_labels
+    opened = sharding.headers.open_labels
 
     def recorded(labels, *rest, **more):
         read.append(str(labels))
         return opened(labels, *rest, **more)
 
-    monkeypatch.setattr(sharding.validate, "open_labels", recorded)
+    monkeypatch.setattr(sharding.headers, "open_labels", recorded)
     require_labels(result)
     assert [name.split("/")[-3] for name in read] == ["a", "c", "d"]
 

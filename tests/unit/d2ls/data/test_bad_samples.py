@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 
 from d2ls.data import Augmentation, EvaluationLoader, TrainingLoader
-from d2ls.data.workers import worker_processes
 from d2ls.errors import DataError, LabelError, ResourceError, ShardError, StorageError
 from d2ls.shards import ShardSet
 from tests.shards import make_shards, training_batches
@@ -161,7 +160,7 @@ def test_a_dead_worker_is_reported(shards):
     with TrainingLoader(shards, "train", **arguments) as loader:
         epoch = iter(loader.epoch(0))
         next(epoch)
-        (worker,) = worker_processes(loader._pool._loader)
+        (worker,) = loader._loader._iterator._workers
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(ResourceError, match="worker died"):
             list(itertools.chain.from_iterable(loader.epoch(number) for number in range(1, 200)))

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from d2ls.data import Augmentation, TrainingLoader
-from d2ls.data.workers import worker_processes
 from d2ls.errors import ConfigError
 from tests.shards import make_shards, training_batches
 
@@ -58,8 +57,8 @@ def planned_keys(batches, step):
 
 def test_batches_are_as_documented(shards):
     loader = batches(shards)
-    assert len(loader) == loader.steps_per_epoch == 6
-    assert loader.wrapped == 2
+    assert len(loader) == loader.plan.steps == 6
+    assert loader.plan.wrapped == 2
     seen = []
     for step, batch in enumerate(loader):
         assert batch.images.shape == (4, 3, 32, 32)
@@ -97,12 +96,12 @@ def test_workers_change_nothing_and_stay_for_many_epochs(shards, reference):
     with TrainingLoader(shards, "train", workers=2, **arguments) as loader:
         before = torch.random.get_rng_state()
         assert stream(loader.epoch(2)) == reference
-        workers = [worker.pid for worker in worker_processes(loader._pool._loader)]
+        workers = [worker.pid for worker in loader._loader._iterator._workers]
         half = iter(loader.epoch(0))  # stopped in the middle
         next(half)
         assert stream(loader.epoch(2, start_step=3)) == reference[3:]
         assert stream(loader.epoch(3)) != reference
-        assert [worker.pid for worker in worker_processes(loader._pool._loader)] == workers
+        assert [worker.pid for worker in loader._loader._iterator._workers] == workers
         assert torch.random.get_rng_state().equal(before)
 
 
@@ -133,7 +132,7 @@ def test_more_slots_than_samples(shards, tmp_path):
     few = make_shards(tmp_path / "few", [3])
     loader = batches(few, global_batch_size=8)
     (batch,) = loader
-    assert loader.wrapped == 5
+    assert loader.plan.wrapped == 5
     assert len(batch.keys) == 8
     assert set(batch.keys) == {f"train_{number:06d}" for number in range(3)}
     assert len({image.numpy().tobytes() for image in batch.images}) == 8

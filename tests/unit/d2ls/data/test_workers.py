@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import DataLoader
 
-from d2ls.data.workers import end_workers, worker_processes
+from d2ls.data.workers import end_workers
 
 
 def numbers():
@@ -12,7 +12,6 @@ def numbers():
 
 def test_a_dataloader_that_has_not_started_has_no_workers_to_end():
     loader = numbers()
-    assert worker_processes(loader) == []
     end_workers(loader)
 
 
@@ -20,7 +19,7 @@ def test_workers_end_at_once_though_a_paused_iterator_refers_to_them():
     loader = numbers()
     paused = iter(loader)
     assert next(paused) == 0
-    (worker,) = worker_processes(loader)
+    (worker,) = loader._iterator._workers
     assert worker.is_alive()
     end_workers(loader)
     assert not worker.is_alive(), (

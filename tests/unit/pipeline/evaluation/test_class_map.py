@@ -54,7 +54,10 @@ def table(world):
     predictor = load_model(world[0])
     counts = np.zeros((4, 5), np.int64)
     for batch in EvaluationLoader(ShardSet.open(world[1]), "test", batch_size=1):
-        predicted, labels = predictor.tensor_labels(batch.images)[0].numpy(), batch.labels[0].numpy()
+        predicted, labels = (
+            predictor.tensor_logits(batch.images).argmax(1)[0].numpy(),
+            batch.labels[0].numpy(),
+        )
         np.add.at(counts, (labels[labels != 255], predicted[labels != 255]), 1)
     return counts
 

@@ -17,7 +17,7 @@ from d2ls.models.saving import load_bundle, save_bundle
 from d2ls.shards import ShardSet
 from d2ls.training.evaluator import Evaluator
 from d2ls.training.process_group import ProcessGroup
-from pipeline.config.predict import boundary_pixels
+from pipeline.config.evaluate import boundary_pixels
 from pipeline.evaluate import main
 from pipeline.evaluation.parts import SplitPart
 from pipeline.evaluation.published import published_table, published_tables
@@ -251,7 +251,7 @@ def test_boundaries_are_counted_in_whole_samples_for_any_windows_and_workers(cut
                 window = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
                 piece = image[:, :, top : top + 64, left : left + 64]
                 window[:, :, : piece.shape[2], : piece.shape[3]] = piece
-                ids = predictor.tensor_labels(window)[0, : piece.shape[2], : piece.shape[3]]
+                ids = predictor.tensor_logits(window).argmax(1)[0, : piece.shape[2], : piece.shape[3]]
                 predicted[top : top + 64, left : left + 64] = ids
         expected = boundary_counts(predicted, labels, 4, 3)
         np.testing.assert_array_equal(entry.boundary, expected)
@@ -323,7 +323,7 @@ def test_the_command_says_what_is_missing(words, message) -> None:
 
 def test_everything_is_on_the_cpu_without_grad(world) -> None:
     predictor = load_model(world[0])
-    labels = predictor.tensor_labels(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    labels = predictor.tensor_logits(torch.zeros(1, 3, 40, 40, dtype=torch.uint8)).argmax(1)
     assert labels.shape == (1, 40, 40)
     assert not labels.requires_grad
 

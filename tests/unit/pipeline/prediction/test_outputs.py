@@ -23,6 +23,7 @@ from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.inference import Predictor, span_count
 from d2ls.inference.sliding_window import spans
 from pipeline.models import read_files
+from pipeline.models.workers import ModelWorker
 from pipeline.predict import main
 from pipeline.prediction import map_scene as mapping
 from pipeline.prediction import plan as planning
@@ -32,7 +33,6 @@ from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.outputs import BusyError, Outputs, hold
 from pipeline.prediction.provenance import read_provenance
 from pipeline.prediction.request import MapOptions
-from pipeline.prediction.workers import ModelWorker
 from tests.inference_stubs import LocalStub, model_info, tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -1,4 +1,4 @@
-"""Recipe section `evaluate`; prediction takes its settings from the model and from the command line."""
+"""Recipe section `evaluate`."""
 
 from typing import Annotated, Literal, Self
 

@@ -28,7 +28,7 @@ class ModelWorker:
     @cached_property
     def predictor(self) -> "Predictor":
         """The model. The first piece of work loads it, so that its errors are returned as values too."""
-        from pipeline.models import load_predictor, unpacked
+        from pipeline.models.loading import load_predictor, unpacked
 
         with unpacked(self.files) as folder:
             return load_predictor(folder, where=self.where, **self.settings)
@@ -73,7 +73,7 @@ def spread(
 
     from d2ls.errors import ResourceError
     from pipeline.cluster import connect
-    from pipeline.models import read_files
+    from pipeline.models.loading import read_files
 
     with connect(config) as cluster:
         count = min(config.worker_range[1], len(pieces), cluster.capacity(config))
