@@ -27,7 +27,6 @@ class EvaluateRequest:
         bootstrap: resamplings over scenes for the intervals; 0 turns them off.
         cluster: Ray workers to spread the work over; None evaluates in this process.
         decoders: decoding processes beside this one; without effect on Ray workers, which decode themselves.
-        seed: of the bootstrap.
         tracking_uri: MLflow store of `models:/` and `runs:/`.
         temperature: of the probabilities; None: the model's own.
         class_map: for a model of other classes than the shards have.
@@ -43,7 +42,6 @@ class EvaluateRequest:
     bootstrap: int = 1000
     cluster: ClusterConfig | None = None
     decoders: int = 0
-    seed: int = 0
     tracking_uri: str | None = None
     temperature: float | None = None
     class_map: ClassMap | None = None
@@ -104,7 +102,6 @@ def parse_command(description: str, examples: str, argv: list[str] | None) -> Ev
             split,
             **settings.model_dump(),
             cluster=cluster if cluster.worker_range[1] > 1 else None,
-            seed=recipe.seed if recipe else 0,
             tracking_uri=tracking_uri,
             class_map=class_map,
         )

@@ -43,7 +43,6 @@ class Evaluation:
         classes: the K classes, with the flags of the data set for scored ones.
         samples: counts of each sample, sorted by key.
         settings: batch size, window, test-time augmentation, number of bootstrap resamplings.
-        seed: of the bootstrap.
         seconds: wall time.
         seen: whether the model was trained on shards with the same digest.
         temperature: at which the probabilities were counted; None: the model has none, which is 1.
@@ -59,7 +58,6 @@ class Evaluation:
     classes: ClassTable
     samples: Sequence["SampleCounts"]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
     seconds: float = 0.0
     seen: bool = True
     temperature: float | None = None
@@ -125,7 +123,7 @@ class Evaluation:
         resamplings = int(self.settings.get("bootstrap", 0))
         if resamplings < 1 or len(self.scenes) < 2:
             return {}
-        options = self.classes.scored, resamplings, self.seed
+        options = self.classes.scored, resamplings
         intervals = bootstrap(np.stack(list(self.scenes.values())), *options)
         if self.boundary is None:
             return intervals
@@ -206,20 +204,19 @@ def _by_class(scores: Scores | BoundaryScores, classes: ClassTable) -> dict[str,
     return values
 
 
-def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: int) -> dict[str, Any]:
+def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int) -> dict[str, Any]:
     """Draws scenes with replacement, scores the sum of their counts, and takes the middle 95 % of the values.
 
     Args:
         scenes: S K K counts.
         scored: K flags.
         resamplings: number of draws.
-        seed: of the draws.
 
     Returns:
         `miou`, `mf1`, `overall_accuracy`: lowest and highest value; `iou`, `f1`: K such pairs, None without a value.
     """
     count, classes = scenes.shape[:2]
-    draws = _draws(count, resamplings, seed)
+    draws = _draws(count, resamplings)
     sums = (draws @ scenes.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
     hit = np.diagonal(sums, axis1=1, axis2=2)
     present, predicted = sums.sum(axis=2), sums.sum(axis=1)
@@ -238,7 +235,7 @@ def bootstrap(scenes: Counts, scored: Sequence[bool], resamplings: int, seed: in
 
 
 def bootstrap_boundaries(
-    scenes: Counts, scored: Sequence[bool], resamplings: int, seed: int
+    scenes: Counts, scored: Sequence[bool], resamplings: int
 ) -> dict[str, Interval | None]:
     """Computes intervals of the mean boundary scores as `bootstrap` does, with the same draws.
 
@@ -246,12 +243,11 @@ def bootstrap_boundaries(
         scenes: S K 7 counts of `d2ls.boundary.boundary_counts`.
         scored: K flags.
         resamplings: number of draws.
-        seed: of the draws.
 
     Returns:
         `boundary_iou`, `boundary_f1`: lowest and highest value.
     """
-    sums = np.tensordot(_draws(len(scenes), resamplings, seed), scenes.astype(np.float64), axes=1)
+    sums = np.tensordot(_draws(len(scenes), resamplings), scenes.astype(np.float64), axes=1)
     scores = [boundary_scores(counts, scored) for counts in sums]
     return {
         "boundary_iou": _interval(np.array([score.miou for score in scores])),
@@ -266,9 +262,9 @@ def _by_scene(counts: Iterable[tuple[str, Counts]]) -> dict[str, Counts]:
     return sums
 
 
-def _draws(count: int, resamplings: int, seed: int) -> npt.NDArray[np.int64]:
-    """How often each of `count` scenes is drawn, resamplings by count."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamplings)
+def _draws(count: int, resamplings: int) -> npt.NDArray[np.int64]:
+    """How often each of `count` scenes is drawn, resamplings by count; the same in every call."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamplings)
 
 
 def _mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -54,7 +54,6 @@ def evaluate(request: EvaluateRequest, *, show: bool = False) -> Evaluation:
             "tta": request.tta, "batch_size": request.batch_size, "window": split.part.window or "whole samples",
             "bootstrap": request.bootstrap, **({"boundary_px": boundary_px} if boundary_px else {}),
         },
-        seed=request.seed,
         seconds=time.monotonic() - started,
         seen=info.dataset.get("digest") in (None, "", card.digest),
         temperature=temperature,

@@ -127,14 +127,14 @@ def test_bootstrap_agrees_with_a_loop_over_resampled_scenes() -> None:
     rng = np.random.default_rng(0)
     scenes = rng.integers(0, 50, (6, 3, 3))
     scored = (True, False, True)
-    actual = bootstrap(scenes, scored, 300, seed=5)
-    draws = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), 300)
+    actual = bootstrap(scenes, scored, 300)
+    draws = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), 300)
     values = [score(np.repeat(scenes, draw, axis=0).sum(0), scored) for draw in draws]
     expected = np.quantile([value.miou for value in values], [0.025, 0.975])
     np.testing.assert_allclose(actual["miou"], expected)
     expected = np.quantile([value.overall_accuracy for value in values], [0.025, 0.975])
     np.testing.assert_allclose(actual["overall_accuracy"], expected)
-    assert actual == bootstrap(scenes, scored, 300, seed=5)
+    assert actual == bootstrap(scenes, scored, 300)
 
 
 def test_intervals_hold_the_value_and_one_scene_has_none(evaluation) -> None:
@@ -283,8 +283,8 @@ def test_boundary_intervals_are_those_of_resampled_scenes(world) -> None:
     assert f"{evaluation.boundary.miou:.4f} ({low:.3f}-{high:.3f})" in markdown([evaluation])
     scenes = np.random.default_rng(0).integers(1, 50, (5, 3, 7))
     scenes[:, :, 2] = scenes[:, :, :2].min(axis=2) // 2
-    intervals = bootstrap_boundaries(scenes, (True, False, True), 300, seed=5)
-    draws = np.random.default_rng(5).multinomial(5, np.full(5, 1 / 5), 300)
+    intervals = bootstrap_boundaries(scenes, (True, False, True), 300)
+    draws = np.random.default_rng(0).multinomial(5, np.full(5, 1 / 5), 300)
     values = [
         boundary_scores(np.repeat(scenes, draw, axis=0).sum(0), (True, False, True)).mf1 for draw in draws
     ]
