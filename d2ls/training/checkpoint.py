@@ -143,7 +143,9 @@ class Checkpointer:
                 )
                 problem = next(filter(None, self.group.all_gather(problem)), "")
                 if not problem:
-                    return self.group.run_together(partial(self._load, folder, network, optimizer, ema))
+                    state = self.group.run_together(partial(self._load, folder, network, optimizer, ema))
+                    self.group.run_together(partial(self._point_to_best, state))
+                    return state
                 _log.warning("%s is damaged (%s); taking the one before", candidate.uri, problem)
         if candidates:
             raise CheckpointError(f"{self.root}: every checkpoint is damaged; start a run under a new name")
@@ -172,6 +174,11 @@ class Checkpointer:
         if ema is not None:
             ema.load(load_file(folder / WEIGHTS_FILE), content["ema_updates"])
         return TrainingState.from_dict(content["progress"])
+
+    def _point_to_best(self, state: TrainingState) -> None:
+        """Makes `best.json` agree with a state: a kill may have come between them, or a newer checkpoint is gone."""
+        if self.group.is_main and state.best_step:
+            checkpoint_files.write_best(self.root, _best(state))
 
     def _check_identity(self, content: Mapping[str, Any], folder: Path) -> None:
         if content["version"] != STATE_VERSION:
@@ -211,13 +218,16 @@ class Checkpointer:
                 checkpoint_files.publish(folder, uri)
                 if best is not None:
                     checkpoint_files.write_best(self.root, best)
-                checkpoint_files.delete_older(self.root, kept)
             except (OSError, StorageError, RuntimeError, SafetensorError) as error:
                 reason = checkpoint_files.write_failure(error, folder)
                 raise CheckpointError(
                     f"{uri}: the checkpoint could not be written: {reason}. Older checkpoints are intact; make room "
                     "or repair the storage, then go on with --resume"
                 ) from error
+        try:
+            checkpoint_files.delete_older(self.root, kept)
+        except StorageError as error:  # the new checkpoint is complete; the next one deletes again
+            _log.warning("an older checkpoint cannot be deleted now: %s", error)
         return CheckpointRef(uri, step)
 
 
