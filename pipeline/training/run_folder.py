@@ -155,13 +155,15 @@ class RunFolder:
         """
         with self._locked():
             self.check_free()
+            # First: a run without it cannot be resumed, and its name is taken.
+            storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
             self._add({"name": self.name, "recipe_digest": recipe.digest(), "created": time.time()})
         storage.make_folder(self.checkpoints)
-        storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
 
     def exists(self) -> bool:
-        """Returns whether a run of this name was started, or its folder holds anything else."""
-        return storage.exists(storage.join(self.uri, "run.json")) or bool(storage.list_files(self.uri))
+        """Returns whether a run of this name was started, or its folder holds anything but a killed write."""
+        names = [entry.base_name for entry in storage.list_files(self.uri)]
+        return any(not (name.startswith(".") and name.endswith(".tmp")) for name in names)
 
     def metadata(self) -> dict[str, Any]:
         """Returns the content of run.json; empty if the file does not exist."""
