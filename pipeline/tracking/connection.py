@@ -62,6 +62,18 @@ def resolve_uri(uri: str | None, folder: Path) -> str:
     return given.rstrip("/")
 
 
+def found_again(store: str | None) -> str | None:
+    """Returns where a store is now that no recipe names; None: where MLFLOW_TRACKING_URI says.
+
+    A server that the variable named may have moved: a new head of a cluster has another address.
+
+    Args:
+        store: complete URI of the store when it was used last.
+    """
+    moved = is_server(store or "") and is_server(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return None if moved else store or None
+
+
 def is_server(uri: str) -> bool:
     """Returns whether the store is an MLflow server."""
     return uri.startswith(SERVERS)
