@@ -110,6 +110,8 @@ def settle(store: "Store", folder: RunFolder) -> int:
     run_id, status = metadata.get("run_id"), STATUS.get(metadata.get("state", ""))
     if not run_id:
         return 0
+    if metadata.get("store", store.uri) != store.uri:
+        store.run(run_id)  # without the run, this store would refuse the entries for good
     sent = store.send_spooled(folder.spool)
     if status and metadata.get("mlflow_status") != status:
         store.end_run(run_id, status, reason=metadata.get("reason", ""), end_time=metadata.get("ended"))

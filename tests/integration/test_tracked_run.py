@@ -131,6 +131,23 @@ def test_an_end_that_mlflow_did_not_receive_is_sent_later(
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
 
 
+def test_entries_for_another_store_wait_for_that_store(
+    recipe: Recipe, shards: ShardSet, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = begin(recipe, "elsewhere")
+    with tracked_run.tracked_run(recipe, shards.card, folder, "training") as (uri, run_id):
+        monkeypatch.setattr(connection, "connect", away)
+        log = RunWriter(uri, run_id, folder.spool)
+        log.metrics({"train/loss": 0.5}, 1)
+        assert log.close(timeout=0.2) == 1
+    monkeypatch.undo()
+    (result,) = diagnosis.check_runs(make_store(tmp_path), recipe.output_dir)
+    assert (result.status, store.uri in result.text) == ("error", True)
+    diagnosis.check_runs(store, recipe.output_dir)
+    row = store.run(run_id)
+    assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
+
+
 def test_a_pruned_trial_is_killed_in_mlflow_and_says_why(
     recipe: Recipe, shards: ShardSet, store: Store
 ) -> None:
