@@ -162,7 +162,7 @@ def _log_model(
         with scratch_folder("register") as scratch:
             files = {
                 "model_card": ("README.md", text),
-                "recipe": ("recipe.yaml", recipe.to_yaml()),
+                "recipe": ("recipe.yaml", runs.shareable(recipe).to_yaml()),
                 "dataset_card": ("card.json", card.to_json()),
                 **({"evaluation": (REPORT_FILE, json.dumps(evaluation, indent=2))} if evaluation else {}),
             }

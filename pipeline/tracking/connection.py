@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -182,18 +183,20 @@ def probe(uri: str) -> None:
     except MlflowException as error:
         if unreachable(error):
             raise UnreachableError(
-                f"tracking server {uri} does not answer ({str(error).splitlines()[0][:300]}). Start it with "
-                "`mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
+                f"tracking server {shown(uri)} does not answer ({shown(str(error)).splitlines()[0][:300]}). Start it "
+                "with `mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
                 "sqlite:///mlflow.db"
             ) from error
         refusal: Any = error
-        raise TrackingError(explain_refusal(uri, refusal.get_http_status_code(), str(error))) from error
+        raise TrackingError(
+            explain_refusal(shown(uri), refusal.get_http_status_code(), shown(str(error)))
+        ) from error
 
 
 def explain_refusal(uri: str, status: int, text: str) -> str:
     """Turns a refusal of a server into a message that tells what to do."""
     if status == 403 and "host" in text.lower():
-        host = uri.split("://", 1)[-1].split("/", 1)[0]
+        host = uri.split("://", 1)[-1].split("/", 1)[0].rsplit("@", 1)[-1]
         return (
             f"tracking server {uri} refuses the host name it is called by (403, {text.strip()[:120]}). Start it with "
             f"`mlflow server --allowed-hosts {host}` (the port is part of the match; "
@@ -233,7 +236,7 @@ def named(uri: str, **about: Any) -> Iterator[None]:
     except MlflowException as error:
         what = "".join(f", {key} {value}" for key, value in about.items())
         kind = UnreachableError if is_server(uri) and unreachable(error) else TrackingError
-        raise kind(f"tracking store {shown(uri)}{what}: {error.message}") from error
+        raise kind(f"tracking store {shown(uri)}{what}: {shown(error.message)}") from error
 
 
 def retried(action: Callable[[], Result]) -> Result:
@@ -273,13 +276,9 @@ def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
         yield list(rows[start : start + size])
 
 
-def shown(uri: str) -> str:
-    """Returns a store's URI without its password."""
-    if is_server(uri) or uri.startswith(SQLITE):
-        return uri
-    import sqlalchemy
-
-    return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+def shown(text: str) -> str:
+    """Returns a store's URI, or an error message, without the passwords of URIs."""
+    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
 
 
 @contextlib.contextmanager
