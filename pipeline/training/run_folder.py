@@ -13,6 +13,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -134,6 +135,40 @@ class RunFolder:
     def waiting(self) -> bool:
         """Returns whether this machine still has entries to send to MLflow."""
         return self.spool.is_dir() and any(self.spool.glob("*.json"))
+
+    def keep_queue(self) -> None:
+        """Moves the queue of a remote run to its storage: this machine may be gone when MLflow answers again."""
+        if storage.is_local(self.uri) or not self.waiting():
+            return
+        files = [
+            *self.spool.glob("*.png"),
+            *self.spool.glob("*.json"),
+        ]  # an entry counts when its JSON file is there
+        try:
+            for file in files:
+                storage.upload(file, storage.join(self._kept, file.name))
+        except StorageError as error:
+            logging.getLogger(__name__).warning("log entries stay on this machine: %s", error)
+            return
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def kept_queue(self) -> list[str]:
+        """Returns the files that `keep_queue` moved to the storage."""
+        if storage.is_local(self.uri):
+            return []
+        return [entry.base_name for entry in storage.list_files(self._kept) if entry.is_file]
+
+    def fetch_queue(self, files: Sequence[str]) -> None:
+        """Moves files of `kept_queue` to the queue on this machine."""
+        self.spool.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: name.endswith(".json")):
+            storage.download(storage.join(self._kept, name), self.spool / name)
+        storage.delete(self._kept)
+
+    @property
+    def _kept(self) -> str:
+        return storage.join(self.uri, "spool")
 
     def check_free(self) -> None:
         """Refuses a name that is taken.

@@ -114,6 +114,8 @@ def epochs(job: Job) -> Generator[dict[str, float]]:
         yield from trainer.epochs()
     finally:
         loaders.close()
+        if group.is_main and job.store:
+            RunFolder(job.folder, job.name).keep_queue()
 
 
 def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback]":

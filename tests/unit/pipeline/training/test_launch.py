@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,21 @@ def test_a_network_that_cannot_be_built_leaves_no_thread_behind(folder, monkeypa
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
         list(worker.epochs(Job(recipe.to_dict(), run.uri, run.name, recipe.shards.uri)))
     assert (threading.active_count(), logging.getLogger("d2ls").handlers) == before
+
+
+def test_what_mlflow_did_not_take_is_kept_when_a_worker_ends(folder, monkeypatch):
+    kept = []
+    recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None)
+    monkeypatch.setattr(worker, "_callbacks", lambda *values: [])
+    monkeypatch.setattr(
+        build, "trainer", lambda *values, **options: SimpleNamespace(epochs=lambda: iter([{}]))
+    )
+    monkeypatch.setattr(RunFolder, "keep_queue", lambda folder: kept.append(folder.name))
+    job = Job(
+        recipe.to_dict(), str(folder / "runs" / "kept"), "kept", recipe.shards.uri, store="http://host:5000"
+    )
+    assert list(worker.epochs(job)) == [{}]
+    assert kept == ["kept"]
 
 
 def test_another_process_may_be_asked_for_by_the_environment(folder, monkeypatch):
