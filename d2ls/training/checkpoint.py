@@ -79,6 +79,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: the one before could not be written.
+            StorageError: likewise, because the object store did not answer.
         """
         if not self.group.is_main:
             return None
@@ -112,6 +113,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it could not be written; older ones are intact.
+            StorageError: likewise, because the object store did not answer.
         """
         if self._writing is None or not (wait or self._writing.done()):
             return None
@@ -220,7 +222,9 @@ class Checkpointer:
                     checkpoint_files.write_best(self.root, best)
             except (OSError, StorageError, RuntimeError, SafetensorError) as error:
                 reason = checkpoint_files.write_failure(error, folder)
-                raise CheckpointError(
+                # Trying again helps where an object store does not answer, not where a disk is full.
+                is_outage = isinstance(error, StorageError) and not storage.is_local(self.root)
+                raise (StorageError if is_outage else CheckpointError)(
                     f"{uri}: the checkpoint could not be written: {reason}. Older checkpoints are intact; make room "
                     "or repair the storage, then go on with --resume"
                 ) from error

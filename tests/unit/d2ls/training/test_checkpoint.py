@@ -125,6 +125,19 @@ def test_an_object_store_that_fails_now_and_then_is_asked_again(shards, tmp_path
     assert_equal(weights(whole), weights(rest))
 
 
+def test_an_object_store_that_does_not_answer_raises_an_error_that_is_tried_again(
+    shards, tmp_path, monkeypatch
+):
+    def down(source, uri):
+        raise StorageError(f"{uri}: no route to host")
+
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(checkpoint_files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage, "upload", down)
+    with pytest.raises(StorageError, match=r"no route to host.*Older checkpoints are intact"):
+        make_trainer(shards, tmp_path.as_uri(), epochs=1).run()
+
+
 def test_an_object_store_that_does_not_answer_is_not_taken_for_damage(shards, tmp_path, monkeypatch):
     two_checkpoints(shards, tmp_path)
     monkeypatch.setattr(storage, "is_local", lambda uri: False)
