@@ -160,11 +160,13 @@ def keep(server: Server) -> int:
     copied = seen = time.monotonic()
     fetch(server)
     try:
-        while not stopping and time.monotonic() - seen < WITHOUT_RAY_SECONDS:
+        while not stopping:
             if process is None or process.poll() is not None:
                 process = subprocess.Popen(server.command(), env=server_environment(), start_new_session=True)
             if ray_runs():
                 seen = time.monotonic()
+            elif time.monotonic() - seen > WITHOUT_RAY_SECONDS:
+                break
             if time.monotonic() - copied > BACKUP_SECONDS:
                 copy(server)
                 copied = time.monotonic()
@@ -211,16 +213,16 @@ def copy(server: Server) -> None:
     if not server.database.exists():
         return
     snapshot = server.folder / "snapshot.db"
-    with (
-        contextlib.closing(sqlite3.connect(server.database)) as source,
-        contextlib.closing(sqlite3.connect(snapshot)) as target,
-    ):
-        source.backup(target)
     try:
+        with (
+            contextlib.closing(sqlite3.connect(server.database)) as source,
+            contextlib.closing(sqlite3.connect(snapshot)) as target,
+        ):
+            source.backup(target)
         storage.upload(snapshot, server.backup)
-    except StorageError as error:  # the server must go on; the next copy may succeed
+    except (StorageError, sqlite3.Error) as error:  # the server must go on; the next copy may succeed
         say(f"copying the database failed: {error}")
-    snapshot.unlink()
+    snapshot.unlink(missing_ok=True)
 
 
 def say(text: str) -> None:

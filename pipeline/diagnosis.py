@@ -16,7 +16,7 @@ from pipeline import cluster
 from pipeline.checks import Finding, check_backbone, check_shards, check_storage
 from pipeline.cluster import Cluster
 from pipeline.config import Recipe
-from pipeline.tracking import Store
+from pipeline.tracking import Store, connection
 from pipeline.training import tracked_run
 from pipeline.training.run_folder import default_storage
 
@@ -91,7 +91,7 @@ def check_leftovers(recipe: Recipe | None) -> list[Finding]:
 def check_tracking(recipe: Recipe | None) -> list[Finding]:
     """Opens the tracking store, and completes runs whose process died or whose store was unavailable."""
     store = Store.open(recipe.tracking if recipe else None)
-    answers = Finding("tracking", "ok", f"{store.uri} answers")
+    answers = Finding("tracking", "ok", f"{connection.shown(store.uri)} answers")
     return [answers, *check_runs(store, recipe.output_dir if recipe else default_storage())]
 
 
@@ -104,7 +104,11 @@ def check_runs(store: Store, storage_uri: str) -> list[Finding]:
             sent = tracked_run.settle(store, folder)
         except D2LSError as error:
             other = metadata.get("store", store.uri)
-            way = f"; it was logged to {other}: set tracking.uri to that" if other != store.uri else ""
+            way = (
+                f"; it was logged to {connection.shown(other)}: set tracking.uri to that"
+                if other != store.uri
+                else ""
+            )
             findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
             continue
         words = (

@@ -79,6 +79,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: the one before could not be written.
+            StorageError: likewise, because the object store did not answer.
         """
         if not self.group.is_main:
             return None
@@ -112,6 +113,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it could not be written; older ones are intact.
+            StorageError: likewise, because the object store did not answer.
         """
         if self._writing is None or not (wait or self._writing.done()):
             return None
@@ -143,7 +145,9 @@ class Checkpointer:
                 )
                 problem = next(filter(None, self.group.all_gather(problem)), "")
                 if not problem:
-                    return self.group.run_together(partial(self._load, folder, network, optimizer, ema))
+                    state = self.group.run_together(partial(self._load, folder, network, optimizer, ema))
+                    self.group.run_together(partial(self._point_to_best, state))
+                    return state
                 _log.warning("%s is damaged (%s); taking the one before", candidate.uri, problem)
         if candidates:
             raise CheckpointError(f"{self.root}: every checkpoint is damaged; start a run under a new name")
@@ -172,6 +176,11 @@ class Checkpointer:
         if ema is not None:
             ema.load(load_file(folder / WEIGHTS_FILE), content["ema_updates"])
         return TrainingState.from_dict(content["progress"])
+
+    def _point_to_best(self, state: TrainingState) -> None:
+        """Makes `best.json` agree with a state: a kill may have come between them, or a newer checkpoint is gone."""
+        if self.group.is_main and state.best_step:
+            checkpoint_files.write_best(self.root, _best(state))
 
     def _check_identity(self, content: Mapping[str, Any], folder: Path) -> None:
         if content["version"] != STATE_VERSION:
@@ -211,13 +220,18 @@ class Checkpointer:
                 checkpoint_files.publish(folder, uri)
                 if best is not None:
                     checkpoint_files.write_best(self.root, best)
-                checkpoint_files.delete_older(self.root, kept)
             except (OSError, StorageError, RuntimeError, SafetensorError) as error:
                 reason = checkpoint_files.write_failure(error, folder)
-                raise CheckpointError(
+                # Trying again helps where an object store does not answer, not where a disk is full.
+                is_outage = isinstance(error, StorageError) and not storage.is_local(self.root)
+                raise (StorageError if is_outage else CheckpointError)(
                     f"{uri}: the checkpoint could not be written: {reason}. Older checkpoints are intact; make room "
                     "or repair the storage, then go on with --resume"
                 ) from error
+        try:
+            checkpoint_files.delete_older(self.root, kept)
+        except StorageError as error:  # the new checkpoint is complete; the next one deletes again
+            _log.warning("an older checkpoint cannot be deleted now: %s", error)
         return CheckpointRef(uri, step)
 
 

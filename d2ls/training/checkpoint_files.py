@@ -99,13 +99,14 @@ def publish(folder: Path, uri: str) -> None:
     if storage.is_local(uri):
         _move(folder, storage.local_path(uri))
         return
+    _retry(lambda: storage.delete(storage.join(uri, COMPLETE_FILE)))  # of the same step, before a resume
     for name in [*files, COMPLETE_FILE]:
         _retry(lambda name=name: storage.upload(folder / name, storage.join(uri, name)))  # type: ignore[misc]
 
 
 def write_best(root: str, pointer: Mapping[str, Any]) -> None:
     """Writes which checkpoint is the best."""
-    storage.write_bytes(storage.join(root, BEST_FILE), json.dumps(pointer, indent=2).encode())
+    _retry(lambda: storage.write_bytes(storage.join(root, BEST_FILE), json.dumps(pointer, indent=2).encode()))
 
 
 def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
@@ -120,19 +121,24 @@ def fetch(uri: str, stack: contextlib.ExitStack) -> tuple[Path, str]:
 
     Raises:
         CheckpointError: the local disk has no room for it.
+        StorageError: the object store does not answer; the checkpoint may be fine.
     """
     local = storage.is_local(uri)
     try:
         folder = storage.local_path(uri) if local else stack.enter_context(scratch_folder("restore"))
         files = json.loads(storage.read_bytes(storage.join(uri, COMPLETE_FILE)))
         for name, described in files.items():
-            if not local:
+            if not local and storage.exists(storage.join(uri, name)):
                 _retry(lambda name=name: _download(storage.join(uri, name), folder / name))  # type: ignore[misc]
             if not (folder / name).is_file():
                 return folder, f"no {name}"
             if _sha256(folder / name) != described["sha256"]:
                 return folder, f"{name} is not as it was written"
-    except (StorageError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
+        return folder, str(error)
+    except StorageError as error:
+        if not local:
+            raise
         return folder, str(error)
     except OSError as error:
         if local:

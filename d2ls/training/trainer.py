@@ -148,6 +148,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: on every rank, before the step.
             CheckpointError: a checkpoint cannot be written or read.
+            StorageError: the object store does not answer.
         """
         for _ in self.epochs():
             pass

@@ -198,7 +198,7 @@ def _forwarded() -> dict[str, str]:
     Keys of storage, tracking and hub are not forwarded, because Ray writes these values into a log that every user of a
     node can read. Workers get them from the environment of the node, or from its instance profile.
     """
-    prefixes = ("OMP_", "NCCL_", "GLOO_", "TORCH_", "D2LS_")
+    prefixes = ("OMP_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUBLAS_", "D2LS_")
     # Names of network interfaces differ between machines, so each node sets its own.
     per_node = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     chosen = {

@@ -109,7 +109,10 @@ def _work(
             number, worker = running.pop(done)
             try:
                 result = ray.get(done)
-            except ray.exceptions.RayActorError:
+            except (
+                ray.exceptions.RayActorError,
+                ray.exceptions.ObjectLostError,
+            ):  # its node, or the result on it
                 if failures < 1:
                     raise
                 failures -= 1

@@ -183,7 +183,7 @@ def _log_model(model: _Candidate, bundle: Path) -> str:
         with scratch_folder("register") as scratch:
             files = {
                 "model_card": ("README.md", model.text),
-                "recipe": ("recipe.yaml", model.recipe.to_yaml()),
+                "recipe": ("recipe.yaml", runs.shareable(model.recipe).to_yaml()),
                 "dataset_card": ("card.json", model.card.to_json()),
             }
             if model.evaluation:

@@ -103,6 +103,10 @@ def promote_if_better(
         except TrackingError as error:  # its files were deleted
             raise TrackingError(f"{error}. Promote without scoring it: --force REASON") from error
     better, reason = should_promote(_miou(evaluation), champion_miou)
+    latest = versions.champion(store, version.name)
+    if latest is not None and (champion is None or latest.version != champion.version):
+        # Scoring takes minutes; another sweep has promoted its version meanwhile, which may be better than this one.
+        return promote_if_better(store, version, evaluation, recipe, evaluate)
     digest = evaluation.get("dataset", {}).get("digest", "")[:12]
     against = f", version {champion.version}" if champion else ""
     reason = f"{reason}{against} ({recipe.roles.test} split, data digest {digest})"

@@ -120,7 +120,9 @@ def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise TrackingError(f"tracking store {store.uri}, model {name}@{alias}: {error.message}") from error
+        raise TrackingError(
+            f"tracking store {connection.shown(store.uri)}, model {name}@{alias}: {connection.shown(error.message)}"
+        ) from error
 
 
 def find(store: Store, model_uri: str) -> ModelVersion:
@@ -145,7 +147,7 @@ def find(store: Store, model_uri: str) -> ModelVersion:
         existing = (
             f"{name} has versions {numbers} and aliases {aliases or 'none'}" if known else f"models: {models}"
         )
-        raise TrackingError(f"{model_uri}: not in the registry {store.uri}; {existing}")
+        raise TrackingError(f"{model_uri}: not in the registry {connection.shown(store.uri)}; {existing}")
     return named
 
 

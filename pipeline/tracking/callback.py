@@ -1,9 +1,10 @@
 """Logs a training to MLflow: metrics by step and epoch, and figures that change with the epochs."""
 
 import logging
+import math
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,21 @@ class TrackingCallback(Callback):
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=WAITING_FIGURES)
         self._drawer = threading.Thread(target=self._draw, name="figures", daemon=True)
         self._drawer.start()
+
+    def on_start(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Logs the scores of earlier epochs once more: their entries may have waited on a machine that is lost.
+
+        The writer skips points that the run already has.
+        """
+        best = -math.inf
+        for row in history:
+            score = row.get("val/miou", -math.inf)
+            values = {key.replace("train/", "epoch/"): value for key, value in row.items() if key != "step"}
+            if score > best:
+                best = score
+                values |= {"best/miou": score, "best/epoch": row["epoch"]}
+            if any(key.startswith("val/") for key in row):
+                self.writer.metrics(values, int(row["step"]))
 
     def on_step(self, report: StepReport) -> None:
         """Logs every few steps: the mean of each loss term since the last log, learning rate, speed."""

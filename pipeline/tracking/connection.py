@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,18 @@ def resolve_uri(uri: str | None, folder: Path) -> str:
             "Set tracking.uri (or MLFLOW_TRACKING_URI) to sqlite:///mlflow.db or http://host:5000"
         )
     return given.rstrip("/")
+
+
+def found_again(store: str | None) -> str | None:
+    """Returns where a store is now that no recipe names; None: where MLFLOW_TRACKING_URI says.
+
+    A server that the variable named may have moved: a new head of a cluster has another address.
+
+    Args:
+        store: complete URI of the store when it was used last.
+    """
+    moved = is_server(store or "") and is_server(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return None if moved else store or None
 
 
 def is_server(uri: str) -> bool:
@@ -170,18 +183,20 @@ def probe(uri: str) -> None:
     except MlflowException as error:
         if unreachable(error):
             raise UnreachableError(
-                f"tracking server {uri} does not answer ({str(error).splitlines()[0][:300]}). Start it with "
-                "`mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
+                f"tracking server {shown(uri)} does not answer ({shown(str(error)).splitlines()[0][:300]}). Start it "
+                "with `mlflow server`, correct tracking.uri or MLFLOW_TRACKING_URI, or unset both to use "
                 "sqlite:///mlflow.db"
             ) from error
         refusal: Any = error
-        raise TrackingError(explain_refusal(uri, refusal.get_http_status_code(), str(error))) from error
+        raise TrackingError(
+            explain_refusal(shown(uri), refusal.get_http_status_code(), shown(str(error)))
+        ) from error
 
 
 def explain_refusal(uri: str, status: int, text: str) -> str:
     """Turns a refusal of a server into a message that tells what to do."""
     if status == 403 and "host" in text.lower():
-        host = uri.split("://", 1)[-1].split("/", 1)[0]
+        host = uri.split("://", 1)[-1].split("/", 1)[0].rsplit("@", 1)[-1]
         return (
             f"tracking server {uri} refuses the host name it is called by (403, {text.strip()[:120]}). Start it with "
             f"`mlflow server --allowed-hosts {host}` (the port is part of the match; "
@@ -221,7 +236,7 @@ def named(uri: str, **about: Any) -> Iterator[None]:
     except MlflowException as error:
         what = "".join(f", {key} {value}" for key, value in about.items())
         kind = UnreachableError if is_server(uri) and unreachable(error) else TrackingError
-        raise kind(f"tracking store {shown(uri)}{what}: {error.message}") from error
+        raise kind(f"tracking store {shown(uri)}{what}: {shown(error.message)}") from error
 
 
 def retried(action: Callable[[], Result]) -> Result:
@@ -261,13 +276,9 @@ def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
         yield list(rows[start : start + size])
 
 
-def shown(uri: str) -> str:
-    """Returns a store's URI without its password."""
-    if is_server(uri) or uri.startswith(SQLITE):
-        return uri
-    import sqlalchemy
-
-    return sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+def shown(text: str) -> str:
+    """Returns a store's URI, or an error message, without the passwords of URIs."""
+    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
 
 
 @contextlib.contextmanager

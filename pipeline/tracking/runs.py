@@ -74,6 +74,12 @@ def place_tags(store_uri: str, name: str, folder: str, parent_run_id: str) -> di
     }
 
 
+def shareable(recipe: "Recipe") -> "Recipe":
+    """Returns the recipe as others may read it: without the password of the store."""
+    uri = recipe.tracking.uri
+    return recipe.with_values({"tracking.uri": shown(uri)}) if uri else recipe
+
+
 def params(recipe: "Recipe", known: Mapping[str, str]) -> "list[Param]":
     """Returns the flattened recipe as MLflow parameters, without those that a run has already."""
     from mlflow.entities import Param

@@ -277,7 +277,7 @@ class Store:
         known: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Logs everything constant in a run. A tag is set last: without it everything is logged again."""
-        client = self.client
+        client, recipe = self.client, runs.shareable(recipe)
         for batch in connection.batches(runs.params(recipe, known), PER_REQUEST):
             client.log_batch(run_id, params=batch)
         client.log_inputs(run_id, datasets=[runs.dataset_input(card, recipe.shards.uri)])

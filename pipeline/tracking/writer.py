@@ -117,7 +117,11 @@ class RunWriter:
                 wait = 1.0
             except Exception as error:  # a store fails in many ways, and none of them may end the training
                 sender = Sender()  # the store may have processed a request without answering it
-                LOG.info("tracking store %s: %s; trying again", self.store_uri, error)
+                LOG.info(
+                    "tracking store %s: %s; trying again",
+                    connection.shown(self.store_uri),
+                    connection.shown(str(error)),
+                )
                 self._closing.wait(timeout=min(wait, max(self._deadline - time.monotonic(), 0.0)))
                 wait = min(2 * wait, LONGEST_WAIT) if not self._closing.is_set() else 0.5
 
@@ -155,7 +159,7 @@ def send_all(client: "MlflowClient", folder: Path) -> int:
                 unreachable = mlflow_internals.unreachable(error)
                 kind = connection.UnreachableError if unreachable else TrackingError
                 raise kind(
-                    f"{folder}: {len(spool)} log entries still wait; the store says: {error}"
+                    f"{folder}: {len(spool)} log entries still wait; the store says: {connection.shown(str(error))}"
                 ) from error
             sent += len(entries)
         spool.remove()

@@ -17,6 +17,8 @@ from pipeline.training.run_folder import RunFolder
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 10.0
 """Seconds between two writes of the latest step, on a local disk and to an object store."""
 
+MOST_NOTES = 200
+
 
 class ProgressWriter(Callback):
     """Writes the metrics of every epoch, and from a thread of its own the latest step.
@@ -29,11 +31,10 @@ class ProgressWriter(Callback):
         self._folder = folder
         self._latest: dict[str, Any] | None = None
         self._end: dict[str, Any] = {}
-        self._notes: list[str] = []
+        self._handler = _NoteHandler()
         self._changed, self._stop = threading.Event(), threading.Event()
         self._pause = LOCAL_SECONDS if storage.is_local(folder.uri) else REMOTE_SECONDS
         self._recent: list[tuple[float, float]] = []
-        self._handler = _NoteHandler(self._notes)
         for name in ("d2ls", "pipeline"):
             logging.getLogger(name).addHandler(self._handler)
             logging.getLogger(name).setLevel(logging.INFO)
@@ -93,7 +94,7 @@ class ProgressWriter(Callback):
         self._write_once()
 
     def _write_once(self) -> None:
-        content = {**(self._latest or {}), **self._end, "notes": list(self._notes), "time": time.time()}
+        content = {**(self._latest or {}), **self._end, **self._handler.latest(), "time": time.time()}
         try:
             storage.write_bytes(self._folder.progress, json.dumps(content).encode(), sync=False)
         except StorageError as error:
@@ -116,10 +117,22 @@ def _outlook(report: StepReport, seconds_per_step: float) -> dict[str, float | b
 class _NoteHandler(logging.Handler):
     """Keeps log messages of the training for the driver to show."""
 
-    def __init__(self, notes: list[str]) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._notes = notes
+        self._notes: list[str] = []
+        self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a message."""
+        """Keeps a message; drops the oldest one of many, because all are written again and again."""
         self._notes.append(record.getMessage())
+        if len(self._notes) > MOST_NOTES:
+            del self._notes[0]
+            self._dropped += 1
+
+    def latest(self) -> dict[str, Any]:
+        """Returns `notes`, the latest messages, and `notes_before`, the number of older ones."""
+        self.acquire()
+        try:
+            return {"notes": list(self._notes), "notes_before": self._dropped}
+        finally:
+            self.release()

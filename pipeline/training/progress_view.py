@@ -57,10 +57,10 @@ class ProgressView(ProgressDisplay):
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """Shows the latest step, and new log messages of the workers."""
-        notes = progress.get("notes", [])
-        for note in notes[self._notes :]:
+        notes, before = progress.get("notes", []), progress.get("notes_before", 0)
+        for note in notes[max(self._notes - before, 0) :]:
             self.say(f"  {note}")
-        self._notes = len(notes)
+        self._notes = before + len(notes)
         if "step" in progress:
             self.update(progress_line(progress))
 

@@ -89,7 +89,8 @@ def find_run(run: str, storage_uri: str | None = None) -> RunFolder:
 
 def _open_store(metadata: Mapping[str, Any], recipe: "Recipe", uri: str | None) -> Store:
     """Opens the store that a run was logged to."""
-    uri = uri or metadata.get("store")
+    store = metadata.get("store")
+    uri = uri or (store if recipe.tracking.uri else connection.found_again(store))
     file = connection.sqlite_file(uri or "")
     if file is not None and not file.is_file() and uri == metadata.get("store"):
         uri = recipe.tracking.uri  # the project was moved: as for a new run

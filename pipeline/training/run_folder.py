@@ -13,6 +13,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -140,6 +141,40 @@ class RunFolder:
         """Returns whether this machine still has entries to send to MLflow."""
         return self.spool.is_dir() and any(self.spool.glob("*.json"))
 
+    def keep_queue(self) -> None:
+        """Moves the queue of a remote run to its storage: this machine may be gone when MLflow answers again."""
+        if storage.is_local(self.uri) or not self.waiting():
+            return
+        files = [
+            *self.spool.glob("*.png"),
+            *self.spool.glob("*.json"),
+        ]  # an entry counts when its JSON file is there
+        try:
+            for file in files:
+                storage.upload(file, storage.join(self._kept, file.name))
+        except StorageError as error:
+            logging.getLogger(__name__).warning("log entries stay on this machine: %s", error)
+            return
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def kept_queue(self) -> list[str]:
+        """Returns the files that `keep_queue` moved to the storage."""
+        if storage.is_local(self.uri):
+            return []
+        return [entry.base_name for entry in storage.list_files(self._kept) if entry.is_file]
+
+    def fetch_queue(self, files: Sequence[str]) -> None:
+        """Moves files of `kept_queue` to the queue on this machine."""
+        self.spool.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: name.endswith(".json")):
+            storage.download(storage.join(self._kept, name), self.spool / name)
+        storage.delete(self._kept)
+
+    @property
+    def _kept(self) -> str:
+        return storage.join(self.uri, "spool")
+
     def check_free(self) -> None:
         """Refuses a name that is taken.
 
@@ -160,13 +195,15 @@ class RunFolder:
         """
         with self._locked():
             self.check_free()
+            # First: a run without it cannot be resumed, and its name is taken.
+            storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
             self._add({"name": self.name, "recipe_digest": recipe.digest(), "created": time.time()})
         storage.make_folder(self.checkpoints)
-        storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
 
     def exists(self) -> bool:
-        """Returns whether a run of this name was started, or its folder holds anything else."""
-        return storage.exists(storage.join(self.uri, "run.json")) or bool(storage.list_files(self.uri))
+        """Returns whether a run of this name was started, or its folder holds anything but a killed write."""
+        names = [entry.base_name for entry in storage.list_files(self.uri)]
+        return any(not (name.startswith(".") and name.endswith(".tmp")) for name in names)
 
     def metadata(self) -> dict[str, Any]:
         """Returns the content of run.json; empty if the file does not exist."""

@@ -109,6 +109,11 @@ def settle(store: "Store", folder: RunFolder) -> int:
     run_id, status = metadata.get("run_id"), STATUS.get(metadata.get("state", ""))
     if not run_id:
         return 0
+    kept = folder.kept_queue()
+    if kept or metadata.get("store", store.uri) != store.uri:
+        store.run(run_id)  # a store without the run would refuse the entries for good
+    if kept:
+        folder.fetch_queue(kept)
     sent = store.send_spooled(folder.spool)
     if status and metadata.get("mlflow_status") != status:
         store.end_run(run_id, status, reason=metadata.get("reason", ""), end_time=metadata.get("ended"))

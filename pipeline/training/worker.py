@@ -91,6 +91,7 @@ def epochs(job: Job) -> Generator[dict[str, float]]:
     Closing the iterator stops the training after that epoch and ends all its threads and processes.
     """
     from d2ls.shards import ShardSet
+    from d2ls.training.callbacks import close_all
     from d2ls.training.process_group import ProcessGroup
     from pipeline.config import parse_recipe
     from pipeline.training import build
@@ -102,12 +103,19 @@ def epochs(job: Job) -> Generator[dict[str, float]]:
     loaders = build.loaders(recipe, shards, group)
     callbacks = _callbacks(job, recipe, shards) if group.is_main else []
     try:
-        yield from build.trainer(
-            recipe, shards, group, loaders, checkpoints=RunFolder(job.folder, job.name).checkpoints,
-            callbacks=callbacks, run=job.name, store=job.store,
-        ).epochs()  # fmt: skip
+        try:
+            trainer = build.trainer(
+                recipe, shards, group, loaders, checkpoints=RunFolder(job.folder, job.name).checkpoints,
+                callbacks=callbacks, run=job.name, store=job.store,
+            )  # fmt: skip
+        except BaseException:  # later the trainer closes them; their threads would log on for ever
+            close_all([callback.close for callback in callbacks], failed=True)
+            raise
+        yield from trainer.epochs()
     finally:
         loaders.close()
+        if group.is_main and job.store:
+            RunFolder(job.folder, job.name).keep_queue()
 
 
 def _callbacks(job: Job, recipe: "Recipe", shards: "ShardSet") -> "list[Callback]":

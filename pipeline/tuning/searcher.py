@@ -1,6 +1,6 @@
 """Searchers decide what a sweep tries next: they propose configurations and are told the scores of trials."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from pipeline.config import Recipe
@@ -61,11 +61,11 @@ class HalvingSearcher:
     Args:
         searcher: proposes the configurations.
         rule: decides which trials stop.
-        records: all trials of the sweep, which the rule compares.
+        known: returns the trials of the search so far by key, which the rule compares.
     """
 
-    def __init__(self, searcher: Searcher, rule: Halving, records: TrialRecords) -> None:
-        self._searcher, self._rule, self._records = searcher, rule, records
+    def __init__(self, searcher: Searcher, rule: Halving, known: Callable[[], Mapping[str, Trial]]) -> None:
+        self._searcher, self._rule, self._known = searcher, rule, known
 
     @property
     def left(self) -> int:
@@ -79,7 +79,7 @@ class HalvingSearcher:
     def tell(self, trial: Trial) -> bool:
         """Tells the wrapped searcher; returns whether the trial is too far behind."""
         stop = self._searcher.tell(trial)
-        others = [other for other in self._records.trials.values() if other.key != trial.key]
+        others = [other for other in self._known().values() if other.key != trial.key]
         return stop or (trial.status == "started" and self._rule.stops(trial, others))
 
 
@@ -92,7 +92,7 @@ def make_searcher(recipe: Recipe, records: TrialRecords) -> Searcher:
     """
     searcher = _proposing(recipe, records)
     rule = Halving.of(recipe)
-    return HalvingSearcher(searcher, rule, records) if rule else searcher
+    return HalvingSearcher(searcher, rule, lambda: records.searched(recipe)) if rule else searcher
 
 
 def _proposing(recipe: Recipe, records: TrialRecords) -> Searcher:

@@ -12,6 +12,7 @@ from d2ls.errors import ConfigError
 from d2ls.scratch import only_process
 from pipeline.config import Recipe, parse_recipe
 from pipeline.config.recipe import apply_overrides
+from pipeline.tracking.connection import found_again
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class SweepState:
         name: of the sweep.
         recipe: the complete recipe, as plain values with absolute local paths.
         seeds: number of seeds with which the best configuration is trained.
+        store: MLflow store that it logged to.
     """
 
     name: str
     recipe: dict[str, Any]
     seeds: int = 1
+    store: str = ""
 
     @classmethod
     def load(cls, storage_uri: str, name: str) -> Self:
@@ -44,7 +47,8 @@ class SweepState:
             )
         try:
             state = json.loads(storage.read_bytes(uri))
-            return cls(name, {**state["recipe"], "output_dir": storage_uri}, int(state["seeds"]))
+            recipe = {**state["recipe"], "output_dir": storage_uri}
+            return cls(name, recipe, int(state["seeds"]), str(state.get("store", "")))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{uri}: not the state of a sweep ({type(error).__name__}: {error}); start a new sweep"
@@ -56,7 +60,7 @@ class SweepState:
         storage.write_bytes(_location(self.recipe["output_dir"], self.name), content.encode())
 
     def resumed(self, overrides: Sequence[str] = ()) -> Recipe:
-        """Returns the recipe to resume with.
+        """Returns the recipe to resume with, for the same MLflow store.
 
         Args:
             overrides: `key.sub=value` strings; keys that decide what a trial computes must not change.
@@ -73,7 +77,7 @@ class SweepState:
                 f"sweep {self.name} was started with another recipe: {'; '.join(changed)}. Take the change back, or "
                 "start a new sweep under another --name"
             )
-        return recipe
+        return recipe.with_values({"tracking.uri": recipe.tracking.uri or found_again(self.store)})
 
 
 def is_output_dir(override: str) -> bool:

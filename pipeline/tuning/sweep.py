@@ -70,8 +70,8 @@ def open_sweep(
     """Opens the MLflow run of a sweep and saves the state for `--resume`; ends the run with the sweep."""
     heading(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
+    SweepState(name, recipe.to_dict(), seeds, store.uri).save()
     recipe = recipe.with_values({"tracking.uri": store.uri})
-    SweepState(name, recipe.to_dict(), seeds).save()
     folder = RunFolder.of(recipe.output_dir, name)
     folder.update(name=name, kind="sweep")
     folder.claim()

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
+from d2ls import storage
 from d2ls.errors import ConfigError, TrackingError
 from d2ls.shards import ShardSet
 from pipeline import diagnosis, process_identity
@@ -127,6 +129,54 @@ def test_an_end_that_mlflow_did_not_receive_is_sent_later(
     assert (folder.metadata()["state"], store.run(run_id).status) == ("finished", "RUNNING")
     (result,) = diagnosis.check_runs(store, recipe.output_dir)
     assert "1 waiting log entries" in result.text
+    row = store.run(run_id)
+    assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
+
+
+def test_entries_of_a_worker_whose_machine_is_gone_are_in_the_storage(
+    recipe: Recipe, shards: ShardSet, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server is down when a trial ends on another node. A file system stands in for the object store."""
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "is_local", lambda uri: False)
+        remote = tmp_path / "remote"
+        (remote / "spool").mkdir(parents=True)  # object stores have no folders
+        folder = RunFolder(remote.as_uri(), "remote")
+        folder.update(
+            state="finished", run_id=store.start_run(recipe, shards.card, "remote"), store=store.uri
+        )
+        run_id = folder.metadata()["run_id"]
+        log = RunWriter(store.uri, run_id, folder.spool, connect=away)
+        log.metrics({"train/loss": 0.5}, 1)
+        log.picture("confusion", np.zeros((8, 8, 3), dtype=np.uint8), 1)
+        assert log.close(timeout=0.2) == 2
+        folder.keep_queue()
+        shutil.rmtree(folder.spool)  # with the machine
+        with monkeypatch.context() as down:
+            down.setattr(connection, "connect", away)
+            with pytest.raises(TrackingError, match="connection refused"):
+                tracked_run.settle(store, folder)
+        assert len(folder.kept_queue()) == 3, "they wait where every machine finds them"
+        assert tracked_run.settle(store, folder) == 2
+        assert folder.kept_queue() == []
+    row = store.run(run_id)
+    assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
+    assert len(store.client.list_artifacts(run_id, "images")) == 2
+
+
+def test_entries_for_another_store_wait_for_that_store(
+    recipe: Recipe, shards: ShardSet, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = begin(recipe, "elsewhere")
+    with tracked_run.tracked_run(recipe, shards.card, folder, "training") as (uri, run_id):
+        monkeypatch.setattr(connection, "connect", away)
+        log = RunWriter(uri, run_id, folder.spool)
+        log.metrics({"train/loss": 0.5}, 1)
+        assert log.close(timeout=0.2) == 1
+    monkeypatch.undo()
+    (result,) = diagnosis.check_runs(make_store(tmp_path), recipe.output_dir)
+    assert (result.status, store.uri in result.text) == ("error", True)
+    diagnosis.check_runs(store, recipe.output_dir)
     row = store.run(run_id)
     assert (row.status, row.metrics) == ("FINISHED", {"train/loss": 0.5})
 

@@ -116,6 +116,15 @@ def test_ec2_permissions_reach_this_cluster_alone():
     )
 
 
+def test_the_head_may_start_the_first_spot_node_of_an_account():
+    """Else: AuthFailure.ServiceLinkedRoleCreationNotPermitted, where nobody used spot nodes in the console before."""
+    policies = load(ACCOUNT)["Resources"]["Role"]["Properties"]["Policies"]
+    statements = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+    (making,) = [item for item in statements if item["Action"] == ["iam:CreateServiceLinkedRole"]]
+    assert making["Condition"] == {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}
+    assert making["Resource"].endswith("/spot.amazonaws.com/AWSServiceRoleForEC2Spot")
+
+
 def test_gpu_nodes_come_from_zero_spot_first_and_go_when_idle():
     config = load(AWS)
     workers = {name: node for name, node in config["available_node_types"].items() if name != "head"}

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -104,6 +104,40 @@ def test_a_failing_copy_does_not_end_the_server(server, capsys, tmp_path):
     (tmp_path / "storage").write_text("a file where a folder has to be")
     module.copy(head)
     assert "copying the database failed" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_does_not_end_the_server(server, capsys, monkeypatch):
+    module, head = server
+    head.database.touch()
+
+    def full(file):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(module.sqlite3, "connect", full)
+    module.copy(head)
+    assert "copying the database failed: database or disk is full" in capsys.readouterr().out
+
+
+def test_a_copy_that_takes_long_does_not_end_the_server(server, monkeypatch):
+    """Ray runs for 2000 seconds; a copy takes 60, longer than the server stays without Ray."""
+    module, head = server
+    clock, copies = [0.0], []
+
+    def wait(seconds):
+        clock[0] += seconds
+
+    def copy(server):
+        copies.append(clock[0])
+        wait(60)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=wait))
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module.Server, "command", lambda self: ["sleep", "60"])
+    monkeypatch.setattr(module, "ray_runs", lambda: clock[0] < 2000)
+    monkeypatch.setattr(module, "copy", copy)
+    assert module.keep(head) == 0
+    assert len(copies) == 4, copies
+    assert 2000 < copies[-1] < 2000 + module.WITHOUT_RAY_SECONDS + 5, "and it ends soon after Ray"
 
 
 def test_server_names_its_hosts_and_keeps_artifacts_in_the_storage(server):

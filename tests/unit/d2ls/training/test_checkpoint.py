@@ -9,6 +9,7 @@ from d2ls import storage
 from d2ls.errors import CheckpointError, StorageError
 from d2ls.training import checkpoint, checkpoint_files
 from d2ls.training.checkpoint_files import complete_checkpoints
+from d2ls.training.evaluator import Evaluator
 from tests.tiny_trainer import Recorder, assert_equal, make_trainer, tiny_shards, weights
 
 
@@ -122,6 +123,98 @@ def test_an_object_store_that_fails_now_and_then_is_asked_again(shards, tmp_path
     rest = make_trainer(shards, root, epochs=2)
     assert restored(rest) == 6
     assert_equal(weights(whole), weights(rest))
+
+
+def test_an_object_store_that_does_not_answer_raises_an_error_that_is_tried_again(
+    shards, tmp_path, monkeypatch
+):
+    def down(source, uri):
+        raise StorageError(f"{uri}: no route to host")
+
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(checkpoint_files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage, "upload", down)
+    with pytest.raises(StorageError, match=r"no route to host.*Older checkpoints are intact"):
+        make_trainer(shards, tmp_path.as_uri(), epochs=1).run()
+
+
+def test_an_object_store_that_does_not_answer_is_not_taken_for_damage(shards, tmp_path, monkeypatch):
+    two_checkpoints(shards, tmp_path)
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(checkpoint_files.time, "sleep", lambda seconds: None)
+    read = storage.read_bytes
+
+    def down(uri):
+        if uri.endswith("step-00000006/state.pt"):
+            raise StorageError(f"{uri}: 503 Slow Down")
+        return read(uri)
+
+    trainer = make_trainer(shards, tmp_path.as_uri(), epochs=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "read_bytes", down)
+        with pytest.raises(StorageError, match="503"):
+            restored(trainer)
+    assert restored(trainer) == 6
+    (tmp_path / "step-00000006" / "state.pt").unlink()
+    assert restored(trainer) == 3
+
+
+def test_in_an_object_store_a_step_that_is_written_again_is_incomplete_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    target, folder = tmp_path / "step-00000003", tmp_path / "new"
+    for made in (target, folder):
+        made.mkdir()
+        (made / "model.safetensors").write_text(made.name)
+    (target / "COMPLETE").write_text("{}")
+
+    def killed(source, uri):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "upload", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_files.publish(folder, target.as_uri())
+    assert complete_checkpoints(tmp_path.as_uri()) == []
+
+
+@pytest.mark.parametrize("epochs", [2, 3], ids=["at the last epoch", "before an epoch"])
+def test_a_kill_before_the_best_is_noted_loses_no_best(shards, tmp_path, monkeypatch, epochs):
+    """The second epoch is the best. Its checkpoint is complete, and `best.json` still names the first one."""
+    scores = iter([0.1, 0.5, 0.2])
+    evaluate = Evaluator.__call__
+
+    def scored(self, network):
+        confusion, result = evaluate(self, network)
+        return confusion, replace(result, miou=next(scores))
+
+    monkeypatch.setattr(Evaluator, "__call__", scored)
+    write, calls = checkpoint_files.write_best, []
+
+    def killed_at_the_second(root, pointer):
+        calls.append(pointer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(root, pointer)
+
+    monkeypatch.setattr(checkpoint_files, "write_best", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(shards, tmp_path, epochs=epochs).run()
+    rest = make_trainer(shards, tmp_path, epochs=epochs)
+    rest.run()
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["checkpoint"], best["score"]) == ("step-00000006", 0.5)
+    assert best["scores"] == rest.state.best_scores
+    assert (tmp_path / best["checkpoint"] / "COMPLETE").exists()
+
+
+def test_an_older_checkpoint_that_cannot_be_deleted_ends_no_training(shards, tmp_path, monkeypatch, caplog):
+    def refuses(uri):
+        raise StorageError(f"{uri}: 403 no permission to delete")
+
+    monkeypatch.setattr(storage, "delete", refuses)
+    with caplog.at_level(logging.WARNING):
+        make_trainer(shards, tmp_path, epochs=3, lr=0.0).run()
+    assert "no permission to delete" in caplog.text
+    assert [result.step for result in complete_checkpoints(str(tmp_path))] == [3, 6, 9]
 
 
 def test_checkpointing_does_not_change_the_run(shards, tmp_path):

@@ -23,8 +23,12 @@ def test_workers_elsewhere_get_settings_and_no_secret(monkeypatch):
     monkeypatch.setenv("D2LS_STORAGE", "s3://bucket/d2ls")
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "GOOGLE_API_KEY"):
         monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv(
+        "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
+    )  # as PyTorch advises without memory
     sent = _forwarded()
     assert (sent["NCCL_DEBUG"], sent["D2LS_STORAGE"]) == ("INFO", "s3://bucket/d2ls")
+    assert sent["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     assert "secret" not in sent.values()
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from d2ls.errors import TrackingError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import Store, connection, runs
+from tests.tracked_runs import make_recipe, make_shards
 
 
 @pytest.fixture(autouse=True)
@@ -196,3 +198,34 @@ def test_a_database_of_another_mlflow_is_refused_and_left_as_it_is(
 
 def test_a_password_is_not_shown() -> None:
     assert connection.shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("postgresql+psycopg2://me:pass%40word@host:5432/db", "postgresql+psycopg2://me:***@host:5432/db"),
+        ("https://me:secret@host:5000/mlflow", "https://me:***@host:5000/mlflow"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////work/a:b@c/mlflow.db", "sqlite:////work/a:b@c/mlflow.db"),
+    ],
+)
+def test_passwords_are_not_shown(uri: str, expected: str) -> None:
+    assert connection.shown(uri) == expected
+
+
+def test_passwords_are_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of a trial names the store, and every user of MLflow can read parameters and files of its run."""
+    client, uri = MagicMock(), "postgresql://me:secret@host/db"
+    monkeypatch.setattr(connection, "connect", lambda uri: client)
+    shards = make_shards(tmp_path)
+    recipe = make_recipe(shards, **{"tracking.uri": uri})
+    Store(uri)._log_constants("run", recipe, shards.card)
+    logged = str(client.mock_calls)
+    assert "me:***@host" in logged
+    assert "secret" not in logged
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password() -> None:
+    with pytest.raises(TrackingError, match=r"http://me:\*\*\*@127.0.0.1:9 does not answer") as caught:
+        connection.probe("http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)

@@ -1,11 +1,14 @@
 """Training in the calling process: what is tried again, what is not, and how it ends."""
 
+import logging
 import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from d2ls.errors import ShardError, StorageError, TrainingError
-from pipeline.training import launch, worker
+from pipeline.training import build, launch, worker
 from pipeline.training.run import TrainRequest, needs_no_ray, train
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.worker import Job
@@ -93,6 +96,35 @@ def test_one_worker_trains_here_without_ray_and_goes_on_after_an_error(folder, m
     assert [row["epoch"] for row in rows] == [2]
     assert run.metadata()["driver"].split(":")[-2] == str(os.getpid())
     assert_undisturbed(result, undisturbed(recipe, folder / "expected"))
+
+
+def test_a_network_that_cannot_be_built_leaves_no_thread_behind(folder, monkeypatch):
+    def fails(*values, **options):
+        raise RuntimeError("CUDA out of memory")
+
+    recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None)
+    run = RunFolder.of(recipe.output_dir, "unbuilt")
+    run.create(recipe)
+    monkeypatch.setattr(build, "trainer", fails)
+    before = threading.active_count(), logging.getLogger("d2ls").handlers[:]
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        list(worker.epochs(Job(recipe.to_dict(), run.uri, run.name, recipe.shards.uri)))
+    assert (threading.active_count(), logging.getLogger("d2ls").handlers) == before
+
+
+def test_what_mlflow_did_not_take_is_kept_when_a_worker_ends(folder, monkeypatch):
+    kept = []
+    recipe = tiny_recipe(folder, cluster__workers=1, cluster__address=None)
+    monkeypatch.setattr(worker, "_callbacks", lambda *values: [])
+    monkeypatch.setattr(
+        build, "trainer", lambda *values, **options: SimpleNamespace(epochs=lambda: iter([{}]))
+    )
+    monkeypatch.setattr(RunFolder, "keep_queue", lambda folder: kept.append(folder.name))
+    job = Job(
+        recipe.to_dict(), str(folder / "runs" / "kept"), "kept", recipe.shards.uri, store="http://host:5000"
+    )
+    assert list(worker.epochs(job)) == [{}]
+    assert kept == ["kept"]
 
 
 def test_another_process_may_be_asked_for_by_the_environment(folder, monkeypatch):

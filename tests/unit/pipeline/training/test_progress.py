@@ -36,6 +36,22 @@ def test_steps_epochs_and_remarks_are_written_and_shown(tmp_path):
     assert shown[-1]["step"] == 8
 
 
+def test_a_long_training_with_many_remarks_keeps_its_progress_small(tmp_path, capsys):
+    folder = RunFolder.of(str(tmp_path), "run")
+    writer = ProgressWriter(folder)
+    log = logging.getLogger("pipeline.tracking.callback")
+    with ProgressView(None) as view:
+        for epoch in range(5000):
+            log.warning("figures of epoch %d are left out: drawing is slower than training", epoch)
+            if epoch % 100 == 99:
+                writer._write_once()
+                view.show(folder.latest())
+    writer.close()
+    assert (tmp_path / "run" / "progress.json").stat().st_size < 50_000
+    shown = [line.split()[3] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [str(epoch) for epoch in range(5000)], "each one once"
+
+
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [

@@ -9,6 +9,7 @@ from d2ls import storage
 from d2ls.errors import ConfigError, StorageError
 from pipeline import process_identity
 from pipeline.training import run_folder
+from pipeline.training.run import check_resume
 from pipeline.training.run_folder import RunFolder
 from tests.tiny_recipes import tiny_recipe
 
@@ -70,6 +71,30 @@ def test_a_foreign_folder_is_not_written_to(recipe, tmp_path):
     (tmp_path / "runs" / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="photos exists already"):
         RunFolder.of(recipe.output_dir, "photos").create(recipe)
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_trial_that_was_killed_while_its_folder_was_made_can_still_run(recipe, monkeypatch, written):
+    """The process dies within the next write; its temporary file stays. Then the sweep is resumed."""
+    folder, write, calls = RunFolder.of(recipe.output_dir, "one"), storage.write_bytes, []
+
+    def dies(uri, content, **options):
+        if len(calls) == written:
+            target = storage.local_path(uri)
+            (target.parent / f".{target.name}.0a1b2c3d.tmp").write_bytes(content[:9])
+            raise KeyboardInterrupt
+        calls.append(uri)
+        write(uri, content, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_bytes", dies)
+        with pytest.raises(KeyboardInterrupt):
+            folder.create(recipe)
+    if not folder.exists():
+        folder.create(recipe)
+    check_resume(recipe, folder)
+    folder.claim()
+    assert folder.metadata()["state"] == "running"
 
 
 def test_the_recipe_comes_back(folder, recipe):

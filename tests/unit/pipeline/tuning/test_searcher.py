@@ -5,7 +5,8 @@ from dataclasses import replace
 from pipeline.tuning.halving import Halving
 from pipeline.tuning.records import TrialRecords
 from pipeline.tuning.report import Trial
-from pipeline.tuning.searcher import HalvingSearcher, ListSearcher
+from pipeline.tuning.searcher import HalvingSearcher, ListSearcher, make_searcher
+from tests.tiny_recipes import tiny_recipe
 
 
 def trial(key, *scores, status="started"):
@@ -32,7 +33,7 @@ def test_halving_stops_trials_that_are_behind_and_tells_the_wrapped_searcher(tmp
             return False
 
     records, recorder = TrialRecords(str(tmp_path)), Recorder([{"seed": 1}])
-    searcher = HalvingSearcher(recorder, Halving(1, 2, 8), records)
+    searcher = HalvingSearcher(recorder, Halving(1, 2, 8), lambda: records.trials)
     assert searcher.left == 1
     assert searcher.propose() == {"seed": 1}
     records.trials = {"a": trial("a", 0.5), "b": trial("b", 0.1)}
@@ -40,6 +41,25 @@ def test_halving_stops_trials_that_are_behind_and_tells_the_wrapped_searcher(tmp
     assert not searcher.tell(trial("b", 0.6))
     assert not searcher.tell(replace(trial("b", 0.1), status="finished")), "it has ended already"
     assert recorder.known == [("b", "started"), ("b", "started"), ("b", "finished")]
+
+
+def test_repeats_of_the_best_configuration_stop_no_trial_of_a_search_that_goes_on(tmp_path):
+    """The sweep ended with `--seeds 3`, and is resumed with a larger `sweep.num_trials`."""
+    (tmp_path / "shards").mkdir()
+    changes = {
+        "sweep__search": "random",
+        "sweep__scheduler": "asha",
+        "sweep__reduction_factor": 2,
+        "sweep__num_trials": 3,
+        "sweep__space": {"loss.temperature": {"low": 0.05, "high": 1.0}},
+        "train__epochs": 8,
+    }
+    recipe = tiny_recipe(tmp_path, **changes)
+    ended = [trial("a", 0.9, status="finished"), trial("b", 0.1, status="finished")]
+    repeats = [replace(trial(f"a{seed}", 0.9, status="finished"), values={"seed": seed}) for seed in (1, 2)]
+    records = TrialRecords(str(tmp_path), {one.key: one for one in (*ended, *repeats)})
+    searcher = make_searcher(recipe, records)
+    assert not searcher.tell(trial("c", 0.6)), "the median of the search is 0.5"
 
 
 def test_tune_saves_no_searcher_and_does_not_warn(tmp_path, capfd):

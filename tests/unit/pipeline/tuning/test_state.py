@@ -3,11 +3,16 @@
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from d2ls.errors import ConfigError
 from pipeline.config import parse_recipe
+from pipeline.tracking import Store, connection
+from pipeline.tuning import sweep
 from pipeline.tuning.state import SweepState, only_driver
 from tests.tiny_recipes import recipe_values
 
@@ -64,6 +69,37 @@ def test_a_sweep_goes_on_where_it_is_found(state, recipe, tmp_path):
 def test_another_experiment_is_refused(state, override, words):
     with pytest.raises(ConfigError, match=words):
         state.resumed([override])
+
+
+OLD, NEW, FILE = "http://10.0.0.1:5000", "http://10.0.0.2:5000", "sqlite:////work/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "logged_to", "now", "expected"),
+    [
+        (None, OLD, NEW, NEW),
+        (None, OLD, "", OLD),
+        (OLD, OLD, NEW, OLD),
+        (None, FILE, "", FILE),
+        (None, FILE, NEW, FILE),
+    ],
+    ids=["new head", "no variable", "the recipe names it", "file", "file, and a server later"],
+)
+def test_a_sweep_goes_on_in_its_store_also_when_the_head_is_a_new_machine(
+    recipe, tmp_path, monkeypatch, given, logged_to, now, expected
+):
+    def resolve(config):
+        return Store(connection.resolve_uri(config.uri, Path("/work")))
+
+    monkeypatch.setattr(sweep.Store, "open", resolve)
+    monkeypatch.setattr(sweep.tracked_run, "open_run", lambda *values: "run")
+    monkeypatch.setattr(sweep.tracked_run, "settle", lambda *values: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", logged_to if logged_to == OLD else "")
+    first = recipe.with_values({"tracking.uri": given})
+    with sweep.open_sweep("one", first, 1, SimpleNamespace(card=None), None, Console(quiet=True)) as opened:
+        assert opened.recipe.tracking.uri == logged_to, "trials on other nodes do not have the variable"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", now)
+    assert resolve(SweepState.load(recipe.output_dir, "one").resumed().tracking).uri == expected
 
 
 HOLD = """
