@@ -145,10 +145,8 @@ class RunFolder:
         """Moves the queue of a remote run to its storage: this machine may be gone when MLflow answers again."""
         if storage.is_local(self.uri) or not self.waiting():
             return
-        files = [
-            *self.spool.glob("*.png"),
-            *self.spool.glob("*.json"),
-        ]  # an entry counts when its JSON file is there
+        # An entry counts when its JSON file is there.
+        files = [*self.spool.glob("*.png"), *self.spool.glob("*.json")]
         try:
             for file in files:
                 storage.upload(file, storage.join(self._kept, file.name))
