@@ -35,7 +35,8 @@ class Backbone(nn.Module):
 
     A plain vision transformer (timm's `VisionTransformer` and `Eva`: DINOv2, DINOv3, EVA-02, DeiT, CLIP) has one map
     instead. Its last one, behind its closing norm, goes through a `SimpleFeaturePyramid`, which starts from random
-    weights and is trained like the head. Images are padded with zeros to multiples of the patch, and timm
+    weights and is trained like the head. Some, such as EVA-02, have that norm behind their average pooling; then the
+    map is not normalised. Images are padded with zeros to multiples of the patch, and timm
     interpolates position embeddings to that size. A map at another stride than 16 is resized bilinearly to stride 16.
 
     Args:
