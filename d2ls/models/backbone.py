@@ -8,7 +8,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import huggingface_hub
@@ -35,7 +35,8 @@ class Backbone(nn.Module):
 
     A plain vision transformer (timm's `VisionTransformer` and `Eva`: DINOv2, DINOv3, EVA-02, DeiT, CLIP) has one map
     instead. Its last one, behind its closing norm, goes through a `SimpleFeaturePyramid`, which starts from random
-    weights and is trained like the head. Images are padded with zeros to multiples of the patch, and timm
+    weights and is trained like the head. Some, such as EVA-02, have that norm behind their average pooling; then the
+    map is not normalised. Images are padded with zeros to multiples of the patch, and timm
     interpolates position embeddings to that size. A map at another stride than 16 is resized bilinearly to stride 16.
 
     Args:
@@ -85,13 +86,24 @@ class Backbone(nn.Module):
             self.trunk.requires_grad_(False).eval()
 
     def _load_three_bands(self, weights: dict[str, Tensor]) -> None:
+        ours, fitted = self.trunk.state_dict(), self.fit_bands(weights)
+        for name, value in fitted.items():
+            if value.shape != ours[name].shape:
+                raise ConfigError(
+                    f"backbone {self.name!r}: its pretrained weights cannot be fitted to {self.bands} bands ({name}); "
+                    "use another backbone, or model.pretrained=false"
+                )
+        self.trunk.load_state_dict(fitted)
+
+    def fit_bands(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fits the convolutions that read a three-band image, named as in the trunk, to the bands of this backbone."""
         ours = self.trunk.state_dict()
-        self.trunk.load_state_dict(
-            {
-                name: value if value.shape == ours[name].shape else fit_bands(value, self.bands, self.rgb)
-                for name, value in weights.items()
-            }
-        )
+        return {
+            name: fit_bands(value, self.bands, self.rgb)
+            if name in ours and value.dim() == 4 and value.shape[1] == 3 and ours[name].shape[1] == self.bands
+            else value
+            for name, value in weights.items()
+        }
 
     def _describe_maps(self) -> None:
         """Takes strides and channels from timm's description of the trunk."""
@@ -128,6 +140,15 @@ class Backbone(nn.Module):
     def classifier(self) -> Any:
         """Returns the classifier network that the trunk is a part of, without memory for its weights."""
         return _described(self.name, self.bands)
+
+    def classifier_name(self, name: str) -> str:
+        """Returns the flat name (`flat_name`) in the classifier of an entry of the trunk.
+
+        Where timm cannot take the stages out of a network, the trunk holds the whole of it as `model` or `body`.
+        """
+        kind = type(self.classifier())
+        inside = (child for child, module in self.trunk.named_children() if isinstance(module, kind))
+        return flat_name(name.removeprefix(f"{next(inside, '')}."))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         if self.neck is not None and self.patch is not None:

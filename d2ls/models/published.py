@@ -95,7 +95,7 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[
         target = published_name(name)
         if target is None:
             raise WeightsError(f"checkpoint entry {name!r} is not of the published network")
-        fits = target in ours and ours[target].numel() == value.numel()
+        fits = target in ours and ours[target].squeeze().shape == value.squeeze().shape
         renamed[target] = value.reshape(ours[target].shape) if fits else value
     refuse_differences(ours, renamed, "published checkpoint")
     model.load_state_dict(renamed)

@@ -2,6 +2,11 @@
 
 Source: Wang et al. 2022, UNetFormer: A UNet-like transformer for efficient semantic segmentation of remote sensing
 urban scene imagery, ISPRS Journal 190 (arXiv 2109.08937), section 3. Written from the paper; no auxiliary head.
+
+With equal weights it computes what the authors' code (GeoSeg) computes, except: near the edges of a map windows and
+averages repeat the last row and column (theirs: reflection, and zeros in the averages); the channel weights of the
+refinement head use a quarter of the channels, as the paper says (theirs: a sixteenth); the dropout in front of the
+classifier drops single values (theirs: whole channels), and the classifier has a bias.
 """
 
 from collections.abc import Sequence

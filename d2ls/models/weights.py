@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d2ls.errors import WeightsError
-from d2ls.models.backbone import Backbone, fit_bands, flat_name
+from d2ls.models.backbone import Backbone, flat_name
 
 State = Mapping[str, Tensor]
 SHOWN = 4
@@ -57,7 +57,7 @@ def load_backbone(backbone: Backbone, path: str | os.PathLike[str], *, by_order:
     ours, state = backbone.trunk.state_dict(), read_weights(path)
     if by_order:
         state = _by_order(backbone.classifier().state_dict(), state, os.fspath(path))
-    fitted = _fit_bands(backbone, _renamed(backbone, state), ours)
+    fitted = backbone.fit_bands(_renamed(backbone, state))
     refuse_differences(ours, fitted, os.fspath(path))
     backbone.trunk.load_state_dict(fitted)
 
@@ -81,16 +81,14 @@ def _by_order(ours: State, theirs: State, source: str) -> dict[str, Tensor]:
 def _renamed(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames the entries as in our feature network, and leaves out those that only the classifier has."""
     classifier = backbone.classifier()
-    ours = {flat_name(name): name for name in backbone.trunk.state_dict()}
-    if not ours.keys() <= {flat_name(name) for name in state} and (timm_filter := _timm_filter(classifier)):
+    ours = {backbone.classifier_name(name): name for name in backbone.trunk.state_dict()}
+    unused = {flat_name(name) for name in classifier.state_dict()} - ours.keys()
+    names = {backbone.classifier_name(name) for name in state}
+    if not ours.keys() <= names <= ours.keys() | unused and (timm_filter := _timm_filter(classifier)):
         with contextlib.suppress(KeyError, AttributeError, ValueError, RuntimeError):
             state = timm_filter(state, classifier)
-    unused = {flat_name(name) for name in classifier.state_dict()} - ours.keys()
-    return {
-        ours.get(flat_name(name), name): value
-        for name, value in state.items()
-        if flat_name(name) not in unused
-    }
+    flat = {name: backbone.classifier_name(name) for name in state}
+    return {ours.get(flat[name], name): value for name, value in state.items() if flat[name] not in unused}
 
 
 def refuse_differences(ours: State, theirs: State, source: str) -> None:
@@ -121,13 +119,3 @@ def _listed(what: str, names: list[str]) -> str:
 def _timm_filter(classifier: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None:
     """Returns the function by which timm renames other authors' checkpoints of this architecture, if it has one."""
     return getattr(sys.modules[type(classifier).__module__], "checkpoint_filter_fn", None)
-
-
-def _fit_bands(backbone: Backbone, state: dict[str, Tensor], ours: State) -> dict[str, Tensor]:
-    """Fits the convolutions of a three-band file that read the image to the bands of the backbone."""
-    return {
-        name: fit_bands(value, backbone.bands, backbone.rgb)
-        if name in ours and value.dim() == 4 and value.shape[1] == 3 and ours[name].shape[1] == backbone.bands
-        else value
-        for name, value in state.items()
-    }

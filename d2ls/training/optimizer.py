@@ -1,6 +1,5 @@
 """The optimizer: AdamW, optionally inside Lookahead, with learning rates by depth."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -128,12 +127,5 @@ def backbone_depths(network: nn.Module) -> dict[str, int]:
         )
     layers = group_parameters(classifier, classifier.group_matcher(coarse=False), reverse=True)
     by_flat_name = {flat_name(name): int(layer) for name, layer in layers.items()}
-    names = [name for name, _ in network.named_parameters() if name.startswith("backbone.trunk.")]
-    return dict(_matched(names, by_flat_name))
-
-
-def _matched(names: Iterable[str], by_flat_name: dict[str, int]) -> Iterable[tuple[str, int]]:
-    for name in names:
-        depth = by_flat_name.get(flat_name(name.removeprefix("backbone.trunk.")))
-        if depth is not None:
-            yield name, depth
+    names = {name: f"backbone.trunk.{name}" for name, _ in backbone.trunk.named_parameters()}
+    return {full: by_flat_name[backbone.classifier_name(name)] for name, full in names.items()}

@@ -269,6 +269,15 @@ def test_more_bands_keep_the_pretrained_filters_of_red_green_and_blue(tmp_path, 
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_pretrained_weights_that_cannot_be_fitted_to_the_bands_are_refused():
+    """A stem may rearrange the image before its convolution, as in TResNet: 48 channels from three bands."""
+    weights = build_model(**{**TINY, "backbone": "test_resnet"}).backbone.trunk.state_dict()
+    backbone = build_model(**{**TINY, "backbone": "test_resnet", "bands": 5}).backbone
+    stem = next(iter(weights))
+    with pytest.raises(ConfigError, match=rf"test_resnet.*cannot be fitted to 5 bands \({stem}\)"):
+        backbone._load_three_bands({**weights, stem: torch.zeros(16, 48, 3, 3)})
+
+
 def test_bands_are_fitted_so_that_equal_ones_give_about_what_grey_gave():
     weight = torch.randn(8, 3, 7, 7)
     grey = weight.sum(1)
@@ -303,6 +312,28 @@ def test_timm_translates_the_names_of_the_original_authors(tmp_path):
     trunk = build_model(**TINY, weights=str(tmp_path / "weights.pth")).backbone.trunk.state_dict()
     flat = {name.replace(".", "_"): value for name, value in source.items()}
     assert all(torch.equal(value, flat[name.replace(".", "_")]) for name, value in trunk.items())
+
+
+def test_an_entry_that_only_the_pretraining_used_is_left_out(tmp_path):
+    source = timm.create_model("test_vit").state_dict()
+    torch.save({**source, "mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
+    values = {**TINY, "backbone": "test_vit"}
+    trunk = build_model(**values, weights=str(tmp_path / "dinov2.pth")).backbone.trunk.state_dict()
+    assert all(torch.equal(value, source[name]) for name, value in trunk.items())
+    torch.save({**source, "surprise": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="not ours: surprise"):
+        build_model(**values, weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("by_order", [False, True])
+def test_weights_of_a_network_that_timm_wraps_as_a_whole(tmp_path, by_order):
+    source = timm.create_model("mvitv2_tiny").state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    values = {**TINY, "backbone": "mvitv2_tiny", "weights": str(tmp_path / "weights.pth")}
+    backbone = build_model(**values, weights_by_order=by_order).backbone
+    names = {name: name.removeprefix("model.") for name in backbone.trunk.state_dict()}
+    assert set(names) != set(names.values())
+    assert all(torch.equal(v, source[names[n]]) for n, v in backbone.trunk.state_dict().items())
 
 
 def test_backbone_weights_that_do_not_fit_are_refused(tmp_path):
@@ -349,6 +380,8 @@ def test_load_published_refuses_what_is_left_over():
         load_published(model, {"decoder.surprise": torch.zeros(1)})
     with pytest.raises(WeightsError, match="missing: backbone"):
         load_published(model, {"decoder.token.basic_queries.weight": model.head.static.vectors})
+    with pytest.raises(WeightsError, match=r"other shape: aggregator.projections.0.weight \(40, 256\)"):
+        load_published(model, {"linear_c.0.proj.weight": torch.zeros(40, 256)})
 
 
 def test_normalization():

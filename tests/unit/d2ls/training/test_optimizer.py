@@ -17,7 +17,9 @@ def test_every_parameter_is_in_one_group(network):
     assert sorted(listed) == sorted(id(parameter) for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("backbone", ["test_convnext", "test_resnet", "convnext_atto", "test_vit"])
+@pytest.mark.parametrize(
+    "backbone", ["test_convnext", "test_resnet", "convnext_atto", "test_vit", "mvitv2_tiny"]
+)
 def test_rates_fall_towards_the_stem(backbone):
     with torch.device("meta"):
         network = build_model(backbone=backbone, num_classes=4, stages=0, embed_dim=32, heads=2)
