@@ -24,7 +24,11 @@ INTEGER_TYPES = ("uint8", "uint16")
 FLOAT_TYPES = ("int8", "int16", "float16", "float32", "float64")
 """Types that become float32, with NaN where a band holds no data."""
 
-METRES_PER_DEGREE = 111_320.0
+EARTH_RADIUS = 6_378_137.0
+"""In metres."""
+
+WEB_MERCATOR = (3857, 3395, 900913, 102100)
+"""EPSG codes of world maps that enlarge an area at 60 degrees four times."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,20 @@ class Georeference:
         """Side of a pixel in metres, from the area that the middle pixel covers; None if unknown."""
         if not self.crs or not self.placed:
             return None
-        side = math.sqrt(abs(self.transform.determinant))
+        across, up = self.metres_per_unit(height, width)
+        return math.sqrt(abs(self.transform.determinant) * across * up)
+
+    def metres_per_unit(self, height: int, width: int) -> tuple[float, float]:
+        """Length on the ground of a unit of x and of y, in the middle of the raster; 1 if there is no CRS."""
+        if not self.crs:
+            return 1.0, 1.0
+        unit = float(self.crs.units_factor[1])  # in radians or metres
+        _, y = self.transform @ (width / 2, height / 2)
         if self.crs.is_geographic:
-            latitude = self.transform.d * width / 2 + self.transform.e * height / 2 + self.transform.f
-            return side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(latitude)), 1e-6))
-        return side * float(self.crs.linear_units_factor[1])
+            return EARTH_RADIUS * unit * max(math.cos(y * unit), 1e-6), EARTH_RADIUS * unit
+        if self.crs.to_epsg() in WEB_MERCATOR:
+            unit /= math.cosh(y / EARTH_RADIUS)  # the cosine of the latitude
+        return unit, unit
 
 
 NOWHERE = Georeference(None, rasterio.Affine.identity())

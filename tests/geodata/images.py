@@ -351,6 +351,26 @@ def _(tmp_path):
     assert problems(tmp_path, align="ignore") == ""
 
 
+@case("image in a local or geocentric CRS (coordinates of a site)", "taken; its unit gives the pixel size")
+def _(tmp_path):
+    for name in ('LOCAL_CS["Local Coordinates (ft)",UNIT["foot",0.3048]]', "EPSG:4978"):
+        crs = rasterio.CRS.from_user_input(name)
+        pair(tmp_path, crs=crs)
+        tif(tmp_path / "labels" / "a.tif", ids(), crs=crs)
+        assert problems(tmp_path) == ""
+        unit = 1 if name == "EPSG:4978" else 0.3048
+        assert shard(tmp_path).ground_sampling_distance == pytest.approx(PIXEL * unit)
+
+
+@case("image in web mercator", "its pixel size is that on the ground, not that of the projection")
+def _(tmp_path):
+    (x,), (y,) = project("EPSG:4326", "EPSG:3857", [10], [60])
+    place = Affine(1, 0, x, 0, -1, y)
+    pair(tmp_path, crs="EPSG:3857", transform=place)
+    tif(tmp_path / "labels" / "a.tif", ids(), crs="EPSG:3857", transform=place)
+    assert shard(tmp_path).ground_sampling_distance == pytest.approx(0.5, rel=1e-3)
+
+
 @case("`data.custom.nodata: -9999` for uint8 images", "refused: it can never occur")
 def _(tmp_path):
     pair(tmp_path)

@@ -16,7 +16,7 @@ from d2ls.inference import Predictor
 from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
-from pipeline.prediction.request import MapOptions
+from pipeline.prediction.request import AreaOptions, MapOptions
 from tests.geodata import case
 from tests.geodata.tiffs import CRS, HEIGHT, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
@@ -144,6 +144,14 @@ def _(tmp_path):
         with rasterio.open(scene.with_name("map.tif")) as file:
             assert file.transform == Affine(0.5, 0, 100.25, 0, -0.5, 2000.75)
         assert "a PNG keeps no coordinates" in predict(scene, scene.with_name("map.png"))
+
+
+@case("scene in a local CRS (coordinates of a site)", "mapped; areas by its unit", command="predict")
+def _(tmp_path):
+    crs = rasterio.CRS.from_wkt('LOCAL_CS["Local Coordinates (ft)",UNIT["foot",0.3048]]')
+    source = tif(tmp_path / "s.tif", pixels(), crs=crs)
+    assert predict(source, tmp_path / "map.tif", areas=AreaOptions()) == ""
+    assert f"A pixel covers {(0.6 * 0.3048) ** 2:.6g} m2" in (tmp_path / "map.areas.md").read_text()
 
 
 @case("TIFF of several pages", "refused; `--page` chooses", command="predict")

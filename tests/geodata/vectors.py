@@ -10,6 +10,7 @@ import rasterio.crs
 import shapely
 from affine import Affine
 from rasterio.features import rasterize
+from rasterio.warp import transform
 
 from d2ls.labels import IGNORE
 from sharding.raster.vectors import project, write_features
@@ -170,6 +171,20 @@ def _(tmp_path):
     own["vectors"]["files"] = "empty.geojson"
     (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     assert "the layer has no features" in problems(tmp_path, **own)
+
+
+@case("points over an image in a local CRS or in web mercator", "`buffer_m` is metres on the ground")
+def _(tmp_path):
+    (x,), (y,) = transform("EPSG:4326", "EPSG:3857", [10], [60])
+    local = rasterio.crs.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    for crs, size in ((local, 1), (rasterio.crs.CRS.from_epsg(3857), 0.5)):
+        place, root = Affine(1, 0, x, 0, -1, y), tmp_path / str(size)
+        points = [shapely.Point(place @ (column + 0.5, 60.5)) for column in (20, 60, 100)]
+        own = scene(root, points, crs=crs, geometry_type="Point")
+        tif(root / "images" / "a.tif", pixels(), crs=crs, transform=place)
+        own["vectors"]["buffer_m"] = 10
+        shard(root, **own)
+        assert abs((labels(root)[60] == 0).sum() - 20 / size) <= 1
 
 
 @case("lines and points among the labels", "refused; `buffer_m` sets how many metres around them they label")
