@@ -308,3 +308,34 @@ def test_one_file_of_polygons_for_several_scenes_is_refused(tmp_path) -> None:
         scene(scenes / name)
     with pytest.raises(ConfigError, match="2 scenes have a file of polygons each; leave the name out"):
         main(["model", str(scenes), str(tmp_path / "maps"), "--polygons", "p.gpkg"])
+
+
+def test_a_finished_file_stays_when_another_one_is_added(tmp_path) -> None:
+    source = scene(tmp_path / "s.tif")
+    run(source, tmp_path / "map.tif", polygons=PolygonOptions())
+    layer_names = pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0].tolist()
+    write_features(
+        tmp_path / "map.gpkg", "mine", np.array([shapely.Point(1, 2)], object), {}, UTM, geometry_type="Point"
+    )
+    before = (tmp_path / "map.tif").stat().st_mtime_ns
+    assert not run(source, tmp_path / "map.tif", polygons=PolygonOptions(), style=True).skipped
+    assert (tmp_path / "map.qml").is_file()
+    assert {*pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0]} == {*layer_names, "mine"}
+    assert (tmp_path / "map.tif").stat().st_mtime_ns == before
+    run(source, tmp_path / "map.tif", polygons=PolygonOptions(), style=True, overwrite=True)
+    assert {*pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0]} == {*layer_names}
+
+
+def test_a_zone_without_a_name_is_not_the_whole_map(tmp_path) -> None:
+    source = scene(tmp_path / "s.tif")
+    x, y = TRANSFORM @ (5, 5)
+    boxes = [
+        shapely.box(x, y - 3, x + 3, y),
+        shapely.box(x, y - 6, x + 3, y - 3),
+        shapely.box(x, y - 9, x + 3, y - 6),
+    ]
+    zones = layer(tmp_path / "zones.gpkg", *boxes, name=["", None, "north"])
+    run(source, tmp_path / "map.tif", areas=AreaOptions(str(zones), "name"))
+    rows = (tmp_path / "map.areas.csv").read_text().splitlines()[1:]
+    assert list(dict.fromkeys(row.split(",")[0] for row in rows)) == ["", "number 1", "number 2", "north"]
+    assert (tmp_path / "map.areas.md").read_text().count("| whole map | no data |") == 1
