@@ -11,7 +11,7 @@ from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction.provenance import read_provenance
 from pipeline.prediction.tags import MOSAIC_TAG, read_tags
-from sharding.files import is_hidden, natural
+from sharding.files import is_hidden, natural, refuse_unreadable
 from sharding.raster.scene import IMAGE_SUFFIXES
 
 MAP_SUFFIXES = (".tif", ".tiff", ".png")
@@ -138,7 +138,7 @@ def _below(folder: str) -> Iterator[str]:
 
 def _below_local(folder: Path) -> Iterator[str]:
     visited = {folder.resolve()}
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
         kept = []
         for name in sorted(folders):
             real = Path(here, name).resolve()

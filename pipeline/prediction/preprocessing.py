@@ -20,6 +20,8 @@ GSD_TOLERANCE = 1.25
 MAX_ENLARGEMENT = 8
 """Largest factor by which `--resample` enlarges each side of a scene: one pixel becomes 64."""
 
+_SEEN = 512  # side of the window that is compared with the range of the training
+
 SMALLEST_SIDE = 32
 """Smallest side, in pixels, that `--resample` may leave: the deepest stride of the encoders."""
 
@@ -137,6 +139,38 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
             f"{scene.name}: pixels are {scene.dtype}, the model was trained on {info.dtype}. Say which file "
             "values stand for its darkest and brightest with --scale-range, for instance --scale-range 0,10000"
         )
+
+
+def range_note(scene: Scene, info: ModelInfo, bands: Sequence[int]) -> str:
+    """Compares the values in the middle of a scene of 16 bit or floats with the range of the training.
+
+    Returns a warning if most of them lie outside, or if they use a small part of it; else an empty text.
+    """
+    ends = info.normalization.get("scale") or [(0.0, info.normalization.get("max_value"))] * len(bands)
+    if scene.dtype == "uint8" or ends[0][1] is None:
+        return ""
+    rows, columns = (
+        (max(0, side // 2 - _SEEN // 2), min(side, side // 2 + _SEEN // 2))
+        for side in (scene.height, scene.width)
+    )
+    try:
+        pixels, valid = scene.read(rows, columns, bands)
+    except DataError:
+        return ""  # reported when it is mapped
+    values = pixels[np.ones(pixels.shape[:2], bool) if valid is None else valid].astype(np.float64)
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return ""
+    low, high = np.array(ends, np.float64).T
+    beyond = float(((values < low) | (values > high)).mean())
+    used = float(np.max((values.max(axis=0) - low) / (high - low)))
+    if beyond <= 0.5 and not (scene.dtype == "uint16" and used < 1 / 16):
+        return ""
+    return (
+        f"values in the middle are {values.min():g} to {values.max():g}, the model was trained with {low.min():g} to "
+        f"{high.max():g}: expect a poor map. If the units differ, say with --scale-range which values stand for the "
+        "darkest and the brightest"
+    )
 
 
 def plan_scaling(

@@ -154,7 +154,12 @@ class Raster(ABC):
         info: its header.
         georeference: where it lies.
         reading: settings that the file does not state.
+
+    Attributes:
+        scaling: scale and offset tag of each band, which are not applied; empty if there are none.
     """
+
+    scaling: tuple[tuple[float, float], ...] = ()
 
     def __init__(self, ref: FileRef, info: RasterInfo, georeference: Georeference, reading: Reading) -> None:
         self.ref = ref
@@ -203,6 +208,10 @@ class Raster(ABC):
         Raises:
             DataError: the file is damaged or has several bands.
         """
+
+    def mask(self, window: Window | None = None) -> Mask | None:
+        """Reads the file's own mask, where it is neither an alpha channel nor nodata (h w); None: there is none."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

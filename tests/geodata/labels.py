@@ -5,10 +5,11 @@ import unicodedata
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
-from d2ls.errors import DataError, LabelError
-from pipeline.sharding.run import check_raw_data
+from d2ls.errors import DataError, LabelError, StorageError
+from pipeline.sharding.run import check_raw_data, ensure_shards
 from tests.geodata import case
 from tests.geodata.tiffs import ids, pixels, tif
 from tests.geodata.world import pair, problems, recipe, samples, shard
@@ -133,6 +134,19 @@ def _(tmp_path):
     tif(tmp_path / "labels" / "a.tif", np.stack([ids(), placed(alpha, 128, (7, 8))]))
     refused_text = "alpha is 128 in 1 pixels, first at row 7 column 8 (opaque: 255)"
     assert refused_text in problems(tmp_path, ignored=["transparent"])
+
+
+@case("mask in the file of a label image", "as transparent pixels")
+def _(tmp_path):
+    hidden = np.zeros(ids().shape, bool)
+    hidden[:, :50] = True
+    pair(tmp_path)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        mask = np.where(hidden, 0, 255).astype(np.uint8)
+        tif(tmp_path / "labels" / "a.tif", ids(), after=lambda file: file.write_mask(mask))
+    refused(tmp_path, "alpha is 0 in 6400 pixels, first at row 0 column 0", "[transparent, ...]")
+    expected = np.where(hidden, 255, ids())
+    np.testing.assert_array_equal(stored(tmp_path, ignored=["transparent"]), expected)
 
 
 @case(
@@ -328,3 +342,39 @@ def _(tmp_path):
 def _(tmp_path):
     pair(tmp_path)
     assert list(shard(tmp_path, split={"fractions": {"test": 1.0}}).splits) == ["test"]
+
+
+@case(
+    "scenes whose names differ in letters beyond ASCII only", "both taken; other names of one key are refused"
+)
+def _(tmp_path):
+    for name in ("\u5317\u4eac", "\u4e0a\u6d77"):
+        pair(tmp_path, name)
+    assert shard(tmp_path).splits["train"].samples == 2
+    for name in ("a b", "a_b"):
+        pair(tmp_path, name)
+    with pytest.raises(DataError, match=r"images/a.b\.tif and .*images/a.b\.tif differ only in"):
+        shard(tmp_path)
+
+
+@case(
+    "`shards.uri` holds files of the user, or the shards of another data set", "refused; nothing is touched"
+)
+def _(tmp_path):
+    pair(tmp_path)
+    for file in ("train/train-00000.tar", "train/train-00007.tar", "card.json", "manifests/x.parquet"):
+        mine = tmp_path / "shards" / file
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(StorageError, match=f"{file}: exists and was not made by this program"):
+            shard(tmp_path)
+        assert [path.read_text() for path in (tmp_path / "shards").rglob("*") if path.is_file()] == ["mine"]
+        shutil.rmtree(tmp_path / "shards")
+    shard(tmp_path)
+    card = (tmp_path / "shards" / "card.json").read_text()
+    other = recipe(tmp_path, data={"tiling": {"default": {"size": 64}}}).model_copy(update={"name": "other"})
+    with pytest.raises(StorageError, match="holds the shards of 'geo', not of 'other'"):
+        ensure_shards(other, no_ray=True)
+    assert (tmp_path / "shards" / "card.json").read_text() == card
+    pair(tmp_path, mask=ids(1))
+    assert shard(tmp_path).to_json() != card

@@ -16,9 +16,9 @@ from d2ls.inference import Predictor
 from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
-from pipeline.prediction.request import AreaOptions, MapOptions
+from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions
 from tests.geodata import case
-from tests.geodata.tiffs import CRS, HEIGHT, WIDTH, pixels, tif
+from tests.geodata.tiffs import CRS, HEIGHT, PLACE, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
 
 
@@ -238,3 +238,60 @@ def _(tmp_path):
     result = read(tmp_path / "map.tif")
     assert (result[:40] == 255).all()
     assert (result[48:] == expected(image)[48:]).mean() > 0.99
+
+
+@case(
+    "scene with ground control points and a transform (VRT)", "the map keeps the transform", command="predict"
+)
+def _(tmp_path):
+    part = tif(tmp_path / "part.tif", pixels())
+    points = "".join(f'<GCP Pixel="{n % 2}" Line="{n // 2}" X="{n % 2}" Y="{n // 2}"/>' for n in range(3))
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{n}"><SimpleSource><SourceFilename>{part}</SourceFilename>'
+        f"<SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"
+        for n in (1, 2, 3)
+    )
+    place = f"<SRS>{CRS}</SRS><GeoTransform>{', '.join(map(str, PLACE.to_gdal()))}</GeoTransform>"
+    text = f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}">{place}'
+    text += f'<GCPList Projection="EPSG:4326">{points}</GCPList>{bands}</VRTDataset>'
+    (tmp_path / "s.vrt").write_text(text)
+    assert predict(tmp_path / "s.vrt", tmp_path / "map.tif") == ""
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert (file.crs, file.transform) == (CRS, PLACE)
+
+
+@case(
+    "values far from those of the training (other units, tags of scale that are not applied)",
+    "mapped, with a warning before the work; `--scale-range` states the scaling",
+    command="predict",
+)
+def _(tmp_path):
+    source = tif(
+        tmp_path / "s.tif", pixels(dtype="int16"), after=lambda file: setattr(file, "scales", (0.01,) * 3)
+    )
+    learnt = Predictor(
+        LocalStub(bands=3), replace(model_info(dtype="float32"), normalization={"scale": [[0, 1]] * 3})
+    )
+    text = predict(source, tmp_path / "map.tif", learnt)
+    assert "tags of scale and offset in the file are not applied" in text
+    assert "values in the middle are 1 to 254, the model was trained with 0 to 1" in text
+    assert "--scale-range" in text
+    text = predict(source, tmp_path / "b.tif", learnt, scale_range=(0.0, 255.0))
+    assert "values in the middle" not in text
+    low = tif(tmp_path / "low.tif", pixels(dtype="uint16"))
+    learnt = Predictor(
+        LocalStub(bands=3, max_value=65535.0),
+        replace(model_info(dtype="uint16"), normalization={"max_value": 65535.0}),
+    )
+    assert "trained with 0 to 65535" in predict(low, tmp_path / "c.tif", learnt)
+    fits = tif(tmp_path / "fits.tif", pixels(dtype="uint16") * 200)
+    assert predict(fits, tmp_path / "d.tif", learnt) == ""
+
+
+@case("OUTPUT with `!` or `;` in its path and `--polygons`", "refused before the work", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels())
+    assert "is not possible for vector files" in predict(
+        source, tmp_path / "a!b.tif", polygons=PolygonOptions()
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tif"]

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import struct
 from contextlib import closing
 
 import numpy as np
@@ -163,6 +164,32 @@ def _(tmp_path):
     tif(tmp_path / "images" / "b.tif", pixels(1), transform=Affine.translation(9000, 0) @ PLACE)
     assert "b.tif: no feature of" in problems(tmp_path, **own)
     assert problems(tmp_path, unused=["images/b.tif"], **own) == ""
+
+
+@case("a vector file with `!` or `;` in its path", "refused: the library would read another file")
+def _(tmp_path):
+    own = scene(tmp_path)
+    for sign in "!;":
+        (tmp_path / "labels.gpkg").rename(tmp_path / f"a{sign}b.gpkg")
+        own["vectors"]["files"] = f"a{sign}b.gpkg"
+        assert "is not possible for vector files. Rename" in problems(tmp_path, **own)
+        (tmp_path / f"a{sign}b.gpkg").rename(tmp_path / "labels.gpkg")
+
+
+@case("geometries of CAD (a polyhedral surface)", "refused, named")
+def _(tmp_path):
+    own = scene(tmp_path)
+    ring = (
+        np.column_stack([shapely.get_coordinates(ground(*BOXES)[0]), np.full(5, 3.0)]).astype("<f8").tobytes()
+    )
+    polygon = struct.pack("<BIII", 1, 1003, 1, 5) + ring
+    surface = struct.pack("<BII", 1, 1015, 1) + polygon
+    (tmp_path / "labels.gpkg").unlink()
+    pyogrio.raw.write(
+        tmp_path / "labels.gpkg", np.array([surface], object), [texts("a")], ["kind"], layer="land", driver="GPKG",
+        geometry_type="Unknown", crs=CRS,
+    )  # fmt: skip
+    assert "labels.gpkg (layer land): geometries other than polygons" in problems(tmp_path, **own)
 
 
 @case("a layer without features", "refused")
