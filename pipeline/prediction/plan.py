@@ -20,7 +20,7 @@ from pipeline.prediction.layers import Layer, read_layer
 from pipeline.prediction.outputs import Outputs
 from pipeline.prediction.parts import check_ours
 from pipeline.prediction.polygons import chosen_classes
-from pipeline.prediction.preprocessing import check_type, choose_bands, plan_grid, range_note
+from pipeline.prediction.preprocessing import check_nodata, check_type, choose_bands, plan_grid, range_note
 from pipeline.prediction.provenance import Provenance
 from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions, WindowPlan
 from sharding.raster.scene import Scene
@@ -103,6 +103,7 @@ def plan_scene(
         require_plain_name(outputs.polygons)
     bands, band_note = choose_bands(scene, info, options.bands)
     check_type(scene, info, options.scale_range)
+    check_nodata(scene, options.nodata)
     size, size_note = plan_grid(scene, info, options.resample)
     rows, columns = size or (scene.height, scene.width)
     windows = _count_windows(scene.name, (rows, columns), look)

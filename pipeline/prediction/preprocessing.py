@@ -9,6 +9,7 @@ from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Predictor
 from sharding.raster.bands import band_text, bands_in_order, contradiction, find_bands
+from sharding.raster.base import value_problem
 from sharding.raster.scene import Scene
 
 if TYPE_CHECKING:
@@ -139,6 +140,16 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
             f"{scene.name}: pixels are {scene.dtype}, the model was trained on {info.dtype}. Say which file "
             "values stand for its darkest and brightest with --scale-range, for instance --scale-range 0,10000"
         )
+
+
+def check_nodata(scene: Scene, nodata: float | None) -> None:
+    """Refuses a nodata value that pixels of the scene cannot have.
+
+    Raises:
+        ConfigError: it is no value of the type.
+    """
+    if problem := value_problem(nodata, scene.dtype):
+        raise ConfigError(f"--nodata: {scene.name}: {problem}")
 
 
 def range_note(scene: Scene, info: ModelInfo, bands: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import rasterio
@@ -222,6 +223,33 @@ class Raster(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def unmixed(smooth: Pixels, nearest: Pixels, nodata: float, factor: float) -> Pixels:
+    """Takes the nearest value around pixels without data, where resampling has mixed their value into others.
+
+    Args:
+        smooth: h w bands, resampled with interpolation.
+        nearest: the same without.
+        nodata: see `Reading.nodata`, which the file does not state.
+        factor: enlargement of the sides.
+    """
+    holes = (nearest == nodata).any(axis=2)
+    if not holes.any():
+        return smooth
+    side = 2 * (math.ceil(factor) + 1) + 1
+    near = cv2.dilate(holes.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return np.where(near[..., None], nearest, smooth)
+
+
+def value_problem(value: float | None, dtype: str) -> str:
+    """Returns why a value cannot occur in pixels of a type; empty if it can, and for None."""
+    if value is None or dtype not in INTEGER_TYPES:
+        return ""
+    limits = np.iinfo(dtype)
+    if float(value).is_integer() and limits.min <= value <= limits.max:
+        return ""
+    return f"{value:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
 
 
 def with_data(

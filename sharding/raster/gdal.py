@@ -25,6 +25,7 @@ from sharding.raster.base import (
     RasterInfo,
     Reading,
     described,
+    unmixed,
     with_data,
 )
 from sharding.raster.world_files import check_world, files_beside
@@ -99,7 +100,12 @@ class GdalRaster(Raster):
             opaque = None
             if self.info.alpha is not None and self.info.alpha not in positions:
                 opaque = self._file.read(self.info.alpha + 1, **options) > 0
+            nodata = self.reading.nodata
+            nearest = self._values(numbers, **options) if smooth and nodata is not None else None
         pixels = np.ascontiguousarray(raw.transpose(1, 2, 0))
+        if nearest is not None and nodata is not None and grid is not None:
+            factor = max(grid[0] / self.info.height, grid[1] / self.info.width)
+            pixels = unmixed(pixels, nearest.transpose(1, 2, 0), nodata, factor)
         if self._table is not None:
             pixels = self._table[raw[0]][..., positions]
         return with_data(

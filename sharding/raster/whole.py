@@ -24,6 +24,7 @@ from sharding.raster.base import (
     RasterInfo,
     Reading,
     described,
+    unmixed,
     with_data,
 )
 from sharding.raster.world_files import check_world, files_beside
@@ -74,7 +75,7 @@ class WholeRaster(Raster):
         whole = self.pixels()
         opaque = self._opaque
         if grid is not None:
-            whole = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+            whole = self._resized(whole, grid)
             if opaque is not None:
                 opaque = cv2.resize(opaque.astype(np.uint8), grid[::-1], interpolation=cv2.INTER_AREA) > 0
         pixels = _cut(whole, window)
@@ -84,6 +85,15 @@ class WholeRaster(Raster):
         if bands is not None and tuple(bands) != tuple(range(whole.shape[2])):
             pixels = np.ascontiguousarray(pixels[..., list(bands)])
         return with_data(pixels, None, seen, self.reading.nodata)
+
+    def _resized(self, whole: Pixels, grid: tuple[int, int]) -> Pixels:
+        smooth = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+        if self.reading.nodata is None:
+            return smooth
+        nearest = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT).reshape(*grid, -1)
+        return unmixed(
+            smooth, nearest, self.reading.nodata, max(grid[0] / len(whole), grid[1] / whole.shape[1])
+        )
 
     def pixels(self, window: Window | None = None) -> Pixels:
         """See `Raster.pixels`."""
