@@ -13,7 +13,7 @@ import rasterio.features
 import shapely
 import shapely.geometry
 
-from d2ls.errors import ConfigError, DataError
+from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.inference import Predictor
 from pipeline.predict import main
 from pipeline.prediction import rows as rows_module
@@ -339,3 +339,16 @@ def test_a_zone_without_a_name_is_not_the_whole_map(tmp_path) -> None:
     rows = (tmp_path / "map.areas.csv").read_text().splitlines()[1:]
     assert list(dict.fromkeys(row.split(",")[0] for row in rows)) == ["", "number 1", "number 2", "north"]
     assert (tmp_path / "map.areas.md").read_text().count("| whole map | no data |") == 1
+
+
+def test_a_full_disk_is_reported_and_kills_nothing(tmp_path, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    source = scene(tmp_path / "s.tif")
+    with pytest.raises(StorageError, match=r"cannot be written: .*No space left on device"):
+        run(source, tmp_path / "map.tif", min_area_m2=9.0)
+    monkeypatch.undo()
+    run(source, tmp_path / "map.tif", min_area_m2=9.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml", "s.tif"]
