@@ -180,7 +180,21 @@ def _walk(top: Path, follow_links: bool) -> Iterator[tuple[str, FileRef]]:
                 _check_link(here / name, top, home, follow_links)
         for name in names:
             file = here / name
+            require_utf8(file)
             yield file.relative_to(top).as_posix(), FileRef(str(file), "", file_stamp(file))
+
+
+def require_utf8(path: str | Path) -> None:
+    """Refuses a name that is not UTF-8, as of archives from old systems: most libraries cannot open it.
+
+    Raises:
+        DataError: shows the name with its bytes.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{shown}: this name is not UTF-8. Rename it, for instance with convmv") from error
 
 
 def refuse_unreadable(error: OSError) -> None:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from d2ls import storage
+from d2ls.errors import DataError
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from d2ls.shards.codecs import decode_image
@@ -77,9 +78,27 @@ def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iter
             source = open_labels(
                 cut.scene.mask, image, task.recording.codes, resampled=cut.resampled, area=cut.scene.area
             )
-            labels = _Labels(stack.enter_context(source), task.recording, unexpected)
+            ids = stack.enter_context(source)
+            _require_unchanged(cut, image, ids)
+            labels = _Labels(ids, task.recording, unexpected)
             for key, tile in cut.tiles:
                 yield _sample(key, tile, cut, image, labels, task.recording, sums)
+
+
+def _require_unchanged(cut: Cut, image: Raster, labels: LabelSource) -> None:
+    """Refuses files that were replaced after the scan: GDAL would stretch a file of another size.
+
+    Raises:
+        DataError: names the file.
+    """
+    for file, same in (
+        (cut.scene.image, replace(image.info, sidecars=()) == replace(cut.info, sidecars=())),
+        (cut.scene.mask, labels.size == (cut.info.height, cut.info.width)),
+    ):
+        if not same:
+            raise DataError(
+                f"{file}: changed while the data set was sharded. Start again when it is complete"
+            )
 
 
 def _sample(

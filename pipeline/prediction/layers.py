@@ -76,7 +76,7 @@ def read_layer(
     labels = (
         [_label(*item) for item in zip(features.fields[field], numbers, strict=True)] if field else numbers
     )
-    polygons = project(features.geometries, features.crs, place.crs)
+    polygons = project(features.geometries, features.crs, place.crs, features.name)
     notes = list(features.notes)
     if features.crs != place.crs:
         notes.append(f"{path}: projected from {crs_text(features.crs)} to {crs_text(place.crs)}")

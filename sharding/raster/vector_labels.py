@@ -133,7 +133,7 @@ class VectorGrid:
             notes += [*read.features.notes, *_require_common_place(read.features, image, place)]
             near = _near(read, place, *size, layer.buffer_m or 0.0)
             self.reached[read.features.name] = bool(len(near))
-            moved = project(read.features.geometries[near], read.features.crs, place.crs)
+            moved = project(read.features.geometries[near], read.features.crs, place.crs, read.features.name)
             shapes.append(_buffered(moved, layer.buffer_m, place, *size))
             ids.append(read.ids[near])
             order.append(read.order[near] if read.order is not None else None)

@@ -156,13 +156,14 @@ def write_features(
         write_style(path, layer, style)
 
 
-def project(geometries: Geometries, source: Any, target: Any) -> Geometries:
+def project(geometries: Geometries, source: Any, target: Any, name: str = "geometries") -> Geometries:
     """Projects the vertices of geometries; edges are straight between them, as QGIS and ogr2ogr draw them.
 
     Args:
         geometries: shapes (N).
         source: their CRS.
         target: the new CRS; shapes are returned unchanged if it is the same, or if one of the two is None.
+        name: names them in errors.
 
     Raises:
         DataError: a vertex cannot be projected to the target.
@@ -178,9 +179,11 @@ def project(geometries: Geometries, source: Any, target: Any) -> Geometries:
     try:
         projected = shapely.transform(geometries, moved)
     except Exception as error:  # GDAL's own errors, which rasterio does not turn into its own here
-        raise DataError(f"cannot be projected to {target}: {error}") from error
+        raise DataError(f"{name}: cannot be projected to {target}: {error}. Correct its CRS") from error
     if not np.isfinite(shapely.bounds(projected)).all():
-        raise DataError(f"vertices without a place in {target}")
+        raise DataError(
+            f"{name}: has vertices without a place in {target}. Clip it: ogr2ogr -clipsrc, or in QGIS"
+        )
     return np.asarray(projected)
 
 

@@ -310,7 +310,7 @@ def _projected(layer: Features, place: Georeference, image: FileRef) -> npt.NDAr
             f"{image}: the image names no CRS, {layer.name} is in {crs_text(layer.crs)}. Write it into the image: "
             f"gdal_edit.py -a_srs EPSG:... {image}"
         )
-    return project(layer.geometries, layer.crs, place.crs)
+    return project(layer.geometries, layer.crs, place.crs, layer.name)
 
 
 def _piece(placed: PlacedScene, name: str, split: str, shape: Any, group: str) -> Scene | None:

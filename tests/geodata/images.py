@@ -448,7 +448,10 @@ def _(tmp_path):
 @case("`data.custom.nodata: -9999` for uint8 images", "refused: it can never occur")
 def _(tmp_path):
     pair(tmp_path)
-    assert "data.custom.nodata: -9999 is no value of uint8 images" in problems(tmp_path, nodata=-9999)
+    for value in (-9999, 0.5, float("inf"), float("nan")):
+        assert f"data.custom.nodata: {value:g} is no value of uint8 images" in problems(
+            tmp_path, nodata=value
+        )
 
 
 @case("an image placed by RPC only", "taken without a georeference; `--check` reports it")

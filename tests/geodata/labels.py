@@ -1,5 +1,6 @@
 """Rows about label images, and about the files of a data set."""
 
+import os
 import shutil
 import unicodedata
 
@@ -9,7 +10,10 @@ import rasterio
 from PIL import Image
 
 from d2ls.errors import DataError, LabelError, StorageError
-from pipeline.sharding.run import check_raw_data, ensure_shards
+from pipeline.prediction.inputs import list_jobs
+from pipeline.sharding.run import check_raw_data, ensure_shards, shard_spec
+from sharding.make import make_shards
+from sharding.tasks import run_here
 from tests.geodata import case
 from tests.geodata.tiffs import ids, pixels, tif
 from tests.geodata.world import pair, problems, recipe, samples, shard
@@ -378,3 +382,34 @@ def _(tmp_path):
     assert (tmp_path / "shards" / "card.json").read_text() == card
     pair(tmp_path, mask=ids(1))
     assert shard(tmp_path).to_json() != card
+
+
+@case(
+    "a file name that is not UTF-8 (unpacked from an old archive)",
+    "refused; `shard` and `predict` show its bytes",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    name = os.fsencode(tmp_path) + b"/images/M\xfcnchen.tif"
+    (tmp_path / "images" / "a.tif").rename(os.fsdecode(name))
+    refused(tmp_path, r"images/M\udcfcnchen.tif: this name is not UTF-8")
+    for source in (str(tmp_path / "images"), os.fsdecode(name)):
+        with pytest.raises(DataError, match="this name is not UTF-8"):
+            list_jobs(source, str(tmp_path / "maps"))
+
+
+@case("an image or label image that is replaced while the set is made", "refused when it is read")
+def _(tmp_path):
+    def replaced(file, array):
+        def run(function, tasks, *arguments):
+            tif(tmp_path / file / "a.tif", array)
+            return run_here(function, tasks, *arguments)
+
+        return run
+
+    for file, array in (("images", pixels(1, 100, 150)), ("labels", ids(1, 100, 150))):
+        pair(tmp_path)
+        with pytest.raises(DataError, match=f"{file}/a.tif: changed while the data set was sharded"):
+            make_shards(shard_spec(recipe(tmp_path)), replaced(file, array))
+    pair(tmp_path)
+    assert shard(tmp_path).splits["train"].samples == 1

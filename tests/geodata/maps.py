@@ -1,5 +1,6 @@
 """Rows about scenes to map."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.errors
+import shapely
 from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
@@ -17,6 +19,7 @@ from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions
+from sharding.raster.vectors import write_features
 from tests.geodata import case
 from tests.geodata.tiffs import CRS, HEIGHT, PLACE, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
@@ -295,3 +298,33 @@ def _(tmp_path):
         source, tmp_path / "a!b.tif", polygons=PolygonOptions()
     )
     assert [path.name for path in tmp_path.iterdir()] == ["s.tif"]
+
+
+@case("`--nodata -9999` for a scene of 8 bit", "refused: it can never occur", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels())
+    for value in (-9999.0, 0.5, math.inf, math.nan):
+        assert "allowed are 0 to 255" in predict(source, tmp_path / "map.tif", nodata=value)
+    assert "allowed" not in predict(source, tmp_path / "map.tif", nodata=0.0)
+
+
+@case(
+    "a layer for `--area` or `--zones` in a CRS that cannot be projected", "refused, named", command="predict"
+)
+def _(tmp_path):
+    local = rasterio.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    box = np.array([shapely.box(0, 0, 9, 9)], object)
+    write_features(tmp_path / "area.gpkg", "area", box, {}, local)
+    source = tif(tmp_path / "s.tif", pixels())
+    text = predict(source, tmp_path / "map.tif", area=str(tmp_path / "area.gpkg"))
+    assert "area.gpkg (layer area): cannot be projected to EPSG:26914" in text
+
+
+@case("`--min-area-m2` larger than the scene", "one class remains", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels(height=20, width=30))
+    assert predict(source, tmp_path / "map.tif", min_area_m2=1e6) == ""
+    assert len(np.unique(read(tmp_path / "map.tif"))) == 1
+    assert (
+        predict(tif(tmp_path / "p.tif", pixels(height=1, width=1)), tmp_path / "b.tif", min_area_m2=9.0) == ""
+    )
