@@ -41,8 +41,16 @@ class GridDifference:
 
 
 def compare_grids(image: Raster, labels: Raster) -> GridDifference | None:
-    """Compares two georeferenced grids; returns None if they are equal, or if one of them is not georeferenced."""
+    """Compares two georeferenced grids; returns None if they are equal, or if one of them is not georeferenced.
+
+    A label image whose rows go from south to north does not fit an image without a georeference.
+    """
     here, there = image.georeference, labels.georeference
+    if there.placed and not here.placed and not here.gcps and there.transform.e > 0:
+        text = (
+            "the label image is stored south-up, and the image has no georeference that tells which way it is"
+        )
+        return GridDifference(text, same_ground=False)
     if not here.placed or not there.placed:
         return None
     size, label_size = (image.info.height, image.info.width), (labels.info.height, labels.info.width)

@@ -77,6 +77,18 @@ def _(tmp_path):
     assert "labels start 0.50 pixels = 0.30 m across" in problems(tmp_path)
 
 
+@case(
+    "label image south-up, image without a georeference",
+    "refused; `align: ignore` pairs pixels as they are stored",
+)
+def _(tmp_path):
+    pair(tmp_path, crs=None, transform=None)
+    assert problems(tmp_path) == ""
+    tif(tmp_path / "labels" / "a.tif", ids()[::-1], transform=SOUTH_UP)
+    assert "the label image is stored south-up" in problems(tmp_path)
+    assert problems(tmp_path, align="ignore") == ""
+
+
 @case("label image shifted by less than 0.1 pixel", "taken as they are")
 def _(tmp_path):
     pair(tmp_path)
