@@ -89,12 +89,16 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             raise ConfigError(f"{scene.name}: --resample needs to know {missing}")
         return None, ""
     factor = here / trained
+    shape = _shape_note(scene)
     if resample:
         if abs(factor - 1) < 0.01:
-            return None, ""
+            return None, shape
         size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
         _check_resampling(scene, here, trained, size)
-        return size, f"resampled from {_round(here)} m per pixel to {_round(trained)} m, as in training"
+        note = f"resampled from {_round(here)} m per pixel to {_round(trained)} m, as in training"
+        return size, f"{note}; {shape}" if shape else note
+    if shape:
+        return None, shape
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
         side = "small" if factor > 1 else "large"
         times = factor if factor > 1 else 1 / factor
@@ -104,6 +108,17 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             f"times too {side} to it, expect a poor map; {finer if factor > MAX_ENLARGEMENT else 'consider --resample'}"
         )
     return None, ""
+
+
+def _shape_note(scene: Scene) -> str:
+    """Returns a warning if pixels are far from square on the ground, as they are in degrees; else an empty text."""
+    sides = scene.georeference.pixel_sides(scene.height, scene.width)
+    if sides is None or max(sides) <= GSD_TOLERANCE * min(sides):
+        return ""
+    return (
+        f"pixels are {_round(sides[1])} m wide and {_round(sides[0])} m high on the ground: a model of square pixels "
+        "sees things stretched. If the training had such, project the scene: gdalwarp -t_srs EPSG:... in.tif out.tif"
+    )
 
 
 def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int, int]) -> None:

@@ -88,6 +88,16 @@ class Georeference:
         across, up = self.metres_per_unit(height, width)
         return math.sqrt(abs(self.transform.determinant) * across * up)
 
+    def pixel_sides(self, height: int, width: int) -> tuple[float, float] | None:
+        """Height and width of a pixel on the ground in metres, in the middle of the raster; None if unknown.
+
+        A square of degrees is not square on the ground.
+        """
+        if not self.crs or not self.placed:
+            return None
+        (across, up), place = self.metres_per_unit(height, width), self.transform
+        return math.hypot(place.b * across, place.e * up), math.hypot(place.a * across, place.d * up)
+
     def metres_per_unit(self, height: int, width: int) -> tuple[float, float]:
         """Length on the ground of a unit of x and of y, in the middle of the raster; 1 if there is no CRS."""
         if not self.crs:

@@ -206,6 +206,14 @@ def _(tmp_path):
     assert "pixels of 5 m, the model was trained with 0.3 m: things look 17 times too small" in text
 
 
+@case("scene in degrees at 60 degrees north (pixels half as wide as high)", "a warning", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels(), crs="EPSG:4326", transform=Affine(1e-5, 0, 10, 0, -1e-5, 60))
+    for options in ({}, {"resample": True}):
+        text = predict(source, tmp_path / f"{len(options)}.tif", model(gsd=0.6), **options)
+        assert "pixels are 0.557 m wide and 1.11 m high on the ground" in text
+
+
 @case("`--resample` of pixels of 9.7 km, model of 0.3 m", "refused with the arithmetic", command="predict")
 def _(tmp_path):
     source = tif(tmp_path / "s.tif", pixels(), transform=Affine(9700, 0, 0, 0, -9700, 0))
