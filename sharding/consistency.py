@@ -8,7 +8,7 @@ import numpy as np
 from d2ls.errors import nearest
 from sharding.headers import ScannedScene
 from sharding.raster.bands import band_text, contradiction
-from sharding.raster.base import INTEGER_TYPES
+from sharding.raster.base import value_problem
 from sharding.sources.base import Scene, Source
 from sharding.spec import ShardSpec
 from sharding.tiling import Tiling
@@ -77,14 +77,8 @@ def common_dtype(scenes: Sequence[ScannedScene], problems: list[str]) -> str:
 
 def nodata_problems(nodata: float | None, dtype: str) -> list[str]:
     """Checks that the nodata value is a value of the pixel type."""
-    if nodata is None or dtype not in INTEGER_TYPES:
-        return []
-    limits = np.iinfo(dtype)
-    if nodata == int(nodata) and limits.min <= nodata <= limits.max:
-        return []
-    return [
-        f"data.custom.nodata: {nodata:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
-    ]
+    problem = value_problem(nodata, dtype)
+    return [f"data.custom.nodata: {problem}"] if problem else []
 
 
 def padding_warnings(scenes: Sequence[ScannedScene], tilings: Mapping[str, Tiling]) -> list[str]:

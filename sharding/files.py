@@ -171,7 +171,7 @@ def _composed(named: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
 
 def _walk(top: Path, follow_links: bool) -> Iterator[tuple[str, FileRef]]:
     home = top.resolve()
-    for folder, folders, names in os.walk(top, followlinks=True):
+    for folder, folders, names in os.walk(top, followlinks=True, onerror=refuse_unreadable):
         here = Path(folder)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         names = [name for name in names if not is_hidden(name)]
@@ -180,7 +180,34 @@ def _walk(top: Path, follow_links: bool) -> Iterator[tuple[str, FileRef]]:
                 _check_link(here / name, top, home, follow_links)
         for name in names:
             file = here / name
-            yield file.relative_to(top).as_posix(), FileRef(str(file), "", _stamp(file))
+            require_utf8(file)
+            yield file.relative_to(top).as_posix(), FileRef(str(file), "", file_stamp(file))
+
+
+def require_utf8(path: str | Path) -> None:
+    """Refuses a name that is not UTF-8, as of archives from old systems: most libraries cannot open it.
+
+    Raises:
+        DataError: shows the name with its bytes.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{shown}: this name is not UTF-8. Rename it, for instance with convmv") from error
+
+
+def refuse_unreadable(error: OSError) -> None:
+    """Refuses a folder that exists and cannot be listed, for `os.walk`, which would leave it out.
+
+    Raises:
+        DataError: names the folder.
+    """
+    if isinstance(error, FileNotFoundError):
+        return
+    raise DataError(
+        f"{error.filename}: this folder cannot be read: {error.strerror}. Correct its permissions, or move it"
+    ) from error
 
 
 def _check_link(link: Path, top: Path, home: Path, follow_links: bool) -> None:
@@ -198,9 +225,14 @@ def _check_link(link: Path, top: Path, home: Path, follow_links: bool) -> None:
         raise DataError(f"{link}: this link leads back to {target}, a folder it is in. Delete it.")
 
 
-def _stamp(file: Path) -> str:
+def file_stamp(file: str | Path) -> str:
+    """Returns size and time of a file.
+
+    Raises:
+        DataError: unreadable.
+    """
     try:
-        status = file.stat()
+        status = Path(file).stat()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     return f"{status.st_size}-{status.st_mtime_ns}"

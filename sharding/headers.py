@@ -64,6 +64,7 @@ class HeaderReader:
     taken: tuple[int, ...]
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _first: Raster | None = None
 
     def read(self, scene: Scene) -> ScannedScene | None:
         """Reads both headers of a scene. Returns None if it has no labels or if a file cannot be read."""
@@ -83,6 +84,7 @@ class HeaderReader:
         info = image.info
         positions = self._band_positions(image)
         resampled = self._compare_grids(image, labels) if labels else False
+        self._compare_scaling(image)
         if not info.read_as:
             types = ", ".join((*INTEGER_TYPES, *FLOAT_TYPES))
             self.problems.append(
@@ -122,6 +124,22 @@ class HeaderReader:
             )
         return positions or tuple(range(len(expected)))
 
+    def _compare_scaling(self, image: Raster) -> None:
+        """Compares scale and offset tags, which are not applied, with those of the first image."""
+        if self._first is None:
+            self._first = image
+            if image.scaling:
+                self.notes.append(
+                    f"{image.ref}: tags of scale and offset ({scaling_text(image)}) are not applied: data.scale and "
+                    "data.max_value are values as they are stored"
+                )
+        elif image.scaling != self._first.scaling:
+            self.problems.append(
+                f"{image.ref}: tags of scale and offset ({scaling_text(image)}) differ from those of "
+                f"{self._first.ref} ({scaling_text(self._first)}), so equal values mean different things. Convert all "
+                "images: gdal_translate -unscale -ot Float32 IN.tif OUT.tif"
+            )
+
     def _compare_grids(self, image: Raster, labels: Raster) -> bool:
         """Compares the grids. Returns whether the labels have to be resampled."""
         align = self.source.align
@@ -144,6 +162,11 @@ class HeaderReader:
             self.notes.append(f"{labels.ref}: resampled to the grid of {image.ref}: {difference.text}")
             return True
         return False
+
+
+def scaling_text(image: Raster) -> str:
+    """Lists the scale and offset tags of an image."""
+    return ", ".join(f"x {scale:g} + {offset:g}" for scale, offset in dict.fromkeys(image.scaling)) or "none"
 
 
 def common_pixel_metres(scanned: Sequence[ScannedScene]) -> float | None:

@@ -9,7 +9,7 @@ from d2ls.shards import DatasetCard
 from sharding.index_writer import delete_index, finished_card, write_index
 from sharding.plan import plan_shards
 from sharding.scan import scan
-from sharding.shard_io import delete_leftovers, only_writer
+from sharding.shard_io import delete_leftovers, only_writer, require_ours
 from sharding.shard_manifest import finished_manifest
 from sharding.spec import ShardSpec
 from sharding.split_map import write_split_map
@@ -58,7 +58,7 @@ def make_shards(
         DataError: the raw data has problems: in headers, a class without a training pixel, or a split without labelled
             pixels. Lists all of them; nothing is written.
         LabelError: a label image holds an unknown colour or id.
-        StorageError: the target cannot be written.
+        StorageError: the target cannot be written, or holds files of the user or another data set.
     """
     scanned = scan(spec)
     scanned.raise_problems()
@@ -68,6 +68,7 @@ def make_shards(
     for warning in scanned.warnings:
         _log.warning("warning: %s", warning)
     require_labels(scanned)
+    require_ours(spec.uri, spec.name, plan.splits)
     with only_writer(spec.uri):
         if (card := finished_card(plan, spec)) is not None:  # made by the command this one waited for
             return card

@@ -21,6 +21,7 @@ from sharding.pixel_statistics import Scale
 from sharding.raster import Reading
 from sharding.raster.polygon_grid import to_pixels
 from sharding.scan import Scan
+from sharding.sources.base import Scene
 from sharding.spec import ShardSpec
 from sharding.tiling import Padding, Tile, Tiling, tiles
 
@@ -131,7 +132,7 @@ def plan_shards(spec: ShardSpec, scan: Scan) -> ShardPlan:
     for split in splits:
         scenes = [item for item in scan.scenes if item.scene.split == split]
         tasks += _plan_split(spec, scan, split, scenes)
-    _require_unique(key for task in tasks for cut in task.cuts for key, _ in cut.tiles)
+    _require_unique((key, cut.item.scene) for task in tasks for cut in task.cuts for key, _ in cut.tiles)
     return ShardPlan(tuple(tasks), scan)
 
 
@@ -221,9 +222,12 @@ def _box(area: Window) -> Any:
 
 
 def _key(text: str) -> str:
-    """Returns a sample key: without dots (a WebDataset key ends at the first), short enough for a tar header."""
+    """Returns a sample key: without dots (a WebDataset key ends at the first), short enough for a tar header.
+
+    Names beyond ASCII would lose the letters that tell them apart, so they get a digest.
+    """
     key = re.sub(r"[^A-Za-z0-9_-]+", "_", text)
-    if len(key) > 64:
+    if len(key) > 64 or not text.isascii():
         key = f"{key[:47]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return key
 
@@ -251,12 +255,12 @@ def _codes_json(codes: LabelCodes) -> list[Any]:
     )
 
 
-def _require_unique(keys: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for key in keys:
+def _require_unique(keys: Iterable[tuple[str, Scene]]) -> None:
+    seen: dict[str, Scene] = {}
+    for key, scene in keys:
         if key in seen:
             raise DataError(
-                f"two samples would be called {key!r}: scene names differ only in characters "
-                "that a key cannot hold; rename one"
+                f"two samples would be called {key!r}: the names of {seen[key].image} and {scene.image} differ only in "
+                "characters that a key cannot hold. Rename one"
             )
-        seen.add(key)
+        seen[key] = scene

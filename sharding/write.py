@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from d2ls import storage
+from d2ls.errors import DataError
 from d2ls.labels import IGNORE, count_code
 from d2ls.shards import ShardFile
 from d2ls.shards.codecs import decode_image
@@ -21,7 +22,7 @@ from sharding.digests import sample_digest
 from sharding.headers import ScannedScene
 from sharding.pixel_statistics import PixelSums, histogram
 from sharding.plan import Recording, ShardTask
-from sharding.raster import Raster, WholeRaster
+from sharding.raster import Raster, RasterInfo, WholeRaster
 from sharding.shard_io import HashingStream, tar_writer, target_file
 from sharding.shard_manifest import SCHEMA, ShardManifest
 from sharding.tiling import Tile, pad_image, place_labels
@@ -72,6 +73,7 @@ def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iter
     recording = task.recording
     for cut in task.cuts:
         with cut.item.opened(recording.reading, recording.codes) as (image, labels):
+            _require_unchanged(cut.item, image.info, labels.size)
             for key, tile in cut.tiles:
                 pixels, valid = image.read(tile.inside, cut.item.bands)
                 if recording.statistics:
@@ -83,6 +85,21 @@ def _samples(task: ShardTask, sums: PixelSums, unexpected: Counter[str]) -> Iter
                 if valid is not None:
                     ids = np.where(valid, ids, np.uint8(IGNORE))
                 yield _sample(key, tile, cut.item, image, pixels, ids, recording)
+
+
+def _require_unchanged(item: ScannedScene, info: RasterInfo, labels_size: tuple[int, int]) -> None:
+    """Refuses files that were replaced after the scan: GDAL would stretch a file of another size.
+
+    Raises:
+        DataError: names the file.
+    """
+    same_image = replace(info, sidecars=()) == replace(item.info, sidecars=())
+    same_labels = labels_size == (item.info.height, item.info.width)
+    for file, same in ((item.scene.image, same_image), (item.scene.mask, same_labels)):
+        if not same:
+            raise DataError(
+                f"{file}: changed while the data set was sharded. Start again when it is complete"
+            )
 
 
 def _sample(

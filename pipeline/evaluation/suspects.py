@@ -24,7 +24,6 @@ from d2ls.shards import ShardSet
 from pipeline.evaluation.parts import open_split
 from pipeline.evaluation.request import MIN_PROBABILITY, EvaluateRequest
 from pipeline.models import load_predictor
-from pipeline.prediction.ground import WEB_MERCATOR
 from pipeline.prediction.polygonize import components
 from sharding.raster.base import Georeference, crs_text
 from sharding.raster.qgis import polygon_style
@@ -225,7 +224,5 @@ def _square_metres(meta: dict[str, Any]) -> float:
     if not meta.get("crs") or not meta.get("transform"):
         return float("nan")
     crs = rasterio.CRS.from_user_input(meta["crs"])
-    if crs.to_epsg() in WEB_MERCATOR:
-        return float("nan")
     metres = Georeference(crs, _transform(meta)).pixel_metres(1, 1)
     return float("nan") if metres is None else metres**2

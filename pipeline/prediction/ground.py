@@ -7,10 +7,7 @@ from typing import Any
 import rasterio.warp
 
 from d2ls.errors import DataError
-from sharding.raster.base import Georeference, crs_text
-
-WEB_MERCATOR = (3857, 3395, 900913, 102100)
-"""EPSG codes of world maps that enlarge an area at 60 degrees four times."""
+from sharding.raster.base import WEB_MERCATOR, Georeference, crs_text
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def ground_area(name: str, place: Georeference, height: int, width: int, needed_
             f"{name}: {needed_by} needs a CRS in metres, the scene is in {crs_text(place.crs)} ({why}). First: "
             f"gdalwarp -t_srs {utm_zone(place, height, width)} in.tif out.tif"
         )
-    unit = float(place.crs.linear_units_factor[1])
-    return GroundArea(place.crs, place.transform, abs(place.transform.determinant) * unit**2)
+    across, up = place.metres_per_unit(height, width)
+    return GroundArea(place.crs, place.transform, abs(place.transform.determinant) * across * up)
 
 
 def utm_zone(place: Georeference, height: int, width: int) -> str:

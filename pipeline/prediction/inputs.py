@@ -11,7 +11,7 @@ from d2ls import storage
 from d2ls.errors import ConfigError, DataError
 from pipeline.prediction.provenance import read_provenance
 from pipeline.prediction.tags import MOSAIC_TAG, read_tags
-from sharding.files import is_hidden, natural
+from sharding.files import is_hidden, natural, refuse_unreadable, require_utf8
 from sharding.raster.scene import IMAGE_SUFFIXES
 
 MAP_SUFFIXES = (".tif", ".tiff", ".png")
@@ -39,6 +39,8 @@ def list_jobs(source: str, target: str, kind: str = "tif") -> list[Job]:
     """
     if not source or not target:
         raise ConfigError(f"{'INPUT' if not source else 'OUTPUT'} is empty; name an image or a folder")
+    for path in (source, target):
+        require_utf8(path)
     suffix = Path(target).suffix.lower()
     if suffix in IMAGE_SUFFIXES and suffix not in MAP_SUFFIXES:
         raise ConfigError(f"{target}: maps are written as {', '.join(MAP_SUFFIXES)}, not {suffix}")
@@ -138,7 +140,7 @@ def _below(folder: str) -> Iterator[str]:
 
 def _below_local(folder: Path) -> Iterator[str]:
     visited = {folder.resolve()}
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=refuse_unreadable):
         kept = []
         for name in sorted(folders):
             real = Path(here, name).resolve()
@@ -151,6 +153,8 @@ def _below_local(folder: Path) -> Iterator[str]:
 
 def _without_maps(files: Iterable[str]) -> list[str]:
     images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    for file in images:
+        require_utf8(file)
     with ThreadPoolExecutor(READERS) as pool:
         ours = pool.map(_is_ours, images)
         return [file for file, made_here in zip(images, ours, strict=True) if not made_here]

@@ -72,8 +72,11 @@ def read_layer(
         raise DataError(
             f"{missing}: names no CRS, so layer and scene cannot be laid over each other. Give it one: {command}"
         )
-    labels = [str(value) for value in features.fields[field]] if field else range(1, len(features) + 1)
-    polygons = project(features.geometries, features.crs, place.crs)
+    numbers = range(1, len(features) + 1)
+    labels = (
+        [_label(*item) for item in zip(features.fields[field], numbers, strict=True)] if field else numbers
+    )
+    polygons = project(features.geometries, features.crs, place.crs, features.name)
     notes = list(features.notes)
     if features.crs != place.crs:
         notes.append(f"{path}: projected from {crs_text(features.crs)} to {crs_text(place.crs)}")
@@ -86,6 +89,12 @@ def read_layer(
         notes.append(f"{path}: {(~inside).sum()} of {len(inside)} polygons lie outside of the scene")
     kept = tuple(str(label) for label, there in zip(labels, inside, strict=True) if there)
     return Layer(features.name, polygons[inside], kept, tuple(notes))
+
+
+def _label(name: object, number: int) -> str:
+    """Returns the name of a zone; of one without a name, its number."""
+    text = "" if name is None else str(name).strip()
+    return text or f"number {number}"
 
 
 def _require_polygons(features: Features) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,20 +247,25 @@ class _Job:
         outputs = self.plan.outputs
         # A file may have been put there in the meantime.
         outputs.check(self.plan.provenance, overwrite=self.options.overwrite)
+        finished = outputs.finished(self.plan.provenance, overwrite=self.options.overwrite)
         if storage.is_local(outputs.target):
             local = outputs.moved(str(storage.local_path(outputs.target)))
-            return self._products(parts, local, Path(local.parts))
+            return self._products(parts, local, finished, Path(local.parts))
         with scratch_folder("map") as folder:
             check_disk(self.plan.disk, str(folder))
             local = outputs.moved(str(folder / Path(outputs.target).name))
-            pixels = self._products(parts, local, folder)
+            pixels = self._products(parts, local, finished, folder)
             aux = aux_file(Path(local.target))
             if aux.exists():
                 storage.upload(aux, f"{outputs.target}.aux.xml")
             for source, target in zip(local.files, outputs.files, strict=True):
-                storage.upload(Path(source), target)
+                if target not in finished:
+                    storage.upload(Path(source), target)
             return pixels
 
-    def _products(self, parts: Parts, outputs: Outputs, workspace: Path) -> tuple[int, ...]:
+    def _products(
+        self, parts: Parts, outputs: Outputs, finished: Collection[str], workspace: Path
+    ) -> tuple[int, ...]:
         products = Products(self.predictor.info, self.scene, self.plan, self.options, parts, workspace)
-        return products.write(outputs)
+        pairs = zip(outputs.files, self.plan.outputs.files, strict=True)
+        return products.write(outputs, [local for local, target in pairs if target in finished])

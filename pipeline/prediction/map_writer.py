@@ -161,7 +161,7 @@ def _write_cog(
 
 def _place(georeference: Georeference) -> dict[str, Any]:
     """Returns rasterio's arguments for the georeference: transform or ground control points, and CRS."""
-    if georeference.gcps:
+    if georeference.gcps and not georeference.placed:
         return {"crs": georeference.gcps_crs, "gcps": list(georeference.gcps)}
     placed = {"transform": georeference.transform} if georeference.placed else {}
     return {"crs": georeference.crs, **placed}

@@ -33,9 +33,9 @@ class _Tile:
     place: Georeference
     height: int
     width: int
-    bands: tuple[tuple[str, str], ...]  # type and meaning of each
-    nodata: float | None
-    masked: bool  # by a mask or an alpha channel
+    bands: tuple[tuple[str, str, str, float, float], ...]  # type, meaning, description, scale, offset of each
+    nodata: tuple[float | None, ...]  # of each band
+    masked: bool  # by a mask or an alpha channel, and not by nodata values
 
 
 def mosaic_job(source: str, target: str) -> Job:
@@ -109,15 +109,17 @@ def _tile(path: str) -> _Tile:
             flags = {flag.name for band in file.mask_flag_enums for flag in band}
             if unknown := set(file.dtypes) - set(_TYPE_NAMES):
                 raise DataError(f"{path}: pixels are {', '.join(sorted(unknown))}, which is not read")
-            bands = tuple(zip(file.dtypes, meanings, strict=True))
+            texts = [description or "" for description in file.descriptions]
+            bands = tuple(zip(file.dtypes, meanings, texts, file.scales, file.offsets, strict=True))
+            masked = "per_dataset" in flags
             return _Tile(
                 path,
                 place,
                 file.height,
                 file.width,
                 bands,
-                file.nodata,
-                bool(flags & {"per_dataset", "alpha"}),
+                (None,) * file.count if masked else file.nodatavals,
+                masked,
             )
     except rasterio.errors.RasterioError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -152,10 +154,11 @@ def _require_same_grid(first: _Tile, tile: _Tile) -> None:
             f"{tile.path}: bands {_band_text(tile)}, those of {first.path} are {_band_text(first)}; a mosaic is of "
             "tiles of one kind"
         )
-    if not _same_nodata(tile.nodata, first.nodata) or tile.masked != first.masked:
+    same = all(map(_same_nodata, tile.nodata, first.nodata))
+    if not same or tile.masked != first.masked:
         raise DataError(
-            f"{tile.path}: differs from {first.path} in which pixels hold no data (nodata {tile.nodata} and "
-            f"{first.nodata}); bring them to one with gdal_edit.py -a_nodata"
+            f"{tile.path}: differs from {first.path} in which pixels hold no data ({_nodata_text(tile)} and "
+            f"{_nodata_text(first)}); bring them to one with gdal_edit.py -a_nodata"
         )
 
 
@@ -164,7 +167,15 @@ def _same_nodata(a: float | None, b: float | None) -> bool:
 
 
 def _band_text(tile: _Tile) -> str:
-    return ", ".join(f"{dtype} {meaning}" for dtype, meaning in tile.bands)
+    texts = []
+    for dtype, meaning, description, scale, offset in tile.bands:
+        scaled = f"scaled by {scale:g}, {offset:g}" if (scale, offset) != (1, 0) else ""
+        texts.append(" ".join(text for text in (dtype, meaning, description, scaled) if text))
+    return ", ".join(texts)
+
+
+def _nodata_text(tile: _Tile) -> str:
+    return "a mask" if tile.masked else f"nodata {', '.join(map(str, dict.fromkeys(tile.nodata)))}"
 
 
 def _document(tiles: list[_Tile], folder: Path) -> str:
@@ -182,28 +193,42 @@ def _document(tiles: list[_Tile], folder: Path) -> str:
     SubElement(root, "GeoTransform").text = ", ".join(repr(float(value)) for value in place.to_gdal())
     SubElement(SubElement(root, "Metadata"), "MDI", key=MOSAIC_TAG).text = str(len(tiles))
     placed = [(tile, column - left, row - top) for tile, (column, row) in zip(tiles, offsets, strict=True)]
-    nodata = tiles[0].nodata
-    for number, (dtype, meaning) in enumerate(tiles[0].bands, 1):
+    for number, (dtype, meaning, description, scale, offset) in enumerate(tiles[0].bands, 1):
+        nodata = tiles[0].nodata[number - 1]
         band = SubElement(root, "VRTRasterBand", dataType=_TYPE_NAMES[dtype], band=str(number))
         if nodata is not None:
             SubElement(band, "NoDataValue").text = repr(nodata)
         if meaning != "undefined":
             SubElement(band, "ColorInterp").text = meaning.capitalize()
-        for tile, column, row in placed:
-            _source(band, tile, str(number), column, row, folder, nodata)
-    if nodata is None:  # pixels between the tiles hold no data
+        if description:
+            SubElement(band, "Description").text = description
+        if (scale, offset) != (1, 0):
+            SubElement(band, "Scale").text, SubElement(band, "Offset").text = repr(scale), repr(offset)
+        for tile, column, row in placed:  # pixels without data leave what lies below
+            below = 0 if meaning == "alpha" and tile.masked else nodata
+            _source(band, tile, str(number), column, row, folder, below, masked=tile.masked)
+    if None in tiles[0].nodata:  # pixels between the tiles hold no data
         mask = SubElement(SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
         for tile, column, row in placed:
-            _source(mask, tile, "mask,1", column, row, folder, None)
+            _source(mask, tile, "mask,1", column, row, folder, 0)
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 
 
 def _source(
-    band: Element, tile: _Tile, number: str, column: int, row: int, folder: Path, nodata: float | None
+    band: Element,
+    tile: _Tile,
+    number: str,
+    column: int,
+    row: int,
+    folder: Path,
+    nodata: float | None,
+    *,
+    masked: bool = False,
 ) -> None:
-    source = SubElement(band, "SimpleSource" if nodata is None else "ComplexSource")
-    name = os.path.relpath(storage.local_path(tile.path), folder)
+    source = SubElement(band, "SimpleSource" if nodata is None and not masked else "ComplexSource")
+    path = storage.local_path(tile.path)
+    name = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())  # ".." leads out of links
     SubElement(source, "SourceFilename", relativeToVRT="1").text = name
     SubElement(source, "SourceBand").text = number
     size = {"xSize": str(tile.width), "ySize": str(tile.height)}
@@ -211,3 +236,5 @@ def _source(
     SubElement(source, "DstRect", {"xOff": str(column), "yOff": str(row)} | size)
     if nodata is not None:
         SubElement(source, "NODATA").text = repr(nodata)
+    elif masked:
+        SubElement(source, "UseMaskBand").text = "true"

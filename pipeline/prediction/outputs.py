@@ -113,6 +113,13 @@ class Outputs:
         self._check_aux_file(overwrite)
         return "outdated" if "outdated" in states else "missing" if "missing" in states else "finished"
 
+    def finished(self, planned: Provenance, *, overwrite: bool) -> frozenset[str]:
+        """Returns the files that exist as planned. They are not written again: the user may have added to them."""
+        if overwrite:
+            return frozenset()
+        made = {file: read_provenance(file) for file in self.files}
+        return frozenset(file for file, how in made.items() if how is not None and how.is_same_map(planned))
+
     def _state_of(self, file: str, planned: Provenance) -> State:
         existing = read_provenance(file)
         if existing is None:

@@ -20,10 +20,11 @@ from pipeline.prediction.layers import Layer, read_layer
 from pipeline.prediction.outputs import Outputs
 from pipeline.prediction.parts import check_ours
 from pipeline.prediction.polygons import chosen_classes
-from pipeline.prediction.preprocessing import check_type, choose_bands, plan_grid
+from pipeline.prediction.preprocessing import check_nodata, check_type, choose_bands, plan_grid, range_note
 from pipeline.prediction.provenance import Provenance
 from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions, WindowPlan
 from sharding.raster.scene import Scene
+from sharding.raster.vectors import require_plain_name
 
 MAX_WINDOWS = 2_000_000
 """Largest number of windows of a scene; at ten per second they take more than two days."""
@@ -98,8 +99,11 @@ def plan_scene(
         DataError: the scene has other bands or another type than the model takes.
     """
     outputs = Outputs.of(target, options)
+    if outputs.polygons:
+        require_plain_name(outputs.polygons)
     bands, band_note = choose_bands(scene, info, options.bands)
     check_type(scene, info, options.scale_range)
+    check_nodata(scene, options.nodata)
     size, size_note = plan_grid(scene, info, options.resample)
     rows, columns = size or (scene.height, scene.width)
     windows = _count_windows(scene.name, (rows, columns), look)
@@ -119,6 +123,7 @@ def plan_scene(
     changed = "changed since it was mapped, it is mapped again" if state == "outdated" else ""
     notes = (
         changed, band_note, size_note, _place_note(scene, target), _nodata_note(info, options),
+        _scaling_note(scene, info, options, bands) if state != "finished" else "",
         _temperature_note(info, options), *layers.notes,
     )  # fmt: skip
     planes = info.classes.num_classes * options.probabilities + options.needs_confidence
@@ -210,6 +215,12 @@ def _nodata_note(info: ModelInfo, options: MapOptions) -> str:
     if options.nodata is not None or info.nodata is None:
         return ""
     return f"pixels of value {info.nodata:g} hold no data, as in the training; --nodata names another value"
+
+
+def _scaling_note(scene: Scene, info: ModelInfo, options: MapOptions, bands: tuple[int, ...]) -> str:
+    tags = "tags of scale and offset in the file are not applied, as in the training" if scene.scaling else ""
+    values = range_note(scene, info, bands) if options.scale_range is None else ""
+    return "; ".join(text for text in (tags, values) if text)
 
 
 def _temperature_note(info: ModelInfo, options: MapOptions) -> str:

@@ -9,6 +9,7 @@ from d2ls.bundle import ModelInfo
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Predictor
 from sharding.raster.bands import band_text, bands_in_order, contradiction, find_bands
+from sharding.raster.base import value_problem
 from sharding.raster.scene import Scene
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ GSD_TOLERANCE = 1.25
 
 MAX_ENLARGEMENT = 8
 """Largest factor by which `--resample` enlarges each side of a scene: one pixel becomes 64."""
+
+_SEEN = 512  # side of the window that is compared with the range of the training
 
 SMALLEST_SIDE = 32
 """Smallest side, in pixels, that `--resample` may leave: the deepest stride of the encoders."""
@@ -86,12 +89,16 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             raise ConfigError(f"{scene.name}: --resample needs to know {missing}")
         return None, ""
     factor = here / trained
+    shape = _shape_note(scene)
     if resample:
         if abs(factor - 1) < 0.01:
-            return None, ""
+            return None, shape
         size = max(1, round(scene.height * factor)), max(1, round(scene.width * factor))
         _check_resampling(scene, here, trained, size)
-        return size, f"resampled from {_round(here)} m per pixel to {_round(trained)} m, as in training"
+        note = f"resampled from {_round(here)} m per pixel to {_round(trained)} m, as in training"
+        return size, f"{note}; {shape}" if shape else note
+    if shape:
+        return None, shape
     if not 1 / GSD_TOLERANCE <= factor <= GSD_TOLERANCE:
         side = "small" if factor > 1 else "large"
         times = factor if factor > 1 else 1 / factor
@@ -101,6 +108,17 @@ def plan_grid(scene: Scene, info: ModelInfo, resample: bool) -> tuple[tuple[int,
             f"times too {side} to it, expect a poor map; {finer if factor > MAX_ENLARGEMENT else 'consider --resample'}"
         )
     return None, ""
+
+
+def _shape_note(scene: Scene) -> str:
+    """Returns a warning if pixels are far from square on the ground, as they are in degrees; else an empty text."""
+    sides = scene.georeference.pixel_sides(scene.height, scene.width)
+    if sides is None or max(sides) <= GSD_TOLERANCE * min(sides):
+        return ""
+    return (
+        f"pixels are {_round(sides[1])} m wide and {_round(sides[0])} m high on the ground: a model of square pixels "
+        "sees things stretched. If the training had such, project the scene: gdalwarp -t_srs EPSG:... in.tif out.tif"
+    )
 
 
 def _check_resampling(scene: Scene, here: float, trained: float, size: tuple[int, int]) -> None:
@@ -137,6 +155,48 @@ def check_type(scene: Scene, info: ModelInfo, limits: tuple[float, float] | None
             f"{scene.name}: pixels are {scene.dtype}, the model was trained on {info.dtype}. Say which file "
             "values stand for its darkest and brightest with --scale-range, for instance --scale-range 0,10000"
         )
+
+
+def check_nodata(scene: Scene, nodata: float | None) -> None:
+    """Refuses a nodata value that pixels of the scene cannot have.
+
+    Raises:
+        ConfigError: it is no value of the type.
+    """
+    if problem := value_problem(nodata, scene.dtype):
+        raise ConfigError(f"--nodata: {scene.name}: {problem}")
+
+
+def range_note(scene: Scene, info: ModelInfo, bands: Sequence[int]) -> str:
+    """Compares the values in the middle of a scene of 16 bit or floats with the range of the training.
+
+    Returns a warning if most of them lie outside, or if they use a small part of it; else an empty text.
+    """
+    ends = info.normalization.get("scale") or [(0.0, info.normalization.get("max_value"))] * len(bands)
+    if scene.dtype == "uint8" or ends[0][1] is None:
+        return ""
+    rows, columns = (
+        (max(0, side // 2 - _SEEN // 2), min(side, side // 2 + _SEEN // 2))
+        for side in (scene.height, scene.width)
+    )
+    try:
+        pixels, valid = scene.read(rows, columns, bands)
+    except DataError:
+        return ""  # reported when it is mapped
+    values = pixels[np.ones(pixels.shape[:2], bool) if valid is None else valid].astype(np.float64)
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return ""
+    low, high = np.array(ends, np.float64).T
+    beyond = float(((values < low) | (values > high)).mean())
+    used = float(np.max((values.max(axis=0) - low) / (high - low)))
+    if beyond <= 0.5 and not (scene.dtype == "uint16" and used < 1 / 16):
+        return ""
+    return (
+        f"values in the middle are {values.min():g} to {values.max():g}, the model was trained with {low.min():g} to "
+        f"{high.max():g}: expect a poor map. If the units differ, say with --scale-range which values stand for the "
+        "darkest and the brightest"
+    )
 
 
 def plan_scaling(

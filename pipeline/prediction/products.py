@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,10 @@ class Products:
         self.size = (plan.height, plan.width)
         self._sieved: npt.NDArray[np.uint8] | None = None
 
-    def write(self, outputs: Outputs) -> tuple[int, ...]:
-        """Writes the files; returns the number of pixels of each class, and as the last entry of those without data.
+    def write(self, outputs: Outputs, finished: Collection[str] = ()) -> tuple[int, ...]:
+        """Writes the files that are not finished; returns the number of pixels of each class.
+
+        The last entry is the number of pixels without data.
 
         Raises:
             StorageError: a file cannot be written.
@@ -59,32 +62,34 @@ class Products:
         area, ground = self.options.min_area_m2, self.plan.ground
         min_pixels = 0 if area is None or ground is None else math.ceil(area / ground.square_metres - 1e-6)
         if min_pixels <= 1:
-            return self._write(outputs)
+            return self._write(outputs, finished)
         with sieved(self._rows("labels"), self.size, min_pixels, self.workspace) as self._sieved:
-            return self._write(outputs)
+            return self._write(outputs, finished)
 
-    def _write(self, outputs: Outputs) -> tuple[int, ...]:
+    def _write(self, outputs: Outputs, finished: Collection[str]) -> tuple[int, ...]:
         classes, how = self.info.classes, self.plan.provenance.to_json()
         about = json.dumps(
             {**self.info.dataset, **{key: str(value) for key, value in self.info.extra.items()}}
         )
         layout = Layout(*self.size, self.scene.georeference, {MAP_TAG: how, "model": about})
-        if outputs.probabilities:
-            self._write_steps(outputs.beside("probabilities.tif"), "probabilities", layout, classes.names)
-        if outputs.confidence:
-            self._write_steps(
-                outputs.beside("confidence.tif"), "confidence", layout, ["probability of the class"]
+        todo = set(outputs.files) - set(finished)
+        if (target := outputs.beside("probabilities.tif")) in todo:
+            self._write_steps(target, "probabilities", layout, classes.names)
+        if (target := outputs.beside("confidence.tif")) in todo:
+            self._write_steps(target, "confidence", layout, ["probability of the class"])
+        if (target := outputs.beside("overlay.jpg")) in todo:
+            write_overlay(
+                Path(target), self.scene, self.plan.bands, self.labels(), classes, how, self.workspace
             )
-        if outputs.overlay:
-            target = Path(outputs.beside("overlay.jpg"))
-            write_overlay(target, self.scene, self.plan.bands, self.labels(), classes, how, self.workspace)
-        if outputs.style:
+        if (target := outputs.beside("qml")) in todo:
             style = raster_style(classes.names, classes.palette, comment(how))
-            storage.write_bytes(outputs.beside("qml"), style.encode())
-        counts = self._write_areas(outputs, how)
-        self._write_polygons(outputs, layout)
+            storage.write_bytes(target, style.encode())
+        counts = self._write_areas(outputs, todo, how)
+        if outputs.polygons in todo:
+            self._write_polygons(outputs, layout)
         # The map comes last: it marks all files as finished.
-        write_labels(Path(outputs.target), self.labels(), layout, classes, workspace=self.workspace)
+        if outputs.target in todo:
+            write_labels(Path(outputs.target), self.labels(), layout, classes, workspace=self.workspace)
         return (*counts[: classes.num_classes].tolist(), int(counts[255]))
 
     def labels(self) -> Rows:
@@ -99,13 +104,13 @@ class Products:
     ) -> None:
         write_steps(Path(target), self._rows(kind), layout, names, workspace=self.workspace)
 
-    def _write_areas(self, outputs: Outputs, how: str) -> npt.NDArray[np.int64]:
+    def _write_areas(self, outputs: Outputs, todo: Collection[str], how: str) -> npt.NDArray[np.int64]:
         """Counts pixels by class; writes the tables if requested."""
         zones, ground = self.plan.zones, self.plan.ground
         polygons = () if zones is None else zones.polygons
         transform = self.scene.georeference.transform
         counts = count_in_zones(self.labels(), polygons, transform, self.plan.width)
-        if outputs.areas and ground is not None:
+        if ground is not None and {outputs.beside("areas.md"), outputs.beside("areas.csv")} & set(todo):
             names = ("", *(zones.labels if zones is not None else ()))
             table = AreaTable(names, counts, self.info.classes, ground.hectares, self.plan.confusion)
             content = table.to_csv()

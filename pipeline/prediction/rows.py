@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio.features
 
+from d2ls.errors import StorageError
 from d2ls.labels import IGNORE
 
 Rows = Iterator[tuple[int, npt.NDArray[np.uint8]]]
@@ -86,18 +87,32 @@ def sieved(
         size: its rows and columns.
         min_pixels: regions with fewer pixels are removed, except those that only border on pixels without data.
         workspace: folder for the files, which are deleted afterwards.
+
+    Raises:
+        StorageError: the files cannot be written.
     """
+    min_pixels = min(min_pixels, size[0] * size[1] - 1)  # with more, GDAL refuses
     files = [workspace / f".{name}.{os.getpid()}.tmp" for name in ("before", "after", "mask")]
     try:
-        before, after, mask = (np.memmap(file, np.uint8, "w+", shape=size) for file in files)
+        before, after, mask = (_file_array(file, size) for file in files)
         for top, block in rows:
             before[top : top + block.shape[0]] = block
             mask[top : top + block.shape[0]] = block != IGNORE
         sizes = [2**power for power in range(1, min_pixels.bit_length()) if 2**power < min_pixels]
-        for size_now in (*sizes, min_pixels):
+        for size_now in (*sizes, min_pixels) if min_pixels else ():
             rasterio.features.sieve(before, size_now, out=after, mask=mask)
             before, after = after, before
         yield before
     finally:
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def _file_array(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Returns an array in a file. Its place is reserved first: on a full disk, writing to it would kill the process."""
+    try:
+        with file.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size[0] * size[1])
+        return np.memmap(file, np.uint8, "r+", shape=size)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be written: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import rasterio
@@ -24,7 +25,11 @@ INTEGER_TYPES = ("uint8", "uint16")
 FLOAT_TYPES = ("int8", "int16", "float16", "float32", "float64")
 """Types that become float32, with NaN where a band holds no data."""
 
-METRES_PER_DEGREE = 111_320.0
+EARTH_RADIUS = 6_378_137.0
+"""In metres."""
+
+WEB_MERCATOR = (3857, 3395, 900913, 102100)
+"""EPSG codes of world maps that enlarge an area at 60 degrees four times."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,30 @@ class Georeference:
         """Side of a pixel in metres, from the area that the middle pixel covers; None if unknown."""
         if not self.crs or not self.placed:
             return None
-        side = math.sqrt(abs(self.transform.determinant))
+        across, up = self.metres_per_unit(height, width)
+        return math.sqrt(abs(self.transform.determinant) * across * up)
+
+    def pixel_sides(self, height: int, width: int) -> tuple[float, float] | None:
+        """Height and width of a pixel on the ground in metres, in the middle of the raster; None if unknown.
+
+        A square of degrees is not square on the ground.
+        """
+        if not self.crs or not self.placed:
+            return None
+        (across, up), place = self.metres_per_unit(height, width), self.transform
+        return math.hypot(place.b * across, place.e * up), math.hypot(place.a * across, place.d * up)
+
+    def metres_per_unit(self, height: int, width: int) -> tuple[float, float]:
+        """Length on the ground of a unit of x and of y, in the middle of the raster; 1 if there is no CRS."""
+        if not self.crs:
+            return 1.0, 1.0
+        unit = float(self.crs.units_factor[1])  # in radians or metres
+        _, y = self.transform @ (width / 2, height / 2)
         if self.crs.is_geographic:
-            latitude = self.transform.d * width / 2 + self.transform.e * height / 2 + self.transform.f
-            return side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(latitude)), 1e-6))
-        return side * float(self.crs.linear_units_factor[1])
+            return EARTH_RADIUS * unit * max(math.cos(y * unit), 1e-6), EARTH_RADIUS * unit
+        if self.crs.to_epsg() in WEB_MERCATOR:
+            unit /= math.cosh(y / EARTH_RADIUS)  # the cosine of the latitude
+        return unit, unit
 
 
 NOWHERE = Georeference(None, rasterio.Affine.identity())
@@ -141,7 +165,12 @@ class Raster(ABC):
         info: its header.
         georeference: where it lies.
         reading: settings that the file does not state.
+
+    Attributes:
+        scaling: scale and offset tag of each band, which are not applied; empty if there are none.
     """
+
+    scaling: tuple[tuple[float, float], ...] = ()
 
     def __init__(self, ref: FileRef, info: RasterInfo, georeference: Georeference, reading: Reading) -> None:
         self.ref = ref
@@ -191,6 +220,10 @@ class Raster(ABC):
             DataError: the file is damaged or has several bands.
         """
 
+    def mask(self, window: Window | None = None) -> Mask | None:
+        """Reads the file's own mask, where it is neither an alpha channel nor nodata (h w); None: there is none."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Closes the file."""
@@ -200,6 +233,33 @@ class Raster(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def unmixed(smooth: Pixels, nearest: Pixels, nodata: float, factor: float) -> Pixels:
+    """Takes the nearest value around pixels without data, where resampling has mixed their value into others.
+
+    Args:
+        smooth: h w bands, resampled with interpolation.
+        nearest: the same without.
+        nodata: see `Reading.nodata`, which the file does not state.
+        factor: enlargement of the sides.
+    """
+    holes = (nearest == nodata).any(axis=2)
+    if not holes.any():
+        return smooth
+    side = 2 * (math.ceil(factor) + 1) + 1
+    near = cv2.dilate(holes.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+    return np.where(near[..., None], nearest, smooth)
+
+
+def value_problem(value: float | None, dtype: str) -> str:
+    """Returns why a value cannot occur in pixels of a type; empty if it can, and for None."""
+    if value is None or dtype not in INTEGER_TYPES:
+        return ""
+    limits = np.iinfo(dtype)
+    if float(value).is_integer() and limits.min <= value <= limits.max:
+        return ""
+    return f"{value:g} is no value of {dtype} images; allowed are {limits.min} to {limits.max}"
 
 
 def with_data(

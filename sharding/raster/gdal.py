@@ -25,8 +25,10 @@ from sharding.raster.base import (
     RasterInfo,
     Reading,
     described,
+    unmixed,
     with_data,
 )
+from sharding.raster.world_files import check_world, files_beside
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 GDAL_SUFFIXES = (*TIFF_SUFFIXES, ".vrt", ".img", ".jp2")
@@ -44,8 +46,14 @@ class GdalRaster(Raster):
             self._table = color_table(self._file)
             flags = [{flag.name for flag in flags} for flags in self._file.mask_flag_enums]
             self._masked = any("all_valid" not in names for names in flags)
+            self._has_mask = "per_dataset" in flags[0] and "alpha" not in flags[0]
             georeference = Georeference.of(self._file)
             super().__init__(ref, self._info(georeference), georeference, reading)
+            scaling = tuple(zip(self._file.scales, self._file.offsets, strict=True))
+            self.scaling = scaling if set(scaling) != {(1.0, 0.0)} else ()
+            if not georeference.placed and not georeference.gcps and storage.is_local(ref.path):
+                for file in files_beside(ref):
+                    check_world(file)
         except rasterio.errors.RasterioError as error:
             self._env.__exit__(None, None, None)
             raise DataError(
@@ -87,12 +95,17 @@ class GdalRaster(Raster):
         options = self._area(window, grid)
         smooth = {"resampling": Resampling.bilinear} if grid and self._table is None else {}
         with _located_errors(self.ref, window):
-            raw = self._file.read(numbers, **options, **smooth)
+            raw = self._values(numbers, **options, **smooth)
             masks = self._file.read_masks(numbers, **options) > 0 if self._masked else None
             opaque = None
             if self.info.alpha is not None and self.info.alpha not in positions:
                 opaque = self._file.read(self.info.alpha + 1, **options) > 0
+            nodata = self.reading.nodata
+            nearest = self._values(numbers, **options) if smooth and nodata is not None else None
         pixels = np.ascontiguousarray(raw.transpose(1, 2, 0))
+        if nearest is not None and nodata is not None and grid is not None:
+            factor = max(grid[0] / self.info.height, grid[1] / self.info.width)
+            pixels = unmixed(pixels, nearest.transpose(1, 2, 0), nodata, factor)
         if self._table is not None:
             pixels = self._table[raw[0]][..., positions]
         return with_data(
@@ -118,7 +131,8 @@ class GdalRaster(Raster):
         if self._table is not None:
             return np.asarray(self._table[self.indices(window)], np.uint8)
         with _located_errors(self.ref, window):
-            return np.ascontiguousarray(self._file.read(**self._area(window, None)).transpose(1, 2, 0))
+            numbers = [band + 1 for band in range(self.info.bands)]
+            return np.ascontiguousarray(self._values(numbers, **self._area(window, None)).transpose(1, 2, 0))
 
     def indices(self, window: Window | None = None) -> Pixels:
         """See `Raster.indices`."""
@@ -126,6 +140,19 @@ class GdalRaster(Raster):
             raise DataError(f"{self.ref}: label ids need one band, this file has {self._file.count}")
         with _located_errors(self.ref, window):
             return np.asarray(self._file.read(1, **self._area(window, None)))
+
+    def mask(self, window: Window | None = None) -> Mask | None:
+        """See `Raster.mask`."""
+        if not self._has_mask:
+            return None
+        with _located_errors(self.ref, window):
+            return np.asarray(self._file.read_masks(1, **self._area(window, None)) > 0)
+
+    def _values(self, numbers: list[int], **options: Any) -> npt.NDArray[Any]:
+        """Reads bands (bands h w) as `RasterInfo.dtype`; a VRT may hold bands of several types."""
+        if len(set(self._file.dtypes)) == 1:
+            return np.asarray(self._file.read(numbers, **options))
+        return np.stack([self._file.read(number, **options) for number in numbers]).astype(self.info.dtype)
 
     def close(self) -> None:
         """See `Raster.close`."""

@@ -10,7 +10,7 @@ import rasterio.warp
 
 from d2ls.window import Window
 from sharding.raster.base import Georeference, Mask, Raster, crs_text
-from sharding.raster.labels import read_labels
+from sharding.raster.labels import read_with_alpha, without_opaque
 
 Align = Literal["refuse", "resample", "ignore"]
 """What to do if image and label image have different grids: refuse them, resample the labels, or pair pixels as
@@ -41,12 +41,20 @@ class GridDifference:
 
 
 def compare_grids(image: Raster, labels: Raster) -> GridDifference | None:
-    """Compares two georeferenced grids; returns None if they are equal, or if one of them is not georeferenced."""
+    """Compares two georeferenced grids; returns None if they are equal, or if one of them is not georeferenced.
+
+    A label image whose rows go from south to north does not fit an image without a georeference.
+    """
     here, there = image.georeference, labels.georeference
+    if there.placed and not here.placed and not here.gcps and there.transform.e > 0:
+        text = (
+            "the label image is stored south-up, and the image has no georeference that tells which way it is"
+        )
+        return GridDifference(text, same_ground=False)
     if not here.placed or not there.placed:
         return None
     size, label_size = (image.info.height, image.info.width), (labels.info.height, labels.info.width)
-    columns, rows = _moved(_corners(*label_size), there, here)
+    columns, rows = _moved(_corners(*label_size), there, here, size)
     if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
         text = f"{_crs_text(here, there)}; the label image cannot be projected to the image"
         return GridDifference(text, same_ground=False)
@@ -87,24 +95,26 @@ class AlignedLabels:
             self._block(Window(row, area.column, min(step, area.row + area.height - row), area.width), colors)
             for row in range(area.row, area.row + area.height, step)
         ]
-        return np.concatenate([raw for raw, _ in blocks]), np.concatenate([covered for _, covered in blocks])
+        raw = without_opaque(np.concatenate([raw for raw, _ in blocks]), colors=colors)
+        return raw, np.concatenate([covered for _, covered in blocks])
 
     def _block(self, area: Window, colors: bool) -> tuple[npt.NDArray[Any], Mask]:
         across, down = np.meshgrid(
             np.arange(area.column, area.column + area.width) + 0.5,
             np.arange(area.row, area.row + area.height) + 0.5,
         )
-        columns, rows = _moved((across, down), self._image.georeference, self._labels.georeference)
         height, width = self._labels.info.height, self._labels.info.width
+        place = self._labels.georeference
+        columns, rows = _moved((across, down), self._image.georeference, place, (height, width))
         covered = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
         column = np.where(covered, columns, np.nan)
         row = np.where(covered, rows, np.nan)
         if not covered.any():
-            raw = read_labels(self._labels, Window(0, 0, 1, 1), colors=colors)
+            raw = read_with_alpha(self._labels, Window(0, 0, 1, 1), colors=colors)
             return np.repeat(np.repeat(raw, area.height, 0), area.width, 1), covered
         left, top = int(np.nanmin(column)), int(np.nanmin(row))
         box = Window(top, left, int(np.nanmax(row)) - top + 1, int(np.nanmax(column)) - left + 1)
-        raw = read_labels(self._labels, box, colors=colors)
+        raw = read_with_alpha(self._labels, box, colors=colors)
         y = np.where(covered, row - top, 0).astype(np.intp)
         x = np.where(covered, column - left, 0).astype(np.intp)
         return raw[y, x], covered
@@ -118,8 +128,8 @@ def _corners(height: int, width: int) -> Points:
     )
 
 
-def _moved(points: Points, source: Georeference, target: Georeference) -> Points:
-    """Converts columns and rows of one raster into those of another."""
+def _moved(points: Points, source: Georeference, target: Georeference, size: tuple[int, int]) -> Points:
+    """Converts columns and rows of one raster into those of another, of a size (rows, columns)."""
     x, y = _applied(source.transform, points)
     if not _same_crs(source, target):
         shape = x.shape
@@ -128,6 +138,11 @@ def _moved(points: Points, source: Georeference, target: Georeference) -> Points
         except Exception:  # GDAL's own errors, which rasterio does not turn into its own here
             return np.full(shape, np.nan), np.full(shape, np.nan)
         x, y = np.asarray(x).reshape(shape), np.asarray(y).reshape(shape)
+    crs = target.crs or source.crs
+    if crs and crs.is_geographic:  # a raster may continue beyond the 180th meridian
+        turn = 2 * math.pi / float(crs.units_factor[1])
+        middle, _ = target.transform @ (size[1] / 2, size[0] / 2)
+        x = x + turn * np.rint((middle - x) / turn)
     return _applied(~target.transform, (x, y))
 
 

@@ -22,23 +22,41 @@ def read_labels(raster: Raster, window: Window | None, *, colors: bool) -> npt.N
         colors: labels are colours, not ids.
 
     Returns:
-        Ids (h w, any real type) or colours (h w 3, uint8). An alpha channel that is not opaque everywhere is appended:
-        h w 2 (id, alpha) or h w 4.
+        Ids (h w, any real type) or colours (h w 3, uint8). An alpha channel (or a mask of the file, as one) that is not
+        opaque everywhere is appended: h w 2 (id, alpha) or h w 4.
 
     Raises:
         DataError: bands that are not labels, or a damaged file.
     """
-    info = raster.info
-    if not colors and (info.palette or info.bands == 1):
-        return raster.indices(window)
-    raw: npt.NDArray[Any] = raster.pixels(window)
-    if raw.shape[2] in (2, 4) and (raw[..., -1] == _opaque(raw.dtype)).all():
-        raw = raw[..., :-1]
-    if colors:
-        if raw.shape[2] not in (3, 4) or raw.dtype != np.uint8:
-            raise DataError(f"{raster.ref}: {needs_colors(info.bands, info.dtype)}")
+    return without_opaque(read_with_alpha(raster, window, colors=colors), colors=colors)
+
+
+def without_opaque(raw: npt.NDArray[Any], *, colors: bool) -> npt.NDArray[Any]:
+    """Removes an alpha channel that is opaque everywhere from what `read_with_alpha` returns."""
+    if raw.ndim == 2 or raw.shape[2] == 3 or (raw[..., -1] != _opaque(raw.dtype)).any():
         return raw
-    return _grey(raster, raw, window or Window(0, 0, *raw.shape[:2]))
+    return raw[..., :3] if colors else raw[..., 0]
+
+
+def read_with_alpha(raster: Raster, window: Window | None, *, colors: bool) -> npt.NDArray[Any]:
+    """As `read_labels`, but the alpha channel of a file that has one is always appended."""
+    info = raster.info
+    raw: npt.NDArray[Any]
+    if not colors and (info.palette or info.bands == 1):
+        raw = raster.indices(window)
+    else:
+        raw = raster.pixels(window)
+        if colors and (raw.shape[2] not in (3, 4) or raw.dtype != np.uint8):
+            raise DataError(f"{raster.ref}: {needs_colors(info.bands, info.dtype)}")
+        if not colors:
+            raw = _grey(raster, raw, window or Window(0, 0, *raw.shape[:2]))
+    mask = raster.mask(window)
+    if mask is None:
+        return raw
+    alpha = np.where(mask, _opaque(raw.dtype), 0).astype(raw.dtype)
+    return (
+        np.stack([raw, alpha], axis=-1) if raw.ndim == 2 else np.concatenate([raw, alpha[..., None]], axis=-1)
+    )
 
 
 def needs_colors(bands: int, dtype: str) -> str:

@@ -36,6 +36,7 @@ class Scene:
         dtype: type of the pixels that `read` returns: uint8, uint16 or float32.
         band_names: name of each band in lower case, empty if the file names none.
         georeference: where it lies.
+        scaling: see `Raster.scaling`.
     """
 
     def __init__(self, path: Path | str, reading: Reading = PLAIN) -> None:
@@ -46,7 +47,7 @@ class Scene:
         self.height, self.width, self.count, self.alpha = info.height, info.width, info.bands, info.alpha
         self.dtype = info.read_as
         self.band_names = tuple(description or meaning for description, meaning in info.names)
-        self.georeference = self._raster.georeference
+        self.georeference, self.scaling = self._raster.georeference, self._raster.scaling
 
     info: RasterInfo
 

@@ -1,6 +1,5 @@
 """Labels drawn as polygons, lines or points: the classes of their features, and class ids on the grid of an image."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from d2ls.errors import DataError
 from d2ls.labels import IGNORE
 from d2ls.window import Window
 from sharding.files import FileRef
-from sharding.raster.base import METRES_PER_DEGREE, Georeference, Raster, crs_text
+from sharding.raster.base import Georeference, Raster, crs_text
 from sharding.raster.grids import without_datum
 from sharding.raster.polygon_grid import PolygonGrid
 from sharding.raster.vectors import NULL, POLYGONS, Features, Geometries, project, read_features, value_text
@@ -134,7 +133,7 @@ class VectorGrid:
             notes += [*read.features.notes, *_require_common_place(read.features, image, place)]
             near = _near(read, place, *size, layer.buffer_m or 0.0)
             self.reached[read.features.name] = bool(len(near))
-            moved = project(read.features.geometries[near], read.features.crs, place.crs)
+            moved = project(read.features.geometries[near], read.features.crs, place.crs, read.features.name)
             shapes.append(_buffered(moved, layer.buffer_m, place, *size))
             ids.append(read.ids[near])
             order.append(read.order[near] if read.order is not None else None)
@@ -273,7 +272,7 @@ def _near(
     """Returns the positions of features that may reach into an image, in order."""
     corners = [place.transform @ corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
     xs, ys = zip(*corners, strict=True)
-    across, up = metres_per_unit(place, height, width)
+    across, up = place.metres_per_unit(height, width)
     west, east = min(xs) - buffer_m / across, max(xs) + buffer_m / across
     south, north = min(ys) - buffer_m / up, max(ys) + buffer_m / up
     box = (west, south, east, north)
@@ -298,22 +297,11 @@ def _buffered(
     flat = shapely.get_dimensions(shapes) < 2
     if not flat.any() or buffer_m is None:
         return shapes
-    scale = np.array(metres_per_unit(place, height, width))
+    scale = np.array(place.metres_per_unit(height, width))
     metres = shapely.transform(shapes[flat], lambda points: points * scale)
     result = shapes.copy()
     result[flat] = shapely.transform(shapely.buffer(metres, buffer_m), lambda points: points / scale)
     return result
-
-
-def metres_per_unit(place: Georeference, height: int, width: int) -> tuple[float, float]:
-    """Returns the length in metres of a unit of x and of y, in the middle of an image."""
-    if not place.crs:
-        return 1.0, 1.0
-    if not place.crs.is_geographic:
-        unit = float(place.crs.linear_units_factor[1])
-        return unit, unit
-    _, latitude = place.transform @ (width / 2, height / 2)
-    return METRES_PER_DEGREE * math.cos(math.radians(latitude)), METRES_PER_DEGREE
 
 
 def _drawing_order(

@@ -101,7 +101,13 @@ def read_features(
                 raise DataError(f"{name}: no attribute {column!r}. Attributes: {', '.join(known) or 'none'}")
         meta, _, wkb, values = pyogrio.raw.read(path, columns=list(columns), **options)
     fields = {str(column): data for column, data in zip(meta["fields"], values, strict=True)}
-    features = Features(name, shapely.from_wkb(wkb), _crs(meta["crs"], crs, name), fields)
+    try:
+        geometries = shapely.from_wkb(wkb)
+    except shapely.errors.GEOSException as error:
+        raise DataError(
+            f"{name}: geometries other than polygons, lines and points ({error}). Save them as polygons in QGIS"
+        ) from error
+    features = Features(name, geometries, _crs(meta["crs"], crs, name), fields)
     features = _cleaned(features)
     if not len(features):
         raise DataError(empty)
@@ -131,6 +137,7 @@ def write_features(
         append: add to an existing layer.
         style: its default style in QGIS.
     """
+    require_plain_name(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
         pyogrio.raw.write(
@@ -149,13 +156,14 @@ def write_features(
         write_style(path, layer, style)
 
 
-def project(geometries: Geometries, source: Any, target: Any) -> Geometries:
+def project(geometries: Geometries, source: Any, target: Any, name: str = "geometries") -> Geometries:
     """Projects the vertices of geometries; edges are straight between them, as QGIS and ogr2ogr draw them.
 
     Args:
         geometries: shapes (N).
         source: their CRS.
         target: the new CRS; shapes are returned unchanged if it is the same, or if one of the two is None.
+        name: names them in errors.
 
     Raises:
         DataError: a vertex cannot be projected to the target.
@@ -171,9 +179,11 @@ def project(geometries: Geometries, source: Any, target: Any) -> Geometries:
     try:
         projected = shapely.transform(geometries, moved)
     except Exception as error:  # GDAL's own errors, which rasterio does not turn into its own here
-        raise DataError(f"cannot be projected to {target}: {error}") from error
+        raise DataError(f"{name}: cannot be projected to {target}: {error}. Correct its CRS") from error
     if not np.isfinite(shapely.bounds(projected)).all():
-        raise DataError(f"vertices without a place in {target}")
+        raise DataError(
+            f"{name}: has vertices without a place in {target}. Clip it: ogr2ogr -clipsrc, or in QGIS"
+        )
     return np.asarray(projected)
 
 
@@ -201,8 +211,21 @@ def polygonal(geometries: Geometries) -> Geometries:
     return result
 
 
+def require_plain_name(path: Path | str) -> None:
+    """Refuses names that pyogrio would take apart as a URL: it would read or write another file.
+
+    Raises:
+        DataError: names the file.
+    """
+    if not str(path).startswith("/vsi") and any(sign in str(path) for sign in "!;\n\r\t"):
+        raise DataError(
+            f"{str(path)!r}: a path with ! ; or a line break is not possible for vector files. Rename it"
+        )
+
+
 def _layer(path: Path | str, layer: str | None) -> str:
     """Returns the name of the layer to read."""
+    require_plain_name(path)
     _require_unlocked(path)
     with _reading(path):
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]

@@ -3,7 +3,6 @@
 import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,8 +24,10 @@ from sharding.raster.base import (
     RasterInfo,
     Reading,
     described,
+    unmixed,
     with_data,
 )
+from sharding.raster.world_files import check_world, files_beside
 
 MAX_WHOLE_PIXELS = 2**28
 """Pixels of an image that can only be decoded whole; more is refused as a decompression bomb."""
@@ -74,7 +75,7 @@ class WholeRaster(Raster):
         whole = self.pixels()
         opaque = self._opaque
         if grid is not None:
-            whole = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+            whole = self._resized(whole, grid)
             if opaque is not None:
                 opaque = cv2.resize(opaque.astype(np.uint8), grid[::-1], interpolation=cv2.INTER_AREA) > 0
         pixels = _cut(whole, window)
@@ -84,6 +85,15 @@ class WholeRaster(Raster):
         if bands is not None and tuple(bands) != tuple(range(whole.shape[2])):
             pixels = np.ascontiguousarray(pixels[..., list(bands)])
         return with_data(pixels, None, seen, self.reading.nodata)
+
+    def _resized(self, whole: Pixels, grid: tuple[int, int]) -> Pixels:
+        smooth = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_AREA).reshape(*grid, -1)
+        if self.reading.nodata is None:
+            return smooth
+        nearest = cv2.resize(whole, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT).reshape(*grid, -1)
+        return unmixed(
+            smooth, nearest, self.reading.nodata, max(grid[0] / len(whole), grid[1] / whole.shape[1])
+        )
 
     def pixels(self, window: Window | None = None) -> Pixels:
         """See `Raster.pixels`."""
@@ -149,6 +159,7 @@ def _header(ref: FileRef, georeference: Georeference, sidecars: tuple[str, ...])
                 width, height = image.size
                 mode = image.mode
                 orientation = _orientation(image.info.get("exif"))
+                frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
     except Image.DecompressionBombError as error:
         raise DataError(f"{ref}: too large to decode whole ({error}). Convert it to a tiled TIFF.") from error
     except UnidentifiedImageError as error:
@@ -157,6 +168,10 @@ def _header(ref: FileRef, georeference: Georeference, sidecars: tuple[str, ...])
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{ref}: not a readable image: {error}. Copy or download it again") from error
+    if frames > 1:
+        raise DataError(
+            f"{ref}: an animation of {frames} pictures. Save the one you mean as a file of its own"
+        )
     bands = {
         "1": 1,
         "L": 1,
@@ -215,38 +230,19 @@ def turned(stored: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 def _beside(ref: FileRef) -> tuple[Georeference, tuple[str, ...]]:
     """Returns the georeference from a world file or GDAL's .aux.xml beside the image, and the state of these files."""
-    if ref.member:
-        return NOWHERE, ()
-    path, kind = Path(ref.path), ref.suffix[1:]
-    endings = (f".{kind[0]}{kind[-1]}w", f".{kind}w", ".wld")
-    names = {path.with_suffix(case) for ending in endings for case in (ending, ending.upper())}
-    sidecars = sorted(file for file in (*names, Path(f"{path}.aux.xml")) if file.is_file())
+    sidecars = files_beside(ref)
     if not sidecars:
         return NOWHERE, ()
     for file in sidecars:
-        if file.suffix != ".xml":
-            _check_world(file)
+        check_world(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as image:
+            with rasterio.open(ref.gdal) as image:
                 georeference = Georeference.of(image)
     except rasterio.errors.RasterioError as error:
         raise DataError(f"{ref}: not readable with {', '.join(map(str, sidecars))}: {error}") from error
-    states = [file.stat() for file in sidecars]
-    return georeference, tuple(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
-
-
-def _check_world(file: Path) -> None:
-    """Refuses a world file that GDAL would silently ignore."""
-    try:
-        numbers = [float(word) for word in file.read_text().split()]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 6:
-        raise DataError(
-            f"{file}: a world file holds six numbers; correct it, or delete it if it is something else"
-        )
+    return georeference, tuple(file.stamp for file in sidecars)
 
 
 def _png_depth(content: bytes) -> int:

@@ -18,7 +18,7 @@ from sharding.raster.grids import Align, compare_grids
 from sharding.raster.label_source import LabelSource, open_labels
 from sharding.raster.polygon_grid import to_pixels
 from sharding.raster.reader import open_raster
-from sharding.raster.vector_labels import VectorLabels, metres_per_unit, vector_grid
+from sharding.raster.vector_labels import VectorLabels, vector_grid
 from sharding.raster.vectors import NULL, Features, project, read_features, value_text
 from sharding.sources.base import Scene
 from sharding.sources.blocks import (
@@ -261,7 +261,7 @@ class Divider:
         if not pieces:
             return
         image = pieces[0][1]
-        scale = np.array(metres_per_unit(image.place, *image.size))
+        scale = np.array(image.place.metres_per_unit(*image.size))
         areas = [
             (piece.split, shapely.transform(shapely.from_wkb(piece.area), lambda points: points * scale))
             for piece, _ in pieces
@@ -310,7 +310,7 @@ def _projected(layer: Features, place: Georeference, image: FileRef) -> npt.NDAr
             f"{image}: the image names no CRS, {layer.name} is in {crs_text(layer.crs)}. Write it into the image: "
             f"gdal_edit.py -a_srs EPSG:... {image}"
         )
-    return project(layer.geometries, layer.crs, place.crs)
+    return project(layer.geometries, layer.crs, place.crs, layer.name)
 
 
 def _piece(placed: PlacedScene, name: str, split: str, shape: Any, group: str) -> Scene | None:
@@ -355,7 +355,7 @@ def _common_unit(images: Sequence[PlacedScene]) -> float:
             f"{first.scene.image} is in degrees ({crs_text(first.place.crs)}): data.custom.split.blocks needs metres. "
             "Project it: gdalwarp -t_srs EPSG:... (a UTM zone) IN.tif OUT.tif"
         )
-    return metres_per_unit(first.place, *first.size)[0]
+    return first.place.metres_per_unit(*first.size)[0]
 
 
 def _differ(image: Raster, labels: FileRef) -> bool:

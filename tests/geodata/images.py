@@ -1,5 +1,7 @@
 """Rows about images: grids, orientation, bands, pixels without data, pixel types."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import rasterio
@@ -75,6 +77,18 @@ def _(tmp_path):
     assert "labels start 0.50 pixels = 0.30 m across" in problems(tmp_path)
 
 
+@case(
+    "label image south-up, image without a georeference",
+    "refused; `align: ignore` pairs pixels as they are stored",
+)
+def _(tmp_path):
+    pair(tmp_path, crs=None, transform=None)
+    assert problems(tmp_path) == ""
+    tif(tmp_path / "labels" / "a.tif", ids()[::-1], transform=SOUTH_UP)
+    assert "the label image is stored south-up" in problems(tmp_path)
+    assert problems(tmp_path, align="ignore") == ""
+
+
 @case("label image shifted by less than 0.1 pixel", "taken as they are")
 def _(tmp_path):
     pair(tmp_path)
@@ -116,6 +130,20 @@ def _(tmp_path):
     assert f"CRS {CRS} and EPSG:4326" in problems(tmp_path)
     shard(tmp_path, align="resample")
     assert (samples(tmp_path)["train_a"][1] == ids()).mean() > 0.9
+
+
+@case(
+    "label image in degrees beyond the 180th meridian (179 to 181), image in UTM",
+    "with `align: resample` both sides are labelled",
+)
+def _(tmp_path):
+    (x,), (y,) = project("EPSG:4326", "EPSG:32660", [179.9999999], [9])
+    place = Affine(10, 0, x - 960, 0, -10, y + 640)
+    pair(tmp_path, crs="EPSG:32660", transform=place)
+    degrees = Affine(1e-4, 0, 179.98, 0, -1e-4, 9.02)
+    tif(tmp_path / "labels" / "a.tif", ids(height=400, width=400), crs="EPSG:4326", transform=degrees)
+    shard(tmp_path, align="resample")
+    assert (samples(tmp_path)["train_a"][1] != IGNORE).all()
 
 
 @case(
@@ -252,6 +280,41 @@ def _(tmp_path):
     np.testing.assert_array_equal(samples(tmp_path)["train_a"][1] == IGNORE, mask == 0)
 
 
+@case("VRT over bands of several types (uint8, uint16)", "read as the type that holds all of them")
+def _(tmp_path):
+    parts = [tif(tmp_path / "parts" / f"{n}.tif", pixels(n, bands=1, dtype=f"uint{8 * n}")) for n in (1, 2)]
+    bands = [
+        f'<VRTRasterBand dataType="{kind}" band="{n}"><SimpleSource><SourceFilename>{parts[n - 1]}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for n, kind in ((1, "Byte"), (2, "UInt16"))
+    ]
+    (tmp_path / "images").mkdir()
+    text = f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}">{"".join(bands)}</VRTDataset>'
+    (tmp_path / "images" / "a.vrt").write_text(text)
+    tif(tmp_path / "labels" / "a.tif", ids())
+    own = {"images": "images/*.vrt", "bands": ["x", "y"]}
+    assert problems(tmp_path, **own) == ""
+    assert shard(tmp_path, **own).dtype == "uint16"
+    image = samples(tmp_path)["train_a"][0]
+    np.testing.assert_array_equal(image, np.stack([pixels(n, bands=1)[0] for n in (1, 2)], axis=-1))
+
+
+@case(
+    "tags of scale and offset",
+    "not applied, with a note; images whose tags differ are refused",
+)
+def _(tmp_path):
+    def tag(scale):
+        return lambda file: setattr(file, "scales", (scale,) * 3)
+
+    pair(tmp_path, "a", after=tag(0.01))
+    assert "(x 0.01 + 0) are not applied" in str(check_raw_data(recipe(tmp_path), no_ray=True).scan.notes)
+    pair(tmp_path, "b")
+    text = "b.tif: tags of scale and offset (none) differ from those of"
+    assert text in problems(tmp_path)
+    assert "gdal_translate -unscale" in problems(tmp_path)
+
+
 @case(
     "RGBA with a transparent part, recipe of red, green, blue",
     "three bands taken, transparent pixels ignored",
@@ -321,12 +384,35 @@ def _(tmp_path):
     assert "labels start 3.00 pixels across" in problems(tmp_path, images=images)
 
 
+@case("PNG and its world file in a zip archive", "georeference taken from it")
+def _(tmp_path):
+    picture(tmp_path / "a.png")
+    numbers = (PIXEL, 0, 0, -PIXEL, PLACE.c + PIXEL / 2, PLACE.f - PIXEL / 2)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "images/a.png")
+        archive.writestr("images/a.pgw", "\n".join(map(str, numbers)))
+    (tmp_path / "a.png").unlink()
+    tif(tmp_path / "labels" / "a.tif", ids(), transform=PLACE @ Affine.translation(3, 0))
+    assert "labels start 3.00 pixels across" in problems(tmp_path, images="images/*.png")
+
+
+@case("an animation (WebP or PNG of several pictures)", "refused")
+def _(tmp_path):
+    more = [Image.fromarray(pixels(1).transpose(1, 2, 0))]
+    picture(tmp_path / "images" / "a.webp", save_all=True, append_images=more, lossless=True)
+    tif(tmp_path / "labels" / "a.tif", ids())
+    assert "a.webp: an animation of 2 pictures" in problems(tmp_path, images="images/*.webp")
+
+
 @case("a world file that holds something else", "refused, named")
 def _(tmp_path):
     picture(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "a.pgw").write_text("hello")
     tif(tmp_path / "labels" / "a.tif", ids())
     assert "a.pgw: a world file holds six numbers" in problems(tmp_path, images="images/*.png")
+    tif(tmp_path / "images" / "a.tif", pixels(), crs=None, transform=None)
+    (tmp_path / "images" / "a.tfw").write_text("1 2 3")
+    assert "a.tfw: a world file holds six numbers" in problems(tmp_path)
 
 
 @case("CMYK as JPEG or TIFF", "refused")
@@ -351,10 +437,33 @@ def _(tmp_path):
     assert problems(tmp_path, align="ignore") == ""
 
 
+@case("image in a local or geocentric CRS (coordinates of a site)", "taken; its unit gives the pixel size")
+def _(tmp_path):
+    for name in ('LOCAL_CS["Local Coordinates (ft)",UNIT["foot",0.3048]]', "EPSG:4978"):
+        crs = rasterio.CRS.from_user_input(name)
+        pair(tmp_path, crs=crs)
+        tif(tmp_path / "labels" / "a.tif", ids(), crs=crs)
+        assert problems(tmp_path) == ""
+        unit = 1 if name == "EPSG:4978" else 0.3048
+        assert shard(tmp_path).ground_sampling_distance == pytest.approx(PIXEL * unit)
+
+
+@case("image in web mercator", "its pixel size is that on the ground, not that of the projection")
+def _(tmp_path):
+    (x,), (y,) = project("EPSG:4326", "EPSG:3857", [10], [60])
+    place = Affine(1, 0, x, 0, -1, y)
+    pair(tmp_path, crs="EPSG:3857", transform=place)
+    tif(tmp_path / "labels" / "a.tif", ids(), crs="EPSG:3857", transform=place)
+    assert shard(tmp_path).ground_sampling_distance == pytest.approx(0.5, rel=1e-3)
+
+
 @case("`data.custom.nodata: -9999` for uint8 images", "refused: it can never occur")
 def _(tmp_path):
     pair(tmp_path)
-    assert "data.custom.nodata: -9999 is no value of uint8 images" in problems(tmp_path, nodata=-9999)
+    for value in (-9999, 0.5, float("inf"), float("nan")):
+        assert f"data.custom.nodata: {value:g} is no value of uint8 images" in problems(
+            tmp_path, nodata=value
+        )
 
 
 @case("an image placed by RPC only", "taken without a georeference; `--check` reports it")

@@ -1,14 +1,19 @@
 """Rows about label images, and about the files of a data set."""
 
+import os
 import shutil
 import unicodedata
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
-from d2ls.errors import DataError, LabelError
-from pipeline.sharding.run import check_raw_data
+from d2ls.errors import DataError, LabelError, StorageError
+from pipeline.prediction.inputs import list_jobs
+from pipeline.sharding.run import check_raw_data, ensure_shards, shard_spec
+from sharding.make import make_shards
+from sharding.tasks import run_here
 from tests.geodata import case
 from tests.geodata.tiffs import ids, pixels, tif
 from tests.geodata.world import pair, problems, recipe, samples, shard
@@ -133,6 +138,19 @@ def _(tmp_path):
     tif(tmp_path / "labels" / "a.tif", np.stack([ids(), placed(alpha, 128, (7, 8))]))
     refused_text = "alpha is 128 in 1 pixels, first at row 7 column 8 (opaque: 255)"
     assert refused_text in problems(tmp_path, ignored=["transparent"])
+
+
+@case("mask in the file of a label image", "as transparent pixels")
+def _(tmp_path):
+    hidden = np.zeros(ids().shape, bool)
+    hidden[:, :50] = True
+    pair(tmp_path)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        mask = np.where(hidden, 0, 255).astype(np.uint8)
+        tif(tmp_path / "labels" / "a.tif", ids(), after=lambda file: file.write_mask(mask))
+    refused(tmp_path, "alpha is 0 in 6400 pixels, first at row 0 column 0", "[transparent, ...]")
+    expected = np.where(hidden, 255, ids())
+    np.testing.assert_array_equal(stored(tmp_path, ignored=["transparent"]), expected)
 
 
 @case(
@@ -328,3 +346,70 @@ def _(tmp_path):
 def _(tmp_path):
     pair(tmp_path)
     assert list(shard(tmp_path, split={"fractions": {"test": 1.0}}).splits) == ["test"]
+
+
+@case(
+    "scenes whose names differ in letters beyond ASCII only", "both taken; other names of one key are refused"
+)
+def _(tmp_path):
+    for name in ("\u5317\u4eac", "\u4e0a\u6d77"):
+        pair(tmp_path, name)
+    assert shard(tmp_path).splits["train"].samples == 2
+    for name in ("a b", "a_b"):
+        pair(tmp_path, name)
+    with pytest.raises(DataError, match=r"images/a.b\.tif and .*images/a.b\.tif differ only in"):
+        shard(tmp_path)
+
+
+@case(
+    "`shards.uri` holds files of the user, or the shards of another data set", "refused; nothing is touched"
+)
+def _(tmp_path):
+    pair(tmp_path)
+    for file in ("train/train-00000.tar", "train/train-00007.tar", "card.json", "manifests/x.parquet"):
+        mine = tmp_path / "shards" / file
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(StorageError, match=f"{file}: exists and was not made by this program"):
+            shard(tmp_path)
+        assert [path.read_text() for path in (tmp_path / "shards").rglob("*") if path.is_file()] == ["mine"]
+        shutil.rmtree(tmp_path / "shards")
+    shard(tmp_path)
+    card = (tmp_path / "shards" / "card.json").read_text()
+    other = recipe(tmp_path, data={"tiling": {"default": {"size": 64}}}).model_copy(update={"name": "other"})
+    with pytest.raises(StorageError, match="holds the shards of 'geo', not of 'other'"):
+        ensure_shards(other, no_ray=True)
+    assert (tmp_path / "shards" / "card.json").read_text() == card
+    pair(tmp_path, mask=ids(1))
+    assert shard(tmp_path).to_json() != card
+
+
+@case(
+    "a file name that is not UTF-8 (unpacked from an old archive)",
+    "refused; `shard` and `predict` show its bytes",
+)
+def _(tmp_path):
+    pair(tmp_path)
+    name = os.fsencode(tmp_path) + b"/images/M\xfcnchen.tif"
+    (tmp_path / "images" / "a.tif").rename(os.fsdecode(name))
+    refused(tmp_path, r"images/M\udcfcnchen.tif: this name is not UTF-8")
+    for source in (str(tmp_path / "images"), os.fsdecode(name)):
+        with pytest.raises(DataError, match="this name is not UTF-8"):
+            list_jobs(source, str(tmp_path / "maps"))
+
+
+@case("an image or label image that is replaced while the set is made", "refused when it is read")
+def _(tmp_path):
+    def replaced(file, array):
+        def run(function, tasks, *arguments):
+            tif(tmp_path / file / "a.tif", array)
+            return run_here(function, tasks, *arguments)
+
+        return run
+
+    for file, array in (("images", pixels(1, 100, 150)), ("labels", ids(1, 100, 150))):
+        pair(tmp_path)
+        with pytest.raises(DataError, match=f"{file}/a.tif: changed while the data set was sharded"):
+            make_shards(shard_spec(recipe(tmp_path)), replaced(file, array))
+    pair(tmp_path)
+    assert shard(tmp_path).splits["train"].samples == 1

@@ -1,5 +1,6 @@
 """Rows about scenes to map."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.errors
+import shapely
 from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
@@ -16,9 +18,10 @@ from d2ls.inference import Predictor
 from pipeline.prediction.arguments import parse_request
 from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
-from pipeline.prediction.request import MapOptions
+from pipeline.prediction.request import AreaOptions, MapOptions, PolygonOptions
+from sharding.raster.vectors import write_features
 from tests.geodata import case
-from tests.geodata.tiffs import CRS, HEIGHT, WIDTH, pixels, tif
+from tests.geodata.tiffs import CRS, HEIGHT, PLACE, WIDTH, pixels, tif
 from tests.inference_stubs import LocalStub, model_info
 
 
@@ -146,6 +149,14 @@ def _(tmp_path):
         assert "a PNG keeps no coordinates" in predict(scene, scene.with_name("map.png"))
 
 
+@case("scene in a local CRS (coordinates of a site)", "mapped; areas by its unit", command="predict")
+def _(tmp_path):
+    crs = rasterio.CRS.from_wkt('LOCAL_CS["Local Coordinates (ft)",UNIT["foot",0.3048]]')
+    source = tif(tmp_path / "s.tif", pixels(), crs=crs)
+    assert predict(source, tmp_path / "map.tif", areas=AreaOptions()) == ""
+    assert f"A pixel covers {(0.6 * 0.3048) ** 2:.6g} m2" in (tmp_path / "map.areas.md").read_text()
+
+
 @case("TIFF of several pages", "refused; `--page` chooses", command="predict")
 def _(tmp_path):
     pages = [Image.fromarray(pixels(n).transpose(1, 2, 0)) for n in range(3)]
@@ -195,6 +206,14 @@ def _(tmp_path):
     assert "pixels of 5 m, the model was trained with 0.3 m: things look 17 times too small" in text
 
 
+@case("scene in degrees at 60 degrees north (pixels half as wide as high)", "a warning", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels(), crs="EPSG:4326", transform=Affine(1e-5, 0, 10, 0, -1e-5, 60))
+    for options in ({}, {"resample": True}):
+        text = predict(source, tmp_path / f"{len(options)}.tif", model(gsd=0.6), **options)
+        assert "pixels are 0.557 m wide and 1.11 m high on the ground" in text
+
+
 @case("`--resample` of pixels of 9.7 km, model of 0.3 m", "refused with the arithmetic", command="predict")
 def _(tmp_path):
     source = tif(tmp_path / "s.tif", pixels(), transform=Affine(9700, 0, 0, 0, -9700, 0))
@@ -230,3 +249,90 @@ def _(tmp_path):
     result = read(tmp_path / "map.tif")
     assert (result[:40] == 255).all()
     assert (result[48:] == expected(image)[48:]).mean() > 0.99
+
+
+@case(
+    "scene with ground control points and a transform (VRT)", "the map keeps the transform", command="predict"
+)
+def _(tmp_path):
+    part = tif(tmp_path / "part.tif", pixels())
+    points = "".join(f'<GCP Pixel="{n % 2}" Line="{n // 2}" X="{n % 2}" Y="{n // 2}"/>' for n in range(3))
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{n}"><SimpleSource><SourceFilename>{part}</SourceFilename>'
+        f"<SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"
+        for n in (1, 2, 3)
+    )
+    place = f"<SRS>{CRS}</SRS><GeoTransform>{', '.join(map(str, PLACE.to_gdal()))}</GeoTransform>"
+    text = f'<VRTDataset rasterXSize="{WIDTH}" rasterYSize="{HEIGHT}">{place}'
+    text += f'<GCPList Projection="EPSG:4326">{points}</GCPList>{bands}</VRTDataset>'
+    (tmp_path / "s.vrt").write_text(text)
+    assert predict(tmp_path / "s.vrt", tmp_path / "map.tif") == ""
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert (file.crs, file.transform) == (CRS, PLACE)
+
+
+@case(
+    "values far from those of the training (other units, tags of scale that are not applied)",
+    "mapped, with a warning before the work; `--scale-range` states the scaling",
+    command="predict",
+)
+def _(tmp_path):
+    source = tif(
+        tmp_path / "s.tif", pixels(dtype="int16"), after=lambda file: setattr(file, "scales", (0.01,) * 3)
+    )
+    learnt = Predictor(
+        LocalStub(bands=3), replace(model_info(dtype="float32"), normalization={"scale": [[0, 1]] * 3})
+    )
+    text = predict(source, tmp_path / "map.tif", learnt)
+    assert "tags of scale and offset in the file are not applied" in text
+    assert "values in the middle are 1 to 254, the model was trained with 0 to 1" in text
+    assert "--scale-range" in text
+    text = predict(source, tmp_path / "b.tif", learnt, scale_range=(0.0, 255.0))
+    assert "values in the middle" not in text
+    low = tif(tmp_path / "low.tif", pixels(dtype="uint16"))
+    learnt = Predictor(
+        LocalStub(bands=3, max_value=65535.0),
+        replace(model_info(dtype="uint16"), normalization={"max_value": 65535.0}),
+    )
+    assert "trained with 0 to 65535" in predict(low, tmp_path / "c.tif", learnt)
+    fits = tif(tmp_path / "fits.tif", pixels(dtype="uint16") * 200)
+    assert predict(fits, tmp_path / "d.tif", learnt) == ""
+
+
+@case("OUTPUT with `!` or `;` in its path and `--polygons`", "refused before the work", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels())
+    assert "is not possible for vector files" in predict(
+        source, tmp_path / "a!b.tif", polygons=PolygonOptions()
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tif"]
+
+
+@case("`--nodata -9999` for a scene of 8 bit", "refused: it can never occur", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels())
+    for value in (-9999.0, 0.5, math.inf, math.nan):
+        assert "allowed are 0 to 255" in predict(source, tmp_path / "map.tif", nodata=value)
+    assert "allowed" not in predict(source, tmp_path / "map.tif", nodata=0.0)
+
+
+@case(
+    "a layer for `--area` or `--zones` in a CRS that cannot be projected", "refused, named", command="predict"
+)
+def _(tmp_path):
+    local = rasterio.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    box = np.array([shapely.box(0, 0, 9, 9)], object)
+    write_features(tmp_path / "area.gpkg", "area", box, {}, local)
+    source = tif(tmp_path / "s.tif", pixels())
+    text = predict(source, tmp_path / "map.tif", area=str(tmp_path / "area.gpkg"))
+    assert "area.gpkg (layer area): cannot be projected to EPSG:26914" in text
+
+
+@case("`--min-area-m2` larger than the scene", "one class remains", command="predict")
+def _(tmp_path):
+    source = tif(tmp_path / "s.tif", pixels(height=20, width=30))
+    assert predict(source, tmp_path / "map.tif", min_area_m2=1e6) == ""
+    assert len(np.unique(read(tmp_path / "map.tif"))) == 1
+    assert (
+        predict(tif(tmp_path / "p.tif", pixels(height=1, width=1)), tmp_path / "b.tif", min_area_m2=9.0) == ""
+    )

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import struct
 from contextlib import closing
 
 import numpy as np
@@ -10,6 +11,7 @@ import rasterio.crs
 import shapely
 from affine import Affine
 from rasterio.features import rasterize
+from rasterio.warp import transform
 
 from d2ls.labels import IGNORE
 from sharding.raster.vectors import project, write_features
@@ -164,12 +166,52 @@ def _(tmp_path):
     assert problems(tmp_path, unused=["images/b.tif"], **own) == ""
 
 
+@case("a vector file with `!` or `;` in its path", "refused: the library would read another file")
+def _(tmp_path):
+    own = scene(tmp_path)
+    for sign in "!;":
+        (tmp_path / "labels.gpkg").rename(tmp_path / f"a{sign}b.gpkg")
+        own["vectors"]["files"] = f"a{sign}b.gpkg"
+        assert "is not possible for vector files. Rename" in problems(tmp_path, **own)
+        (tmp_path / f"a{sign}b.gpkg").rename(tmp_path / "labels.gpkg")
+
+
+@case("geometries of CAD (a polyhedral surface)", "refused, named")
+def _(tmp_path):
+    own = scene(tmp_path)
+    ring = (
+        np.column_stack([shapely.get_coordinates(ground(*BOXES)[0]), np.full(5, 3.0)]).astype("<f8").tobytes()
+    )
+    polygon = struct.pack("<BIII", 1, 1003, 1, 5) + ring
+    surface = struct.pack("<BII", 1, 1015, 1) + polygon
+    (tmp_path / "labels.gpkg").unlink()
+    pyogrio.raw.write(
+        tmp_path / "labels.gpkg", np.array([surface], object), [texts("a")], ["kind"], layer="land", driver="GPKG",
+        geometry_type="Unknown", crs=CRS,
+    )  # fmt: skip
+    assert "labels.gpkg (layer land): geometries other than polygons" in problems(tmp_path, **own)
+
+
 @case("a layer without features", "refused")
 def _(tmp_path):
     own = scene(tmp_path)
     own["vectors"]["files"] = "empty.geojson"
     (tmp_path / "empty.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     assert "the layer has no features" in problems(tmp_path, **own)
+
+
+@case("points over an image in a local CRS or in web mercator", "`buffer_m` is metres on the ground")
+def _(tmp_path):
+    (x,), (y,) = transform("EPSG:4326", "EPSG:3857", [10], [60])
+    local = rasterio.crs.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    for crs, size in ((local, 1), (rasterio.crs.CRS.from_epsg(3857), 0.5)):
+        place, root = Affine(1, 0, x, 0, -1, y), tmp_path / str(size)
+        points = [shapely.Point(place @ (column + 0.5, 60.5)) for column in (20, 60, 100)]
+        own = scene(root, points, crs=crs, geometry_type="Point")
+        tif(root / "images" / "a.tif", pixels(), crs=crs, transform=place)
+        own["vectors"]["buffer_m"] = 10
+        shard(root, **own)
+        assert abs((labels(root)[60] == 0).sum() - 20 / size) <= 1
 
 
 @case("lines and points among the labels", "refused; `buffer_m` sets how many metres around them they label")

@@ -1,10 +1,12 @@
 import hashlib
+import os
 import stat
 import zipfile
 
 import pytest
 
 from d2ls.errors import DataError
+from pipeline.prediction.inputs import list_jobs
 from sharding.archives import list_members
 from sharding.files import FileTree, is_hidden, natural
 
@@ -136,3 +138,19 @@ def test_names_are_compared_in_one_unicode_form(tmp_path):
     (tmp_path / composed).write_bytes(b"y")
     with pytest.raises(DataError, match="differ only in their Unicode form"):
         FileTree.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch) -> None:
+    (tmp_path / "images" / "closed").mkdir(parents=True)
+    (tmp_path / "images" / "a.png").write_bytes(b"x")
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    for listing in (FileTree.open, lambda folder: list_jobs(str(folder), str(tmp_path / "maps"))):
+        with pytest.raises(DataError, match="closed: this folder cannot be read: Permission denied"):
+            listing(tmp_path)

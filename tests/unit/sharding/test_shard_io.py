@@ -1,6 +1,7 @@
 import pytest
 
-from sharding.shard_io import delete_leftovers, target_file
+from d2ls.errors import StorageError
+from sharding.shard_io import delete_leftovers, only_writer, target_file
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -22,3 +23,13 @@ def test_files_of_a_killed_command_are_removed_and_those_of_a_running_one_stay(t
         assert not left.exists()
         stream.write(b"whole")
     assert (tmp_path / "train" / "b.tar").read_bytes() == b"whole"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch) -> None:
+    def denied(self, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
+    message = r"cannot be written: .*Permission denied\. Name another folder"
+    with pytest.raises(StorageError, match=message), only_writer(str(tmp_path)):
+        pass

@@ -1,10 +1,12 @@
 """Tiles become one map without seams."""
 
 import os
+import re
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 
 from d2ls.errors import ConfigError, DataError
 from d2ls.inference import Predictor
@@ -12,6 +14,7 @@ from pipeline.prediction.inputs import list_jobs
 from pipeline.prediction.map_scene import map_scene
 from pipeline.prediction.mosaic import mosaic_job
 from pipeline.prediction.request import MapOptions
+from sharding.raster.scene import open_scene
 from tests.inference_stubs import LocalStub, model_info
 
 X, Y, SIDE = 400_000, 5_000_000, 0.5
@@ -129,3 +132,72 @@ def test_files_of_the_user_stay(tmp_path) -> None:
         mosaic_job(str(tmp_path / "nothing"), str(tmp_path / "m.tif"))
     with pytest.raises(ConfigError, match="INPUT and OUTPUT are local"):
         mosaic_job("s3://bucket/tiles", str(tmp_path / "m.tif"))
+
+
+@pytest.mark.parametrize("kind", ["mask", "alpha", "mask and nodata"])
+def test_pixels_without_data_do_not_hide_those_of_an_overlapping_tile(tmp_path, kind) -> None:
+    array = pixels()
+    right = array[:, :, 40:].copy()
+    right[:, :, :20] = 9  # the border of a turned image, as it is often stored
+    mask = np.full((90, 70), 255, np.uint8)
+    mask[:, :20] = 0
+    for name, part, column, there in (
+        ("a", array[:, :, :70], 0, np.full_like(mask, 255)),
+        ("b", right, 40, mask),
+    ):
+        if kind == "alpha":
+            tile(tmp_path / "tiles" / f"{name}.tif", np.concatenate([part, there[None]]), 0, column,
+                 photometric="RGB", alpha="yes")  # fmt: skip
+            continue
+        nodata = {"nodata": 0} if "nodata" in kind else {}
+        path = tile(tmp_path / "tiles" / f"{name}.tif", part, 0, column, **nodata)
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(there)
+    joined, _ = mosaic_job(str(tmp_path / "tiles"), str(tmp_path / "map.tif"))
+    with open_scene(joined) as scene:
+        seen, valid = scene.read((0, 90), (0, 110), (0, 1, 2))
+    np.testing.assert_array_equal(seen, array.transpose(1, 2, 0))
+    assert valid.all()
+
+
+def test_names_scales_and_nodata_of_bands_are_carried(tmp_path) -> None:
+    def named(path, column, names, scale=1.0):
+        with rasterio.open(tile(path, pixels(), 0, column), "r+") as file:
+            file.descriptions, file.scales = names, (scale,) * 3
+
+    named(tmp_path / "a.tif", 0, ("blue", "green", "red"))
+    named(tmp_path / "b.tif", 110, ("blue", "green", "red"))
+    run(*mosaic_job(str(tmp_path), str(tmp_path / "maps" / "map.tif")))
+    run(tmp_path / "a.tif", tmp_path / "maps" / "one.tif")
+    together, alone = read(tmp_path / "maps" / "map.tif")[0], read(tmp_path / "maps" / "one.tif")[0]
+    np.testing.assert_array_equal(together[:, :90], alone[:, :90])
+    for names, scale in ((("red", "green", "blue"), 1.0), (("blue", "green", "red"), 0.1)):
+        named(tmp_path / "b.tif", 110, names, scale)
+        with pytest.raises(DataError, match="a mosaic is of tiles of one kind"):
+            mosaic_job(str(tmp_path), str(tmp_path / "maps" / "map.tif"))
+
+
+def test_each_band_has_its_own_nodata(tmp_path) -> None:
+    array = pixels()
+    array[:, :10] = np.array([1, 2, 3])[:, None, None]
+    for number, name in enumerate("ab"):
+        part = tile(tmp_path / f"part-{name}.tif", array, 0, 110 * number)
+        rasterio.shutil.copy(part, tmp_path / f"{name}.vrt", driver="VRT")
+        text = (tmp_path / f"{name}.vrt").read_text()
+        for band in (1, 2, 3):
+            text = re.sub(
+                f'(<VRTRasterBand [^>]*band="{band}"[^>]*>)', rf"\1<NoDataValue>{band}</NoDataValue>", text
+            )
+        (tmp_path / f"{name}.vrt").write_text(text)
+    joined, _ = mosaic_job(str(tmp_path / "*.vrt"), str(tmp_path / "maps" / "map.tif"))
+    with open_scene(joined) as scene:
+        valid = scene.read((0, 90), (0, 220), (0, 1, 2))[1]
+    assert not valid[:10].any()
+    assert valid[10:].mean() > 0.99
+
+
+def test_the_folder_of_the_map_may_be_a_link(tmp_path) -> None:
+    tiles = quarters(tmp_path / "tiles", pixels())
+    (tmp_path / "far" / "away" / "maps").mkdir(parents=True)
+    (tmp_path / "maps").symlink_to(tmp_path / "far" / "away" / "maps")
+    assert not run(*mosaic_job(str(tiles), str(tmp_path / "maps" / "map.tif"))).skipped

@@ -13,7 +13,7 @@ import rasterio.features
 import shapely
 import shapely.geometry
 
-from d2ls.errors import ConfigError, DataError
+from d2ls.errors import ConfigError, DataError, StorageError
 from d2ls.inference import Predictor
 from pipeline.predict import main
 from pipeline.prediction import rows as rows_module
@@ -308,3 +308,47 @@ def test_one_file_of_polygons_for_several_scenes_is_refused(tmp_path) -> None:
         scene(scenes / name)
     with pytest.raises(ConfigError, match="2 scenes have a file of polygons each; leave the name out"):
         main(["model", str(scenes), str(tmp_path / "maps"), "--polygons", "p.gpkg"])
+
+
+def test_a_finished_file_stays_when_another_one_is_added(tmp_path) -> None:
+    source = scene(tmp_path / "s.tif")
+    run(source, tmp_path / "map.tif", polygons=PolygonOptions())
+    layer_names = pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0].tolist()
+    write_features(
+        tmp_path / "map.gpkg", "mine", np.array([shapely.Point(1, 2)], object), {}, UTM, geometry_type="Point"
+    )
+    before = (tmp_path / "map.tif").stat().st_mtime_ns
+    assert not run(source, tmp_path / "map.tif", polygons=PolygonOptions(), style=True).skipped
+    assert (tmp_path / "map.qml").is_file()
+    assert {*pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0]} == {*layer_names, "mine"}
+    assert (tmp_path / "map.tif").stat().st_mtime_ns == before
+    run(source, tmp_path / "map.tif", polygons=PolygonOptions(), style=True, overwrite=True)
+    assert {*pyogrio.list_layers(tmp_path / "map.gpkg")[:, 0]} == {*layer_names}
+
+
+def test_a_zone_without_a_name_is_not_the_whole_map(tmp_path) -> None:
+    source = scene(tmp_path / "s.tif")
+    x, y = TRANSFORM @ (5, 5)
+    boxes = [
+        shapely.box(x, y - 3, x + 3, y),
+        shapely.box(x, y - 6, x + 3, y - 3),
+        shapely.box(x, y - 9, x + 3, y - 6),
+    ]
+    zones = layer(tmp_path / "zones.gpkg", *boxes, name=["", None, "north"])
+    run(source, tmp_path / "map.tif", areas=AreaOptions(str(zones), "name"))
+    rows = (tmp_path / "map.areas.csv").read_text().splitlines()[1:]
+    assert list(dict.fromkeys(row.split(",")[0] for row in rows)) == ["", "number 1", "number 2", "north"]
+    assert (tmp_path / "map.areas.md").read_text().count("| whole map | no data |") == 1
+
+
+def test_a_full_disk_is_reported_and_kills_nothing(tmp_path, monkeypatch) -> None:
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    source = scene(tmp_path / "s.tif")
+    with pytest.raises(StorageError, match=r"cannot be written: .*No space left on device"):
+        run(source, tmp_path / "map.tif", min_area_m2=9.0)
+    monkeypatch.undo()
+    run(source, tmp_path / "map.tif", min_area_m2=9.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml", "s.tif"]

@@ -8,7 +8,7 @@ from rasterio.warp import transform
 
 from d2ls.window import Window
 from sharding.files import FileRef
-from sharding.raster import open_raster
+from sharding.raster import grids, open_raster
 from sharding.raster.grids import AlignedLabels, compare_grids
 from tests.geodata.tiffs import CRS, PIXEL, PLACE, ids, pixels, tif
 
@@ -61,3 +61,20 @@ def test_each_pixel_takes_the_label_at_its_centre_in_any_crs(tmp_path, crs):
         if inside:
             assert result[row, column] == number[int(at[1]), int(at[0])]
     assert covered.any()
+
+
+def test_an_alpha_channel_that_is_opaque_in_a_part_is_kept_in_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(grids, "_BLOCK", 192 * 16)
+    alpha = np.full_like(ids(), 255)
+    alpha[100:, 50] = 0
+    tif(tmp_path / "i.tif", pixels())
+    for name, bands in (
+        ("l", [ids(), alpha]),
+        ("c", [*pixels(1), alpha]),
+        ("o", [ids(), np.full_like(alpha, 255)]),
+    ):
+        tif(tmp_path / f"{name}.tif", np.stack(bands))
+        with opened(tmp_path / "i.tif") as image, opened(tmp_path / f"{name}.tif") as labels:
+            result, _ = AlignedLabels(labels, image).read(Window(0, 0, 128, 192), colors=name == "c")
+        expected = bands[0] if name == "o" else np.stack(bands, axis=-1)
+        np.testing.assert_array_equal(result, expected)

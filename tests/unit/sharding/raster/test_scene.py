@@ -7,6 +7,7 @@ from rasterio.crs import CRS
 
 from d2ls import storage
 from d2ls.errors import DataError
+from sharding.raster.base import Reading
 from sharding.raster.scene import open_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -143,3 +144,20 @@ def test_a_remote_tiff_is_read_by_windows_where_it_lies(tmp_path, monkeypatch) -
         )
     with pytest.raises(DataError, match=r"s3://bucket/none\.tif: no such file"):
         open_scene("s3://bucket/none.tif")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_resampling_mixes_no_nodata_value_into_others(tmp_path, suffix, factor) -> None:
+    pixels = np.full((3, 60, 80), 200, np.uint8)
+    pixels[:, :, :31] = 7
+    path = tmp_path / f"s.{suffix}"
+    if suffix == "tif":
+        scene_file(path, pixels)
+    else:
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    grid = (round(60 * factor), round(80 * factor))
+    with open_scene(path, Reading(nodata=7)) as scene:
+        result, valid = scene.read((0, grid[0]), (0, grid[1]), (0, 1, 2), grid)
+    assert set(np.unique(result[valid])) == {200}
+    assert valid.mean() == pytest.approx(49 / 80, abs=0.02)
