@@ -129,9 +129,9 @@ def scoring_cluster(recipe: "Recipe", workers: int | None, address: str | None) 
     return recipe.cluster.changed(workers, address)
 
 
-def warn_without_effect(recipe: "Recipe", overrides: Iterable[str]) -> None:
-    """Prints to the error stream which overrides change nothing in a recipe."""
-    for words in recipe.without_effect(override.partition("=")[0].strip() for override in overrides):
+def warn(sentences: Iterable[str]) -> None:
+    """Prints warnings to the error stream."""
+    for words in sentences:
         print(f"warning: {words}", file=sys.stderr)  # noqa: T201
 
 

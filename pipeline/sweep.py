@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.cli import add_recipe, parser, run_command
+from pipeline.cli import add_recipe, parser, run_command, warn
 
 EXAMPLES = """\
   python -m pipeline.sweep                          # the demo: makes its own data, ends with a registered model
@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = command.parse_args(arguments)
 
     from pipeline.config import load_recipe
+    from pipeline.config.recipe import override_keys
     from pipeline.training.run_folder import check_name
     from pipeline.tuning.plan import show_plan
-    from pipeline.tuning.space import refuse_overridden
+    from pipeline.tuning.space import in_vain, refuse_overridden
     from pipeline.tuning.state import is_output_dir
 
     if options.resume:
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         recipe = load_recipe(options.recipe, options.overrides)
         refuse_overridden(recipe, options.overrides)
+        warn(in_vain(recipe, override_keys(options.overrides)))
     if options.plan:
         show_plan(recipe, seeds=options.seeds)
         return

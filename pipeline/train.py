@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pipeline import cli
 from pipeline.config import load_recipe
+from pipeline.config.recipe import override_keys
 from pipeline.training.run import TrainRequest, TrainResult, train
 from pipeline.training.run_folder import RunFolder, new_name
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe, options.overrides)
-    cli.warn_without_effect(recipe, options.overrides)
+    cli.warn(recipe.without_effect(override_keys(options.overrides)))
     name = options.resume or options.name or new_name(recipe)
     request = TrainRequest(recipe, name=name, resume=bool(options.resume), profile=options.profile)
     try:

@@ -44,6 +44,15 @@ NEEDS: dict[str, tuple[str, Allowed]] = {
     "loss.contrastive": ("model.dictionary", ("dynamic",)),
     "loss.contrastive_weight": ("loss.contrastive", ("ratio", "infonce")),
     "loss.temperature": ("loss.contrastive", ("infonce",)),
+    "loader.skip_limit": ("loader.bad_samples", ("skip",)),
+    "train.non_finite_limit": ("train.non_finite", ("skip",)),
+    "train.min_delta": ("train.patience", Above(0)),
+    "train.schedule.final_lr": ("train.schedule.name", ("cosine", "polynomial")),
+    "sweep.grace_epochs": ("sweep.scheduler", ("asha",)),
+    "sweep.reduction_factor": ("sweep.scheduler", ("asha",)),
+    "data.codec.quality": ("data.codec.name", ("jpg",)),
+    "data.codec.level": ("data.codec.name", ("png", "webp", "tif")),
+    "data.codec.compression": ("data.codec.name", ("tif",)),
 }
 """Keys that have no effect unless another key, which must itself have an effect, has one of these values."""
 

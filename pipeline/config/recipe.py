@@ -239,6 +239,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
+def override_keys(overrides: Iterable[str]) -> list[str]:
+    """Returns the dotted keys of `key.sub=value` strings."""
+    return [override.partition("=")[0].strip() for override in overrides]
+
+
 def expand_files(overrides: Iterable[str]) -> list[str]:
     """Replaces each `@file.yaml` among `key.sub=value` strings by one such string for every value in that file.
 

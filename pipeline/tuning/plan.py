@@ -16,7 +16,7 @@ from pipeline.tuning.space import (
     check_space,
     configurations,
     describe,
-    swept_in_vain,
+    in_vain,
     trial_recipe,
 )
 
@@ -64,7 +64,7 @@ class Plan:
         if machines is not None:
             fits, resources = _fitting(trial_recipe(recipe, chosen[0] if chosen else {}), machines)
             concurrent = min(fits, recipe.sweep.max_concurrent_trials or count, count)
-        return cls(recipe, chosen, seeds - 1, concurrent, resources, swept_in_vain(recipe))
+        return cls(recipe, chosen, seeds - 1, concurrent, resources, in_vain(recipe, recipe.sweep.space))
 
     @property
     def trials(self) -> int:

@@ -16,7 +16,7 @@ from d2ls.errors import ConfigError
 from pipeline.config import Recipe
 from pipeline.config.base import Scalar
 from pipeline.config.model import NEEDS, unmet
-from pipeline.config.recipe import check_key
+from pipeline.config.recipe import check_key, override_keys
 from pipeline.config.sweep import Axis
 
 Values = dict[str, Scalar]
@@ -96,7 +96,7 @@ def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
         ConfigError: names the key, and how to set it.
     """
     flat = recipe.flat()
-    for key in (override.partition("=")[0].strip() for override in overrides):
+    for key in override_keys(overrides):
         fixed = recipe.sweep.overrides.get(key, flat.get(key))
         if fixed != flat.get(key):
             raise ConfigError(
@@ -105,21 +105,23 @@ def refuse_overridden(recipe: Recipe, overrides: Iterable[str]) -> None:
             )
 
 
-def swept_in_vain(recipe: Recipe) -> list[str]:
-    """Returns a sentence for each swept key that has an effect in no configuration, with the reason."""
-    space, flat = recipe.sweep.space, base_recipe(recipe).flat()
+def in_vain(recipe: Recipe, keys: Iterable[str]) -> list[str]:
+    """Returns a sentence for each of some dotted keys that has an effect in no configuration, with the reason."""
+    space, flat, of_trials = recipe.sweep.space, base_recipe(recipe).flat(), trial_recipe(recipe, {}).flat()
 
     def reason(key: str) -> str | None:
         if key not in NEEDS:
             return None
         needed, allowed = NEEDS[key]
         axis = space.get(needed)
-        possible = (flat[needed],) if axis is None else axis.values or ()
+        possible = {flat[needed], of_trials[needed]} if axis is None else axis.values or ()
         if any(value in allowed for value in possible):
             return reason(needed)
         return f"{needed} is {' or '.join(map(str, possible))}, not {' or '.join(map(str, allowed))}"
 
-    return [f"{key} is swept in vain: {why}" for key in space if (why := reason(key))]
+    # Switching off what has no effect is no mistake.
+    chosen = [key for key in keys if key in space or flat.get(key) not in ("none", False)]
+    return [f"{key} has no effect in any trial: {why}" for key in chosen if (why := reason(key))]
 
 
 def sample(space: Mapping[str, Axis], flat: Mapping[str, Any], generator: np.random.Generator) -> Values:

@@ -11,8 +11,8 @@ from d2ls.models import BASELINES
 from pipeline import cli
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
 from pipeline.config.model import Architecture
-from pipeline.config.recipe import RECIPES
-from pipeline.tuning.space import configurations, swept_in_vain
+from pipeline.config.recipe import RECIPES, override_keys
+from pipeline.tuning.space import configurations, in_vain
 
 BASE = {"name": "x", "data": {"source": "loveda"}, "shards": {"uri": "s"}}
 
@@ -95,7 +95,7 @@ def test_class_weights_by_name_are_one_key_and_name_classes_that_exist():
 
 def test_commands_warn_of_overrides_without_effect(capsys: pytest.CaptureFixture[str]):
     overrides = ["model.dictionary=none", "loss.contrastive=none", "model.stages=2", "train.epochs=3"]
-    cli.warn_without_effect(parse(*overrides), overrides)
+    cli.warn(parse(*overrides).without_effect(override_keys(overrides)))
     warnings = capsys.readouterr().err
     why = "model.dictionary is none, it counts with dynamic or static"
     assert warnings == f"warning: model.stages has no effect: {why}\n"
@@ -116,7 +116,7 @@ def test_every_search_that_ships_fits_every_recipe(file: Path):
     for name in recipe_names():
         recipe = load_recipe(name, [f"sweep=@{file}"])
         assert len(configurations(recipe)) > 1
-        assert swept_in_vain(recipe) == []
+        assert in_vain(recipe, recipe.sweep.space) == []
 
 
 def test_a_file_of_overrides_sets_its_keys_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,8 +8,8 @@ from pipeline.tuning.space import (
     configurations,
     describe,
     final_recipe,
+    in_vain,
     refuse_overridden,
-    swept_in_vain,
     trial_key,
     trial_recipe,
 )
@@ -52,8 +52,8 @@ def test_keys_of_a_loss_term_are_swept_where_it_has_a_weight():
         ("none", None), ("effective", 0.9), ("effective", 0.99),
     }  # fmt: skip
     vain = recipe("sweep.space.loss.focal_gamma={values: [1, 2]}")
-    assert swept_in_vain(vain) == [
-        "loss.focal_gamma is swept in vain: loss.focal_weight is 0.0, not more than 0"
+    assert in_vain(vain, vain.sweep.space) == [
+        "loss.focal_gamma has no effect in any trial: loss.focal_weight is 0.0, not more than 0"
     ]
 
 
@@ -82,13 +82,21 @@ def test_keys_without_effect_are_left_out_so_that_a_baseline_is_tried_once():
     assert len(tried) == 2 + 2 * 4
 
 
-def test_keys_swept_in_vain_are_named():
+def test_keys_in_vain_are_named():
     vain = recipe("model.dictionary=none", "loss.contrastive=none", "sweep.overrides={}")
-    stages, temperature = swept_in_vain(vain)
-    assert stages == "model.stages is swept in vain: model.dictionary is none, not dynamic or static"
-    assert "loss.temperature is swept in vain: loss.contrastive is none" in temperature
-    assert swept_in_vain(recipe()) == []
-    assert swept_in_vain(recipe("sweep.space.model.architecture={values: [d2ls, unet]}")) == []
+    stages, temperature = in_vain(vain, vain.sweep.space)
+    assert (
+        stages == "model.stages has no effect in any trial: model.dictionary is none, not dynamic or static"
+    )
+    assert "loss.temperature has no effect in any trial: loss.contrastive is none" in temperature
+    assert in_vain(vain, ["loss.contrastive", "train.epochs"]) == []
+    (delta,) = in_vain(recipe("train.min_delta=0.01"), ["train.min_delta"])
+    assert delta == "train.min_delta has no effect in any trial: train.patience is None, not more than 0"
+    patient = recipe("train.min_delta=0.01", "sweep.trial_overrides={train.patience: 2}")
+    assert in_vain(patient, ["train.min_delta"]) == []
+    both = recipe("sweep.space.model.architecture={values: [d2ls, unet]}")
+    for fine in (recipe(), both):
+        assert in_vain(fine, fine.sweep.space) == []
 
 
 def test_random_is_seeded_bounded_and_within_range():
