@@ -112,7 +112,10 @@ def _file_array(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Returns an array in a file. Its place is reserved first: on a full disk, writing to it would kill the process."""
     try:
         with file.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, size[0] * size[1])
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size[0] * size[1])
+            else:  # macOS cannot reserve it
+                stream.truncate(size[0] * size[1])
         return np.memmap(file, np.uint8, "r+", shape=size)
     except OSError as error:
         raise StorageError(f"{file}: cannot be written: {error}") from error
