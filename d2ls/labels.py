@@ -22,6 +22,9 @@ IGNORE_COLOR = (0, 0, 0)
 MAX_WHOLE = 2**53
 """Floats below this hold every whole number exactly."""
 
+ROUNDING = 80
+"""Largest distance of a channel from 0 or 255 that `LabelCodes.rounded` bridges."""
+
 Color = tuple[int, int, int]
 
 
@@ -99,12 +102,15 @@ class LabelCodes:
         colors: raw colour to class id; empty where ids are used.
         nan_ignored: NaN in label images of a float type is `IGNORE`.
         transparent_ignored: pixels with an alpha of 0 are `IGNORE`.
+        rounded: an unknown colour whose channels are near 0 or 255 is the colour of these, for label images that were
+            compressed with loss.
     """
 
     ids: Mapping[int, int]
     colors: Mapping[Color, int]
     nan_ignored: bool = False
     transparent_ignored: bool = False
+    rounded: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.ids) == bool(self.colors):
@@ -150,7 +156,12 @@ class LabelCodes:
         if raw.ndim != 3 or raw.shape[2] != 3:
             raise LabelError(f"{where}: label colours need an RGB image, this one has shape {raw.shape}")
         codes = {_pack_color(color): value for color, value in self.colors.items()}
-        return self._lookup(_pack(raw), codes, where, origin, as_color=True)
+        packed = _pack(raw)
+        if self.rounded:
+            rounded = _pack(_ROUND[raw])
+            bridged = np.isin(rounded, list(codes)) & ~np.isin(packed, list(codes))
+            packed = np.where(bridged, rounded, packed)
+        return self._lookup(packed, codes, where, origin, as_color=True)
 
     def _encode_ids(
         self, raw: npt.NDArray[Any], where: str, origin: tuple[int, int]
@@ -251,6 +262,10 @@ def _pack(raw: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         packed <<= 8
         packed |= raw[..., band]
     return packed
+
+
+_ROUND = np.arange(256, dtype=np.uint8)
+_ROUND[: ROUNDING + 1], _ROUND[255 - ROUNDING :] = 0, 255
 
 
 def _pack_color(color: Color) -> int:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from d2ls.errors import DataError
 from d2ls.labels import LabelCodes
@@ -42,6 +42,7 @@ class ScannedScene:
         """Opens the image and its labels."""
         scene = self.scene
         assert scene.mask is not None
+        codes = replace(codes, rounded=True) if scene.lossy_labels else codes
         with (
             open_raster(scene.image, reading) as image,
             open_labels(scene.mask, image, codes, resampled=self.resampled, area=scene.area) as labels,

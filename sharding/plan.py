@@ -239,6 +239,7 @@ def _task(split: str, number: int, cuts: tuple[Cut, ...], recording: Recording) 
         item, scene = cut.item, cut.item.scene
         state = [scene.image.stamp, scene.mask.stamp if scene.mask else ""]
         state += [scene.area.hex()] if scene.area else []
+        state += ["lossy"] * scene.lossy_labels
         content.append(
             [scene.id, scene.group, dict(scene.tags), state, asdict(item.info), item.bands, item.resampled]
         )

@@ -33,6 +33,7 @@ class Scene:
         tags: shown but not interpreted (`area: Urban`).
         region: the part that is used, in pixels of the image; None for all of it.
         area: the labelled ground, as WKB in the CRS of the image; None for all of it.
+        lossy_labels: the label image was compressed with loss, so its colours are rounded (`LabelCodes.rounded`).
     """
 
     id: str
@@ -43,6 +44,7 @@ class Scene:
     tags: Mapping[str, str] = field(default_factory=dict)
     region: Window | None = None
     area: bytes | None = None
+    lossy_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Source(ABC):
         self.left_out: list[LeftOut] = []
         self.notes: list[str] = []
         self.extra: dict[str, Any] = {}
+        self._nested: list[FileRef] = []
 
     @abstractmethod
     def scenes(self) -> Iterator[Scene]:
@@ -108,7 +111,9 @@ class Source(ABC):
 
     def tree(self) -> FileTree:
         """Lists the files below the root, archives included and checked."""
-        return FileTree.open(self.root, md5=self.md5, **self.access)
+        tree = FileTree.open(self.root, md5=self.md5, **self.access)
+        self._nested = [ref for ref in tree.files.values() if ref.member and ref.suffix == ".zip"]
+        return tree
 
     def pairs(
         self,
@@ -139,10 +144,12 @@ class Source(ABC):
 
     def nothing_found(self, expected: str) -> DataError:
         """Makes the error for a folder that does not hold this data set."""
-        return DataError(
-            f"{self.root}: no {self.name} data set here. Expected {expected}. "
-            "Point data.root at the folder that holds it."
-        )
+        advice = "Point data.root at the folder that holds it."
+        if self._nested:
+            advice = (
+                f"{self._nested[0]} is an archive in an archive, which is not read: unpack the outer one."
+            )
+        return DataError(f"{self.root}: no {self.name} data set here. Expected {expected}. {advice}")
 
 
 def collect(keyed: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:

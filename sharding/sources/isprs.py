@@ -1,13 +1,13 @@
 """Base of Potsdam and Vaihingen: classes, label colours, official parts, kinds of labels, the held-out part."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from d2ls.labels import IGNORE, ClassTable, LabelCodes
 from sharding.files import FileRef, FileTree
-from sharding.sources.base import Protocol, Scene, Source, choice, names, refuse_unknown
+from sharding.sources.base import Protocol, Scene, Source, choice, collect, names, refuse_unknown
 from sharding.tiling import Tiling
 
 CLASSES = ClassTable.create(
@@ -26,8 +26,8 @@ class Isprs(Source):
     Options:
         val: tiles held out of the official training part (protocol `clean`; the `paper` protocol has no such part).
         drop: tiles left out.
-        train_labels, eval_labels: `full`, `eroded` (borders of objects ignored), or `auto`: eroded if the eroded labels
-            are on disk, else full; the card records which.
+        train_labels, eval_labels: `full`, `eroded` (borders of objects ignored), or `auto`: eroded if eroded labels of
+            the split are on disk, else full; the card records which.
     """
 
     classes = CLASSES
@@ -39,6 +39,8 @@ class Isprs(Source):
     test_tiles: ClassVar[tuple[str, ...]]
     default_val: ClassVar[tuple[str, ...]]
     default_drop: ClassVar[tuple[str, ...]] = ()
+    lossy_tiles: ClassVar[tuple[str, ...]] = ()
+    departures: ClassVar[tuple[str, ...]] = ()
     expected: ClassVar[str]
 
     def __init__(
@@ -75,13 +77,14 @@ class Isprs(Source):
         for split, tiles in self._parts().items():
             kind = self._kinds["train" if split == "train" else "eval"]
             if kind == "auto":
-                kind = "eroded" if eroded else "full"
+                kind = "eroded" if any(tile in eroded for tile in tiles) else "full"
             masks = eroded if kind == "eroded" else full
             self.extra.setdefault("labels", {})[split] = kind
             yield from self._split(split, tiles, images, masks, kind)
         if self.protocol == "paper":
             self.extra["departures"] = [
-                "no part of train is held out: whatever is selected is selected on test"
+                "no part of train is held out: whatever is selected is selected on test",
+                *self.departures,
             ]
 
     def _parts(self) -> dict[str, tuple[str, ...]]:
@@ -108,7 +111,13 @@ class Isprs(Source):
                     "others with data.options.train_labels and data.options.eval_labels"
                 )
             else:
-                yield Scene(tile, split, images[tile], masks.get(tile), tile, tags={"labels": kind})
+                lossy = tile in self.lossy_tiles
+                if lossy:
+                    self.notes.append(
+                        f"{masks.get(tile)}: unknown colours near those of a class are taken as that class"
+                    )
+                tags = {"labels": kind}
+                yield Scene(tile, split, images[tile], masks.get(tile), tile, tags, lossy_labels=lossy)
         orphans = [tile for tile in tiles if tile in masks and tile not in images]
         self.missing += [
             f"{masks[tile]}: no image for this label image. Unpack the images again" for tile in orphans
@@ -118,3 +127,16 @@ class Isprs(Source):
         for tile, ref in images.items():
             if tile not in self.train_tiles + self.test_tiles:
                 self.missing.append(f"{ref}: {tile} is no tile of the official lists; remove the file")
+
+
+def complete_first(tree: FileTree, files: Iterable[tuple[str, FileRef]]) -> dict[str, FileRef]:
+    """Returns a label image of each tile: one of the complete set, else one "for participants".
+
+    The publisher offers both; the sets for participants hold the training tiles again.
+    """
+    complete: list[tuple[str, FileRef]] = []
+    participants: list[tuple[str, FileRef]] = []
+    for tile, ref in files:
+        inside = str(ref).removeprefix(str(tree.root))
+        (participants if "for_participants" in inside else complete).append((tile, ref))
+    return {**collect(participants), **collect(complete)}

@@ -3,14 +3,16 @@
     2_Ortho_RGB/top_potsdam_2_10_RGB.tif            3_Ortho_IRRG/..._IRRG.tif      4_Ortho_RGBIR/..._RGBIR.tif
     5_Labels_all/top_potsdam_2_10_label.tif         5_Labels_all_noBoundary/..._label_noBoundary.tif
 
-unpacked or as the zips of the publisher. Tile 7_10 has known annotation errors and is dropped by default.
+unpacked or as the zips of the publisher. Tile 7_10 has known annotation errors and is dropped by default. The label
+image of 4_12 in 5_Labels_all was compressed with loss, and in 6_7 most cars are (252, 255, 0): colours of these two
+tiles are rounded.
 """
 
 from typing import Any
 
 from sharding.files import FileRef, FileTree
 from sharding.sources.base import choice, collect
-from sharding.sources.isprs import Isprs
+from sharding.sources.isprs import Isprs, complete_first
 
 IMAGERY = {
     "RGB": ("red", "green", "blue"),
@@ -68,6 +70,10 @@ class Potsdam(Isprs):
     )
     default_val = ("2_12", "4_10", "5_12", "6_8", "7_9")
     default_drop = ("7_10",)
+    lossy_tiles = ("4_12", "6_7")
+    departures = (
+        "label colours of 4_12 and 6_7 are rounded; GeoSeg takes unknown colours as impervious surface",
+    )
     expected = (
         "2_Ortho_RGB/top_potsdam_2_10_RGB.tif and 5_Labels_all/top_potsdam_2_10_label.tif, or their zips"
     )
@@ -81,9 +87,8 @@ class Potsdam(Isprs):
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
         """Finds the tiles by file name, in any folder."""
         self.extra["imagery"] = self._imagery
-        endings = (self._imagery, "label", "label_noBoundary")
         images, full, eroded = (
-            collect((match[1], ref) for match, ref in tree.find(rf"top_potsdam_(\d+_\d+)_{ending}\.tif"))
-            for ending in endings
+            [(match[1], ref) for match, ref in tree.find(rf"top_potsdam_(\d+_\d+)_{ending}\.tif")]
+            for ending in (self._imagery, "label", "label_noBoundary")
         )
-        return images, full, eroded
+        return collect(images), complete_first(tree, full), complete_first(tree, eroded)

@@ -12,9 +12,7 @@ from pathlib import PurePosixPath
 
 from sharding.files import FileRef, FileTree
 from sharding.sources.base import collect
-from sharding.sources.isprs import Isprs
-
-PARTICIPANTS = "gts_for_participants"
+from sharding.sources.isprs import Isprs, complete_first
 
 
 class Vaihingen(Isprs):
@@ -54,17 +52,13 @@ class Vaihingen(Isprs):
 
     def find(self, tree: FileTree) -> tuple[dict[str, FileRef], dict[str, FileRef], dict[str, FileRef]]:
         """Finds the areas; if several folders hold labels, the complete ones are used."""
-        files_of: dict[str, list[tuple[str, FileRef]]] = {
-            "top": [],
-            PARTICIPANTS: [],
-            "complete": [],
-            "eroded": [],
-        }
+        images: list[tuple[str, FileRef]] = []
+        full: list[tuple[str, FileRef]] = []
+        eroded: list[tuple[str, FileRef]] = []
         for name, ref in tree.files.items():
             path = PurePosixPath(name)
             match = re.fullmatch(r"top_mosaic_09cm_area(\d+)(_noBoundary)?\.tif", path.name)
             if match:
-                folder = path.parent.name if path.parent.name in ("top", PARTICIPANTS) else "complete"
-                files_of["eroded" if match[2] else folder].append((match[1], ref))
-        labels = {**collect(files_of[PARTICIPANTS]), **collect(files_of["complete"])}
-        return collect(files_of["top"]), labels, collect(files_of["eroded"])
+                labels = eroded if match[2] else full
+                (images if path.parent.name == "top" else labels).append((match[1], ref))
+        return collect(images), complete_first(tree, full), complete_first(tree, eroded)
