@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from sharding.sources.splitting import HeldOut
 class OfficialParts(Source):
     """A reader of three parts. The option `select` (`{fraction: 0.1, seed: 42}`) holds out training scenes.
 
-    The test part is a split if its labels exist, else it is left out.
+    The test part is a split if its labels exist, else it is left out. Under the protocol `paper` train holds the
+    scenes of val too, and nothing is held out.
 
     Attributes:
         parts: the parts as spelled in folder names; their splits are in lower case.
@@ -41,10 +43,21 @@ class OfficialParts(Source):
 
     def scenes(self) -> Iterator[Scene]:
         """Yields the scenes of the three parts; with the option `select`, some scenes of train as split `select`."""
-        if self._held_out and self.protocol == "clean":
+        if self.protocol == "paper":
+            yield from self._as_released()
+        elif self._held_out:
             yield from self._held_out.apply(self._official(), lambda scene: scene.group or scene.id)
         else:
             yield from self._official()
+
+    def _as_released(self) -> Iterator[Scene]:
+        departures = self.extra.setdefault("departures", [])
+        departures.append(
+            "train holds the scenes of val too, so whatever is selected on val is selected on train"
+        )
+        scenes = [replace(scene, group=scene.group or scene.id) for scene in self._official()]
+        yield from (replace(scene, split="train") for scene in scenes if scene.split in ("train", "val"))
+        yield from (scene for scene in scenes if scene.split != "train")
 
     def _official(self) -> Iterator[Scene]:
         tree = self.tree()

@@ -199,6 +199,18 @@ def test_loveda_offers_a_test_part_that_has_labels(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["loveda", "uavid"])
+def test_the_paper_trains_on_val_too(source, tmp_path):
+    tree = TREES[source]
+    tree.build(tmp_path / "raw")
+    clean = [scene.id for scene in open_source(source, tmp_path / "raw").scenes() if scene.mask]
+    more = ("data.protocol=paper", "data.tiling={default: {}}", "roles.val=val", "roles.test=test")
+    card = ensure_shards(recipe(tree, tmp_path / "raw", tmp_path / "out", *more), no_ray=True)
+    assert (card.splits["train"].samples, card.splits["val"].samples) == (len(clean), tree.splits["val"])
+    assert card.scene_check == "shared"
+    assert any("train holds the scenes of val too" in text for text in card.extra["departures"])
+
+
+@pytest.mark.parametrize("source", ["loveda", "uavid"])
 def test_recipes_hold_out_training_scenes_that_select(source, tmp_path):
     tree = TREES[source]
     tree.build(tmp_path)
