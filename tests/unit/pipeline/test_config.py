@@ -298,3 +298,23 @@ def test_anchors_and_aliases_are_read(tmp_path: Path):
     file = tmp_path / "search.yaml"
     file.write_text("space: {model.stages: &v {values: [2, 4]}, model.heads: *v}\n")
     assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "crop", "changes"),
+    [
+        ("loveda", (30, 8, 8e-5), (512, (0.75, 1.5), 0.75), (0.5, 0, 0)),
+        ("uavid", (45, 4, 1e-4), (1024, None, None), (0, 0.25, 0.5)),
+        ("potsdam", (45, 4, 1e-4), (768, (0.75, 1.5), 0.75), (0.25, 0, 0)),
+        ("vaihingen", (45, 4, 1e-4), (512, (0.5, 1.5), 0.5), (0.5, 0, 0)),
+        ("cloud", (100, 4, 1e-4), (512, None, None), (0, 0.25, 0.5)),
+        ("grass", (100, 4, 1e-4), (256, None, None), (0, 0.25, 0.5)),
+    ],
+)
+def test_recipes_train_as_published(name, training, crop, changes):
+    recipe = load_recipe(name)
+    train, augmentation = recipe.train, recipe.loader.augmentation
+    assert (train.epochs, train.global_batch_size, train.optimizer.lr) == training
+    assert (augmentation.crop_size, augmentation.scale, augmentation.max_class_fraction) == crop
+    assert (augmentation.quarter_turns, augmentation.brightness_contrast, augmentation.sharpen) == changes
+    assert (augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.mosaic) == (0.5, 0.5, 0.25)
