@@ -41,6 +41,7 @@ class Isprs(Source):
     default_drop: ClassVar[tuple[str, ...]] = ()
     lossy_tiles: ClassVar[tuple[str, ...]] = ()
     departures: ClassVar[tuple[str, ...]] = ()
+    released_stride: ClassVar[int] = 1024
     expected: ClassVar[str]
 
     def __init__(
@@ -57,7 +58,10 @@ class Isprs(Source):
         self._take_options(rest)
         refuse_unknown(rest, ("val", "drop", "train_labels", "eval_labels", *self.more_options), self.name)
         super().__init__(root, protocol, access)
-        self.tiling = {"default": Tiling(1024, edge="pad" if protocol == "paper" else "shift")}
+        self.tiling = {"default": Tiling(1024)}
+        if protocol == "paper":
+            train = Tiling(1024, self.released_stride, edge="pad")
+            self.tiling = {"default": Tiling(1024, edge="pad"), "train": train}
 
     more_options: ClassVar[tuple[str, ...]] = ()
 

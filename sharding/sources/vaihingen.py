@@ -41,6 +41,7 @@ class Vaihingen(Isprs):
         "35",
         "38",
     )
+    released_stride = 512
     default_val = ("11", "15", "28", "30")
     expected = (
         "top/top_mosaic_09cm_area1.tif and gts_for_participants/top_mosaic_09cm_area1.tif, or their zips"

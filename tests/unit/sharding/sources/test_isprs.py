@@ -11,6 +11,7 @@ from sharding.scan import scan
 from sharding.sources import open_source
 from sharding.spec import ShardSpec
 from sharding.validate import LabelCounts, validate
+from tests.loveda_shards import plan_of
 from tests.trees import ISPRS_COLORS, blocks, save, texture
 
 COMPLETE = "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE"
@@ -123,3 +124,21 @@ def test_eroded_labels_of_the_training_areas_do_not_hide_the_test_areas(tmp_path
         "test": 1,
     }
     assert source.extra["labels"] == {"train": "full", "val": "eroded", "test": "full"}
+
+
+def test_the_paper_cuts_training_tiles_of_vaihingen_with_overlap(tmp_path):
+    for area in (1, 2):
+        save(tmp_path / "top" / f"top_mosaic_09cm_area{area}.tif", texture(area, 1500, 1100))
+        save(tmp_path / COMPLETE / f"top_mosaic_09cm_area{area}.tif", np.full((1500, 1100, 3), 255, np.uint8))
+    starts = {}
+    for protocol in ("clean", "paper"):
+        plan = plan_of(ShardSpec("t", "out", "vaihingen", str(tmp_path), protocol, {"val": []}))
+        tiles = [
+            (task.split, tile.window) for task in plan.tasks for cut in task.cuts for _, tile in cut.tiles
+        ]
+        starts[protocol] = Counter((split, window.row, window.column) for split, window in tiles)
+    released = [("train", row, column) for row in (0, 512) for column in (0, 512)]
+    assert starts["paper"] == Counter(
+        released + [("test", row, column) for row in (0, 1024) for column in (0, 1024)]
+    )
+    assert len(starts["clean"]) == 8
