@@ -199,10 +199,13 @@ def names(
     value = options.pop(name, list(default))
     if not isinstance(value, list | tuple):
         raise ConfigError(f"data.options.{name}: {value!r} is not a list")
+    known = tuple(known)
+    numbers = {item.replace("_", ""): item for item in known}  # YAML reads 7_10 without quotes as 710
+    value = [numbers.get(str(item), str(item)) if isinstance(item, int) else str(item) for item in value]
     for item in value:
-        if str(item) not in known:
-            raise ConfigError(f"data.options.{name}: no scene {item!r}. {nearest(str(item), known)}")
-    return tuple(str(item) for item in value)
+        if item not in known:
+            raise ConfigError(f"data.options.{name}: no scene {item!r}. {nearest(item, known)}")
+    return tuple(value)
 
 
 def refuse_unknown(options: Mapping[str, Any], known: Iterable[str], source: str) -> None:

@@ -5,8 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import yaml
 
-from d2ls.errors import DataError
+from d2ls.errors import ConfigError, DataError
 from sharding.scan import scan
 from sharding.sources import open_source
 from sharding.spec import ShardSpec
@@ -142,3 +143,12 @@ def test_the_paper_cuts_training_tiles_of_vaihingen_with_overlap(tmp_path):
         released + [("test", row, column) for row in (0, 1024) for column in (0, 1024)]
     )
     assert len(starts["clean"]) == 8
+
+
+def test_tiles_may_be_named_without_quotes(tmp_path):
+    potsdam(tmp_path, ["2_10", "2_12", "3_10", "7_10"])
+    options = yaml.safe_load("{val: [2_12], drop: [7_10, 2_10]}")
+    scenes = open_source("potsdam", tmp_path, **options).scenes()
+    assert [(scene.split, scene.id) for scene in scenes] == [("train", "3_10"), ("val", "2_12")]
+    with pytest.raises(ConfigError, match="no scene '999'"):
+        open_source("potsdam", tmp_path, drop=[79, 999])
