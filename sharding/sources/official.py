@@ -36,6 +36,10 @@ class OfficialParts(Source):
         self._held_out = HeldOut.take(rest)
         refuse_unknown(rest, ("select",), self.name)
         super().__init__(root, protocol, access)
+        if protocol == "paper":
+            self.extra["departures"] = [
+                "train holds the scenes of val too: whatever is selected on val is selected on train"
+            ]
 
     @abstractmethod
     def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
@@ -51,10 +55,6 @@ class OfficialParts(Source):
             yield from self._official()
 
     def _as_released(self) -> Iterator[Scene]:
-        departures = self.extra.setdefault("departures", [])
-        departures.append(
-            "train holds the scenes of val too, so whatever is selected on val is selected on train"
-        )
         scenes = [replace(scene, group=scene.group or scene.id) for scene in self._official()]
         yield from (replace(scene, split="train") for scene in scenes if scene.split in ("train", "val"))
         yield from (scene for scene in scenes if scene.split != "train")

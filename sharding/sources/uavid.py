@@ -60,7 +60,8 @@ class UAVid(OfficialParts):
         super().__init__(root, protocol, access, **options)
         if protocol == "paper":
             self.tiling = {"default": Tiling(1024, edge="pad")}
-            self.extra["departures"] = [f"only the last {PAPER_ROWS} rows of a frame are used, as in GeoSeg"]
+            rows = f"only the last {PAPER_ROWS} rows of a frame are used, as in GeoSeg"
+            self.extra["departures"].append(rows)
 
     def scene(self, key: str, split: str, image: FileRef, mask: FileRef | None) -> Scene:
         """Makes a scene of a frame; its sequence must belong to the part in whose folder it lies."""
