@@ -125,6 +125,17 @@ def test_too_many_bad_samples_stop_the_run(shards):
         list(load(shards, bad_samples="skip", skip_limit=0))
 
 
+def test_a_bad_sample_counts_once_however_often_it_is_read(shards):
+    shards = DAMAGES["checksum"][0](shards)
+    for loader in (
+        EvaluationLoader(shards, "train", batch_size=4, window=16, bad_samples="skip", skip_limit=1),
+        load(shards, bad_samples="skip", skip_limit=1).loader,
+    ):
+        for epoch in range(2):
+            list(loader if isinstance(loader, EvaluationLoader) else loader.epoch(epoch))
+        assert loader.skipped == 1
+
+
 def test_evaluation_skips_damaged_samples_only_if_set(shards):
     shards = DAMAGES["checksum"][0](shards)
     with pytest.raises(ShardError, match=KEY):
