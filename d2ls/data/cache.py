@@ -19,6 +19,8 @@ from d2ls.shards import ShardFile, ShardSet
 
 _CHUNK = 8 << 20
 _SUFFIX, _PARTIAL = ".tar", ".partial"
+_DIGEST = "[0-9a-f]" * 64
+"""Pattern of the names of files of the cache, so that other files in its folder are left alone."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,11 @@ class ShardCache:
 
     def _evict(self, size: int) -> bool:
         """Removes the least recently used shards until `size` more bytes fit; returns whether they do."""
-        for partial in self._folder.glob("*" + _PARTIAL):
+        for partial in self._folder.glob(_DIGEST + _PARTIAL):
             _remove_abandoned(partial)
-        entries = [(path, path.stat()) for path in self._folder.glob("*" + _SUFFIX)]
+        entries = [(path, path.stat()) for path in self._folder.glob(_DIGEST + _SUFFIX)]
         used = sum(stat.st_size for _, stat in entries)
-        used += sum(path.stat().st_size for path in self._folder.glob("*" + _PARTIAL) if path.exists())
+        used += sum(path.stat().st_size for path in self._folder.glob(_DIGEST + _PARTIAL) if path.exists())
         for path, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
             if used + size <= self._max_bytes:
                 break

@@ -117,7 +117,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_are_n
     folder, split = tmp_path / "cache", split_shards(shards)
     folder.mkdir()
     room = two_shards(shards)
-    dead, alive = folder / "dead.partial", folder / "alive.partial"
+    dead, alive = (folder / f"{digit * 64}.partial" for digit in "de")
     dead.write_bytes(bytes(room))
     with alive.open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -144,6 +144,19 @@ def hammer(split, config, seed, peak):
             source.seek(expected[1])
             assert files.read(shard, expected[1], 64) == source.read(64)
     peak.value += 1
+
+
+def test_files_of_the_user_in_the_folder_stay(shards, tmp_path):
+    folder, split = tmp_path / "cache", split_shards(shards)
+    folder.mkdir()
+    own = [folder / "photos.tar", folder / "film.partial"]
+    for path in own:
+        path.write_bytes(bytes(two_shards(shards)))
+    files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
+    for shard in split.files:
+        assert files.read(shard, 0, 5)
+    assert all(path.exists() for path in own)
+    assert len(kept(folder)) == 3  # two shards, beside the user's
 
 
 def test_many_processes_share_a_bounded_cache(shards, tmp_path):
