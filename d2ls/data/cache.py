@@ -102,7 +102,7 @@ class CachedReader:
             with contextlib.suppress(StorageError):
                 return self._cached.read(name, offset, length)
         else:
-            self._cached.forget(name)  # evicted: an open handle would keep its disk space
+            self._cached.forget_deleted()  # an open handle would keep the disk space of an evicted shard
         if self._cache.fetch(file, storage.join(self._shards.uri, shard)):
             with contextlib.suppress(StorageError):  # another process may have evicted it already
                 return self._cached.read(name, offset, length)

@@ -62,13 +62,14 @@ def test_the_least_recently_used_shard_goes(shards, tmp_path):
     assert ShardCache.name(split.files[second]) in kept(folder)
 
 
-def test_evicted_shards_give_their_disk_space_back(shards, tmp_path):
+@pytest.mark.parametrize("following", [0, 1], ids=["the same shard", "another shard"])
+def test_evicted_shards_give_their_disk_space_back(shards, tmp_path, following):
     folder, split = tmp_path / "cache", split_shards(shards)
     files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
-    (first, *_) = split.files
+    first, *_ = split.files
     files.read(first, 0, 5)
     (folder / ShardCache.name(split.files[first])).unlink()  # as another process would
-    files.read(first, 0, 5)
+    files.read([*split.files][following], 0, 5)
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
     held = [str(handle.readlink()) for handle in handles]
     assert not [name for name in held if str(folder) in name and "(deleted)" in name]
