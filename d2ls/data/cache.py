@@ -38,8 +38,10 @@ class CacheConfig:
     local: bool = False
 
     def path(self) -> Path:
-        """Returns the folder; if unset, one in the system's temporary folder."""
-        return Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / "d2ls-shards"
+        """Returns the folder; if unset, one of this user in the system's temporary folder."""
+        if self.folder:
+            return Path(self.folder)
+        return Path(tempfile.gettempdir()) / f"d2ls-shards-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,18 @@ class ShardCache:
         return shard.blake3 + _SUFFIX
 
     def touch(self, shard: ShardFile) -> bool:
-        """Marks a shard as just used; returns whether it is in the cache."""
+        """Marks a shard as just used; returns whether it is in the cache.
+
+        Raises:
+            StorageError: the folder belongs to another user.
+        """
         now = time.time_ns()  # finer than the kernel's own file times
         try:
             os.utime(self._folder / self.name(shard), ns=(now, now))
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise StorageError(f"cache {self._folder}: {error}") from error
         return True
 
     def fetch(self, shard: ShardFile, uri: str) -> bool:

@@ -1,5 +1,6 @@
 import fcntl
 import multiprocessing
+import os
 import threading
 import time
 from dataclasses import replace
@@ -73,6 +74,16 @@ def test_evicted_shards_give_their_disk_space_back(shards, tmp_path, following):
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
     held = [str(handle.readlink()) for handle in handles]
     assert not [name for name in held if str(folder) in name and "(deleted)" in name]
+
+
+def test_a_cache_of_another_user_is_named(shards, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    files = CachedReader(split_shards(shards), CacheConfig(str(tmp_path / "cache"), local=True))
+    monkeypatch.setattr("os.utime", refused)
+    with pytest.raises(StorageError, match=r"cache: .*not permitted"):
+        files.read(next(iter(split_shards(shards).files)), 0, 5)
 
 
 @pytest.mark.parametrize("damage", ["changed", "short", "long"])
@@ -194,5 +205,5 @@ def test_many_processes_share_a_bounded_cache(shards, tmp_path):
 
 def test_the_default_folder_lies_below_the_temporary_one(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert CacheConfig().path() == tmp_path / "d2ls-shards"
+    assert CacheConfig().path() == tmp_path / f"d2ls-shards-{os.getuid()}"  # another user's cannot be written
     assert replace(CacheConfig(), folder="/x").path().as_posix() == "/x"
