@@ -223,6 +223,7 @@ def _download(uri: str, shard: ShardFile, stream: IO[bytes]) -> None:
             f"{uri}: {count} bytes with BLAKE3 {digest.hexdigest()[:16]}... arrived, the card says {shard.bytes} "
             f"bytes with {shard.blake3[:16]}...: it was changed or damaged; shard or upload the data set again"
         )
+    os.fsync(stream.fileno())  # some disks report only now that they are full
 
 
 def _next_chunk(source: IO[bytes], uri: str) -> bytes:

@@ -76,6 +76,20 @@ def test_evicted_shards_give_their_disk_space_back(shards, tmp_path, following):
     assert not [name for name in held if str(folder) in name and "(deleted)" in name]
 
 
+def test_a_shard_gets_its_name_when_it_is_on_the_disk(shards, tmp_path, monkeypatch):
+    """A network disk reports a full quota only then; later readers would find a damaged shard."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    files = CachedReader(split_shards(shards), CacheConfig(str(tmp_path / "cache"), local=True))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        files.read(next(iter(split_shards(shards).files)), 0, 5)
+    assert not kept(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
 def test_a_cache_of_another_user_is_named(shards, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(1, "Operation not permitted")
