@@ -38,7 +38,9 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     text = os.fspath(uri)
     if not is_local(text):
         raise StorageError(f"{text} is not a local path")
-    return Path(urlsplit(text).path if text.startswith("file:") else text).expanduser().absolute()
+    if text.startswith("file:"):
+        text = urlsplit(text, allow_fragments=False).path
+    return Path(text).expanduser().absolute()
 
 
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
@@ -55,7 +57,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     text = os.fspath(uri)
     if is_local(text):
         return fs.LocalFileSystem(), str(local_path(text))
-    parts = urlsplit(text)
+    parts = urlsplit(text, allow_fragments=False)
     try:
         if parts.scheme == "s3" and not parts.query:
             return _s3(_s3_endpoint()), parts.netloc + parts.path

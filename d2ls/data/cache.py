@@ -19,6 +19,8 @@ from d2ls.shards import ShardFile, ShardSet
 
 _CHUNK = 8 << 20
 _SUFFIX, _PARTIAL = ".tar", ".partial"
+_DIGEST = "[0-9a-f]" * 64
+"""Pattern of the names of files of the cache, so that other files in its folder are left alone."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class CacheConfig:
     local: bool = False
 
     def path(self) -> Path:
-        """Returns the folder; if unset, one in the system's temporary folder."""
-        return Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / "d2ls-shards"
+        """Returns the folder; if unset, one of this user in the system's temporary folder."""
+        if self.folder:
+            return Path(self.folder)
+        return Path(tempfile.gettempdir()) / f"d2ls-shards-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class CachedReader:
             with contextlib.suppress(StorageError):
                 return self._cached.read(name, offset, length)
         else:
-            self._cached.forget(name)  # evicted: an open handle would keep its disk space
+            self._cached.forget_deleted()  # an open handle would keep the disk space of an evicted shard
         if self._cache.fetch(file, storage.join(self._shards.uri, shard)):
             with contextlib.suppress(StorageError):  # another process may have evicted it already
                 return self._cached.read(name, offset, length)
@@ -131,12 +135,18 @@ class ShardCache:
         return shard.blake3 + _SUFFIX
 
     def touch(self, shard: ShardFile) -> bool:
-        """Marks a shard as just used; returns whether it is in the cache."""
+        """Marks a shard as just used; returns whether it is in the cache.
+
+        Raises:
+            StorageError: the folder belongs to another user.
+        """
         now = time.time_ns()  # finer than the kernel's own file times
         try:
             os.utime(self._folder / self.name(shard), ns=(now, now))
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise StorageError(f"cache {self._folder}: {error}") from error
         return True
 
     def fetch(self, shard: ShardFile, uri: str) -> bool:
@@ -180,11 +190,11 @@ class ShardCache:
 
     def _evict(self, size: int) -> bool:
         """Removes the least recently used shards until `size` more bytes fit; returns whether they do."""
-        for partial in self._folder.glob("*" + _PARTIAL):
+        for partial in self._folder.glob(_DIGEST + _PARTIAL):
             _remove_abandoned(partial)
-        entries = [(path, path.stat()) for path in self._folder.glob("*" + _SUFFIX)]
+        entries = [(path, path.stat()) for path in self._folder.glob(_DIGEST + _SUFFIX)]
         used = sum(stat.st_size for _, stat in entries)
-        used += sum(path.stat().st_size for path in self._folder.glob("*" + _PARTIAL) if path.exists())
+        used += sum(path.stat().st_size for path in self._folder.glob(_DIGEST + _PARTIAL) if path.exists())
         for path, stat in sorted(entries, key=lambda entry: entry[1].st_mtime_ns):
             if used + size <= self._max_bytes:
                 break
@@ -213,6 +223,7 @@ def _download(uri: str, shard: ShardFile, stream: IO[bytes]) -> None:
             f"{uri}: {count} bytes with BLAKE3 {digest.hexdigest()[:16]}... arrived, the card says {shard.bytes} "
             f"bytes with {shard.blake3[:16]}...: it was changed or damaged; shard or upload the data set again"
         )
+    os.fsync(stream.fileno())  # some disks report only now that they are full
 
 
 def _next_chunk(source: IO[bytes], uri: str) -> bytes:

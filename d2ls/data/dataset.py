@@ -63,14 +63,12 @@ class BatchDataset(Dataset[Any]):
         for place, sample in enumerate(spec.samples):
             good = sample.valid
             try:
-                image, mask = self.load_sample(sample)
+                image, mask = self.load_sample(sample) if good else self._blank(sample)
             except D2LSError as error:
                 if self.bad_samples == "raise" or not isinstance(error, DataError):
                     return error
                 skipped.append(str(error))
                 image, mask, good = *self._blank(sample), False
-            if not good:
-                mask = np.full_like(mask, IGNORE)
             builder.put(place, image, mask)
             valid.append(good)
         return builder.build(spec.samples, valid, skipped)
@@ -111,16 +109,13 @@ class BatchDataset(Dataset[Any]):
     def _open(self, row: IndexRow) -> ShardSample:
         if self._reader is None:
             self._reader = open_reader(self.shards, self.cache)
-        verify = self.verify == "always" or (self.verify == "first" and self._is_first_read(row.number))
-        return ShardSample(self._reader, row, self.pixel_format, verify=verify)
-
-    def _is_first_read(self, number: int) -> bool:
-        byte, bit = number >> 3, 1 << (number & 7)
+        byte, bit = row.number >> 3, 1 << (row.number & 7)
         if byte >= len(self._verified):
             self._verified.extend(bytes(byte + 1 - len(self._verified)))
-        first = not self._verified[byte] & bit
-        self._verified[byte] |= bit
-        return first
+        verify = self.verify == "always" or (self.verify == "first" and not self._verified[byte] & bit)
+        sample = ShardSample(self._reader, row, self.pixel_format, verify=verify)
+        self._verified[byte] |= bit  # only now: a sample that fails is checked again the next time
+        return sample
 
     def _blank(self, spec: SampleSpec) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
         if self.augmentation is not None:

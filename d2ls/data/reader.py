@@ -59,9 +59,9 @@ class LocalReader:
         """Returns where the shard lies."""
         return self._root / shard
 
-    def forget(self, shard: str) -> None:
-        """Closes a shard."""
-        if shard in self._handles:
+    def forget_deleted(self) -> None:
+        """Closes shards whose files are no longer there."""
+        for shard in [name for name, handle in self._handles.items() if not os.fstat(handle).st_nlink]:
             os.close(self._handles.pop(shard))
 
     def _handle(self, shard: str) -> int:

@@ -61,16 +61,18 @@ class PooledLoader:
         dataset: makes a batch of a spec.
         config: processes and prefetch.
         skip_limit: how many samples this rank may skip during the lifetime of the loader.
-
-    Attributes:
-        skipped: bad samples skipped so far by this rank.
     """
 
     def __init__(self, dataset: BatchDataset, config: WorkerConfig, skip_limit: int) -> None:
         self._dataset, self._config, self._skip_limit = dataset, config, skip_limit
         self._sampler = _EpochSampler()
         self._loader: DataLoader[Batch | D2LSError] | None = None
-        self.skipped = 0
+        self._bad: set[str] = set()  # messages, which name the sample
+
+    @property
+    def skipped(self) -> int:
+        """Bad samples skipped so far by this rank; a sample that is read again counts once."""
+        return len(self._bad)
 
     def close(self) -> None:
         """Ends the worker processes now; the next run starts new ones."""
@@ -103,7 +105,9 @@ class PooledLoader:
 
     def _count_skipped(self, batch: Batch) -> None:
         for message in batch.skipped:
-            self.skipped += 1
+            if message in self._bad:
+                continue
+            self._bad.add(message)
             _log.warning("bad sample %d of at most %d skipped: %s", self.skipped, self._skip_limit, message)
         if self.skipped > self._skip_limit:
             raise DataError(

@@ -113,7 +113,8 @@ class DatasetCard:
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(f"{where}: not a dataset card ({error!r})") from error
         if version != SCHEMA_VERSION:
-            way_out = "upgrade" if version > SCHEMA_VERSION else "shard the data set again"
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            way_out = "upgrade" if newer else "shard the data set again"
             raise ShardError(
                 f"{where}: schema version {version}, this release reads {SCHEMA_VERSION}: {way_out}"
             )
@@ -125,7 +126,7 @@ class DatasetCard:
             if values["scale"] is not None:
                 values["scale"] = tuple((low, high) for low, high in values["scale"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShardError(
                 f"{where}: the card is incomplete ({error!r}); shard the data set again"
             ) from error

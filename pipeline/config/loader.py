@@ -52,7 +52,7 @@ class LoaderConfig(Section):
     bad_samples: Literal["raise", "skip"] = "raise"
     """A damaged sample: stop with its name, or replace it by an empty image without labels."""
     skip_limit: Annotated[int, Field(ge=0)] = 10
-    """With `bad_samples: skip`: largest number of samples that a run may skip."""
+    """With `bad_samples: skip`: largest number of samples that a worker may skip, each counted once."""
     cache_dir: str | None = None
     """Local folder for shards of an object store; unset: one below the system's temporary folder."""
     cache_gb: Annotated[float, Field(gt=0)] = 50.0

@@ -23,6 +23,13 @@ def test_local_locations_by_path_and_by_uri(tmp_path):
     storage.delete(path)
 
 
+def test_a_hash_sign_belongs_to_the_name(monkeypatch):
+    """Else `run#1` and `run#2` would be one folder."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://localhost:1")
+    assert storage.resolve("s3://bucket/run#1/a")[1] == "bucket/run#1/a"
+    assert storage.local_path("file:///data/run#1/a") == Path("/data/run#1/a")
+
+
 def test_joining_keeps_the_scheme():
     assert storage.join("s3://bucket/x/", "a", "b.tar") == "s3://bucket/x/a/b.tar"
     assert storage.join("/", "a") == "/a"

@@ -39,6 +39,14 @@ def overwrite(shards, offset, content):
     return shards
 
 
+def change_a_pixel(shards):
+    """Of a TIFF without compression, which then decodes without an error."""
+    row = shards.index.to_pylist()[2]
+    with shard_of(shards, row).open("r+b") as file:
+        file.seek(row["image_offset"] + row["image_length"] - 4)
+        file.write(b"abcd")
+
+
 def truncated(shards):
     row = shards.index.to_pylist()[2]
     with shard_of(shards, row).open("r+b") as file:
@@ -117,6 +125,17 @@ def test_too_many_bad_samples_stop_the_run(shards):
         list(load(shards, bad_samples="skip", skip_limit=0))
 
 
+def test_a_bad_sample_counts_once_however_often_it_is_read(shards):
+    shards = DAMAGES["checksum"][0](shards)
+    for loader in (
+        EvaluationLoader(shards, "train", batch_size=4, window=16, bad_samples="skip", skip_limit=1),
+        load(shards, bad_samples="skip", skip_limit=1).loader,
+    ):
+        for epoch in range(2):
+            list(loader if isinstance(loader, EvaluationLoader) else loader.epoch(epoch))
+        assert loader.skipped == 1
+
+
 def test_evaluation_skips_damaged_samples_only_if_set(shards):
     shards = DAMAGES["checksum"][0](shards)
     with pytest.raises(ShardError, match=KEY):
@@ -132,10 +151,7 @@ def test_when_checksums_are_compared(tmp_path, verify, epochs_that_raise):
     shards = make_shards(tmp_path / "tif", [3], suffix="tif", tif={"compress": "none", "predictor": 1})
     loader = EvaluationLoader(shards, "train", batch_size=3, verify=verify)
     list(loader)
-    row = shards.index.to_pylist()[2]
-    with shard_of(shards, row).open("r+b") as file:
-        file.seek(row["image_offset"] + row["image_length"] - 4)
-        file.write(b"abcd")
+    change_a_pixel(shards)
     raised = 0
     for _ in range(2):
         try:
@@ -146,6 +162,25 @@ def test_when_checksums_are_compared(tmp_path, verify, epochs_that_raise):
     if verify == "first":
         with pytest.raises(ShardError, match="checksum"):
             list(EvaluationLoader(shards, "train", batch_size=3, verify=verify))
+
+
+@pytest.mark.parametrize("window", [None, 32])
+def test_a_sample_that_failed_its_check_is_checked_again(tmp_path, window):
+    """Else the second window, or the second epoch, would use the damaged pixels."""
+    shards = make_shards(tmp_path / "tif", [3], suffix="tif", tif={"compress": "none", "predictor": 1})
+    change_a_pixel(shards)
+    loader = EvaluationLoader(shards, "train", batch_size=2, window=window, bad_samples="skip", skip_limit=99)
+    for _ in range(2):
+        used = {key for batch in loader for key, good in zip(batch.keys, batch.valid, strict=True) if good}
+        assert KEY not in used
+        assert len(used) == 2
+
+
+def test_filling_is_not_counted_as_a_bad_sample(tmp_path):
+    shards = DAMAGES["checksum"][0](make_shards(tmp_path / "last", [3]))
+    loader = EvaluationLoader(shards, "train", batch_size=8, bad_samples="skip", skip_limit=1)
+    assert sum(int(batch.valid.sum()) for batch in loader) == 2
+    assert loader.skipped == 1
 
 
 def test_a_missing_shard_is_not_a_bad_sample(shards):

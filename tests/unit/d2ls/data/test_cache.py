@@ -1,5 +1,6 @@
 import fcntl
 import multiprocessing
+import os
 import threading
 import time
 from dataclasses import replace
@@ -62,16 +63,41 @@ def test_the_least_recently_used_shard_goes(shards, tmp_path):
     assert ShardCache.name(split.files[second]) in kept(folder)
 
 
-def test_evicted_shards_give_their_disk_space_back(shards, tmp_path):
+@pytest.mark.parametrize("following", [0, 1], ids=["the same shard", "another shard"])
+def test_evicted_shards_give_their_disk_space_back(shards, tmp_path, following):
     folder, split = tmp_path / "cache", split_shards(shards)
     files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
-    (first, *_) = split.files
+    first, *_ = split.files
     files.read(first, 0, 5)
     (folder / ShardCache.name(split.files[first])).unlink()  # as another process would
-    files.read(first, 0, 5)
+    files.read([*split.files][following], 0, 5)
     handles = [handle for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
     held = [str(handle.readlink()) for handle in handles]
     assert not [name for name in held if str(folder) in name and "(deleted)" in name]
+
+
+def test_a_shard_gets_its_name_when_it_is_on_the_disk(shards, tmp_path, monkeypatch):
+    """A network disk reports a full quota only then; later readers would find a damaged shard."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    files = CachedReader(split_shards(shards), CacheConfig(str(tmp_path / "cache"), local=True))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        files.read(next(iter(split_shards(shards).files)), 0, 5)
+    assert not kept(tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_cache_of_another_user_is_named(shards, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    files = CachedReader(split_shards(shards), CacheConfig(str(tmp_path / "cache"), local=True))
+    monkeypatch.setattr("os.utime", refused)
+    with pytest.raises(StorageError, match=r"cache: .*not permitted"):
+        files.read(next(iter(split_shards(shards).files)), 0, 5)
 
 
 @pytest.mark.parametrize("damage", ["changed", "short", "long"])
@@ -117,7 +143,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_those_of_a_live_one_are_n
     folder, split = tmp_path / "cache", split_shards(shards)
     folder.mkdir()
     room = two_shards(shards)
-    dead, alive = folder / "dead.partial", folder / "alive.partial"
+    dead, alive = (folder / f"{digit * 64}.partial" for digit in "de")
     dead.write_bytes(bytes(room))
     with alive.open("wb") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -144,6 +170,19 @@ def hammer(split, config, seed, peak):
             source.seek(expected[1])
             assert files.read(shard, expected[1], 64) == source.read(64)
     peak.value += 1
+
+
+def test_files_of_the_user_in_the_folder_stay(shards, tmp_path):
+    folder, split = tmp_path / "cache", split_shards(shards)
+    folder.mkdir()
+    own = [folder / "photos.tar", folder / "film.partial"]
+    for path in own:
+        path.write_bytes(bytes(two_shards(shards)))
+    files = CachedReader(split, CacheConfig(str(folder), two_shards(shards), local=True))
+    for shard in split.files:
+        assert files.read(shard, 0, 5)
+    assert all(path.exists() for path in own)
+    assert len(kept(folder)) == 3  # two shards, beside the user's
 
 
 def test_many_processes_share_a_bounded_cache(shards, tmp_path):
@@ -180,5 +219,5 @@ def test_many_processes_share_a_bounded_cache(shards, tmp_path):
 
 def test_the_default_folder_lies_below_the_temporary_one(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert CacheConfig().path() == tmp_path / "d2ls-shards"
+    assert CacheConfig().path() == tmp_path / f"d2ls-shards-{os.getuid()}"  # another user's cannot be written
     assert replace(CacheConfig(), folder="/x").path().as_posix() == "/x"

@@ -147,6 +147,8 @@ def test_a_small_partner_leaves_a_border_without_labels():
     mask, image = mosaic.mask(Window(0, 0, 64, 64)), mosaic.image(Window(0, 0, 64, 64))
     assert (mask == 255).any()
     assert np.array_equal(mask == 255, image[..., 0] == 0)
+    for row, column in np.ndindex(mask.shape):  # also where a crop holds nothing but border
+        assert np.array_equal(mosaic.image(Window(row, column, 1, 1))[0, 0], image[row, column])
 
 
 def test_colour_changes_scale_with_the_depth():

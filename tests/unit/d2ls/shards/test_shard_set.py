@@ -53,6 +53,9 @@ def test_what_is_unfinished_damaged_or_newer_is_refused(made, tmp_path):
     with pytest.raises(ShardError, match="not a dataset card"):
         DatasetCard.from_json("[]")
     values = json.loads(card.to_json())
+    for changes in ({"schema_version": "3"}, {"schema_version": None}, {"splits": []}):
+        with pytest.raises(ShardError, match=r"schema version|the card is incomplete"):
+            DatasetCard.from_json(json.dumps(values | changes))
     del values["mean"]
     with pytest.raises(ShardError, match="the card is incomplete"):
         DatasetCard.from_json(json.dumps(values))
