@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,3 +17,31 @@ def test_a_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatch,
     with pytest.raises(SystemExit):
         run_command(lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
     assert seen == [result]
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("print('x' * 100_000, flush=True)", "Broken pipe"),
+        ("print('x')", "Broken pipe"),
+        ("open('/nowhere/map.tif')", "No such file or directory: '/nowhere/map.tif'"),
+    ],
+)
+def test_an_error_of_the_system_is_a_message_and_exit_status_1(program: str, words: str):
+    read, write = os.pipe()
+    os.close(read)
+    code = f"from pipeline.cli import run_command; run_command(lambda: {program} and None)"
+    environment = {key: value for key, value in os.environ.items() if key != "D2LS_TRACEBACK"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
