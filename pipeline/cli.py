@@ -76,6 +76,7 @@ def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None
     overrides: Any = arguments.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # else argparse calls it required where RECIPE is missing
         metavar="key.sub=value",
         help="change any key of the recipe, e.g. train.epochs=10 (values are YAML); @FILE sets all keys in a YAML file",
     )

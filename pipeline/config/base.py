@@ -20,7 +20,9 @@ Scalar = bool | int | float | str
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:

@@ -1,5 +1,6 @@
 """Recipes: accepted values, and the messages for refused ones."""
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -50,6 +51,8 @@ def parse(*overrides: str):
         ("name=!!int x", "name", "'x' looks like a value of the type int and is none"),
         ("seed=0b_", "seed", "'0b_' looks like a value of the type int and is none"),
         ("name=a\0b", "name", "not a readable YAML text"),
+        ("train.optimizer.weight_decay=.inf", "train.optimizer.weight_decay", "finite"),
+        ("shards.target_mb=.inf", "shards.target_mb", "finite"),
         ("cluster.workers=64", "cluster.workers", "train.global_batch_size"),
         ("roles.test=val", "roles", "too high"),
         ("roles.val=train", "roles", "train"),
@@ -304,6 +307,11 @@ def test_a_small_text_never_expands_without_end(tmp_path: Path, text: str, words
         assert "bomb.yaml" in str(caught.value)
 
 
+def test_nan_may_mark_pixels_without_data():
+    values = {"data.custom.nodata": float("nan")}
+    assert math.isnan(load_recipe("own").with_values(values).data.custom.nodata)
+
+
 def test_dates_are_text():
     assert parse("description=2026-01-05").description == "2026-01-05"
     assert parse("description=2026-13-45").description == "2026-13-45"
@@ -315,3 +323,11 @@ def test_anchors_and_aliases_are_read(tmp_path: Path):
     assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 4)
     file.write_text("space: {model.stages: &v {values: [2, 4]}, model.heads: {<<: *v, values: [2, 8]}}\n")
     assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 8)
+
+
+def test_a_missing_recipe_is_all_that_is_missing(capsys: pytest.CaptureFixture[str]):
+    arguments = cli.parser("pipeline.train", "", "")
+    cli.add_recipe(arguments)
+    with pytest.raises(SystemExit, match="2"):
+        arguments.parse_args([])
+    assert capsys.readouterr().err.endswith("required: RECIPE\n")
