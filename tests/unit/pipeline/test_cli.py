@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from pipeline import register, sweep, train
 from pipeline.cli import run_command
 
 
@@ -45,3 +46,13 @@ def test_an_error_of_the_system_is_a_message_and_exit_status_1(program: str, wor
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(train, "--name"), (train, "--resume"), (sweep, "--name"), (sweep, "--resume"), (register, "--name")],
+)
+def test_an_empty_name_starts_no_new_run(command, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["nowhere", option, ""])
+    assert f"argument {option}: the name is empty" in capsys.readouterr().err
