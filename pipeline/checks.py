@@ -32,7 +32,7 @@ class Finding:
 
     def line(self) -> str:
         """Returns the line as it is printed."""
-        return f"{self.status:8}{self.what:12}{self.text}"
+        return f"{self.status:8}{self.what:11} {self.text}"
 
 
 def quick(recipe: Recipe) -> list[Finding]:

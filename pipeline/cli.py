@@ -36,8 +36,12 @@ class _Parser(argparse.ArgumentParser):
             if new in known and option not in known:
                 self.error(f"{option} is now {new}")
         options = self.parse_intermixed_args(args, namespace)
+        for name in ("name", "resume"):
+            if getattr(options, name, None) == "":  # "$NAME" of a shell where it is not set
+                self.error(f"argument --{name}: the name is empty")
         default, recipe = self.get_default("recipe"), getattr(options, "recipe", None)
-        if default and recipe and ("=" in recipe or recipe[0] == "@") and not Path(recipe).is_file():
+        is_file = os.path.isfile(recipe or "")  # noqa: PTH113  # Path.is_file raises for long overrides
+        if default and recipe and ("=" in recipe or recipe[0] == "@") and not is_file:
             options.recipe, options.overrides = default, [recipe, *options.overrides]
         if any(override.startswith("@") for override in getattr(options, "overrides", None) or ()):
             from pipeline.config.recipe import expand_files
@@ -75,6 +79,7 @@ def add_recipe(arguments: argparse.ArgumentParser, *, default: str | None = None
     overrides: Any = arguments.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # else argparse calls it required where RECIPE is missing
         metavar="key.sub=value",
         help="change any key of the recipe, e.g. train.epochs=10 (values are YAML); @FILE sets all keys in a YAML file",
     )
@@ -135,6 +140,14 @@ def warn(sentences: Iterable[str]) -> None:
         print(f"warning: {words}", file=sys.stderr)  # noqa: T201
 
 
+def _give_up_output() -> None:
+    """Drops what cannot be written, after `| head` or on a full disk: Python would try again when it ends."""
+    try:
+        print(end="", flush=True)  # noqa: T201
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command: quiet libraries, clear errors, exit status 0, 1 (error) or 130 (interrupted)."""
     set_up_process()
@@ -143,10 +156,13 @@ def run_command(main: Callable[[], int | None]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         status = main()
-    except D2LSError as error:
+        print(end="", flush=True)  # noqa: T201
+    except (D2LSError, OSError) as error:
         if os.environ.get("D2LS_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        _give_up_output()
+        hint = "" if isinstance(error, D2LSError) else " (D2LS_TRACEBACK=1 shows where)"
+        print(f"error: {error}{hint}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

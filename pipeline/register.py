@@ -1,6 +1,7 @@
 """`python -m pipeline.register RUN`: puts the model of a run into the registry, alias `challenger`."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     version = register_run(folder, request, evaluate if given.evaluation else None)
     print(  # noqa: T201
         f"{version.uri} is registered, alias challenger\n"
-        f"make it champion if it is better:  python -m pipeline.promote {version.name}"
+        f"make it champion if it is better:  python -m pipeline.promote {shlex.quote(version.name)}"
     )
 
 

@@ -51,7 +51,7 @@ def _print_next(result: TrainResult) -> None:
     print(  # noqa: T201
         f"best epoch {result.best_epoch}: mIoU {result.best_scores.get('val/miou', float('nan')):.4f}\n"
         f"checkpoint  {result.best_checkpoint}\n"
-        f"predict a map:  python -m pipeline.predict {result.best_checkpoint} IMAGE OUTPUT.tif"
+        f"predict a map:  python -m pipeline.predict {shlex.quote(result.best_checkpoint)} IMAGE OUTPUT.tif"
     )
 
 

@@ -20,7 +20,9 @@ Scalar = bool | int | float | str
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str) -> Self:
@@ -40,7 +42,9 @@ class Section(BaseModel):
         try:
             return cls.model_validate_json(text)
         except pydantic.ValidationError as error:
-            lines = [f"  {explain(cls, detail)}" for detail in error.errors(include_url=False)]
+            lines = [
+                f"  {explain(cls, detail, json.loads(text))}" for detail in error.errors(include_url=False)
+            ]
             raise ConfigError("\n".join([f"{where}: {len(lines)} wrong value(s)", *lines])) from error
 
 
@@ -53,9 +57,9 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def explain(root: type[BaseModel], detail: ErrorDetails) -> str:
-    """Turns one pydantic error into a line: the key, the problem, the allowed values."""
-    location = [part for part in detail["loc"] if not _is_union_branch(part)]
+def explain(root: type[BaseModel], detail: ErrorDetails, values: Any) -> str:
+    """Turns one pydantic error of some values into a line: the key, the problem, the allowed values."""
+    location = _keys(detail, values)
     key = ".".join(str(part) for part in location) or "recipe"
     if detail["type"] == "extra_forbidden":
         new = new_key(key)
@@ -93,7 +97,12 @@ def nested_section(annotation: Any) -> type[BaseModel] | None:
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
 
-def _is_union_branch(part: str | int) -> bool:
-    """Pydantic names the tried branch of a union in the location: `int`, `constrained-str`, `Section` ..."""
-    text = str(part)
-    return text in ("int", "float", "str", "bool") or "[" in text or "-" in text or text[:1].isupper()
+def _keys(detail: ErrorDetails, values: Any) -> list[str | int]:
+    """Returns the location of an error without the branches of unions that pydantic tried (`int`, `Section`)."""
+    keys: list[str | int] = []
+    for part in detail["loc"]:
+        known = range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()
+        if part in known:
+            values = values[part]
+            keys.append(part)
+    return [*keys, detail["loc"][-1]] if detail["type"] == "missing" else keys

@@ -198,7 +198,7 @@ class CustomConfig(Section):
     band_order: Literal["refuse", "names", "positions"] = "refuse"
     """If `bands` and the names in a file (descriptions, colour interpretation) differ: refuse the file, take bands by
     the names in the file, or take them by position."""
-    nodata: float | None = None
+    nodata: Annotated[float, Field(allow_inf_nan=True)] | None = None
     """Value of pixels without data (in all bands), in addition to the nodata tags of the files. These pixels are
     ignored."""
     align: Literal["refuse", "resample", "ignore"] = "refuse"

@@ -188,7 +188,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type or impossible value.
     """
-    file = _find(Path(path))
+    try:
+        file = _find(Path(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: not a readable file: {error}") from error
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -274,9 +277,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 def _read_file(name: str, override: str) -> str:
     """Reads the file of `@name`; one of `recipes/` is found from any folder."""
     path, ours = Path(name), RECIPES.parent / name
-    if not path.is_file() and ours.is_relative_to(RECIPES) and ours.is_file():
-        path = ours
     try:
+        if not path.is_file() and ours.is_relative_to(RECIPES) and ours.is_file():
+            path = ours
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"override {override!r}: the file cannot be read: {error}") from error

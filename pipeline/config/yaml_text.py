@@ -15,7 +15,23 @@ MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+    """SafeLoader that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4), dates as text, and refuses a key given twice."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Names the place of a value that looks like a number and is none, such as 0b_."""
+        try:
+            return super().construct_object(node, deep)
+        except ConfigError:
+            raise
+        except (ValueError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            words = f"{node.value!r} looks like a value of the type {kind} and is none; a text needs quotes"
+            raise yaml.constructor.ConstructorError(None, None, words, node.start_mark) from error
 
 
 _Loader.add_implicit_resolver(
@@ -26,6 +42,8 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise ConfigError(
@@ -53,8 +71,9 @@ def read_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(
             f"{where}: {len(text):,} characters of YAML; at most {MAX_CHARACTERS:,} are read. Is it a recipe?"
         )
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -74,7 +93,8 @@ def read_yaml(text: str, *, where: str) -> Any:
         words = str(error)
         raise ConfigError(words if words.startswith(where) else f"{where}: {words}") from error
     finally:
-        loader.dispose()
+        if loader:
+            loader.dispose()
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], where: str) -> int:

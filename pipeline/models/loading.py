@@ -151,6 +151,8 @@ def files_digest(folder: Path) -> str:
 
 def _find(uri: str) -> str:
     """Returns the folder that holds the model's files: for a run folder its best checkpoint."""
+    if uri.lower().startswith(("models:", "runs:")):
+        raise WeightsError(f"{uri}: not a name of a model. A model is named by {FORMS}")
     if _is_bundle(uri):
         return uri
     for best in (storage.join(uri, name) for name in BEST_FILES):

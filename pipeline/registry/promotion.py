@@ -5,6 +5,7 @@ models.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,8 @@ def register_and_promote(
         PATIENCE,
     )
     if recipe.registry.promote == "never":
-        return Decision(version, False, f"registry.promote: never; python -m pipeline.promote {version.name}")
+        command = f"python -m pipeline.promote {shlex.quote(version.name)}"
+        return Decision(version, False, f"registry.promote: never; {command}")
     return promote_if_better(store, version, evaluation, recipe, evaluate)
 
 

@@ -66,7 +66,7 @@ def shard_spec(recipe: Recipe) -> ShardSpec:
         train_split=recipe.roles.train,
         val_split=recipe.roles.val,
         test_split=recipe.roles.test,
-        target_bytes=int(recipe.shards.target_mb * 1e6),
+        target_bytes=max(1, int(recipe.shards.target_mb * 1e6)),
         seed=recipe.shards.seed,
         license=data.license,
         check_archives=data.check_archives,

@@ -67,7 +67,7 @@ class Store:
         """Returns the command line that opens the MLflow UI on this store, or its address if it is a server."""
         if connection.is_server(self.uri):
             return self.uri
-        return f"{sys.executable} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
+        return f"{shlex.quote(sys.executable)} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
 
     def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
         """Returns the address of an experiment's run list in the UI, with the columns in which runs differ."""

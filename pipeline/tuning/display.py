@@ -15,6 +15,7 @@ from pipeline.demo import is_demo
 from pipeline.training.progress_view import place_of
 from pipeline.tuning.report import HEADER, METRIC, SUMMARY_HEADER, SweepSummary, Trial
 from pipeline.tuning.space import describe
+from pipeline.tuning.state import resume_command
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
@@ -158,18 +159,20 @@ def show_next(
     console: Console, store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
 ) -> None:
     """Prints the next commands, ready to be copied."""
-    uri = f"models:/{recipe.model_name}@{'champion' if 'champion' in version.aliases else 'challenger'}"
+    alias = "champion" if "champion" in version.aliases else "challenger"
+    model = f"models:/{recipe.model_name}@{alias}"
+    uri = shlex.quote(model)
     lines = [
         ("look at the runs", store.ui_command()),
         ("then open", store.run_list(recipe.experiment)),
-        ("load the model", f"python -c \"import pipeline; print(pipeline.load_model('{uri}'))\""),
+        ("load the model", f"python -c \"import pipeline; print(pipeline.load_model('{model}'))\""),
         ("predict a map", f"python -m pipeline.predict {uri} IMAGE.tif MAP.tif"),
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
          f" --split {recipe.roles.test}"),
     ]  # fmt: skip
     if "seed" not in recipe.sweep.space:
         lines.append(
-            ("train the best one with three seeds", f"python -m pipeline.sweep --resume {sweep} --seeds 3")
+            ("train the best one with three seeds", f"{resume_command(recipe.output_dir, sweep)} --seeds 3")
         )
     if is_demo(recipe):
         lines.append(

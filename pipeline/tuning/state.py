@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any, Self
 from d2ls import storage
 from d2ls.errors import ConfigError
 from d2ls.scratch import only_process
-from pipeline.config import Recipe, parse_recipe
+from pipeline.config import Recipe, load_recipe, parse_recipe
 from pipeline.config.recipe import apply_overrides
 from pipeline.tracking.connection import found_again
 
@@ -85,6 +86,15 @@ def is_output_dir(override: str) -> bool:
     return override.partition("=")[0].strip() == "output_dir"
 
 
+def resume_command(output_dir: str, name: str) -> str:
+    """Returns the command that continues a sweep. It names the folder if that is not the one of the demo, the default
+    recipe of the command.
+    """
+    folder, usual = map(_absolute, (output_dir, load_recipe("demo").output_dir))
+    where = "" if folder == usual else f" {shlex.quote(f'output_dir={folder}')}"
+    return f"python -m pipeline.sweep --resume {name}{where}"
+
+
 @contextmanager
 def only_driver(storage_uri: str, name: str) -> Iterator[None]:
     """Lets only one process of this machine run a sweep; a killed process releases it.
@@ -102,6 +112,10 @@ def only_driver(storage_uri: str, name: str) -> Iterator[None]:
                 f"sweep {name} is being run by another process; wait for it, or stop it first"
             ) from None
         yield
+
+
+def _absolute(uri: str) -> str:
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri
 
 
 def _location(storage_uri: str, name: str) -> str:

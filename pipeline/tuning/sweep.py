@@ -19,7 +19,7 @@ from pipeline.training import run_folder, tracked_run
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning.records import TrialRecords
 from pipeline.tuning.report import Trial
-from pipeline.tuning.state import SweepState
+from pipeline.tuning.state import SweepState, resume_command
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ def open_sweep(
         with tracked_run.ended(folder, last=True):
             yield sweep
     except KeyboardInterrupt:
-        console.print(f"Interrupted. Go on with: python -m pipeline.sweep --resume {name}")
+        again = resume_command(recipe.output_dir, name)
+        console.print(f"Interrupted. Go on with: {again}", soft_wrap=True, markup=False)
         raise
     finally:
         _settle(sweep)

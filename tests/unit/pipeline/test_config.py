@@ -1,5 +1,6 @@
 """Recipes: accepted values, and the messages for refused ones."""
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -44,6 +45,14 @@ def parse(*overrides: str):
         ("cluster.workers=1..4", "cluster.workers", "min_workers and max_workers"),
         ("cluster={workers: 2, min_workers: 1, max_workers: 4}", "cluster", "null takes one back"),
         ("cluster={min_workers: 4, max_workers: 1}", "cluster", "more than max_workers"),
+        ("Train.epochs=3", "Train", "Did you mean train"),
+        ("train.Epochs=3", "train.Epochs", "Did you mean epochs"),
+        ("cluster.max-workers=3", "cluster.max-workers", "Did you mean max_workers"),
+        ("name=!!int x", "name", "'x' looks like a value of the type int and is none"),
+        ("seed=0b_", "seed", "'0b_' looks like a value of the type int and is none"),
+        ("name=a\0b", "name", "not a readable YAML text"),
+        ("train.optimizer.weight_decay=.inf", "train.optimizer.weight_decay", "finite"),
+        ("shards.target_mb=.inf", "shards.target_mb", "finite"),
         ("cluster.workers=64", "cluster.workers", "train.global_batch_size"),
         ("roles.test=val", "roles", "too high"),
         ("roles.val=train", "roles", "train"),
@@ -244,6 +253,8 @@ def test_missing_and_broken_files(tmp_path: Path):
     broken.write_text("- 1\n")
     with pytest.raises(ConfigError, match="mapping"):
         load_recipe(broken)
+    with pytest.raises(ConfigError, match=r"not a readable file.*too long"):
+        load_recipe("x" * 5000)
     broken.write_text("name: a\nseed: 1\nname: b\n")
     with pytest.raises(ConfigError, match="twice"):
         load_recipe(broken)
@@ -261,6 +272,8 @@ def test_a_recipe_with_a_default_may_be_left_out_before_overrides():
     cli.add_recipe(arguments, default="demo")
     given = arguments.parse_args(["--", "train.epochs=3", "seed=1"])
     assert (given.recipe, given.overrides) == ("demo", ["train.epochs=3", "seed=1"])
+    long = f"description={'x' * 5000}"
+    assert arguments.parse_args([long]).overrides == [long]
     given = arguments.parse_args(["loveda", "seed=1"])
     assert (given.recipe, given.overrides) == ("loveda", ["seed=1"])
 
@@ -294,10 +307,30 @@ def test_a_small_text_never_expands_without_end(tmp_path: Path, text: str, words
         assert "bomb.yaml" in str(caught.value)
 
 
+def test_nan_may_mark_pixels_without_data():
+    values = {"data.custom.nodata": float("nan")}
+    assert math.isnan(load_recipe("own").with_values(values).data.custom.nodata)
+
+
+def test_dates_are_text():
+    assert parse("description=2026-01-05").description == "2026-01-05"
+    assert parse("description=2026-13-45").description == "2026-13-45"
+
+
 def test_anchors_and_aliases_are_read(tmp_path: Path):
     file = tmp_path / "search.yaml"
     file.write_text("space: {model.stages: &v {values: [2, 4]}, model.heads: *v}\n")
     assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 4)
+    file.write_text("space: {model.stages: &v {values: [2, 4]}, model.heads: {<<: *v, values: [2, 8]}}\n")
+    assert parse(f"sweep=@{file}").sweep.space["model.heads"].values == (2, 8)
+
+
+def test_a_missing_recipe_is_all_that_is_missing(capsys: pytest.CaptureFixture[str]):
+    arguments = cli.parser("pipeline.train", "", "")
+    cli.add_recipe(arguments)
+    with pytest.raises(SystemExit, match="2"):
+        arguments.parse_args([])
+    assert capsys.readouterr().err.endswith("required: RECIPE\n")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_every_problem_gets_a_line(folder, monkeypatch, capsys):
     findings = {finding.what: finding for finding in diagnosis.examine(recipe)}
     assert findings["shards"].status == "error"
     assert findings["cluster"].line() == "ok      cluster     two"
+    assert checks.Finding("node 10.0.0.1", "error", "lost").line() == "error   node 10.0.0.1 lost"
     assert findings["tracking"].status == "ok"
     assert "torch 2." in findings["versions"].text
 

@@ -69,3 +69,9 @@ def test_deeply_nested_json_is_no_model(model) -> None:
     (model / "model.json").write_text("[" * 100_000)
     with pytest.raises(WeightsError, match="not the description of a model"):
         load_model(str(model))
+
+
+@pytest.mark.parametrize("name", ["models:d2ls@champion", "Models:/d2ls@champion", "models:", "runs:abc"])
+def test_a_registered_model_that_is_misspelt_is_no_storage(name: str) -> None:
+    with pytest.raises(WeightsError, match="models:/NAME@ALIAS"), fetch_model(name):
+        pass

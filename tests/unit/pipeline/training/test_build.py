@@ -4,7 +4,7 @@ import pytest
 
 from d2ls.shards import ShardSet
 from d2ls.training.process_group import ProcessGroup
-from pipeline.config.recipe import parse_recipe
+from pipeline.config.recipe import load_recipe, parse_recipe
 from pipeline.sharding.run import shard_spec
 from pipeline.training import build
 from tests.shards import make_shards
@@ -49,3 +49,7 @@ def test_a_part_of_the_samples_reaches_loader_and_checkpoints_but_not_the_shards
     assert half.digest() != whole.digest()
     assert half.changes_since(whole, resuming="training") == ["data.fraction was 1.0, is 0.5"]
     assert shard_spec(half) == shard_spec(whole)
+
+
+def test_shards_of_less_than_a_byte_have_a_byte():
+    assert shard_spec(load_recipe("loveda", ["shards.target_mb=1e-9"])).target_bytes == 1

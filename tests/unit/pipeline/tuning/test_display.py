@@ -96,6 +96,7 @@ def test_only_the_demo_points_to_the_reader_s_own_data(name, shown):
     recipe = SimpleNamespace(
         name=name,
         model_name=f"d2ls-{name}",
+        output_dir="runs",
         experiment=name,
         shards=SimpleNamespace(uri="shards"),
         roles=SimpleNamespace(test="test"),

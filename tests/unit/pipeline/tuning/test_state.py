@@ -13,7 +13,7 @@ from d2ls.errors import ConfigError
 from pipeline.config import parse_recipe
 from pipeline.tracking import Store, connection
 from pipeline.tuning import sweep
-from pipeline.tuning.state import SweepState, only_driver
+from pipeline.tuning.state import SweepState, only_driver, resume_command
 from tests.tiny_recipes import recipe_values
 
 
@@ -32,6 +32,16 @@ def state(recipe):
 def test_a_sweep_goes_on_with_its_own_recipe_and_seeds(state, recipe):
     assert state.resumed() == recipe
     assert state.seeds == 3
+
+
+def test_the_printed_command_finds_the_sweep_with_the_default_recipe(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = f"python -m pipeline.sweep --resume one 'output_dir={tmp_path}/all runs'"
+    assert resume_command("all runs", "one") == command
+    assert (
+        resume_command("s3://b/runs", "one") == "python -m pipeline.sweep --resume one output_dir=s3://b/runs"
+    )
+    assert resume_command("runs", "one") == command.rpartition(" 'out")[0]
 
 
 def test_what_decides_no_result_may_change(state, recipe):
