@@ -36,9 +36,9 @@ class _Parser(argparse.ArgumentParser):
             if new in known and option not in known:
                 self.error(f"{option} is now {new}")
         options = self.parse_intermixed_args(args, namespace)
-        for name in ("name", "resume"):
+        for name in ("name", "resume", "force"):
             if getattr(options, name, None) == "":  # "$NAME" of a shell where it is not set
-                self.error(f"argument --{name}: the name is empty")
+                self.error(f"argument --{name}: the text is empty")
         default, recipe = self.get_default("recipe"), getattr(options, "recipe", None)
         is_file = os.path.isfile(recipe or "")  # noqa: PTH113  # Path.is_file raises for long overrides
         if default and recipe and ("=" in recipe or recipe[0] == "@") and not is_file:

@@ -86,7 +86,14 @@ def train_on_ray(
             for row in _epochs_after(folder, last_step):
                 last_step = row["step"]
                 yield row
-        problem = ray.get(answer)
+        try:
+            problem = ray.get(answer)
+        except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError,
+                ray.exceptions.ObjectLostError) as error:  # fmt: skip
+            raise TrainingError(
+                f"run {folder.name}: the process that leads its workers has ended: {str(error).splitlines()[0]}. Go on "
+                f"from the newest checkpoint with --resume {folder.name}"
+            ) from error
     finally:
         if running:
             ray.cancel(answer)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipeline import register, sweep, train
+from pipeline import promote, register, sweep, train
 from pipeline.cli import run_command
 
 
@@ -50,9 +50,16 @@ def test_an_error_of_the_system_is_a_message_and_exit_status_1(program: str, wor
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [(train, "--name"), (train, "--resume"), (sweep, "--name"), (sweep, "--resume"), (register, "--name")],
+    [
+        (train, "--name"),
+        (train, "--resume"),
+        (sweep, "--name"),
+        (sweep, "--resume"),
+        (register, "--name"),
+        (promote, "--force"),
+    ],
 )
 def test_an_empty_name_starts_no_new_run(command, option, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["nowhere", option, ""])
-    assert f"argument {option}: the name is empty" in capsys.readouterr().err
+    assert f"argument {option}: the text is empty" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from d2ls.errors import ShardError, StorageError, TrainingError
 from pipeline.training import build, launch, worker
@@ -125,6 +126,24 @@ def test_what_mlflow_did_not_take_is_kept_when_a_worker_ends(folder, monkeypatch
     )
     assert list(worker.epochs(job)) == [{}]
     assert kept == ["kept"]
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("Task was killed"), WorkerCrashedError()])
+def test_the_end_of_the_process_that_leads_the_workers_is_a_message(folder, monkeypatch, error):
+    def ended(reference):
+        raise error
+
+    task = SimpleNamespace(remote=lambda *_: "answer")
+    monkeypatch.setattr("ray.remote", lambda **_: lambda function: task)
+    monkeypatch.setattr("ray.wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr("ray.get", ended)
+    recipe = tiny_recipe(folder)
+    run = RunFolder.of(recipe.output_dir, "led")
+    run.create(recipe)
+    job = Job(recipe.to_dict(), run.uri, run.name, recipe.shards.uri)
+    cluster = SimpleNamespace(use_gpu=lambda config: False, per_worker=lambda config: {"CPU": 1})
+    with pytest.raises(TrainingError, match=r"run led: the process that leads .*--resume led"):
+        list(launch.train_on_ray(job, recipe, cluster, run))
 
 
 def test_another_process_may_be_asked_for_by_the_environment(folder, monkeypatch):
