@@ -138,11 +138,11 @@ def test_the_end_of_the_process_that_leads_the_workers_is_a_message(folder, monk
     monkeypatch.setattr("ray.wait", lambda references, timeout: (references, []))
     monkeypatch.setattr("ray.get", ended)
     recipe = tiny_recipe(folder)
-    run = RunFolder.of(recipe.output_dir, "led")
+    run = RunFolder.of(recipe.output_dir, f"led-{type(error).__name__}")
     run.create(recipe)
     job = Job(recipe.to_dict(), run.uri, run.name, recipe.shards.uri)
     cluster = SimpleNamespace(use_gpu=lambda config: False, per_worker=lambda config: {"CPU": 1})
-    with pytest.raises(TrainingError, match=r"run led: the process that leads .*--resume led"):
+    with pytest.raises(TrainingError, match=r"run led-\w+: the process that leads .*--resume led-"):
         list(launch.train_on_ray(job, recipe, cluster, run))
 
 
