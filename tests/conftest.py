@@ -114,3 +114,17 @@ def ray_cluster(session_ray, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return cluster
+
+
+@pytest.fixture
+def closed_folder(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of folders that cannot be listed, also not by root."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    return "closed"

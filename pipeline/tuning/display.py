@@ -156,7 +156,7 @@ def show_trials(console: Console, summary: SweepSummary) -> None:
 
 
 def show_next(
-    console: Console, store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str
+    console: Console, store: "Store", recipe: "Recipe", version: "ModelVersion", sweep: str, seeds: int
 ) -> None:
     """Prints the next commands, ready to be copied."""
     alias = "champion" if "champion" in version.aliases else "challenger"
@@ -170,7 +170,7 @@ def show_next(
         ("evaluate it again", f"python -m pipeline.evaluate {uri} --shards {shlex.quote(recipe.shards.uri)}"
          f" --split {recipe.roles.test}"),
     ]  # fmt: skip
-    if "seed" not in recipe.sweep.space:
+    if seeds == 1 and "seed" not in recipe.sweep.space:
         lines.append(
             ("train the best one with three seeds", f"{resume_command(recipe.output_dir, sweep)} --seeds 3")
         )

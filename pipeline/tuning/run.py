@@ -216,7 +216,7 @@ def register(sweep: Sweep, recipe: Recipe, trained: TrainResult, evaluation: Eva
     )
     version = decision.version
     sweep.console.print(f"  {version.uri} registered, alias challenger\n  {decision}")
-    show_next(sweep.console, sweep.store, recipe, version, sweep.name)
+    show_next(sweep.console, sweep.store, recipe, version, sweep.name, sweep.seeds)
     return version
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import stat
 import zipfile
 
@@ -139,16 +138,8 @@ def test_names_are_compared_in_one_unicode_form(tmp_path):
         FileTree.open(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch) -> None:
-    (tmp_path / "images" / "closed").mkdir(parents=True)
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, closed_folder) -> None:
+    (tmp_path / "images" / closed_folder).mkdir(parents=True)
     (tmp_path / "images" / "a.png").write_bytes(b"x")
-    scandir = os.scandir
-
-    def closed(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(DataError, match="closed: this folder cannot be read: Permission denied"):
         FileTree.open(tmp_path)

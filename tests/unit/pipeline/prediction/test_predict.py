@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -264,16 +263,8 @@ def test_a_link_to_itself_is_no_scene(tmp_path) -> None:
         run(tmp_path / "loop.tif", tmp_path / "map.tif")
 
 
-def test_a_folder_of_scenes_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "closed").mkdir()
-    scandir = os.scandir
-
-    def closed(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
+def test_a_folder_of_scenes_that_cannot_be_listed_is_refused(tmp_path: Path, closed_folder) -> None:
+    (tmp_path / closed_folder).mkdir()
     with pytest.raises(DataError, match="closed: this folder cannot be read: Permission denied"):
         list_jobs(str(tmp_path), str(tmp_path / "maps"))
 

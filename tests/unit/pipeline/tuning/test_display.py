@@ -90,7 +90,7 @@ def test_silence_is_broken_and_ends_with_the_sweep():
 
 
 @pytest.mark.parametrize(("name", "shown"), [("demo", True), ("town", False)])
-def test_only_the_demo_points_to_the_reader_s_own_data(name, shown):
+def test_the_next_commands_fit_the_sweep(name, shown):
     console = Console(file=io.StringIO(), width=120)
     store = SimpleNamespace(ui_command=lambda: "mlflow ui", run_list=lambda experiment: "http://runs")
     recipe = SimpleNamespace(
@@ -102,7 +102,8 @@ def test_only_the_demo_points_to_the_reader_s_own_data(name, shown):
         roles=SimpleNamespace(test="test"),
         sweep=SimpleNamespace(space={}),
     )
-    show_next(console, store, recipe, SimpleNamespace(aliases=["champion"]), "sweep")
+    show_next(console, store, recipe, SimpleNamespace(aliases=["champion"]), "sweep", seeds=1 if shown else 3)
     out = console.file.getvalue()
     assert f"pipeline.predict models:/d2ls-{name}@champion" in out
     assert ("recipes/own.yaml" in out) == shown
+    assert ("--seeds 3" in out) == shown
