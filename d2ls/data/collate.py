@@ -25,7 +25,7 @@ class Batch:
         valid: B, bool. False if a sample only fills up an evaluation batch or was skipped as damaged: all its labels
             are 255.
         skipped: error messages of the samples skipped in this batch.
-        windows: of evaluation batches, which part of its sample each image shows; None: all of it.
+        parts: of evaluation batches, the part of its sample that each image is scored in; None: all of it.
         sizes: B heights and widths of the samples.
     """
 
@@ -35,7 +35,7 @@ class Batch:
     scenes: tuple[str, ...]
     valid: Tensor
     skipped: tuple[str, ...] = ()
-    windows: tuple[Window | None, ...] = ()
+    parts: tuple[Window | None, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
@@ -91,6 +91,6 @@ class BatchBuilder:
             scenes=tuple(spec.row.scene for spec in specs),
             valid=torch.tensor(list(valid)),
             skipped=tuple(skipped),
-            windows=tuple(spec.window for spec in specs),
+            parts=tuple(spec.part for spec in specs),
             sizes=tuple((spec.row.height, spec.row.width) for spec in specs),
         )

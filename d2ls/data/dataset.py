@@ -17,7 +17,7 @@ from d2ls.errors import D2LSError, DataError
 from d2ls.labels import IGNORE
 from d2ls.shards import IndexRow
 from d2ls.shards.codecs import PixelFormat
-from d2ls.window import Window
+from d2ls.window import Window, window_around
 
 Verify = Literal["always", "first", "never"]
 """When a member is compared with its checksum: each time, the first time a process reads it, or never."""
@@ -99,9 +99,11 @@ class BatchDataset(Dataset[Any]):
 
     def _evaluation_sample(self, spec: SampleSpec) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
         view = self._open(spec.row)
-        window = spec.window or Window(0, 0, view.height, view.width)
-        image, mask = view.image(window), view.mask(window)
+        part = spec.part or Window(0, 0, view.height, view.width)
         size, dtype = self.window, self.pixel_format.batch_dtype
+        window = part if size is None else window_around(part, size, view.height, view.width)
+        image, mask = view.image(window), np.full((window.height, window.width), IGNORE, np.uint8)
+        mask[part.relative_to(window).slices] = view.mask(part)
         if size is None or mask.shape == (size, size):
             return image.astype(dtype, copy=False), mask
         return pad(image, mask, (0, 0), size, dtype)

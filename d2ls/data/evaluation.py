@@ -15,7 +15,7 @@ from d2ls.shards import ShardSet
 from d2ls.shards.codecs import PixelFormat
 from d2ls.window import Window
 
-_Place = tuple[int, Window | None]  # number of a row, and the window of that sample; None for all of it
+_Place = tuple[int, Window | None]  # number of a row, and the part of it to score; None for all of it
 
 
 def evaluation_window(shards: ShardSet, split: str, window: int) -> int | None:
@@ -39,8 +39,9 @@ class EvaluationLoader(PooledLoader):
         rank: this rank.
         world_size: number of ranks.
         workers: decoding processes; 0 decodes in this process.
-        window: side of square windows that samples are cut into, edge to edge, the last ones padded with 0 and 255;
-            None takes samples whole.
+        window: side of the square windows in which samples are predicted, edge to edge. The last ones are moved back
+            into the sample, and labels that an earlier window covers are 255 there. Samples smaller than a window are
+            padded with 0 and 255. None takes samples whole.
         bad_samples: `raise`, or `skip` to leave a damaged sample unscored.
         skip_limit: how many samples this rank may skip.
         cache: local cache before an object store.
@@ -94,7 +95,7 @@ class EvaluationLoader(PooledLoader):
 
     def _specs(self) -> Iterator[BatchSpec]:
         for step in self._mine:
-            samples = [SampleSpec(self.index[row], window=window) for row, window in self._batches[step]]
+            samples = [SampleSpec(self.index[row], part=part) for row, part in self._batches[step]]
             filling = [samples[-1]._replace(valid=False)] * (self._batch_size - len(samples))
             yield BatchSpec(step, (*samples, *filling))
 
@@ -105,7 +106,7 @@ def _batches(sizes: npt.NDArray[np.int64], batch_size: int, window: int | None) 
     Args:
         sizes: N x 2, height and width of the samples.
         batch_size: samples per batch.
-        window: side of the square windows that samples are cut into, edge to edge; None takes samples whole.
+        window: side of the squares that samples are cut into, edge to edge; None takes samples whole.
 
     Raises:
         ConfigError: a batch size or window below 1.

@@ -314,14 +314,14 @@ class SampleSpec(NamedTuple):
         row: row of the index: where the sample lies.
         seed: what its random choices depend on (training only).
         partners: rows of three further samples if it becomes a mosaic, else none.
-        window: window of the sample to take (evaluation only); None for all of it.
+        part: part of the sample whose labels count (evaluation only); None for all of it.
         valid: False for a sample that only fills up the last evaluation batch.
     """
 
     row: IndexRow
     seed: SampleSeed | None = None
     partners: tuple[IndexRow, ...] = ()
-    window: Window | None = None
+    part: Window | None = None
     valid: bool = True
 
 

@@ -10,7 +10,7 @@ import torch
 from d2ls.boundary import boundary_counts
 from d2ls.inference.class_mapping import ClassMapping
 from d2ls.metrics import calibration_counts, confusion_matrix, winning_class
-from d2ls.window import Window
+from d2ls.window import Window, window_around
 
 if TYPE_CHECKING:
     from d2ls.data import Batch
@@ -20,14 +20,14 @@ Counts = npt.NDArray[np.int64]
 
 
 class Piece(NamedTuple):
-    """Predicted and labelled ids (2 h w, uint8) of a window of a sample."""
+    """Predicted and labelled ids (2 h w, uint8) of a part of a sample."""
 
-    window: Window
+    part: Window
     ids: npt.NDArray[np.uint8]
 
 
 class SampleCounts(NamedTuple):
-    """Counts of one sample, or of a window of it.
+    """Counts of one sample, or of a part of it.
 
     Attributes:
         key: of the sample.
@@ -35,7 +35,7 @@ class SampleCounts(NamedTuple):
         confusion: K K pixel counts, rows are the truth; pixels labelled 255 are left out.
         calibration: 2 BINS 3 counts by winning probability, at temperature 1 and at the model's temperature.
         boundary: K 7 counts of `d2ls.boundary.boundary_counts`; None: not counted, or not all pieces are there.
-        pieces: windows that wait for the rest of the sample, because boundaries are counted in the whole sample.
+        pieces: parts that wait for the rest of the sample, because boundaries are counted in the whole sample.
         size: height and width of the sample.
     """
 
@@ -86,9 +86,10 @@ def count_samples(
                 size = batch.sizes[place]
                 pieces: tuple[Piece, ...] = ()
                 if keep_pieces:
-                    window = batch.windows[place] or Window(0, 0, *size)
+                    part = batch.parts[place] or Window(0, 0, *size)
+                    inside = part.relative_to(window_around(part, labels.shape[-1], *size))
                     ids = torch.stack([labels.to(torch.uint8) for labels in pair])
-                    pieces = (Piece(window, ids[:, : window.height, : window.width].cpu().numpy()),)
+                    pieces = (Piece(part, ids[(slice(None), *inside.slices)].cpu().numpy()),)
                 yield SampleCounts(
                     key, scene, confusion.cpu().numpy(), bins.cpu().numpy(), pieces=pieces, size=size
                 )
@@ -126,7 +127,7 @@ def _with_boundary(entry: SampleCounts, distance: int, device: torch.device | st
         return entry
     ids = np.empty((2, height, width), np.uint8)
     for piece in entry.pieces:
-        ids[(slice(None), *piece.window.slices)] = piece.ids
+        ids[(slice(None), *piece.part.slices)] = piece.ids
     predictions, labels = torch.from_numpy(ids).to(device)
     counts = boundary_counts(predictions, labels, len(entry.confusion), distance)
     return entry._replace(boundary=counts.cpu().numpy(), pieces=())

@@ -18,7 +18,7 @@ from d2ls.models.normalization import Normalization, backbone_normalization
 from d2ls.models.weights import load_backbone
 
 DictionaryKind = Literal["dynamic", "static", "none"]
-UpsamplingInit = Literal["published", "icnr"]
+UpsamplingInit = Literal["icnr", "published"]
 MOST_STAGES = 6
 
 
@@ -41,7 +41,7 @@ def build_model(
     static_branch: bool = True,
     freeze_backbone: bool = False,
     drop_path: float = 0.0,
-    upsampling_init: UpsamplingInit = "published",
+    upsampling_init: UpsamplingInit = "icnr",
     normalization: dict[str, Any] | None = None,
     route: Route | None = None,
 ) -> D2LS | Baseline:
@@ -68,8 +68,8 @@ def build_model(
             there is none unless the dictionary is dynamic.
         freeze_backbone: keep the backbone as it is: no gradient, and evaluation mode.
         drop_path: stochastic depth rate of the backbone.
-        upsampling_init: initial weights of D2LS before its pixel shuffles: published (independent), or icnr (the
-            sub-pixels of a pixel start equal, see `equalize_sub_pixels`).
+        upsampling_init: initial weights of D2LS before its pixel shuffles: icnr (the sub-pixels of a pixel start
+            equal, see `equalize_sub_pixels`) or published (independent).
         normalization: values of `Normalization.to_json`; None: the backbone's own for three bands, and mean 0, std 1
             for other counts.
         route: how the attentions are computed; None: the cheaper one for this many classes.
@@ -80,7 +80,7 @@ def build_model(
     """
     _check(num_classes, stages, embed_dim, heads, candidates, dictionary, pretrained, weights, bands, rgb)
     if upsampling_init not in get_args(UpsamplingInit):
-        raise ConfigError(f"upsampling_init is {upsampling_init!r}; allowed are published, icnr")
+        raise ConfigError(f"upsampling_init is {upsampling_init!r}; allowed are icnr, published")
     if architecture != "d2ls":
         check_library(architecture)
     encoder = Backbone(

@@ -103,9 +103,9 @@ class ModelConfig(Section):
     """Train only the head."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate of the backbone."""
-    upsampling_init: Literal["published", "icnr"] = "published"
-    """Initial weights before the pixel shuffles of D2LS. `published`: independent; `icnr`: the 4 x 4 sub-pixels of a
-    pixel start equal. Without effect on weights loaded by `init`."""
+    upsampling_init: Literal["icnr", "published"] = "icnr"
+    """Initial weights before the pixel shuffles of D2LS. `icnr`: the 4 x 4 sub-pixels of a pixel start equal, which
+    avoids dotted maps; `published`: independent. Without effect on weights loaded by `init`."""
 
 
 def _by_name_or_word(value: Any) -> Any:

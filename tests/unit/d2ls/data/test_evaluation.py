@@ -37,9 +37,27 @@ def expected():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("window", [None, 32])
+@pytest.mark.parametrize("window", [None, 32, 50])
 def test_every_labelled_pixel_is_scored_once(shards, world_size, window):
     assert np.array_equal(scored(shards, world_size, window=window), expected())
+
+
+def test_the_last_windows_are_moved_back_into_the_sample_and_small_samples_are_padded(shards):
+    """A black margin is not what a model sees when it draws a map."""
+    images = [
+        image
+        for batch in EvaluationLoader(shards, "val", batch_size=4, window=32)
+        for image in batch.images[batch.valid].numpy().transpose(0, 2, 3, 1)
+    ]
+    image, _ = picture(3000, 40, 56)
+    corners = [(0, 0), (0, 24), (8, 0), (8, 24)]
+    for actual, (top, left) in zip(images, corners, strict=False):
+        assert np.array_equal(actual, image[top : top + 32, left : left + 32])
+    batch = next(iter(EvaluationLoader(shards, "val", batch_size=4, window=50)))
+    assert np.array_equal(batch.images[0, :, :40].numpy(), image[:, :50].transpose(2, 0, 1))
+    assert not batch.images[0, :, 40:].any()
+    assert (batch.labels[0, 40:] == 255).all()
+    assert (batch.labels[1, :, :44] == 255).all(), "these columns were scored in the first window"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

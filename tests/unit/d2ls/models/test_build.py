@@ -172,7 +172,7 @@ def test_cheaper_route_is_absorbed_for_few_classes():
         ({"num_classes": 1}, "2 classes"),
         ({"dictionary": "magic"}, "dynamic, static, none"),
         ({"candidates": 1}, "candidates"),
-        ({"upsampling_init": "zeros"}, "published, icnr"),
+        ({"upsampling_init": "zeros"}, "icnr, published"),
         ({"embed_dim": 100}, "multiple"),
         ({"pretrained": True, "weights": "a.pth"}, "both"),
         ({"bands": 4, "rgb": (1, 2, 4)}, "bands 0 to 3"),
