@@ -146,7 +146,7 @@ def check_architecture(recipe: Recipe) -> None:
 
 
 def check_backbone(recipe: Recipe) -> Finding:
-    """Checks that the network can be built here, and that the weights of the backbone are available.
+    """Checks that the network can be built here, and that the weights it starts from are available.
 
     The hub is asked only if the workers run on this machine: those of a cluster have their own network and cache.
     """
@@ -163,5 +163,14 @@ def check_backbone(recipe: Recipe) -> Finding:
         raise ConfigError(f"model.weights={recipe.model.weights}: no such file")
     if recipe.model.pretrained and not address_of(recipe.cluster):
         check_hub(name)
+    if recipe.model.init:
+        from pipeline.models.initialize import check_initial
+
+        check_initial(recipe.model.init, name, tracking_uri=recipe.tracking.uri)
     source = "timm's weights, fetched on first use" if recipe.model.pretrained else "no pretrained weights"
-    return Finding("model", "ok", f"{recipe.model.architecture}, {name}, {recipe.model.weights or source}")
+    source = recipe.model.init or recipe.model.weights or source
+    return Finding(
+        "model",
+        "ok",
+        f"{recipe.model.architecture}, {name}, {source}",
+    )

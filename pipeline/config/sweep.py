@@ -1,5 +1,6 @@
 """Recipe section `sweep`."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -35,6 +36,10 @@ class Axis(Section):
         return self
 
 
+MOST_TRIALS = 10_000
+"""Largest number of configurations of a sweep."""
+
+
 class SweepConfig(Section):
     """Search over any keys of the recipe; by default over stage count and contrastive temperature."""
 
@@ -45,7 +50,7 @@ class SweepConfig(Section):
     """The values to try for each dotted key of the recipe."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """`grid`: every combination; `random`; `tpe`: tree-structured Parzen estimator (the extra `search`)."""
-    num_trials: Annotated[int, Field(ge=1)] | None = None
+    num_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
     """Number of configurations that `random` and `tpe` try."""
     overrides: dict[str, Any] = {"loss.contrastive": "infonce"}
     """Keys that replace the recipe's values in every trial and in the final training."""
@@ -70,6 +75,12 @@ class SweepConfig(Section):
             ranges = [key for key, axis in self.space.items() if axis.values is None]
             if ranges:
                 raise ValueError(f"search: grid needs listed values, these keys have ranges: {ranges}")
+            combinations = math.prod(len(axis.values or ()) for axis in self.space.values())
+            if combinations > MOST_TRIALS:
+                raise ValueError(
+                    f"a grid of {combinations:,} combinations, at most {MOST_TRIALS:,}: list fewer values, or "
+                    "search: random with num_trials"
+                )
             if self.num_trials is not None:
                 raise ValueError("num_trials is for random and tpe; a grid tries every combination")
         elif self.num_trials is None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from d2ls.bundle import ModelInfo, read_info
 from d2ls.errors import WeightsError
 from d2ls.models.backbone import fit_bands, rgb_places
 from d2ls.models.saving import load_bundle
@@ -32,16 +33,31 @@ def load_initial(
     """
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:
         source, info = load_bundle(folder)
-    theirs, ours = info.config["backbone"], network.config["backbone"]  # type: ignore[index]
-    if theirs.split(".")[0] != ours.split(".")[0]:
-        raise WeightsError(
-            f"model.init: {uri} has the backbone {theirs}, the recipe has {ours}; they must be equal"
-        )
+    _check_backbone(uri, info, network.config["backbone"])  # type: ignore[index]
     fitting, missing = _fitting(network.state_dict(), source.state_dict(), rgb_places(bands))
     network.load_state_dict(fitting, strict=False)
     _log.info("started from %s: %d of %d tensors", uri, len(fitting), len(fitting) + len(missing))
     if missing:
         _log.info("not taken over, as classes, bands or stages differ: %s", ", ".join(missing))
+
+
+def check_initial(uri: str, backbone: str, *, tracking_uri: str | None = None) -> None:
+    """Checks that the model is there and has the backbone of the recipe.
+
+    Raises:
+        WeightsError: no model there, or one with another backbone.
+        TrackingError: the registry does not know it or cannot be reached.
+    """
+    with fetch_model(uri, tracking_uri=tracking_uri) as folder:
+        _check_backbone(uri, read_info(folder, where=uri), backbone)
+
+
+def _check_backbone(uri: str, info: ModelInfo, ours: str) -> None:
+    theirs = info.config["backbone"]
+    if theirs.split(".")[0] != ours.split(".")[0]:
+        raise WeightsError(
+            f"model.init: {uri} has the backbone {theirs}, the recipe has {ours}; they must be equal"
+        )
 
 
 def _fitting(

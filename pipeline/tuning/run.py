@@ -128,7 +128,8 @@ def _check(recipe: Recipe) -> None:
     listed = [{"model.backbone": name} for name in backbones.values or ()] if backbones else [{}]
     trials = [trial_recipe(recipe, values) for values in plan.chosen or listed]  # tpe has chosen none yet
     networks = {
-        (t.model.architecture, t.model.backbone, t.model.weights, t.model.pretrained): t for t in trials
+        (t.model.architecture, t.model.backbone, t.model.weights, t.model.pretrained, t.model.init): t
+        for t in trials
     }
     for trial in networks.values():
         checks.check_backbone(trial)

@@ -33,7 +33,8 @@ def base_recipe(recipe: Recipe) -> Recipe:
 def trial_recipe(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Returns the complete recipe of one trial."""
     return recipe.with_values(
-        {**recipe.sweep.overrides, **recipe.sweep.trial_overrides, **values}, where=f"trial {dict(values)}"
+        {**recipe.sweep.overrides, **recipe.sweep.trial_overrides, **values},
+        where=f"trial {dict(values)}" if values else "sweep.trial_overrides",
     )
 
 
@@ -57,11 +58,14 @@ def configurations(recipe: Recipe) -> list[Values]:
         candidates = (
             sample(recipe.sweep.space, flat, generator) for _ in range(50 * (recipe.sweep.num_trials or 1))
         )
-    unique = {trial_key(values): values for values in candidates}
-    chosen = list(unique.values())[: recipe.sweep.num_trials]
-    for values in chosen:
+    chosen: dict[str, Values] = {}
+    for values in candidates:
+        chosen.setdefault(trial_key(values), values)
+        if len(chosen) == recipe.sweep.num_trials:
+            break
+    for values in chosen.values():
         trial_recipe(recipe, values)
-    return chosen
+    return list(chosen.values())
 
 
 def check_space(recipe: Recipe) -> None:
@@ -75,6 +79,7 @@ def check_space(recipe: Recipe) -> None:
         check_key(key)
         if key.startswith("sweep."):
             raise ConfigError(f"sweep: {key} cannot be swept, it describes the sweep itself")
+    trial_recipe(recipe, {})
     contrastive = base_recipe(recipe).loss.contrastive != "none" or "loss.contrastive" in space
     swept = [key for key in BATCH_KEYS if key in space]
     if contrastive and swept:

@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 
 from d2ls.errors import ConfigError, ShardError, StorageError, WeightsError
+from d2ls.labels import ClassTable
 from d2ls.shards import ShardSet
 from pipeline import checks, diagnosis
 from pipeline.training import build
+from tests.inference_stubs import tiny_bundle
 from tests.tiny_recipes import tiny_recipe
 
 
@@ -77,10 +79,17 @@ def test_storage_that_cannot_be_written_is_named(tmp_path):
         checks.check_storage(str(tmp_path / "file" / "below"))
 
 
-def test_a_network_that_cannot_be_built_is_found_before_the_start(folder, monkeypatch):
+def test_a_network_that_cannot_be_built_is_found_before_the_start(folder, tmp_path, monkeypatch):
     recipe = tiny_recipe(folder)
     with pytest.raises(ConfigError, match="convnxt_tiny: timm knows no such backbone"):
         checks.quick(recipe.with_values({"model.backbone": "convnxt_tiny"}))
+
+    with pytest.raises(WeightsError, match="nowhere: no such folder"):
+        checks.quick(recipe.with_values({"model.init": str(tmp_path / "nowhere")}))
+    other = tiny_bundle(tmp_path / "other", ClassTable.create(["a", "b"], [(1, 1, 1), (2, 2, 2)]))
+    checks.quick(recipe.with_values({"model.init": str(other), "model.backbone": "test_convnext"}))
+    with pytest.raises(WeightsError, match=r"model\.init: .*other has the backbone"):
+        checks.quick(recipe.with_values({"model.init": str(other), "model.backbone": "resnet18"}))
 
     def refused(request, timeout):
         raise urllib.error.URLError("no route to host")

@@ -131,6 +131,9 @@ def test_trial_keys_hold_in_trials_alone():
     assert final_recipe(swept, values).train.epochs == 9
 
 
+LISTED = ("seed", "train.epochs", "train.evaluate_every")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -139,6 +142,12 @@ def test_trial_keys_hold_in_trials_alone():
         (["sweep.space={train.global_batch_size: {values: [4, 8]}}"], "contrastive"),
         (["sweep.space={sweep.final: {values: [true]}}"], "describes the sweep"),
         (["sweep.overrides={loss.contrasive: none}"], "loss.contrastive"),
+        (["sweep.trial_overrides={train.epochs: -2}"], r"(?s)sweep\.trial_overrides: .*train\.epochs"),
+        (["sweep.search=random", "sweep.num_trials=1000000000"], "less than or equal to 10000"),
+        (
+            [f"sweep.space={{{', '.join(f'{key}: {{values: {list(range(1, 50))}}}' for key in LISTED)}}}"],
+            r"117,649 combinations.*search: random",
+        ),
         (
             [
                 "sweep.space.model.stages={values: [1], when: {seed: 1}}",
