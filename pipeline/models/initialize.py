@@ -33,7 +33,7 @@ def load_initial(
     """
     with fetch_model(uri, tracking_uri=tracking_uri) as folder:
         source, info = load_bundle(folder)
-    _check_backbone(uri, info, network.config["backbone"])  # type: ignore[index]
+    _check_backbone(uri, info, str(network.config["backbone"]))  # type: ignore[index]
     fitting, missing = _fitting(network.state_dict(), source.state_dict(), rgb_places(bands))
     network.load_state_dict(fitting, strict=False)
     _log.info("started from %s: %d of %d tensors", uri, len(fitting), len(fitting) + len(missing))
