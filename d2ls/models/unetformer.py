@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from timm.layers.pos_embed_rel import gen_relative_position_index
 from torch import Tensor, nn
 
+from d2ls.models import pixel_ops
+
 WIDTH, HEADS, WINDOW = 64, 8, 8
 EXPANSION, REDUCTION = 4, 4
 DROPOUT = 0.1
@@ -154,7 +156,7 @@ class WeightedFusion(nn.Module):
         """Fuses B 64 h w with B C 2h 2w to B 64 2h 2w."""
         weights = self.weights.relu()
         first, second = (weights / (weights.sum() + EPS)).unbind(0)
-        larger = F.interpolate(features, size=skip.shape[-2:], mode="bilinear")
+        larger = pixel_ops.resize(features, skip.shape[-2:])
         mixed: Tensor = self.mix(first * self.project(skip) + second * larger)
         return mixed
 
