@@ -46,15 +46,24 @@ BASE: dict[str, Any] = {
     "model.backbone": "tf_efficientnet_lite0",
     "model.pretrained": False,
     "model.weights_by_order": True,
-    "loader.augmentation.crop_size": 192,
+    "loader.augmentation": {
+        "crop_size": 192,
+        "scale": [0.5, 1.5],
+        "max_class_fraction": 0.9,
+        "brightness_contrast": 0.5,
+        "mosaic": 0.0,
+    },
     "train.epochs": None,
     "train.steps": 150,
     "train.evaluate_every": 1,
     "train.global_batch_size": 8,
+    "train.optimizer.weight_decay": 0.05,
+    "train.schedule": {"name": "cosine", "warmup": 0.05},
     "train.channels_last": True,
     "train.ema_decay": 0.98,
     "cluster.workers": 1,
     "cluster.cpus_per_worker": 0.66,
+    "evaluate.batch_size": 8,
     "sweep.max_concurrent_trials": 3,
     "sweep.final": False,
     "sweep.trial_overrides": {},
@@ -175,7 +184,7 @@ def costs(options):
     from pipeline.training import build
 
     torch.set_num_threads(1)
-    size, batch = BASE["loader.augmentation.crop_size"], BASE["train.global_batch_size"]
+    size, batch = BASE["loader.augmentation"]["crop_size"], BASE["train.global_batch_size"]
     pixels = batch * size * size / 1e6
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     shards, made = ShardSet.open(str(options.work / f"shards-{FOLDS[0]}")), {}
@@ -302,7 +311,8 @@ def report(options):
         )
         over_folds = f"{statistics.stdev(fold_means):.3f}" if len(folds) > 1 else "-"
         mean, half = paired(scores, method, folds)
-        difference = "-" if method == REFERENCE else f"{mean:+.3f} ± {half:.3f}"
+        interval = "" if math.isnan(half) else f" ± {half:.3f}"
+        difference = "-" if method == REFERENCE else f"{mean:+.3f}{interval}"
         cost = costs.get(method)
         spent = (
             [f"{cost['parameters'] / 1e6:.1f}", f"{cost['gmac_a_megapixel']:.1f}", f"{cost['training']:.2f}",
