@@ -89,6 +89,7 @@ def tiny_bundle(
         bands=len(bands),
         embed_dim=32,
         heads=2,
+        upsampling_init="published",
         normalization={"mean": [0.5] * len(bands), "std": [0.2] * len(bands), "max_value": top},
     )
     info = ModelInfo(

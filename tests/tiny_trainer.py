@@ -103,9 +103,12 @@ def make_trainer(
     """Builds a trainer for this rank; `settings` go to TrainerSettings."""
     group = group or ProcessGroup.current()
     seed_everything(0)
+    # With 32 channels, equal sub-pixels would leave the upsampler's norm two values: a step function, which turns
+    # rounding into large differences.
     network = build_model(
-        backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=drop_path
-    ).to(group.device)
+        backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, drop_path=drop_path,
+        upsampling_init="published",
+    ).to(group.device)  # fmt: skip
     loader = TrainingLoader(
         shards, "train", global_batch_size=global_batch_size, seed=3, rank=group.rank, world_size=group.world_size,
         augmentation=Augmentation(crop_size=SIZE, horizontal_flip=0.5, mosaic=0.25),

@@ -76,6 +76,7 @@ def equalize_sub_pixels(layer: nn.Linear) -> None:
     """Gives the 16 sub-pixels of a pixel equal weights: each row that writes E becomes the first of its 16.
 
     Where this is done to all layers that write E, the logits of an untrained network are constant over 4 x 4 pixels.
+    The norm of the upsampler then sees C/16 different values, which should be more than two.
     Source: ICNR, Aitken et al. 2017 (arXiv 1707.02937).
 
     Args:

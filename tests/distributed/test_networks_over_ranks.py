@@ -16,7 +16,14 @@ from d2ls.training.train_state import seed_everything
 from d2ls.training.update import WeightUpdate
 
 IMAGES, SIDE, LR, DECAY = 5, 64, 1e-3, 0.5
-D2LS = {"backbone": "test_convnext", "stages": 1, "embed_dim": 32, "heads": 2}
+# For the initial weights see `tests.tiny_trainer.make_trainer`.
+D2LS = {
+    "backbone": "test_convnext",
+    "stages": 1,
+    "embed_dim": 32,
+    "heads": 2,
+    "upsampling_init": "published",
+}
 DEFAULT = {
     "d2ls static": {**D2LS, "dictionary": "static"},
     "d2ls none": {**D2LS, "dictionary": "none"},
