@@ -5,9 +5,8 @@
 
 Three ways to compute the same head, in one process and in turns, in processor time of one thread: `kernels`; `plain`
 (the plain operations of `d2ls/models/pixel_ops.py`, autograd keeps what it likes); `checkpointed` (plain, each of its
-functions recomputed in the backward pass). The encoder's maps are channels last in memory. Memory is the growth of the
-resident set, each way in a process of its own: after the forward pass (kept for backward), and at most during a
-training step (peak).
+functions recomputed in the backward pass). Memory is the growth of the resident set, each way in a process of its own:
+after the forward pass (kept for backward), and at most during a training step (peak).
 """
 
 import argparse
@@ -25,7 +24,7 @@ from benchmarks.head import BACKBONES, MIB, forward, resident, timed, train
 from d2ls.models import build_model, pixel_ops
 
 WAYS = ("kernels", "plain", "checkpointed")
-FUNCTIONS = ("resize", "attend_pixels", "refine_pixels", "upsample")
+FUNCTIONS = ("attend_pixels", "refine_pixels", "upsample")
 KERNELS = {name: getattr(pixel_ops, name) for name in FUNCTIONS}
 
 
@@ -47,10 +46,7 @@ def head(options):
         backbone=BACKBONES[options.widths], num_classes=options.classes, stages=options.stages
     )
     sizes = [(channels, options.size // 4 >> i) for i, channels in enumerate(model.backbone.channels)]
-    maps = [
-        torch.randn(1, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
-        for channels, side in sizes
-    ]
+    maps = [torch.randn(1, channels, side, side, requires_grad=True) for channels, side in sizes]
     return lambda auxiliary: model.head(model.aggregator(maps), maps[-1], auxiliary)[:2]
 
 

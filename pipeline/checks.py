@@ -169,8 +169,4 @@ def check_backbone(recipe: Recipe) -> Finding:
         check_initial(recipe.model.init, name, tracking_uri=recipe.tracking.uri)
     source = "timm's weights, fetched on first use" if recipe.model.pretrained else "no pretrained weights"
     source = recipe.model.init or recipe.model.weights or source
-    return Finding(
-        "model",
-        "ok",
-        f"{recipe.model.architecture}, {name}, {source}",
-    )
+    return Finding("model", "ok", f"{recipe.model.architecture}, {name}, {source}")

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2ls.models import pixel_ops
-
 
 class Aggregator(nn.Module):
     """Projects each map to C, resizes it to stride 4, concatenates (deepest first) and mixes by a 1x1 convolution.
@@ -41,8 +39,8 @@ class Aggregator(nn.Module):
         bias = torch.stack([block @ layer.bias for block, layer in zip(blocks, layers, strict=True)]).sum(0)
         fused = project(maps[0], weights[0], bias)
         for features, weight in zip(maps[1:], weights[1:], strict=True):
-            # Not in place: `fused` is a view, and autograd would copy the whole gradient for each map.
-            fused = fused + pixel_ops.resize(project(features, weight), maps[0].shape[-2:])
+            # Not in place: `fused` is a view, and autograd would copy its whole gradient for each map.
+            fused = fused + resize(project(features, weight), maps[0])
         return fused
 
 
@@ -55,11 +53,14 @@ class DeepestOnly(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Computes E0 (B C h w at the resolution of F1) from the last of the maps."""
-        return pixel_ops.resize(
-            project(maps[-1], self.projection.weight, self.projection.bias), maps[0].shape[-2:]
-        )
+        return resize(project(maps[-1], self.projection.weight, self.projection.bias), maps[0])
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Applies a linear map over channels: B I h w by weight O I gives B O h w, channels last in memory."""
     return F.linear(features.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def resize(features: Tensor, like: Tensor) -> Tensor:
+    """Resizes B C h w bilinearly (align_corners false) to the height and width of another map."""
+    return F.interpolate(features, size=like.shape[-2:], mode="bilinear", align_corners=False)

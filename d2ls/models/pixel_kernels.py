@@ -326,37 +326,6 @@ class Upsample(torch.autograd.Function):
         return d_features, d_vectors.to(vectors.dtype), d_weight, d_bias, None, None
 
 
-class Resize(torch.autograd.Function):
-    """`resize` on maps B C h w. On a CPU, PyTorch's own backward copies channels-last gradients there and back.
-
-    With U (H h) the weights of linear resizing along rows, V (W w) along columns, written for one channel:
-
-        Z = U X V'          =>  dX = U' dZ V
-    """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Computes Z by PyTorch."""
-        ctx.shape, ctx.dtype = features.shape, features.dtype
-        return torch.nn.functional.interpolate(features, size=size, mode="bilinear", align_corners=False)
-
-    @staticmethod
-    @backward_by_hand
-    def backward(ctx: Any, d_resized: Tensor) -> tuple[Tensor | None, ...]:
-        """Turns dZ into dX by two matrix products, channels last in memory."""
-        (B, C, h, w), (H, W) = ctx.shape, d_resized.shape[-2:]
-        rows, columns = (_linear_weights(*lengths, d_resized) for lengths in ((h, H), (w, W)))
-        d_rows = torch.bmm(rows.expand(B, h, H), d_resized.permute(0, 2, 3, 1).reshape(B, H, W * C))
-        d_features = torch.bmm(columns.expand(B * h, w, W), d_rows.view(B * h, W, C))
-        return d_features.view(B, h, w, C).permute(0, 3, 1, 2).to(ctx.dtype), None
-
-
-def _linear_weights(length: int, resized: int, like: Tensor) -> Tensor:
-    """Returns the weights (1 length resized) of linear resizing, in the dtype of a tensor: that of unit vectors."""
-    units = torch.eye(length, dtype=like.dtype, device=like.device)[None]
-    return torch.nn.functional.interpolate(units, size=resized, mode="linear", align_corners=False)
-
-
 def widen(values: Tensor) -> Tensor:
     """Converts half precision to float32, in which softmax, norms and sums are computed."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -7,8 +7,6 @@ Letters: B images, S branches (dynamic, static), T branches of the pixel feature
 E0, S later), N pixels, C channels, H heads, K classes, R rows (S/T H K of them).
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,20 +97,6 @@ def upsample(
     run = plain_upsample if torch.compiler.is_compiling() else kernels.Upsample.apply
     logits: Tensor = run(features, vectors, weight, bias, eps, size)
     return logits
-
-
-def resize(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps B C h w bilinearly (align_corners false) to a height and width."""
-    by_hand = features.device.type == "cpu" and features.is_contiguous(memory_format=torch.channels_last)
-    if torch.compiler.is_compiling() or not by_hand:
-        return plain_resize(features, size)
-    resized: Tensor = kernels.Resize.apply(features, tuple(size))
-    return resized
-
-
-def plain_resize(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Computes `resize` by PyTorch."""
-    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def plain_attend_pixels(features: Tensor, position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from timm.layers.pos_embed_rel import gen_relative_position_index
 from torch import Tensor, nn
 
-from d2ls.models import pixel_ops
-
 WIDTH, HEADS, WINDOW = 64, 8, 8
 EXPANSION, REDUCTION = 4, 4
 DROPOUT = 0.1
@@ -156,7 +154,7 @@ class WeightedFusion(nn.Module):
         """Fuses B 64 h w with B C 2h 2w to B 64 2h 2w."""
         weights = self.weights.relu()
         first, second = (weights / (weights.sum() + EPS)).unbind(0)
-        larger = pixel_ops.resize(features, skip.shape[-2:])
+        larger = F.interpolate(features, size=skip.shape[-2:], mode="bilinear")
         mixed: Tensor = self.mix(first * self.project(skip) + second * larger)
         return mixed
 

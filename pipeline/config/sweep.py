@@ -36,7 +36,7 @@ class Axis(Section):
         return self
 
 
-MOST_TRIALS = 10_000
+MAX_TRIALS = 10_000
 """Largest number of configurations of a sweep."""
 
 
@@ -50,7 +50,7 @@ class SweepConfig(Section):
     """The values to try for each dotted key of the recipe."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """`grid`: every combination; `random`; `tpe`: tree-structured Parzen estimator (the extra `search`)."""
-    num_trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
+    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     """Number of configurations that `random` and `tpe` try."""
     overrides: dict[str, Any] = {"loss.contrastive": "infonce"}
     """Keys that replace the recipe's values in every trial and in the final training."""
@@ -76,9 +76,9 @@ class SweepConfig(Section):
             if ranges:
                 raise ValueError(f"search: grid needs listed values, these keys have ranges: {ranges}")
             combinations = math.prod(len(axis.values or ()) for axis in self.space.values())
-            if combinations > MOST_TRIALS:
+            if combinations > MAX_TRIALS:
                 raise ValueError(
-                    f"a grid of {combinations:,} combinations, at most {MOST_TRIALS:,}: list fewer values, or "
+                    f"a grid of {combinations:,} combinations, at most {MAX_TRIALS:,}: list fewer values, or "
                     "search: random with num_trials"
                 )
             if self.num_trials is not None:

@@ -79,8 +79,8 @@ def check_space(recipe: Recipe) -> None:
         check_key(key)
         if key.startswith("sweep."):
             raise ConfigError(f"sweep: {key} cannot be swept, it describes the sweep itself")
-    trial_recipe(recipe, {})
     contrastive = base_recipe(recipe).loss.contrastive != "none" or "loss.contrastive" in space
+    trial_recipe(recipe, {})  # names wrong values of trial_overrides, after those of overrides
     swept = [key for key in BATCH_KEYS if key in space]
     if contrastive and swept:
         raise ConfigError(

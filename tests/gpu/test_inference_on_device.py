@@ -38,7 +38,9 @@ def test_evaluation_gives_the_same_scores(device, shards, backbone):
 @pytest.mark.parametrize(("device", "backbone"), CASES, indirect=["device"])
 def test_prediction_gives_the_same_map(device, shards, backbone):
     torch.manual_seed(0)
-    network = build_model(backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2).eval()
+    network = build_model(
+        backbone=backbone, num_classes=4, stages=1, embed_dim=32, heads=2, upsampling_init="published"
+    ).eval()
     info = ModelInfo.from_card(network, shards.card, window=SIZE)
     image = np.random.default_rng(0).integers(0, 255, (2 * SIZE + 7, 2 * SIZE - 3, 3), np.uint8)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

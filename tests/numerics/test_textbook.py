@@ -89,16 +89,6 @@ def test_kernels_equal_plain_operations(monkeypatch, T, block, device):
     )
 
 
-@pytest.mark.parametrize("size", [(12, 10), (5, 4), (3, 5)])
-def test_resizing_equals_interpolation(size):
-    arguments = leaves((2, 3, 5, 4))
-
-    def by_hand(maps):
-        return pixel_ops.resize(maps.contiguous(memory_format=torch.channels_last), size)
-
-    compare(by_hand, lambda maps: pixel_ops.plain_resize(maps, size), arguments)
-
-
 def compare(result, expected, arguments):
     results = []
     for function in (result, expected):
