@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls.distributed import sum_over_ranks
@@ -40,17 +41,13 @@ class RankBatchNorm(nn.BatchNorm2d):
 
     def _over_ranks(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            values = images.float()
-            count = values.new_full((1,), values.numel() / self.num_features)
-            sums, count = sum_over_ranks(torch.cat([values.sum((0, 2, 3)), count])).tensor_split([-1])
-            mean = sums / count
-            centred = values - mean.view(1, -1, 1, 1)
-            variance = sum_over_ranks(centred.square().sum((0, 2, 3))) / count
-            self._track(mean.detach(), variance.detach(), count.detach())
-            result = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
-            if self.affine:
-                result = result * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return result.to(images.dtype)
+            values = images.to(torch.promote_types(images.dtype, torch.float32))
+            weight = self.weight if self.affine else values.new_ones(self.num_features)
+            bias = self.bias if self.affine else values.new_zeros(self.num_features)
+            result, mean, variance, count = _Normalize.apply(values, weight, bias, self.eps)
+            self._track(mean, variance, count)
+        normalized: Tensor = result.to(images.dtype)
+        return normalized
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -61,6 +58,62 @@ class RankBatchNorm(nn.BatchNorm2d):
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), share)
+
+
+class _Normalize(torch.autograd.Function):
+    """Batch normalisation over all ranks: one exchange forward, one backward, the rest by PyTorch's own kernels.
+
+    The gradient is that of PyTorch with given statistics, plus the part that goes through the statistics. With
+    x' = (x - mean) / deviation and sums over the N values of a channel on all ranks:
+
+        dx = weight / deviation (dy - sum(dy) / N - x' sum(dy x') / N)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count, mean, variance = _statistics(values)
+        ctx.save_for_backward(values, weight, count, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        # PyTorch's kernel does not take an empty batch.
+        result = (
+            F.batch_norm(values, mean, variance, weight, bias, eps=eps) if len(values) else values.clone()
+        )
+        return result, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, weight, count, mean, variance = ctx.saved_tensors
+        dx, dweight, dbias = torch.zeros_like(values), torch.zeros_like(mean), torch.zeros_like(mean)
+        if len(values):
+            dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+                grads[0], values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+        of_x, of_one = sum_over_ranks(torch.stack([dweight, dbias])) / count
+        scale = weight * torch.rsqrt(variance + ctx.eps)
+        slope = -scale * torch.rsqrt(variance + ctx.eps) * of_x
+        dx.addcmul_(values, slope.view(1, -1, 1, 1)).sub_((scale * of_one + slope * mean).view(1, -1, 1, 1))
+        return dx, dweight, dbias, None
+
+
+def _statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the number of values, the mean and the biased variance of the channels of B C H W over all ranks."""
+    channels = values.shape[1]
+    count = values.numel() // channels
+    mean, variance = values.new_zeros(channels), values.new_zeros(channels)
+    if count > 1:
+        F.batch_norm(values, mean, variance, training=True, momentum=1.0)  # sets both
+    elif count == 1:
+        mean = values.flatten()
+    # In float64 the square of the mean can be taken off the mean of the squares.
+    own = values.new_full((1,), count, dtype=torch.float64)
+    sums = torch.cat([own, mean * own, variance * (own - 1) + mean.double().square() * own])
+    count_over_ranks, first, second = sum_over_ranks(sums).tensor_split([1, 1 + channels])
+    first, second = first / count_over_ranks, second / count_over_ranks
+    dtype, squared = values.dtype, (second - first.square()).clamp_min(0)
+    return count_over_ranks.to(dtype), first.to(dtype), squared.to(dtype)
 
 
 def normalize_over_ranks(network: nn.Module) -> int:
