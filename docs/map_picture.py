@@ -1,9 +1,10 @@
 """Makes a picture of samples side by side: image, labels, and the map of a model.
 
-In the folder where the demo ran, the README's first picture:
+The README's picture, after its training on MBRSC:
 
-    python docs/map_picture.py models:/d2ls-demo@champion data/demo/shards docs/pictures/demo_prediction.png \
-        test_Urban_52 test_Rural_53
+    python docs/map_picture.py models:/d2ls-mbrsc@champion data/shards/mbrsc docs/pictures/mbrsc_map.jpg --shrink 2 \
+        test_Tile_8_image_part_002_r00000_c00512 test_Tile_8_image_part_005_r00512_c00512 \
+        test_Tile_8_image_part_006_r00512_c01024
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the PNG or JPEG file to write")
     parser.add_argument("keys", nargs="+", help="samples, a row each")
     parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--shrink", type=int, default=1, help="make the picture so many times smaller")
     options = parser.parse_args()
     model, shards = pipeline.load_model(options.model), ShardSet.open(options.shards)
     rows = {}
@@ -40,7 +42,8 @@ def main() -> None:
             rows[batch.keys[0]] = joined([image, *colors], axis=1)
     if missing := set(options.keys) - set(rows):
         parser.error(f"{options.shards} has no sample {sorted(missing)[0]} in split {options.split}")
-    Image.fromarray(joined([rows[key] for key in options.keys], axis=0)).save(options.target, optimize=True)
+    picture = Image.fromarray(joined([rows[key] for key in options.keys], axis=0))
+    picture.reduce(options.shrink).save(options.target, optimize=True)
 
 
 def joined(parts: list[npt.NDArray[np.uint8]], axis: int) -> npt.NDArray[np.uint8]:
