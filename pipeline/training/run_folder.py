@@ -216,7 +216,8 @@ class RunFolder:
         """Records how the run ended, and why; a trial that its sweep pruned stays pruned."""
         with self._locked():
             if self.metadata().get("state") != PRUNED:
-                self._add({"state": state, "ended": time.time(), "reason": reason})
+                ended = {"state": state, "ended": time.time(), "reason": reason}
+                self._add({**ended, "mlflow_status": None})  # MLflow does not know this reason yet
 
     def claim(self) -> None:
         """Marks the run as running in this process.

@@ -41,7 +41,12 @@ def search(sweep: Sweep, plan: Plan, train_trial: TrainTrial) -> tuple[SweepSumm
     records = runner.records
     rule = Halving.of(sweep.recipe)
     for trial in rule.overdue(records.searched(sweep.recipe).values()) if rule else ():
-        _end_run(sweep, records.save(replace(trial, status="pruned")))
+        records.save(replace(trial, status="pruned"))
+    for (
+        trial
+    ) in records.trials.values():  # a killed sweep may have recorded that a trial is pruned, but not ended it
+        if trial.status == "pruned" and sweep.folder_of(trial).exists():
+            _end_run(sweep, trial)
     searcher = make_searcher(sweep.recipe, records)
     heading(sweep.console, f"trials ({searcher.left} of {plan.trials} to run)")
     runner.run(searcher)

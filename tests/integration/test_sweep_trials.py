@@ -67,6 +67,23 @@ def test_a_pruned_trial_stops_at_once_and_every_record_says_so(folder, concurren
     assert len({process for _, process, _ in ours}) <= concurrent, "a process did not serve the next trial"
 
 
+@pytest.mark.parametrize("left", ["running", "killed"])
+def test_a_sweep_that_died_between_two_records_of_a_pruned_trial_is_completed(folder, left):
+    recipe = recipe_of(folder, sweep=over(0.02, 0.001, scheduler="asha", reduction_factor=2))
+    result, _ = run_pretended(recipe, name=f"between-{left}")
+    (pruned,) = (trial for trial in result.summary.trials if trial.status == "pruned")
+    run = RunFolder.of(recipe.output_dir, pruned.name)
+    run.update(state=left, reason="its process has ended", mlflow_status=None)
+    tracked_run.settle(Store.open(recipe.tracking), run)
+
+    run_pretended(recipe, resume=f"between-{left}")
+
+    ended = run.metadata()
+    assert ended["state"] == "pruned"
+    assert "pruned by asha" in ended["reason"]
+    assert "pruned by asha" in Store.open(recipe.tracking).run(ended["run_id"]).tags["d2ls.end"]
+
+
 def test_a_failing_trial_ends_no_other_and_is_tried_again_by_resume(folder):
     recipe = recipe_of(folder, sweep=over(BREAKS, 0.01))
     result, said = run_pretended(recipe, name="failing")
