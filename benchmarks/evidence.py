@@ -18,18 +18,20 @@ SegFormer's head and UNetFormer.
 Same for all: the encoder tf_efficientnet_lite0 with ImageNet weights, crops of 192 pixels, 150 steps of 8 crops,
 augmentation, AdamW with a cosine schedule, weight average, cross entropy and Dice loss, one worker of one thread.
 Learning rate: each method is trained once with each of three rates on fold 8 (seed 0); the rate with the best mIoU on
-tile 6 at the end is that method's rate in all folds. These runs are not used again.
+tile 6 at the end is that method's rate in all folds. These runs are not used again; the first run of fold 8 repeats
+the best of them exactly.
 Seeds: 0, 1 and 2 in each fold. Tile 6 is scored after every epoch, for the curves; the last checkpoint is tested.
 Score: mIoU over the labelled pixels of the test tile, counted once, without test-time augmentation. No test score
-chooses anything. Every run that was started is in the table.
+chooses anything. Every run that was started is in the table; one that failed and was repeated has the row of its last
+attempt.
 Changed on 2026-11-26, after three runs and before any test score: the last checkpoint is tested, not the best on tile
 6, where roads and buildings are 2.6 % of the pixels and the last epochs differ by noise.
-One run of the rate search (3 stages, 1e-3) was scored on tile 8 for docs/prediction.md. No choice uses it.
+One run of the rate search (3 stages, 1e-3) was scored on tile 8 for its calibration. No choice uses it.
 Changed on 2026-11-26, after fold 8: the last evaluation windows of a sample are moved back instead of padded with black
 (DECISIONS 54), and all runs are scored that way. Training, its scores on tile 6 and the choice of rates are of commit
 3b5b11f, with padded windows, for all methods.
 Options: tiles 1, 2, 4 and 6 train, tile 7 is held out and scored at the end, tile 8 is not used. Each option changes
-one thing; rate, seeds and everything else are those of the folds. Every run that was started is in the table.
+one thing; rate, seeds and everything else are those of the folds. Every run that was started is in that table too.
 """
 
 import argparse
@@ -162,8 +164,9 @@ def score_runs(options, method, fold):
     recipe, folder = recipe_of(options, method, fold), options.work / "scores"
     folder.mkdir(exist_ok=True)
     for file in (options.work / "runs" / f"fold{fold}-{slug(method)}" / "trials").glob("*.json"):
-        name = json.loads(file.read_text())["name"]
-        if not (folder / f"{name}.json").exists():
+        trial = json.loads(file.read_text())
+        name = trial["name"]
+        if trial["status"] == "finished" and not (folder / f"{name}.json").exists():
             last = options.work / "runs" / name / "checkpoints" / f"step-{BASE['train.steps']:08}"
             result = evaluate_recipe(recipe, str(last), bootstrap=0)
             (folder / f"{name}.json").write_text(result.to_json())
@@ -217,12 +220,14 @@ def run_options(options):
 
 def best_rate(rows, method):
     """Returns the learning rate that a method's search found."""
-    searched = [row for row in rows if row["purpose"] == "rate" and row["method"] == method]
-    return max(searched, key=lambda row: row["val_miou"])["lr"]
+    searched = [row for row in rows if (row["purpose"], row["method"]) == ("rate", method)]
+    return max((row for row in searched if row["status"] == "finished"), key=lambda row: row["val_miou"])[
+        "lr"
+    ]
 
 
 def costs(options):
-    """Parameters, GMAC, and processor seconds a megapixel of training and inference, one thread, methods in turns."""
+    """Parameters, GMAC, and processor seconds a megapixel of training and inference, one thread, methods in turn."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -406,7 +411,7 @@ def report(options):
         ]
         lines.append(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
     minutes = sum(row["minutes"] for row in rows)
-    state = f"{len(rows)} runs were started, {minutes / 60:.1f} hours of one thread; complete folds: {folds or 'none'}."
+    state = f"{len(rows)} runs, {minutes / 60:.1f} hours, up to three runs at once; complete folds: {folds or 'none'}."
     put_into_page("table", [state, "", *lines])
     print("\n".join([state, *lines]))
     if folds:
@@ -425,11 +430,11 @@ def option_lines(rows):
 
 
 def put_into_page(place, lines):
-    """Replaces the lines between two marks of docs/evidence.md."""
+    """Replaces the lines between two marks of docs/evidence.md; a page without them is an error."""
     page, start, end = ROOT / "docs" / "evidence.md", f"<!-- {place} -->", f"<!-- end of {place} -->"
-    text = page.read_text() if page.exists() else ""
-    before, _, rest = text.partition(start)
-    page.write_text("\n".join([before + start, *lines, end + rest.partition(end)[2]]))
+    before, rest = page.read_text().split(start)
+    _, after = rest.split(end)
+    page.write_text("\n".join([before + start, *lines, end + after]))
 
 
 def draw_curves(rows, folds):

@@ -164,11 +164,6 @@ def pages(store: Store) -> dict[str, tuple[str, list[str], list[str]]]:
         "curves": (f"{run}/model-metrics?{learning}", ["train", "val"], [_scroll_to(r"val \(\d+\)")]),
         "figures": (f"{run}/artifacts/figures/predictions.png?{learning}", ["predictions.png"], [HIDE_PATH]),
         "dictionary": (f"{run}/artifacts/figures/dictionary.png?{learning}", ["dictionary.png"], [HIDE_PATH]),
-        "sweep": (
-            f"experiments/{experiment}/runs/{sweep.run_id}/artifacts/sweep/trials.png?{learning}",
-            ["trials.png"],
-            [HIDE_PATH],
-        ),
         "model": (f"models/{model.name}?{learning}", [model.name, "champion"], []),
         "version": (f"models/{model.name}/versions/{version}?{learning}", ["champion", "Limits"], []),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from d2ls.distributed import sum_over_ranks
 
@@ -77,13 +78,14 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(values, weight, count, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, count)
-        # PyTorch's kernel does not take an empty batch.
+        # PyTorch's backward kernel does not take an empty batch.
         result = (
             F.batch_norm(values, mean, variance, weight, bias, eps=eps) if len(values) else values.clone()
         )
         return result, mean, variance, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         values, weight, count, mean, variance = ctx.saved_tensors
         dx, dweight, dbias = torch.zeros_like(values), torch.zeros_like(mean), torch.zeros_like(mean)
@@ -107,7 +109,7 @@ def _statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         F.batch_norm(values, mean, variance, training=True, momentum=1.0)  # sets both
     elif count == 1:
         mean = values.flatten()
-    # In float64 the square of the mean can be taken off the mean of the squares.
+    # In float64 the square of the mean can be subtracted from the mean of the squares.
     own = values.new_full((1,), count, dtype=torch.float64)
     sums = torch.cat([own, mean * own, variance * (own - 1) + mean.double().square() * own])
     count_over_ranks, first, second = sum_over_ranks(sums).tensor_split([1, 1 + channels])

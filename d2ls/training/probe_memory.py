@@ -77,9 +77,9 @@ def probe_memory(
             future_state = _future_state(optimizer)
             images = torch.zeros(size, *shape, dtype=torch.uint8, device=device.torch_device)
             labels = torch.zeros(size, *shape[1:], dtype=torch.uint8, device=device.torch_device)
-            with device.autocast(precision):
-                output = network(images)
             with single_rank():
+                with device.autocast(precision):
+                    output = network(images)
                 loss(output, labels).total.backward()
             future_state.clear()
 

@@ -11,6 +11,7 @@ from pipeline.figures import sweep_figures
 from pipeline.tracking import RunWriter
 from pipeline.tracking.runs import NOTE_TAG
 from pipeline.training import tracked_run
+from pipeline.training.run_folder import PRUNED
 from pipeline.tuning.display import SweepProgress, share_done, show_trials
 from pipeline.tuning.halving import Halving
 from pipeline.tuning.plan import Plan
@@ -42,10 +43,9 @@ def search(sweep: Sweep, plan: Plan, train_trial: TrainTrial) -> tuple[SweepSumm
     rule = Halving.of(sweep.recipe)
     for trial in rule.overdue(records.searched(sweep.recipe).values()) if rule else ():
         records.save(replace(trial, status="pruned"))
-    for (
-        trial
-    ) in records.trials.values():  # a killed sweep may have recorded that a trial is pruned, but not ended it
-        if trial.status == "pruned" and sweep.folder_of(trial).exists():
+    # A killed sweep may have recorded that a trial is pruned, but not ended its run.
+    for trial in records.trials.values():
+        if trial.status == "pruned" and sweep.folder_of(trial).metadata().get("state", PRUNED) != PRUNED:
             _end_run(sweep, trial)
     searcher = make_searcher(sweep.recipe, records)
     heading(sweep.console, f"trials ({searcher.left} of {plan.trials} to run)")

@@ -25,7 +25,7 @@ def test_a_person_finds_runs_curves_figures_and_the_champion(tmp_path: Path) -> 
     spec.loader.exec_module(script)
     store, _ = fill_store(tmp_path)
     pictures = script.take(store, tmp_path / "pictures", settle=0.5)
-    assert len(pictures) == 9
+    assert len(pictures) == 8
     for file in pictures:
         assert file.stat().st_size < 300_000
         with Image.open(file) as picture:
