@@ -107,6 +107,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SegFormer head, 600 steps": ("SegFormer head", LONG),
     "rare classes repeated": ("D2LS, 3 stages", {"loader.class_weighting": 0.5}),
     "SegFormer head, rare classes repeated": ("SegFormer head", {"loader.class_weighting": 0.5}),
+    "twice the rate": ("D2LS, 3 stages", {"train.optimizer.lr": 2e-3}),
+    "SegFormer head, twice the rate": ("SegFormer head", {"train.optimizer.lr": 2e-3}),
     "class weights": ("D2LS, 3 stages", {"loss.class_weights": "effective"}),
     "sub-pixels start equal": ("D2LS, 3 stages", {"model.upsampling_init": "icnr"}),
     "crops of 256 pixels": ("D2LS, 3 stages", {"loader.augmentation.crop_size": 256}),
