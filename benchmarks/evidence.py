@@ -355,16 +355,13 @@ def row_of(work, file):
     }
 
 
-def paired(scores, method, folds):
-    """Mean over folds of the difference to the reference, with its 95 % interval (Student's t over folds)."""
-    means = [
-        statistics.fmean(scores[method, fold, seed] - scores[REFERENCE, fold, seed] for seed in SEEDS)
-        for fold in folds
-    ]
-    if len(means) < 2:
-        return means[0], math.nan
-    half = T_95[len(means) - 1] * statistics.stdev(means) / math.sqrt(len(means))
-    return statistics.fmean(means), half
+def interval(values):
+    """Mean of one value a fold, with its 95 % interval (Student's t) where there are two and more."""
+    mean = f"{statistics.fmean(values):+.3f}"
+    if len(values) < 2:
+        return mean
+    half = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {half:.3f}"
 
 
 def report(options):
@@ -376,48 +373,66 @@ def report(options):
     if not rows:
         return
     write_table(RUNS, rows)
-    tested = [row for row in rows if row["purpose"] == "fold" and row["test_miou"] != ""]
-    scores = {(row["method"], row["fold"], row["seed"]): row["test_miou"] for row in tested}
-    runs = [(method, seed) for method in METHODS for seed in SEEDS]
-    folds = [fold for fold in FOLDS if all((method, fold, seed) in scores for method, seed in runs)]
+    scores = {}
+    for row in rows:
+        if row["purpose"] == "fold" and row["test_miou"] != "":
+            scores.setdefault((row["method"], row["fold"]), []).append(row)
+    folds = [fold for fold in FOLDS if len(scores.get((REFERENCE, fold), ())) == len(SEEDS)]
+    if not folds:
+        return
+    lines = [*score_lines(scores, folds), "", *class_lines(scores, folds)]
+    hours = sum(row["minutes"] for row in rows) / 60
+    put_into_page("table", [f"{len(rows)} runs, {hours:.1f} hours, up to three runs at once.", "", *lines])
+    print("\n".join(lines))
+    draw_curves(rows, folds)
+
+
+def score_lines(scores, folds):
+    """Returns the lines of the table of scores and costs; a method that lacks a fold has no mean over folds."""
     costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
     lines = [
         f"| method | {' | '.join(f'Tile {fold}' for fold in folds)} | mean | over seeds | over folds | "
         f"minus {REFERENCE} (95 %) | parameters (M) | GMAC a MP | training s a MP | inference s a MP |",
         "|---" * (len(folds) + 9) + "|",
     ]
-    for method in METHODS if folds else ():
-        fold_means = [statistics.fmean(scores[method, fold, seed] for seed in SEEDS) for fold in folds]
-        over_seeds = statistics.fmean(
-            statistics.stdev(scores[method, fold, seed] for seed in SEEDS) for fold in folds
-        )
-        over_folds = f"{statistics.stdev(fold_means):.3f}" if len(folds) > 1 else "-"
-        mean, half = paired(scores, method, folds)
-        interval = "" if math.isnan(half) else f" ± {half:.3f}"
-        difference = "-" if method == REFERENCE else f"{mean:+.3f}{interval}"
-        cost = costs.get(method)
-        spent = (
-            [f"{cost['parameters'] / 1e6:.1f}", f"{cost['gmac_a_megapixel']:.1f}", f"{cost['training']:.2f}",
-             f"{cost['inference']:.2f}"] if cost else ["-"] * 4
-        )  # fmt: skip
-        cells = [method, *(f"{mean:.3f}" for mean in fold_means), f"**{statistics.fmean(fold_means):.3f}**",
-                 f"{over_seeds:.3f}", over_folds, difference, *spent]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"| IoU | {' | '.join(CLASSES)} |", "|---" * (len(CLASSES) + 1) + "|"]
-    for method in METHODS if folds else ():
-        means = [
-            statistics.fmean(
-                row[f"test_iou_{name}"] for row in tested if row["method"] == method and row["fold"] in folds
-            )
-            for name in CLASSES
-        ]
-        lines.append(f"| {method} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
-    minutes = sum(row["minutes"] for row in rows)
-    state = f"{len(rows)} runs, {minutes / 60:.1f} hours, up to three runs at once; complete folds: {folds or 'none'}."
-    put_into_page("table", [state, "", *lines])
-    print("\n".join([state, *lines]))
-    if folds:
-        draw_curves(rows, folds)
+    reference = miou(scores, REFERENCE, folds)
+    for method in METHODS:
+        by_fold = miou(scores, method, folds)
+        means = [statistics.fmean(values) for values in by_fold.values()]
+        summary = ["-"] * 4
+        if len(by_fold) == len(folds):
+            minus = [statistics.fmean(by_fold[fold]) - statistics.fmean(reference[fold]) for fold in folds]
+            summary = [
+                f"**{statistics.fmean(means):.3f}**",
+                f"{statistics.fmean(map(statistics.stdev, by_fold.values())):.3f}",
+                f"{statistics.stdev(means):.3f}" if len(folds) > 1 else "-",
+                interval(minus) if method != REFERENCE else "-",
+            ]
+        shown = [f"{statistics.fmean(by_fold[fold]):.3f}" if fold in by_fold else "-" for fold in folds]
+        spent = ["-"] * 4
+        if cost := costs.get(method):
+            millions = f"{cost['parameters'] / 1e6:.1f}"
+            gmac, *seconds = (cost[key] for key in ("gmac_a_megapixel", "training", "inference"))
+            spent = [millions, f"{gmac:.1f}", *(f"{each:.2f}" for each in seconds)]
+        lines.append("| " + " | ".join([method, *shown, *summary, *spent]) + " |")
+    return lines
+
+
+def class_lines(scores, folds):
+    """Returns the lines of the table of IoU by class, means over the runs of methods that have all folds."""
+    lines = [f"| IoU | {' | '.join(CLASSES)} |", "|---" * (len(CLASSES) + 1) + "|"]
+    for method in METHODS:
+        if len(miou(scores, method, folds)) == len(folds):
+            runs = [row for fold in folds for row in scores[method, fold]]
+            means = [statistics.fmean(row[f"test_iou_{name}"] for row in runs) for name in CLASSES]
+            lines.append("| " + " | ".join([method, *(f"{mean:.3f}" for mean in means)]) + " |")
+    return lines
+
+
+def miou(scores, method, folds):
+    """Returns the scores of a method by fold, of the folds that are complete."""
+    by_fold = {fold: [row["test_miou"] for row in scores.get((method, fold), ())] for fold in folds}
+    return {fold: values for fold, values in by_fold.items() if len(values) == len(SEEDS)}
 
 
 def option_lines(rows):
