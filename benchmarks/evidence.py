@@ -222,10 +222,9 @@ def run_options(options):
 
 def best_rate(rows, method):
     """Returns the learning rate that a method's search found."""
-    searched = [row for row in rows if (row["purpose"], row["method"]) == ("rate", method)]
-    return max((row for row in searched if row["status"] == "finished"), key=lambda row: row["val_miou"])[
-        "lr"
-    ]
+    wanted = ("rate", method, "finished")
+    searched = [row for row in rows if (row["purpose"], row["method"], row["status"]) == wanted]
+    return max(searched, key=lambda row: row["val_miou"])["lr"]
 
 
 def costs(options):
