@@ -35,7 +35,9 @@ class Modulator(nn.Module):
             B K R, positive, summing to one over R; float32.
         """
         first, second = self.project(deepest.flatten(2).transpose(1, 2)).chunk(2, dim=-1)
-        pooled = torch.cat([self.peak(first.amax(dim=1)), self.average(second.mean(dim=1))], dim=-1)
+        # Not amax: its gradient compares values, and a compiled one compares bfloat16 with float32, which gives NaN.
+        peak = first.max(dim=1).values
+        pooled = torch.cat([self.peak(peak), self.average(second.mean(dim=1))], dim=-1)
         scores = self.weigh(pooled).unflatten(-1, (-1, self.candidates))
         return scores.float().softmax(dim=-1)
 

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -38,6 +42,35 @@ def test_compile_of_the_head_has_no_graph_break(classes):
     assert reference_grads.keys() == actual_grads.keys()
     for name, grad in reference_grads.items():
         torch.testing.assert_close(actual_grads[name], grad, rtol=1e-3, atol=1e-5)
+
+
+COMPILED_MODULATOR = """
+import torch
+from d2ls.models.dictionary import Modulator
+
+torch.manual_seed(0)
+network, deepest, gradients = Modulator(96, 4, embed_dim=32), torch.randn(3, 96, 2, 2), []
+for function in (network, torch.compile(network)):
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixing = function(deepest)
+    mixing.square().sum().backward()
+    gradients.append(network.project.weight.grad.clone())
+torch.testing.assert_close(*gradients, rtol=0.05, atol=1e-3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_gradients_in_bfloat16_are_the_eager_ones(tmp_path):
+    """In its own process, as the compiler keeps worker processes and files."""
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TMPDIR": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", COMPILED_MODULATOR], env=environment, check=True)
 
 
 class Stub(torch.nn.Module):
