@@ -35,6 +35,7 @@ Options: tiles 1, 2, 4 and 6 train, tile 7 is held out and scored at the end, ti
 one thing; rate, seeds and everything else are those of the folds. Every run that was started is in that table too.
 Long: recipes/mbrsc.yaml as it stands (2,080 steps of 8 crops of 256 pixels, rare classes repeated, rate 5e-4 for all),
 with one worker and the method's architecture, dictionary and contrastive term; the recipe's tiles, three seeds.
+With --gpu in TF32.
 """
 
 import argparse
@@ -88,6 +89,7 @@ LONG: dict[str, Any] = {
     **{key: value for key, value in BASE.items() if key.startswith(("cluster.", "sweep.", "registry."))},
 }
 """What differs from the recipe where methods train as long as it does."""
+ON_GPU = {"train.precision": "tf32", "loader.workers": 1}
 D2LS: dict[str, Any] = {
     "model.architecture": "d2ls",
     "model.stages": 3,
@@ -135,6 +137,7 @@ LONG_RUNS = (
     "static dictionary",
 )
 """Methods trained as long as the recipe, most wanted first."""
+PURPOSES = ("rate", "fold", "long")
 REFERENCE = "Unet"
 T_95 = (math.nan, 12.706, 4.303, 3.182, 2.776)
 """Two-sided 95 % quantiles of Student's t for 0 to 4 degrees of freedom: folds, or seeds, less one."""
@@ -191,13 +194,18 @@ def score_runs(options, name, recipe):
             (folder / f"{name}.json").write_text(result.to_json())
 
 
-def run(options):
-    """Runs what runs.csv lacks, method by method, until the time is up."""
+def begin(options):
+    """Prepares the process and the folder; returns the time after which no sweep starts."""
     from pipeline.compute import set_up_process
 
     set_up_process()
     options.work.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 3600 * options.hours
+    return time.monotonic() + 3600 * options.hours
+
+
+def run(options):
+    """Runs what runs.csv lacks, method by method, until the time is up."""
+    end = begin(options)
     runs = [("rate", FOLDS[0], method) for method in METHODS]
     runs += [("fold", fold, method) for fold in FOLDS[: options.folds] for method in METHODS]
     for purpose, fold, method in runs:
@@ -222,11 +230,7 @@ def run(options):
 
 def run_options(options):
     """Runs what options.csv lacks, option by option, until the time is up."""
-    from pipeline.compute import set_up_process
-
-    set_up_process()
-    options.work.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 3600 * options.hours
+    end = begin(options)
     for option, (method, changes) in OPTIONS.items():
         ended = [row for row in read_options(options.work) if row["option"] == option]
         if sum(row["status"] == "finished" for row in ended) < 3 and time.monotonic() < end:
@@ -239,27 +243,20 @@ def run_options(options):
 
 def run_long(options):
     """Runs what runs.csv lacks of the long runs, method by method, until the time is up."""
-    from pipeline.compute import set_up_process
-
-    set_up_process()
-    options.work.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 3600 * options.hours
+    end = begin(options)
     for method in options.methods or LONG_RUNS:
         ended = [
             row for row in read_rows(options.work) if (row["purpose"], row["method"]) == ("long", method)
         ]
         if sum(row["test_miou"] != "" for row in ended) < 3 and time.monotonic() < end:
             name = f"long{FOLDS[0]}-{slug(method)}"
-            recipe = recipe_of(options, method, FOLDS[0], long=True).with_values(dict(options.overrides))
+            recipe = recipe_of(options, method, FOLDS[0], long=True)
+            if options.gpu:
+                recipe = recipe.with_values({**ON_GPU, "cluster.gpus_per_worker": options.gpu})
             keys = {key: value for key, value in METHODS[method].items() if key != "model.upsampling_init"}
             run_sweep(options, name, recipe, keys, {"seed": {"values": list(SEEDS)}})
             score_runs(options, name, recipe)
             report(options)
-
-
-def override(text):
-    key, _, value = text.partition("=")
-    return key, yaml.safe_load(value)
 
 
 def best_rate(rows, method):
@@ -323,9 +320,12 @@ def costs(options):
 
 def read_rows(work):
     """Returns a row for every run that was started, of this and of earlier sittings, in the order of the protocol."""
-    return collect(
-        RUNS, [row_of(work, file) for file in (work / "runs").glob("[flr]*/trials/*.json")], key_of
-    )
+    rows = [
+        row_of(work, file)
+        for purpose in PURPOSES
+        for file in (work / "runs").glob(f"{purpose}*/trials/*.json")
+    ]
+    return collect(RUNS, rows, key_of)
 
 
 def read_options(work):
@@ -360,14 +360,8 @@ def write_table(table, rows):
 
 
 def key_of(row):
-    method = list(METHODS).index(row["method"])
-    return (
-        ("rate", "fold", "long").index(row["purpose"]),
-        FOLDS.index(row["fold"]),
-        method,
-        row["lr"],
-        row["seed"],
-    )
+    purpose, method = PURPOSES.index(row["purpose"]), list(METHODS).index(row["method"])
+    return purpose, FOLDS.index(row["fold"]), method, row["lr"], row["seed"]
 
 
 def columns_of(work, file):
@@ -422,8 +416,7 @@ def report(options):
     if not rows:
         return
     write_table(RUNS, rows)
-    if lines := long_lines([row for row in rows if row["purpose"] == "long"]):
-        put_into_page("long", lines)
+    put_into_page("long", long_lines(rows))
     rows = [row for row in rows if row["purpose"] != "long"]
     scores = {}
     for row in rows:
@@ -488,25 +481,25 @@ def miou(scores, method, folds):
 
 
 def long_lines(rows):
-    """Returns the lines of the table of long runs."""
-    head = [
-        f"| method | mIoU on Tile {FOLDS[0]} | seeds | minus {REFERENCE} | {' | '.join(CLASSES)} |",
+    """Returns the lines of the table of long runs; a method that lacks a seed is left out."""
+    lines = [
+        f"| method | mIoU on Tile {FOLDS[0]} | seeds | minus {REFERENCE} (95 %) | {' | '.join(CLASSES)} |",
         "|---" * (len(CLASSES) + 4) + "|",
     ]
-    tested = [row for row in rows if row["test_miou"] != ""]
-    ended = {method: [row for row in tested if row["method"] == method] for method in LONG_RUNS}
-    lines = []
-    for method, runs in ended.items():
-        if not runs:
-            continue
-        scores, minus = [row["test_miou"] for row in runs], "-"
-        if method != REFERENCE and len(ended[REFERENCE]) == len(scores):
-            pairs = zip(scores, (row["test_miou"] for row in ended[REFERENCE]), strict=True)
-            minus = interval([ours - theirs for ours, theirs in pairs])
-        classes = (f"{statistics.fmean(row[f'test_iou_{name}'] for row in runs):.3f}" for name in CLASSES)
-        cells = [method, f"**{statistics.fmean(scores):.3f}**", " ".join(f"{score:.3f}" for score in scores)]
-        lines.append("| " + " | ".join([*cells, minus, *classes]) + " |")
-    return lines and [*head, *lines]
+    tested = [row for row in rows if row["purpose"] == "long" and row["test_miou"] != ""]
+    runs = {method: [row for row in tested if row["method"] == method] for method in LONG_RUNS}
+    runs = {method: rows for method, rows in runs.items() if len(rows) == len(SEEDS)}
+    for method, rows in runs.items():
+        scores, minus = [row["test_miou"] for row in rows], "-"
+        if method != REFERENCE and REFERENCE in runs:
+            reference = [row["test_miou"] for row in runs[REFERENCE]]
+            minus = interval([ours - theirs for ours, theirs in zip(scores, reference, strict=True)])
+        classes = [f"{statistics.fmean(row[f'test_iou_{name}'] for row in rows):.3f}" for name in CLASSES]
+        seeds = " ".join(f"{score:.3f}" for score in scores)
+        lines.append(
+            "| " + " | ".join([method, f"{statistics.fmean(scores):.3f}", seeds, minus, *classes]) + " |"
+        )
+    return lines if runs else ["None has been run yet."]
 
 
 def option_lines(rows):
@@ -557,29 +550,21 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("run", help="run what is missing, then write the report")
-    command.add_argument("data", type=Path, help="folder of the tiles")
-    command.add_argument("work", type=Path)
-    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
-    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
-    command.add_argument("--folds", type=int, default=3, help="how many of the folds, in order")
-    command.set_defaults(run=run)
-    command = commands.add_parser("options", help="run the options, then write the report")
-    command.add_argument("data", type=Path, help="folder of the tiles")
-    command.add_argument("work", type=Path)
-    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
-    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
-    command.set_defaults(run=run_options)
-    command = commands.add_parser("long", help="train methods by the recipe, then write the report")
-    command.add_argument("data", type=Path, help="folder of the tiles")
-    command.add_argument("work", type=Path)
-    command.add_argument(
-        "overrides", nargs="*", type=override, metavar="key=value", help="e.g. cluster.gpus_per_worker=0.3"
-    )
-    command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
-    command.add_argument("--methods", nargs="+", choices=LONG_RUNS, help="only these")
-    command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
-    command.set_defaults(run=run_long)
+    made = {}
+    for name, function, text in (
+        ("run", run, "run what is missing, then write the report"),
+        ("options", run_options, "run the options, then write the report"),
+        ("long", run_long, "train methods as long as the recipe, then write the report"),
+    ):
+        command = made[name] = commands.add_parser(name, help=text)
+        command.add_argument("data", type=Path, help="folder of the tiles")
+        command.add_argument("work", type=Path)
+        command.add_argument("--weights", type=Path, required=True, help="efficientnet-lite0-*.pth")
+        command.add_argument("--hours", type=float, default=8, help="start no sweep after so many hours")
+        command.set_defaults(run=function)
+    made["run"].add_argument("--folds", type=int, default=3, help="how many of the folds, in order")
+    made["long"].add_argument("--methods", nargs="+", choices=LONG_RUNS, metavar="METHOD", help="only these")
+    made["long"].add_argument("--gpu", type=float, help="share of a GPU a run, in TF32, e.g. 0.3")
     command = commands.add_parser("costs", help="measure what the methods cost")
     command.add_argument("work", type=Path)
     command.add_argument("--weights", type=Path, required=True)
