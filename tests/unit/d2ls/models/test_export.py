@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -61,9 +62,10 @@ torch.testing.assert_close(*gradients, rtol=0.05, atol=1e-3)
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_gradients_in_bfloat16_are_the_eager_ones():
-    """In its own process, since the compiler's worker processes live as long as the process that compiles."""
-    subprocess.run([sys.executable, "-c", COMPILED_MODULATOR], check=True)
+def test_compiled_gradients_in_bfloat16_are_the_eager_ones(tmp_path):
+    """In its own process, with which the compiler's worker processes end; it leaves a folder in TMPDIR."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILED_MODULATOR], env=environment, check=True)
 
 
 class Stub(torch.nn.Module):
