@@ -103,12 +103,9 @@ def check_runs(store: Store, storage_uri: str) -> list[Finding]:
         try:
             sent = tracked_run.settle(store, folder)
         except D2LSError as error:
-            other = metadata.get("store", store.uri)
-            way = (
-                f"; it was logged to {connection.shown(other)}: set tracking.uri to that"
-                if other != store.uri
-                else ""
-            )
+            here = connection.shown(store.uri)
+            other = connection.shown(metadata.get("store", here))
+            way = f"; it was logged to {other}: set tracking.uri to that" if other != here else ""
             findings.append(Finding("runs", "error", f"{folder.name}: {error}{way}"))
             continue
         words = (

@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
+HIDDEN = ":***@"
+"""What stands for a password in URIs that are shown or written to files."""
 PROBE_SECONDS = 10
 TRIES = 12
 PATIENCE = 600.0
@@ -49,15 +51,25 @@ class UnreachableError(TrackingError):
 def resolve_uri(uri: str | None, folder: Path) -> str:
     """Returns the complete URI of the store: as given, else MLFLOW_TRACKING_URI, else SQLite in the folder.
 
+    A URI out of a run folder has no password (see `shown`); MLFLOW_TRACKING_URI must hold the same one with it.
+
     Raises:
-        TrackingError: a kind of store that MLflow no longer writes to.
+        TrackingError: a kind of store that MLflow no longer writes to, or the password is missing.
     """
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    variable = os.environ.get("MLFLOW_TRACKING_URI", "")
+    given = uri or variable or f"{SQLITE}mlflow.db"
+    if HIDDEN in given:
+        if HIDDEN in variable or shown(variable).rstrip("/") != given.rstrip("/"):
+            raise TrackingError(
+                f"tracking store {given}: run folders keep no passwords. Set MLFLOW_TRACKING_URI to this URI with its "
+                "password"
+            )
+        given = variable
     if given.startswith(SQLITE):
         return f"{SQLITE}{(folder / given.removeprefix(SQLITE)).absolute()}"
     if not given.startswith((*SERVERS, *DATABASES)):
         raise TrackingError(
-            f"tracking store {given!r}: MLflow keeps runs in a database or on a server. "
+            f"tracking store {shown(given)!r}: MLflow keeps runs in a database or on a server. "
             "Set tracking.uri (or MLFLOW_TRACKING_URI) to sqlite:///mlflow.db or http://host:5000"
         )
     return given.rstrip("/")
@@ -278,7 +290,7 @@ def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
 
 def shown(text: str) -> str:
     """Returns a store's URI, or an error message, without the passwords of URIs."""
-    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]*@", rf"\1{HIDDEN}", text)
 
 
 @contextlib.contextmanager

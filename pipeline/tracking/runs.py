@@ -119,7 +119,7 @@ def get_run(client: "MlflowClient", store_uri: str, run_id: str, folder: str, st
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        elsewhere = store_before not in ("", store_uri)
+        elsewhere = shown(store_before) not in ("", shown(store_uri))
         other = f" It was opened in {shown(store_before)}: set tracking.uri to that." if elsewhere else ""
         raise TrackingError(
             f"{folder}: its MLflow run {run_id} is not in {shown(store_uri)}.{other} If `mlflow gc` removed it: "

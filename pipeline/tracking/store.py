@@ -65,13 +65,16 @@ class Store:
 
     def ui_command(self, port: int = 5000) -> str:
         """Returns the command line that opens the MLflow UI on this store, or its address if it is a server."""
-        if connection.is_server(self.uri):
-            return self.uri
-        return f"{shlex.quote(sys.executable)} -m mlflow ui --backend-store-uri {shlex.quote(self.uri)} --port {port}"
+        uri = connection.shown(self.uri)
+        if connection.is_server(uri):
+            return uri
+        return (
+            f"{shlex.quote(sys.executable)} -m mlflow ui --backend-store-uri {shlex.quote(uri)} --port {port}"
+        )
 
     def run_list(self, experiment: str, root: str = "http://127.0.0.1:5000") -> str:
         """Returns the address of an experiment's run list in the UI, with the columns in which runs differ."""
-        root = self.uri if connection.is_server(self.uri) else root
+        root = connection.shown(self.uri) if connection.is_server(self.uri) else root
         return mlflow_internals.run_list(root, self.experiment_id(experiment))
 
     def experiment_id(self, name: str) -> str:

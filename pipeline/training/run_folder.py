@@ -30,6 +30,7 @@ from d2ls.scratch import locked_folder
 from pipeline import process_identity
 from pipeline.config import Recipe, load_recipe, parse_recipe, read_yaml
 from pipeline.config.recipe import STORAGE_VARIABLE
+from pipeline.tracking.runs import shareable
 
 LONGEST_NAME = 128
 """Characters of a run's name. A trial's name extends that of its sweep, and file systems allow 255 bytes."""
@@ -194,7 +195,8 @@ class RunFolder:
         with self._locked():
             self.check_free()
             # First: a run without it cannot be resumed, and its name is taken.
-            storage.write_bytes(storage.join(self.uri, "recipe.yaml"), recipe.to_yaml().encode())
+            content = shareable(recipe).to_yaml().encode()
+            storage.write_bytes(storage.join(self.uri, "recipe.yaml"), content)
             self._add({"name": self.name, "recipe_digest": recipe.digest(), "created": time.time()})
         storage.make_folder(self.checkpoints)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from d2ls import storage
 from d2ls.errors import CheckpointError, ConfigError, StorageError
 from pipeline import process_identity
+from pipeline.tracking.connection import shown
 from pipeline.training.run_folder import FAILED, FINISHED, KILLED, PRUNED, RUNNING, RunFolder, run_folders
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def open_run(
             keep=lambda new: folder.update(run_id=new, mlflow_status=None),
         )  # fmt: skip
     opener = metadata.get("driver") or process_identity.this_process()  # until `claim` replaces it
-    folder.update(store=store.uri, folder=folder.uri, driver=opener)
+    folder.update(store=shown(store.uri), folder=folder.uri, driver=opener)
     return run_id
 
 
@@ -110,7 +111,8 @@ def settle(store: "Store", folder: RunFolder) -> int:
     if not run_id:
         return 0
     kept = folder.kept_queue()
-    if kept or metadata.get("store", store.uri) != store.uri:
+    here = shown(store.uri)
+    if kept or shown(metadata.get("store", here)) != here:
         store.run(run_id)  # a store without the run would refuse the entries for good
     if kept:
         folder.fetch_queue(kept)

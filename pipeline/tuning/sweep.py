@@ -14,7 +14,8 @@ from pipeline.cluster import Cluster
 from pipeline.config import Recipe
 from pipeline.console import heading
 from pipeline.tracking import Store
-from pipeline.tracking.connection import UnreachableError
+from pipeline.tracking.connection import UnreachableError, shown
+from pipeline.tracking.runs import shareable
 from pipeline.training import run_folder, tracked_run
 from pipeline.training.run_folder import RunFolder
 from pipeline.tuning.records import TrialRecords
@@ -70,7 +71,7 @@ def open_sweep(
     """Opens the MLflow run of a sweep and saves the state for `--resume`; ends the run with the sweep."""
     heading(console, f"MLflow store and parent run {name}")
     store = Store.open(recipe.tracking)
-    SweepState(name, recipe.to_dict(), seeds, store.uri).save()
+    SweepState(name, shareable(recipe).to_dict(), seeds, shown(store.uri)).save()
     recipe = recipe.with_values({"tracking.uri": store.uri})
     folder = RunFolder.of(recipe.output_dir, name)
     folder.update(name=name, kind="sweep")

@@ -33,6 +33,19 @@ def test_recipe_wins_over_environment_over_working_folder(
     assert connection.resolve_uri("sqlite:////abs/runs.db", tmp_path) == "sqlite:////abs/runs.db"
 
 
+def test_a_uri_of_a_run_folder_takes_its_password_from_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, kept = "postgresql://me:secret@host/db", "postgresql://me:***@host/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", full)
+    assert connection.resolve_uri(kept, tmp_path) == full
+    assert connection.resolve_uri(f"{kept}/", tmp_path) == full
+    for other in ("", kept, "postgresql://me:secret@elsewhere/db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(TrackingError, match=r"me:\*\*\*@host/db.*Set MLFLOW_TRACKING_URI"):
+            connection.resolve_uri(kept, tmp_path)
+
+
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///mlruns", "s3://bucket"])
 def test_a_store_that_mlflow_no_longer_writes_is_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="sqlite:///mlflow"):
@@ -80,6 +93,8 @@ def test_the_ui_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         "mlflow ui --backend-store-uri sqlite:////a/mlflow.db" in Store("sqlite:////a/mlflow.db").ui_command()
     )
     assert Store("http://host:5000").ui_command() == "http://host:5000"
+    assert "me:***@host/db" in Store("postgresql://me:secret@host/db").ui_command()
+    assert Store("http://me:secret@host").ui_command() == "http://me:***@host"
 
 
 class _Guarded(http.server.BaseHTTPRequestHandler):
