@@ -111,6 +111,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "UNetFormer": {"model.architecture": "unetformer", "loss.contrastive": "none"},
 }
 FOUR_TIMES = {"train.steps": 600, "train.evaluate_every": 4}
+RARE_AND_256 = {"loader.class_weighting": 0.5, "loader.augmentation.crop_size": 256}
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "D2LS": ("D2LS, 3 stages", {}),
     "SegFormer head": ("SegFormer head", {}),
@@ -126,8 +127,14 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "backbone at a tenth of the rate": ("D2LS, 3 stages", {"train.optimizer.backbone_lr_factor": 0.1}),
     "no weight average": ("D2LS, 3 stages", {"train.ema_decay": None}),
     "no change of brightness": ("D2LS, 3 stages", {"loader.augmentation.brightness_contrast": 0.0}),
+    "the three that help": ("D2LS, 3 stages", {**RARE_AND_256, "model.upsampling_init": "icnr"}),
+    "SegFormer head, rare classes repeated, 256": ("SegFormer head", RARE_AND_256),
+    "SegFormer head, no change of brightness": (
+        "SegFormer head",
+        {"loader.augmentation.brightness_contrast": 0.0},
+    ),
 }
-"""Changes to the training, most promising first: the method, and its keys."""
+"""Changes to the training, most promising first: the method, and its keys. The last three were added later."""
 LONG_RUNS = (
     "InfoNCE, 0.5",
     "SegFormer head",
