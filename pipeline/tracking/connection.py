@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
-HIDDEN = ":***@"
+HIDDEN = "***"
 """What stands for a password in URIs that are shown or written to files."""
 PROBE_SECONDS = 10
 TRIES = 12
@@ -290,7 +290,9 @@ def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
 
 def shown(text: str) -> str:
     """Returns a store's URI, or an error message, without the passwords of URIs."""
-    return re.sub(r"(?<=://)([^/@:\s]*):[^/@\s]*@", rf"\1{HIDDEN}", text)
+    port = r"\d+(?:/|\s|$)"  # host:5000/a@b has no password
+    text = re.sub(rf"(?<=://)([^/@:\s]*):(?!{port})\S*@", rf"\1:{HIDDEN}@", text)
+    return re.sub(r"(?<=[?&]password=)[^&\s]+", HIDDEN, text)
 
 
 @contextlib.contextmanager

@@ -220,7 +220,11 @@ def test_a_password_is_not_shown() -> None:
     [
         ("postgresql+psycopg2://me:pass%40word@host:5432/db", "postgresql+psycopg2://me:***@host:5432/db"),
         ("https://me:secret@host:5000/mlflow", "https://me:***@host:5000/mlflow"),
+        ("postgresql://me:a/b@c@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:12@host/db", "postgresql://me:***@host/db"),
+        ("postgresql:///db?host=h&password=x&port=1", "postgresql:///db?host=h&password=***&port=1"),
         ("http://host:5000", "http://host:5000"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("sqlite:////work/a:b@c/mlflow.db", "sqlite:////work/a:b@c/mlflow.db"),
     ],
 )
