@@ -48,15 +48,31 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
     return posixpath.join(os.fspath(uri).rstrip("/") or "/", *parts)
 
 
+def check_no_password(uri: str | os.PathLike[str]) -> None:
+    """Refuses a location with a key or password in it: run folders, logs and MLflow keep locations as they are.
+
+    Raises:
+        StorageError: does not show the password.
+    """
+    parts = urlsplit(os.fspath(uri), allow_fragments=False)
+    before_host = parts.netloc if parts.scheme == "s3" else parts.netloc.rpartition("@")[0]
+    if ":" in before_host:  # no name of a bucket has a colon, but a password may have a slash
+        raise StorageError(
+            f"{parts.scheme}://***: a location must not hold a password, which would be stored with the run. Name "
+            "the bucket alone, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what the store uses instead"
+        )
+
+
 def resolve(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     """Returns the pyarrow file system of a location and the path inside it.
 
     Raises:
-        StorageError: unknown scheme, or a file system that cannot be set up.
+        StorageError: unknown scheme, a password in the location, or a file system that cannot be set up.
     """
     text = os.fspath(uri)
     if is_local(text):
         return fs.LocalFileSystem(), str(local_path(text))
+    check_no_password(text)
     parts = urlsplit(text, allow_fragments=False)
     try:
         if parts.scheme == "s3" and not parts.query:

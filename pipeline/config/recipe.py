@@ -121,7 +121,11 @@ class Recipe(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def anchored(self) -> Self:
-        """Returns the recipe with local locations made absolute: workers and trials have other working folders."""
+        """Returns the recipe with local locations made absolute: workers and trials have other working folders.
+
+        Raises:
+            StorageError: a location holds a password.
+        """
         locations = {
             "output_dir": self.output_dir,
             "shards.uri": self.shards.uri,
@@ -130,6 +134,8 @@ class Recipe(Section):
             "model.weights": self.model.weights,
             "model.init": self.model.init,
         }
+        for value in filter(None, locations.values()):
+            storage.check_no_password(value)
         local = {key: value for key, value in locations.items() if value and storage.is_local(value)}
         return self.with_values({key: str(storage.local_path(value)) for key, value in local.items()})
 

@@ -30,6 +30,28 @@ def test_a_hash_sign_belongs_to_the_name(monkeypatch):
     assert storage.local_path("file:///data/run#1/a") == Path("/data/run#1/a")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hush@bucket/x",
+        "s3://AKIA:hush@bucket/x?endpoint_override=localhost:1",
+        "s3://AKIA:hu/sh@bucket/x",
+        "hdfs://me:hush@host:9000/x",
+    ],
+)
+def test_a_location_with_a_password_is_refused_and_not_shown(uri):
+    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY") as refused:
+        storage.resolve(uri)
+    assert "hu" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a:b@c", "abfs://box@account/x", "hdfs://host:9000/x", "runs/a:b@c", "file:///a:b@c"]
+)
+def test_a_location_without_a_password_is_not_refused(uri):
+    storage.check_no_password(uri)
+
+
 def test_joining_keeps_the_scheme():
     assert storage.join("s3://bucket/x/", "a", "b.tar") == "s3://bucket/x/a/b.tar"
     assert storage.join("/", "a") == "/a"

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import timm
 
-from d2ls.errors import ConfigError
+from d2ls.errors import ConfigError, StorageError
 from d2ls.models import BASELINES
 from pipeline import cli
 from pipeline.config import apply_overrides, load_recipe, parse_recipe, recipe_names
@@ -351,3 +351,10 @@ def test_recipes_train_as_published(name, training, crop, changes):
     assert (augmentation.crop_size, augmentation.scale, augmentation.max_class_fraction) == crop
     assert (augmentation.quarter_turns, augmentation.brightness_contrast, augmentation.sharpen) == changes
     assert (augmentation.horizontal_flip, augmentation.vertical_flip, augmentation.mosaic) == (0.5, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("key", ["shards.uri", "output_dir", "data.root"])
+def test_a_recipe_with_a_password_in_a_location_starts_nothing(key):
+    recipe = load_recipe("demo").with_values({key: "s3://AKIA:hush@bucket/x"})
+    with pytest.raises(StorageError, match=r"s3://\*\*\*"):
+        recipe.anchored()
