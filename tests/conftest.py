@@ -28,7 +28,11 @@ settings.register_profile(
 )  # a busy machine must not fail a test
 settings.load_profile("d2ls")
 
-SERVICES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+SERVICES = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "_inductor/compile_worker",  # compiles for GPUs
+)
 
 
 def pytest_addoption(parser):
@@ -84,7 +88,7 @@ def nothing_is_left(request, tmp_path_factory):
 
 
 def started_with(folder):
-    """Yields the processes of the tests at any depth, without helpers of `multiprocessing`, which end with this one."""
+    """Yields the processes of the tests at any depth, without helpers that end with this one."""
     result = []
     for process in psutil.process_iter():
         try:
