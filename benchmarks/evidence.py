@@ -37,8 +37,11 @@ The first options, to "twice the rate", were also scored in between, which chang
 The last three were added when the others had run; one of them, "the three that help", changes three things.
 Long: recipes/mbrsc.yaml as it stands (2,080 steps of 8 crops of 256 pixels, rare classes repeated, rate 5e-4 for all),
 with one worker and the method's architecture, dictionary and contrastive term; the recipe's tiles, three seeds.
-With --gpu in TF32. Two of them also without the change of brightness, which the options on tile 7 speak against.
-"InfoNCE, 0.1" is the recipe itself; its seed 0 is the README's run (docs/mbrsc/report.json), with two workers.
+With --gpu in TF32. A first sitting on a GPU, of InfoNCE 0.5, Unet, SegFormer head and UNetFormer, was cut off when seed
+0 of each had ended. None was tested, all were started again, and runs.csv has the rows of the second sitting.
+Before that, on 2026-11-27: InfoNCE 0.5 and the SegFormer head also train without the change of brightness, because it
+did harm on tile 7. After it, when all methods of D2LS had been cut off on the GPU: "InfoNCE, 0.1", the recipe itself,
+came in. Its seed 0 is the README's run, with two workers, whose score was known (docs/mbrsc/report.json).
 """
 
 import argparse
@@ -271,9 +274,21 @@ def run_long(options):
             if options.gpu:
                 recipe = recipe.with_values({**ON_GPU, "cluster.gpus_per_worker": options.gpu})
             keys = {key: value for key, value in LONG_RUNS[method].items() if key != "model.upsampling_init"}
+            check_seeds(options, name, missing)
             run_sweep(options, name, recipe, keys, {"seed": {"values": missing}})
             score_runs(options, name, recipe)
             report(options)
+
+
+def check_seeds(options, name, missing):
+    """Refuses to go on with a sweep of other seeds, since a resumed sweep keeps its own."""
+    state = options.work / "runs" / name / "sweep.json"
+    if state.exists():
+        seeds = json.loads(state.read_text())["recipe"]["sweep"]["space"]["seed"]["values"]
+        if not set(missing) <= set(seeds):
+            raise SystemExit(
+                f"{state}: was started for seeds {seeds}, now {missing} are missing; take another WORK"
+            )
 
 
 def best_rate(rows, method):
@@ -357,15 +372,23 @@ def read_options(work):
 
 
 def collect(table, rows, key):
-    """Returns the rows of a table of earlier sittings and those of this one, which replace them, in order."""
+    """Returns the rows of a table of earlier sittings and those of this one, in order; no score is lost."""
     collected = {}
     if table.exists():
         with table.open(newline="") as file:
             for row in csv.DictReader(file, quoting=csv.QUOTE_NONNUMERIC):
                 row |= {name: int(row[name]) for name in ("fold", "seed") if name in row}
                 collected[key(row)] = row
-    collected |= {key(row): row for row in rows}
+    for row in rows:
+        if key(row) not in collected or score(row) != "" or score(collected[key(row)]) == "":
+            collected[key(row)] = row
     return sorted(collected.values(), key=key)
+
+
+def score(row):
+    """Returns what the row of either table is there for; an empty text where the run has not got that far."""
+    column = "miou" if "miou" in row else "val_miou" if row["purpose"] == "rate" else "test_miou"
+    return row[column]
 
 
 def write_table(table, rows):
@@ -454,7 +477,7 @@ def score_lines(scores, folds):
     costs = json.loads(COSTS.read_text()) if COSTS.exists() else {}
     lines = [
         f"| method | {' | '.join(f'Tile {fold}' for fold in folds)} | mean | over seeds | over folds | "
-        f"minus {REFERENCE} (95 %) | parameters (M) | GMAC a MP | training s a MP | inference s a MP |",
+        f"minus {REFERENCE} (95 %, folds) | parameters (M) | GMAC a MP | training s a MP | inference s a MP |",
         "|---" * (len(folds) + 9) + "|",
     ]
     reference = miou(scores, REFERENCE, folds)
@@ -500,7 +523,7 @@ def miou(scores, method, folds):
 def long_lines(rows):
     """Returns the lines of the table of long runs; a method that lacks a seed is left out."""
     lines = [
-        f"| method | mIoU on Tile {FOLDS[0]} | seeds | minus {REFERENCE} (95 %) | {' | '.join(CLASSES)} |",
+        f"| method | mIoU on Tile {FOLDS[0]} | seeds | minus {REFERENCE} (95 %, seeds) | {' | '.join(CLASSES)} |",
         "|---" * (len(CLASSES) + 4) + "|",
     ]
     tested = [row for row in rows if row["purpose"] == "long" and row["test_miou"] != ""]

@@ -8,11 +8,12 @@ import contextlib
 import io
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -22,6 +23,11 @@ from d2ls.scratch import atomic_write
 
 S3_ATTEMPTS = 8
 """Attempts of a request while S3 answers 503 or not at all, with growing pauses; pyarrow's default of 3 is too low."""
+
+PASSWORD = re.compile(r"[^/?]+://[^/@:\s]*:(?!\d+(?:[/?]|$))\S*@")
+"""A URI with a password before its host, also one with a slash in it; `host:9000/a@b` has none."""
+SECRETS = {"client_secret", "sig"}
+"""Parts of an Azure URI that are secret."""
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
@@ -54,12 +60,17 @@ def check_no_password(uri: str | os.PathLike[str]) -> None:
     Raises:
         StorageError: does not show the password.
     """
-    parts = urlsplit(os.fspath(uri), allow_fragments=False)
-    before_host = parts.netloc if parts.scheme == "s3" else parts.netloc.rpartition("@")[0]
-    if ":" in before_host:  # no name of a bucket has a colon, but a password may have a slash
+    text = os.fspath(uri)
+    if is_local(text):
+        return
+    parts = urlsplit(text, allow_fragments=False)
+    bucket = text.partition(":")[2].lstrip("/").partition("/")[0]
+    named = ":" in bucket if parts.scheme == "s3" else PASSWORD.match(text)  # no name of a bucket has a colon
+    if named or SECRETS & parse_qs(parts.query).keys():
         raise StorageError(
             f"{parts.scheme}://***: a location must not hold a password, which would be stored with the run. Name "
-            "the bucket alone, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what the store uses instead"
+            "the bucket alone, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or what the store uses instead. "
+            "An S3 server other than AWS is named in AWS_ENDPOINT_URL_S3"
         )
 
 

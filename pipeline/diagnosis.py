@@ -27,11 +27,15 @@ def examine(recipe: Recipe | None) -> Iterable[Finding]:
     """Yields the findings of all checks; without a recipe, of those that need none."""
     yield check_versions()
     yield check_memory_disk()
+    try:
+        recipe = recipe.anchored() if recipe else None
+    except StorageError as error:  # a password in a location; nothing may read it
+        yield Finding("storage", "error", str(error))
+        return
     yield from check_leftovers(recipe)
     if recipe is None:
         yield from _guarded("tracking", lambda: check_tracking(None))
         return
-    recipe = recipe.anchored()
     yield from _guarded("tracking", lambda: check_tracking(recipe))
     yield from _guarded("storage", lambda: [check_storage(recipe.output_dir)])
     yield from _guarded("shards", lambda: check_shards(recipe))
@@ -81,7 +85,7 @@ def check_memory_disk() -> Finding:
 
 def check_leftovers(recipe: Recipe | None) -> list[Finding]:
     """Removes temporary folders of killed processes, in the system's temporary folder and below local runs."""
-    uri = recipe.anchored().output_dir if recipe else default_storage()
+    uri = recipe.output_dir if recipe else default_storage()
     runs = storage.local_path(uri).glob("*/checkpoints") if storage.is_local(uri) else ()
     removed = [folder for root in (None, *runs) for folder in remove_abandoned(root)]
     names = ", ".join(map(str, removed))

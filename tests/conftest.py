@@ -88,7 +88,7 @@ def nothing_is_left(request, tmp_path_factory):
 
 
 def started_with(folder):
-    """Yields the processes of the tests at any depth, without helpers that end with this one."""
+    """Returns the processes of the tests at any depth, without helpers that end with this one."""
     result = []
     for process in psutil.process_iter():
         try:

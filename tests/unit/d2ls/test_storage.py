@@ -36,7 +36,11 @@ def test_a_hash_sign_belongs_to_the_name(monkeypatch):
         "s3://AKIA:hush@bucket/x",
         "s3://AKIA:hush@bucket/x?endpoint_override=localhost:1",
         "s3://AKIA:hu/sh@bucket/x",
+        "s3:AKIA:hush@bucket/x",
         "hdfs://me:hush@host:9000/x",
+        "abfs://box:hu/sh==@account/x",
+        "abfss://box@account/x?tenant_id=a&client_secret=hush",
+        "abfss://box@account/x?sv=1&sig=hush",
     ],
 )
 def test_a_location_with_a_password_is_refused_and_not_shown(uri):
@@ -46,8 +50,12 @@ def test_a_location_with_a_password_is_refused_and_not_shown(uri):
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://bucket/a:b@c", "abfs://box@account/x", "hdfs://host:9000/x", "runs/a:b@c", "file:///a:b@c"]
-)
+    "uri",
+    [
+        "s3://bucket/a:b@c", "s3://bucket/x?region=eu-west-1", "abfs://box@account/a:b@c", "hdfs://host:9000/a@b",
+        "gs://anonymous@bucket/x", "runs/a:b@c", "//a:b@c/x", "file:///a:b@c", "models:/a@champion",
+    ],
+)  # fmt: skip
 def test_a_location_without_a_password_is_not_refused(uri):
     storage.check_no_password(uri)
 

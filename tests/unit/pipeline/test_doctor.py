@@ -7,6 +7,7 @@ from d2ls.errors import ConfigError, ShardError, StorageError, WeightsError
 from d2ls.labels import ClassTable
 from d2ls.shards import ShardSet
 from pipeline import checks, diagnosis
+from pipeline.config import load_recipe
 from pipeline.training import build
 from tests.inference_stubs import tiny_bundle
 from tests.tiny_recipes import tiny_recipe
@@ -77,6 +78,13 @@ def test_storage_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"output_dir=.*file/below cannot be used.*set another output_dir"):
         checks.check_storage(str(tmp_path / "file" / "below"))
+
+
+def test_a_password_in_a_location_is_a_finding():
+    recipe = load_recipe("demo").with_values({"output_dir": "s3://AKIA:hush@bucket/x"})
+    (*_, last) = diagnosis.examine(recipe)
+    assert (last.what, last.status) == ("storage", "error")
+    assert "hush" not in last.text
 
 
 def test_a_network_that_cannot_be_built_is_found_before_the_start(folder, tmp_path, monkeypatch):
