@@ -24,8 +24,8 @@ from d2ls.scratch import atomic_write
 S3_ATTEMPTS = 8
 """Attempts of a request while S3 answers 503 or not at all, with growing pauses; pyarrow's default of 3 is too low."""
 
-PASSWORD = re.compile(r"[^/?]+://[^/@:\s]*:(?!\d+(?:[/?]|$))\S*@")
-"""A URI with a password before its host, also one with a slash in it; `host:9000/a@b` has none."""
+PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):(?!\d+(?:[/?\s]|$))\S*@")
+"""User and password before the host of a URI, also a password with a slash; `host:9000/a@b` has none."""
 SECRETS = {"client_secret", "sig"}
 """Parts of an Azure URI that are secret."""
 
@@ -65,7 +65,7 @@ def check_no_password(uri: str | os.PathLike[str]) -> None:
         return
     parts = urlsplit(text, allow_fragments=False)
     bucket = text.partition(":")[2].lstrip("/").partition("/")[0]
-    named = ":" in bucket if parts.scheme == "s3" else PASSWORD.match(text)  # no name of a bucket has a colon
+    named = ":" in bucket if parts.scheme == "s3" else PASSWORD.search(text)  # buckets have no colon
     if named or SECRETS & parse_qs(parts.query).keys():
         raise StorageError(
             f"{parts.scheme}://***: a location must not hold a password, which would be stored with the run. Name "

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from d2ls import storage
 from d2ls.errors import TrackingError
 from d2ls.scratch import locked_folder
 from pipeline.tracking.mlflow_internals import check_schema, create_database, unreachable
@@ -290,8 +291,7 @@ def batches(rows: Sequence[Result], size: int) -> Iterator[list[Result]]:
 
 def shown(text: str) -> str:
     """Returns a store's URI, or an error message, without the passwords of URIs."""
-    port = r"\d+(?:/|\s|$)"  # host:5000/a@b has no password
-    text = re.sub(rf"(?<=://)([^/@:\s]*):(?!{port})\S*@", rf"\1:{HIDDEN}@", text)
+    text = storage.PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     return re.sub(r"(?<=[?&]password=)[^&\s]+", HIDDEN, text)
 
 
